@@ -1,0 +1,213 @@
+//! What the stack's processes read: the bus server's configuration, one JSON file a service, the
+//! command line's contexts.
+
+use crate::pki::{self, Pki};
+use anyhow::{Context as _, Result};
+use canopy_api::{
+    HostId,
+    endpoint::Service,
+    nats::{ServerConfig, TlsPaths, User},
+    permission,
+};
+use serde_json::{Value, json};
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+/// Everything that tells one stack from another.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Directory of the stack's files.
+    pub dir: PathBuf,
+    /// Directory of the pins, in a BPF file system; names without dots.
+    pub bpffs: PathBuf,
+    /// The id of the one host.
+    pub host: HostId,
+    /// Where the bus listens.
+    pub bus: SocketAddr,
+    /// Port of the first service's admin listener on loopback, the others' follow in the order of
+    /// the endpoint table; 0 for any free ones.
+    pub admin_port: u16,
+}
+
+impl Layout {
+    /// Certificates and keys.
+    pub fn pki_dir(&self) -> PathBuf {
+        self.dir.join("pki")
+    }
+
+    /// The package-signing key pair, `canopy.key` and `canopy.pub`.
+    pub fn signing_dir(&self) -> PathBuf {
+        self.dir.join("signing")
+    }
+
+    /// Process ids and addresses.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// One log a process.
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// What the services keep.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// The directory repository of packages.
+    pub fn repository(&self) -> PathBuf {
+        self.dir.join("repository")
+    }
+
+    /// A service's configuration.
+    pub fn service_config(&self, service: Service) -> PathBuf {
+        self.dir.join(format!("config/{service}.json"))
+    }
+
+    /// The bus server's configuration.
+    pub fn bus_config(&self) -> PathBuf {
+        self.dir.join("config/nats-server.conf")
+    }
+
+    /// The command line's contexts, one a role.
+    pub fn contexts(&self) -> PathBuf {
+        self.dir.join("contexts.json")
+    }
+
+    /// Where a service says which address its admin listener got.
+    pub fn address_file(&self, service: Service) -> PathBuf {
+        self.run_dir().join(format!("{service}.address"))
+    }
+
+    /// Who may connect.
+    pub fn users(&self) -> Result<Vec<User>> {
+        Ok(User::development(std::slice::from_ref(&self.host))?)
+    }
+
+    /// The secret key that signs packages.
+    pub fn signing_key(&self) -> PathBuf {
+        self.signing_dir().join("canopy.key")
+    }
+
+    /// The public key, as trusted by registry and loader: the second line of a minisign file.
+    pub fn public_key(&self) -> Result<String> {
+        let file = self.signing_dir().join("canopy.pub");
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let line = text.lines().nth(1).map(str::trim).filter(|line| !line.is_empty());
+        Ok(line.with_context(|| format!("{} has no key", file.display()))?.to_owned())
+    }
+
+    /// Writes every configuration.
+    pub fn write(&self, pki: &Pki) -> Result<()> {
+        pki::private_dir(&self.dir.join("config"))?;
+        let server = ServerConfig {
+            name: format!("canopy-{}", self.host),
+            listen: self.bus,
+            monitor: None,
+            tls: TlsPaths { ca: pki.ca(), cert: pki.cert("server"), key: pki.key("server") },
+            jetstream_dir: self.state_dir().join("jetstream"),
+            ports_file_dir: None,
+            pid_file: None,
+            users: self.users()?,
+        };
+        pki::private_file(&self.bus_config(), &server.to_text()?)?;
+        for service in Service::ALL {
+            let config = serde_json::to_string_pretty(&self.service(service, pki)?)?;
+            pki::private_file(&self.service_config(service), &config)?;
+        }
+        pki::private_file(&self.contexts(), &serde_json::to_string_pretty(&self.cli(pki)?)?)
+    }
+
+    fn service(&self, service: Service, pki: &Pki) -> Result<Value> {
+        let host = service.is_host_local().then_some(&self.host);
+        let me = permission::daemon_principal(service, host)?;
+        let mut config = json!({
+            "bus": {
+                "url": self.bus_url(),
+                "ca": pki.ca(),
+                "cert": pki.cert(me.as_str()),
+                "key": pki.key(me.as_str()),
+            },
+            "runtime": {
+                "admin": { "listen": self.admin(service) },
+                "address_file": self.address_file(service),
+            },
+        });
+        if let Some(host) = host {
+            put(&mut config, "host", json!(host));
+        }
+        let keys = json!([{ "key": self.public_key()? }]);
+        match service {
+            Service::Loader => {
+                put(&mut config, "state_dir", json!(self.state_dir().join("loader")));
+                put(&mut config, "bpffs", json!(self.bpffs));
+                put(&mut config, "trust", json!([{ "packages": ["*"], "keys": keys }]));
+            }
+            Service::Registry => {
+                let url = format!("file://{}", self.repository().display());
+                put(
+                    &mut config,
+                    "repositories",
+                    json!([{ "name": "dev", "url": url, "packages": ["*"], "keys": keys }]),
+                );
+            }
+            Service::Policy | Service::CertMonitor | Service::Enforcer => {}
+        }
+        Ok(config)
+    }
+
+    fn admin(&self, service: Service) -> SocketAddr {
+        let place = Service::ALL.iter().position(|other| *other == service).unwrap_or_default();
+        let port = match self.admin_port {
+            0 => 0,
+            first => first.saturating_add(u16::try_from(place).unwrap_or_default()),
+        };
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn cli(&self, pki: &Pki) -> Result<Value> {
+        let mut contexts = Vec::new();
+        for user in self.users()? {
+            if let User::Person { principal, role } = user {
+                contexts.push(json!({
+                    "name": role.as_str(),
+                    "url": self.bus_url(),
+                    "ca": pki.ca(),
+                    "cert": pki.cert(principal.as_str()),
+                    "key": pki.key(principal.as_str()),
+                    "principal": principal,
+                    "host": self.host,
+                }));
+            }
+        }
+        Ok(json!({ "current": "admin", "contexts": contexts }))
+    }
+
+    /// The bus as a URL.
+    pub fn bus_url(&self) -> String {
+        format!("tls://{}", self.bus)
+    }
+}
+
+fn put(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(map) = object {
+        map.insert(key.to_owned(), value);
+    }
+}
+
+/// An address on loopback that is free now: the usual one where it can be had.
+pub fn free_address(usual: u16) -> Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", usual))
+        .or_else(|_| std::net::TcpListener::bind(("127.0.0.1", 0)))
+        .context("no free port on loopback")?;
+    Ok(listener.local_addr()?)
+}
+
+/// The first of as many neighbouring ports as there are services, all free on loopback; 0 where one
+/// of them is taken.
+pub fn free_admin_ports(first: u16) -> u16 {
+    let mut ports = (first..).take(Service::ALL.len());
+    let free = ports.all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok());
+    if free { first } else { 0 }
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask`: everything a developer runs, in one word each.
+#![allow(clippy::print_stdout, reason = "talking to the person at the terminal is its work")]
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use xtask::{bench, check, compile, demo, dev, docs, tier, tier::Tier, tools, traffic};
+
+/// Builds, runs and tests Canopy on this machine.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Bring everything up on this machine, filter real packets, tamper, and leave it up.
+    Demo,
+    /// Bring the development stack up.
+    Up,
+    /// Stop it and remove every trace but keys, certificates and logs.
+    Down,
+    /// Make keys, certificates, configuration and packages, and start nothing.
+    Config,
+    /// Run every test, or those of some tiers.
+    Test {
+        /// Only these tiers.
+        tiers: Vec<Tier>,
+        /// The long variants too.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Format, lints, dependency rules, generated documents.
+    Check,
+    /// Install what building, running and testing need, where it is missing.
+    Tools,
+    /// Compile the packages under `ebpf/packages`.
+    Ebpf,
+    /// Write the generated documents.
+    GenDocs,
+    /// Measure, in an optimised build.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// The demonstration's sender; runs in its namespace.
+    #[command(hide = true)]
+    Send {
+        /// Source address.
+        #[arg(long)]
+        from: String,
+        /// Destination.
+        #[arg(long)]
+        to: SocketAddr,
+        /// Datagrams.
+        #[arg(long)]
+        count: u64,
+        /// Datagrams a second.
+        #[arg(long)]
+        per_second: u64,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// A fused chain against tail calls and a bare program: nanoseconds a packet.
+    Chain {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each variant is loaded anew.
+        #[arg(long, default_value_t = 3)]
+        loads: u32,
+        /// How often each load is measured.
+        #[arg(long, default_value_t = 12)]
+        runs: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let _alone = match &task {
+        Task::Demo | Task::Up | Task::Down | Task::Config => Some(dev::lock()?),
+        _ => None,
+    };
+    match task {
+        Task::Demo => demo::run(),
+        Task::Up => {
+            dev::up()?;
+            dev::hints()
+        }
+        Task::Down => dev::down(),
+        Task::Config => dev::configure(),
+        Task::Test { tiers, full } => tier::run(&tiers, full),
+        Task::Check => check::run(),
+        Task::Tools => {
+            use tools::Need;
+            tools::ensure(&[Need::Compile, Need::Network, Need::Tests])?;
+            println!("{}", tools::nats_server()?.display());
+            Ok(())
+        }
+        Task::Ebpf => {
+            tools::ensure(&[tools::Need::Compile])?;
+            for dir in compile::packages()? {
+                println!("{}", dir.display());
+            }
+            Ok(())
+        }
+        Task::GenDocs => {
+            compile::binaries()?;
+            docs::generate()
+        }
+        Task::Bench { what: Bench::Chain { json, loads, runs } } => {
+            bench::chain(json.as_deref(), loads, runs)
+        }
+        Task::Send { from, to, count, per_second } => {
+            let sent = traffic::send_here(&from, to, count, per_second)?;
+            println!("{}", serde_json::to_string(&sent)?);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The stack's life: made ready, started, awaited, stopped without a trace.
+//!
+//! Five services and the bus, each its own process. The same code brings up the development stack
+//! (`cargo xtask up`) and, in namespaces of their own, those of the end-to-end tests.
+
+use crate::{
+    compile,
+    config::Layout,
+    pki::{self, Pki},
+    process::{Privilege, Process},
+    progress::{step, wait_for},
+    shell, tools,
+};
+use anyhow::{Context as _, Result, bail};
+use canopy_api::endpoint::Service;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// How long a process may take until it is ready.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A stack on this machine.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    layout: Layout,
+    nats_server: PathBuf,
+}
+
+impl Stack {
+    /// A stack; nothing is touched yet.
+    pub fn new(layout: Layout, nats_server: PathBuf) -> Self {
+        Self { layout, nats_server }
+    }
+
+    /// Where its things are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Makes directories, keys, certificates and configuration.
+    pub fn prepare(&self) -> Result<()> {
+        let layout = &self.layout;
+        for dir in [
+            layout.dir.clone(),
+            layout.run_dir(),
+            layout.log_dir(),
+            layout.state_dir(),
+            layout.repository(),
+        ] {
+            pki::private_dir(&dir)?;
+        }
+        let names = layout
+            .users()?
+            .iter()
+            .map(canopy_api::nats::User::name)
+            .collect::<Result<Vec<_>, _>>()?;
+        let pki = Pki::ensure(&layout.pki_dir(), &names)?;
+        if !layout.signing_key().exists() {
+            pki::private_dir(&layout.signing_dir())?;
+            shell::quiet(
+                Command::new(compile::binary("canopy")?)
+                    .args(["package", "keygen", "--output"])
+                    .arg(layout.signing_dir()),
+            )?;
+        }
+        layout.write(&pki)
+    }
+
+    /// Starts the bus and every service, and waits until each says it is ready.
+    pub fn start(&self) -> Result<()> {
+        step("nats-server", || {
+            self.start_bus()?;
+            self.wait_for_bus()
+        })?;
+        for service in Service::ALL {
+            self.start_service(service)?;
+        }
+        for service in Service::ALL {
+            step(&format!("canopy-{service}"), || self.wait_ready(service))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the bus.
+    pub fn start_bus(&self) -> Result<()> {
+        let mut command = Command::new(&self.nats_server);
+        command.arg("--config").arg(self.layout.bus_config());
+        self.bus().start(&command, Privilege::Own)
+    }
+
+    /// Waits until the bus takes connections.
+    pub fn wait_for_bus(&self) -> Result<()> {
+        let bus = self.bus();
+        wait_for("the bus takes connections", READY_LIMIT, || {
+            if bus.pid().is_none() {
+                return Err(format!("the process is gone; its last words:\n{}", bus.log_tail(5)));
+            }
+            TcpStream::connect_timeout(&self.layout.bus, Duration::from_secs(1))
+                .map(drop)
+                .map_err(|error| format!("{}: {error}", self.layout.bus))
+        })
+    }
+
+    /// Starts one service.
+    pub fn start_service(&self, service: Service) -> Result<()> {
+        let address = self.layout.address_file(service);
+        if address.exists() {
+            fs::remove_file(&address)
+                .with_context(|| format!("cannot remove {}", address.display()))?;
+        }
+        let mut command = Command::new(compile::binary(format!("canopy-{service}"))?);
+        command.arg("--config").arg(self.layout.service_config(service));
+        let privilege = if service.is_host_local() { Privilege::Root } else { Privilege::Own };
+        self.process(service).start(&command, privilege)
+    }
+
+    /// Waits until a service says it is ready.
+    pub fn wait_ready(&self, service: Service) -> Result<()> {
+        let process = self.process(service);
+        wait_for(&format!("{service} is ready"), READY_LIMIT, || {
+            if process.pid().is_none() {
+                return Err(format!(
+                    "the process is gone; its last words:\n{}",
+                    process.log_tail(5)
+                ));
+            }
+            let address = self.admin_address(service).map_err(|error| format!("{error:#}"))?;
+            match http_get(address, "/ready?verbose") {
+                Ok((200, _)) => Ok(()),
+                Ok((status, body)) => Err(format!("{status}: {}", body.trim())),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+
+    /// Where a service answers for its metrics and its health.
+    pub fn admin_address(&self, service: Service) -> Result<SocketAddr> {
+        let file = self.layout.address_file(service);
+        let text = fs::read_to_string(&file)
+            .with_context(|| format!("no address in {} yet", file.display()))?;
+        text.trim().parse().with_context(|| format!("{}: {text:?}", file.display()))
+    }
+
+    /// A service's metrics, in Prometheus' text format.
+    pub fn metrics(&self, service: Service) -> Result<String> {
+        let (status, body) = http_get(self.admin_address(service)?, "/metrics")?;
+        if status != 200 {
+            bail!("{service}: /metrics answered {status}: {body}");
+        }
+        Ok(body)
+    }
+
+    /// The bus's process.
+    pub fn bus(&self) -> Process {
+        Process::new("nats-server", &self.layout.run_dir(), &self.layout.log_dir())
+    }
+
+    /// A service's process.
+    pub fn process(&self, service: Service) -> Process {
+        Process::new(&format!("canopy-{service}"), &self.layout.run_dir(), &self.layout.log_dir())
+    }
+
+    /// All of them, in the order in which they are stopped.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut all: Vec<Process> =
+            Service::ALL.into_iter().map(|service| self.process(service)).collect();
+        all.push(self.bus());
+        all
+    }
+
+    /// The command line, as this person (a context: `admin`, `operator`, `publisher`, `viewer`).
+    pub fn canopy(&self, context: &str) -> Result<Command> {
+        let mut command = Command::new(compile::binary("canopy")?);
+        command
+            .arg("--context-file")
+            .arg(self.layout.contexts())
+            .args(["--context", context])
+            .env("NO_COLOR", "1");
+        Ok(command)
+    }
+
+    /// Builds package files from compiled directories, signs them and adds them to the repository.
+    pub fn publish(&self, compiled: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        let out = self.layout.state_dir().join("packages");
+        pki::private_dir(&out)?;
+        for dir in compiled {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            let file = out.join(format!("{name}.cpkg"));
+            shell::quiet(
+                self.canopy("publisher")?.args(["package", "build"]).arg(dir).arg("-o").arg(&file),
+            )?;
+            files.push(file);
+        }
+        shell::quiet(
+            self.canopy("publisher")?
+                .args(["package", "publish", "--repository"])
+                .arg(self.layout.repository())
+                .arg("--key")
+                .arg(self.layout.signing_key())
+                .args(&files),
+        )?;
+        Ok(files)
+    }
+
+    /// Ends every process, removes every pin, forgets all state; keys and certificates stay.
+    /// Fails if anything is left.
+    pub fn remove(&self) -> Result<()> {
+        for process in self.processes() {
+            process.stop()?;
+        }
+        remove_tree(&self.layout.bpffs)?;
+        for dir in [self.layout.state_dir(), self.layout.repository(), self.layout.run_dir()] {
+            remove_tree(&dir)?;
+        }
+        let left = self.leftovers();
+        if !left.is_empty() {
+            bail!("left behind: {}", left.join(", "));
+        }
+        Ok(())
+    }
+
+    /// What is still there of a stack that was removed.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left: Vec<String> = self
+            .processes()
+            .iter()
+            .filter_map(|process| Some(format!("{} ({})", process.name(), process.pid()?)))
+            .collect();
+        // Only root may look into a BPF file system that systemd mounted.
+        if tools::works(shell::root("test").arg("-e").arg(&self.layout.bpffs)) {
+            left.push(self.layout.bpffs.display().to_string());
+        }
+        left
+    }
+}
+
+/// Removes a directory that root may have put things into.
+fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => shell::quiet(shell::root("rm").args(["-rf", "--"]).arg(dir)),
+    }
+}
+
+/// Status and body of a plain HTTP request.
+pub fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let limit = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .context("no status in the HTTP answer")?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,503 @@
+//! The grammar of the command line. What the commands do is in [`crate::commands`].
+
+mod package;
+
+pub use package::{PackageCommand, PublishArgs};
+
+use crate::output::Format;
+use canopy_api::{Hook, HostId, InterfaceName, PackageName, PackageRef, Principal, ProgramName};
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use std::{path::PathBuf, time::Duration};
+
+/// What every exit code means; printed by `--help` and in the reference.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or nothing to do
+  1  failed (a defect, a local file, a required ability missing)
+  2  the command line or a document is wrong
+  3  diff: there are differences
+  4  not found
+  5  conflict: the state is not what you thought
+  6  denied
+  7  unavailable or timed out; trying again may help
+  8  unsupported by this host or version";
+
+const CONNECTION: &str = "Connection";
+
+/// Says which eBPF programs run on which interfaces, in which order, and shows what they do.
+#[derive(Debug, Parser)]
+#[command(
+    name = "canopy",
+    version,
+    propagate_version = false,
+    disable_help_subcommand = false,
+    max_term_width = 100,
+    after_long_help = EXIT_CODES,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// How to reach the bus.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to reach the bus: a context of the context file, and overrides of it.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConnectionArgs {
+    /// Context file [default: ~/.config/canopy/config.yaml]
+    #[arg(long, value_name = "FILE", env = "CANOPY_CONFIG", hide_env_values = true, global = true, help_heading = CONNECTION)]
+    pub context_file: Option<PathBuf>,
+    /// Context to use [default: the file's `current`]
+    #[arg(long, value_name = "NAME", env = "CANOPY_CONTEXT", hide_env_values = true, global = true, help_heading = CONNECTION)]
+    pub context: Option<String>,
+    /// Bus address, such as `tls://127.0.0.1:4222`
+    #[arg(long, env = "CANOPY_URL", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub url: Option<String>,
+    /// CA that signed the server's certificate, PEM
+    #[arg(long, value_name = "FILE", env = "CANOPY_TLS_CA", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub tls_ca: Option<PathBuf>,
+    /// Your certificate, PEM
+    #[arg(long, value_name = "FILE", env = "CANOPY_TLS_CERT", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub tls_cert: Option<PathBuf>,
+    /// Your private key, PEM
+    #[arg(long, value_name = "FILE", env = "CANOPY_TLS_KEY", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub tls_key: Option<PathBuf>,
+    /// Who you are on the bus: the name in your certificate, such as u-alice
+    #[arg(long, value_name = "NAME", env = "CANOPY_PRINCIPAL", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub principal: Option<Principal>,
+    /// How long to wait for an answer, such as 10s [default: the endpoint's own]
+    #[arg(long, value_name = "DURATION", value_parser = duration, global = true, help_heading = CONNECTION)]
+    pub timeout: Option<Duration>,
+}
+
+/// How the answer is written.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct OutputArgs {
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", global = true)]
+    pub output: Format,
+}
+
+/// The one host a command is for.
+#[derive(Clone, Debug, Default, Args)]
+pub struct HostArgs {
+    /// Host to act on [default: the context's]
+    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true)]
+    pub host: Option<HostId>,
+}
+
+/// The hosts a question is put to.
+#[derive(Clone, Debug, Default, Args)]
+pub struct HostsArgs {
+    /// Only this host [default: the context's, else all]
+    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true, global = true)]
+    pub host: Option<HostId>,
+    /// All hosts, whatever the context says
+    #[arg(short = 'A', long, global = true, overrides_with = "host")]
+    pub all_hosts: bool,
+}
+
+/// Rehearsal, optimistic locking, repetition.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ChangeArgs {
+    /// Say what would change, the kernel's verdict included, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Refuse unless the host is at this generation
+    #[arg(long, value_name = "N")]
+    pub expected_generation: Option<u64>,
+    /// Names the request: a repeated one with the same id gets the first answer again
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the chains of a document so
+    Apply(ApplyArgs),
+    /// Show what applying a document would change; exit code 3 if it would change anything
+    Diff(DiffArgs),
+    /// Show hosts, chains, programs or packages
+    Get(GetArgs),
+    /// Show one thing in full
+    Describe(DescribeArgs),
+    /// Remove a chain, one program of it, or everything a document names
+    Delete(DeleteArgs),
+    /// Detach everything on a host and keep the intent, or bring it back
+    Drain(DrainArgs),
+    /// Make, check, sign and publish packages
+    #[command(subcommand, visible_alias = "pkg")]
+    Package(PackageCommand),
+    /// Say what this machine, a host and the connection can and cannot do, and how to mend it
+    Doctor(DoctorArgs),
+    /// Show and choose contexts
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Completion script for a shell
+    #[command(after_help = "For bash: source <(canopy completion bash)")]
+    Completion {
+        /// The shell
+        #[arg(value_parser = PossibleValuesParser::new(["bash", "zsh", "fish"]).map(|name| shell(&name)))]
+        shell: clap_complete::Shell,
+    },
+    /// Version of this program and of every service that answers
+    Version(VersionArgs),
+    /// Reference pages of this program.
+    #[command(subcommand, hide = true)]
+    Generate(GenerateCommand),
+}
+
+/// `apply`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  canopy apply -f web.yaml --host web1
+  canopy apply -f base.yaml -f extra.yaml --dry-run
+  generate | canopy apply -f -
+
+Several files are put together and applied in one request. Chains they do not name are left alone.")]
+pub struct ApplyArgs {
+    /// Document, YAML or JSON; `-` for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `diff`
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// Document, YAML or JSON; `-` for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `get`
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// What to show.
+    #[command(subcommand)]
+    pub what: GetWhat,
+    /// The hosts.
+    #[command(flatten)]
+    pub hosts: HostsArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What `get` shows.
+#[derive(Debug, Subcommand)]
+pub enum GetWhat {
+    /// Hosts that answer, and those seen before that do not
+    #[command(visible_alias = "host")]
+    Hosts {
+        /// Only these
+        hosts: Vec<HostId>,
+    },
+    /// Chains: state, mode, kernel ids, generation, how often restored
+    #[command(visible_alias = "chain")]
+    Chains {
+        /// Only this interface
+        interface: Option<InterfaceName>,
+        /// Only this hook
+        #[arg(value_parser = hook())]
+        hook: Option<Hook>,
+    },
+    /// Programs: runs, verdicts, exits, metrics
+    #[command(visible_alias = "program")]
+    Programs {
+        /// Only these
+        programs: Vec<ProgramName>,
+        /// Only on this interface
+        #[arg(short, long)]
+        interface: Option<InterfaceName>,
+        /// Only on this hook
+        #[arg(long, value_parser = hook())]
+        hook: Option<Hook>,
+    },
+    /// Packages in the repositories and their versions
+    #[command(visible_alias = "package")]
+    Packages {
+        /// Only this one
+        package: Option<PackageName>,
+    },
+}
+
+/// `describe`
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// What to describe.
+    #[command(subcommand)]
+    pub what: DescribeWhat,
+    /// The hosts.
+    #[command(flatten)]
+    pub hosts: HostsArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What `describe` shows.
+#[derive(Debug, Subcommand)]
+pub enum DescribeWhat {
+    /// A chain: what is desired, what the kernel has, what each program did
+    Chain {
+        /// The interface
+        interface: InterfaceName,
+        /// The hook
+        #[arg(value_parser = hook())]
+        hook: Hook,
+    },
+    /// A program of a chain: settings, verdicts, every metric
+    Program {
+        /// Its name in the chain
+        name: ProgramName,
+    },
+    /// A package: programs, settings, metrics, signature
+    Package {
+        /// name, or name@requirement
+        package: PackageRef,
+    },
+    /// A host: kernel, abilities, chains
+    Host {
+        /// The host [default: the context's]
+        name: Option<HostId>,
+    },
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub struct DeleteArgs {
+    /// What to delete.
+    #[command(subcommand)]
+    pub what: Option<DeleteWhat>,
+    /// Delete every chain this document names; `-` for standard input; may be repeated
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// How.
+    #[command(flatten)]
+    pub how: DeleteHow,
+}
+
+/// Where and how to delete.
+#[derive(Debug, Args)]
+pub struct DeleteHow {
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What `delete` deletes.
+#[derive(Debug, Subcommand)]
+pub enum DeleteWhat {
+    /// A chain, or one program of it
+    Chain {
+        /// The interface
+        interface: InterfaceName,
+        /// The hook
+        #[arg(value_parser = hook())]
+        hook: Hook,
+        /// Only this program of the chain
+        #[arg(long, value_name = "NAME")]
+        program: Option<ProgramName>,
+        /// How.
+        #[command(flatten)]
+        how: DeleteHow,
+    },
+}
+
+/// `drain`
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Bring everything back
+    #[arg(long)]
+    pub undo: bool,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Names the request: a repeated one with the same id gets the first answer again
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Only look at this machine, not at the bus
+    #[arg(long)]
+    pub local: bool,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show the context in force, flags and environment included
+    View {
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make a context the current one
+    Use {
+        /// The context
+        context: String,
+    },
+    /// List the contexts
+    GetContexts {
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `version`
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Only this program
+    #[arg(long)]
+    pub client: bool,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `generate`
+#[derive(Debug, Subcommand)]
+pub enum GenerateCommand {
+    /// The command line reference, Markdown
+    CliReference,
+    /// JSON Schema of the context file
+    ContextSchema,
+    /// JSON Schema of a package's manifest
+    PackageSchema,
+    /// JSON Schema of a repository's index
+    IndexSchema,
+    /// JSON Schema of a document for `apply`
+    DesiredSchema,
+}
+
+/// Hooks with completion and "did you mean".
+fn hook() -> impl TypedValueParser<Value = Hook> {
+    PossibleValuesParser::new(Hook::ALL.map(Hook::as_str)).try_map(|name| name.parse::<Hook>())
+}
+
+fn shell(name: &str) -> clap_complete::Shell {
+    match name {
+        "zsh" => clap_complete::Shell::Zsh,
+        "fish" => clap_complete::Shell::Fish,
+        _ => clap_complete::Shell::Bash,
+    }
+}
+
+/// `250ms`, `10s`, `5m`, `2h`, `90d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| rule(text))?;
+    let millis = match text.get(digits.len()..) {
+        Some("ms") => Some(number),
+        Some("s") => number.checked_mul(1000),
+        Some("m") => number.checked_mul(60_000),
+        Some("h") => number.checked_mul(3_600_000),
+        Some("d") => number.checked_mul(86_400_000),
+        _ => None,
+    };
+    millis.filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(|| rule(text))
+}
+
+fn rule(text: &str) -> String {
+    format!("\"{text}\" is not a duration: a number and ms, s, m, h or d, such as 10s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("90d"), Ok(Duration::from_hours(90 * 24)));
+        for bad in ["", "s", "10", "10x", "-1s", "0s", "18446744073709551615d"] {
+            assert!(duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn delete_takes_a_chain_or_files_not_both() {
+        assert!(
+            parse("canopy delete chain eth0 xdp --program limit --host web1 --dry-run").is_ok()
+        );
+        assert!(parse("canopy delete -f a.yaml -f b.yaml --host web1").is_ok());
+        assert!(parse("canopy delete -f a.yaml chain eth0 xdp").is_err());
+        assert!(parse("canopy delete --host web1").is_err());
+    }
+
+    #[test]
+    fn mistypes_are_answered_with_the_nearest_word() {
+        for (line, hint) in [
+            ("canopy aply -f x", "apply"),
+            ("canopy get chians", "chains"),
+            ("canopy get chains eth0 tc-ingres", "tc-ingress"),
+        ] {
+            let said = parse(line).map(|_| ()).unwrap_err().to_string();
+            assert!(said.contains(&format!("'{hint}'")), "{said}");
+        }
+    }
+
+    #[test]
+    fn output_and_host_go_before_or_after_what() {
+        for line in ["canopy get -o wide chains --host web1", "canopy get chains -A -o json"] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+}

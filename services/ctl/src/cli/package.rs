@@ -1,0 +1,115 @@
+//! The grammar of `canopy package`.
+
+use super::{OutputArgs, duration, hook};
+use canopy_api::{Hook, PackageName, PackageRef};
+use clap::{Args, Subcommand};
+use std::{path::PathBuf, time::Duration};
+
+/// `package`
+#[derive(Debug, Subcommand)]
+pub enum PackageCommand {
+    /// Start a package: C source, manifest, README, and how to compile it
+    Init {
+        /// Name of the package
+        name: PackageName,
+        /// Directory to make [default: the name]
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+        /// Where the program will be attached
+        #[arg(long, value_parser = hook(), default_value = "xdp")]
+        hook: Hook,
+    },
+    /// Make a package file from a directory with a package.yaml and its objects
+    Build {
+        /// The directory
+        directory: PathBuf,
+        /// The file to write [default: <name>-<version>.cpkg in the working directory]
+        #[arg(short = 'o', long = "output", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Compile every *.bpf.c of the directory first, with clang
+        #[arg(long)]
+        compile: bool,
+        /// Directory with headers, for --compile; may be repeated
+        #[arg(short = 'I', long = "include", value_name = "DIR", requires = "compile")]
+        include: Vec<PathBuf>,
+    },
+    /// Say everything that is wrong with a package directory or file
+    Check {
+        /// The directory, or a .cpkg file
+        path: PathBuf,
+        /// Check the file's signature with this public key too; may be repeated
+        #[arg(long, value_name = "FILE")]
+        key: Vec<PathBuf>,
+    },
+    /// Make a key pair for signing, readable by any minisign tool
+    Keygen {
+        /// Directory to put canopy.key and canopy.pub in
+        #[arg(short = 'o', long = "output", value_name = "DIR")]
+        directory: PathBuf,
+        /// Name of the two files, without extension
+        #[arg(long, default_value = "canopy")]
+        name: String,
+    },
+    /// Sign package files; writes <file>.minisig
+    Sign {
+        /// Package files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Secret key file
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Print the trusted comment a package's signature must carry, for signing with minisign itself
+    #[command(after_help = "minisign -S -s KEY -m FILE -t \"$(canopy package comment FILE)\"")]
+    Comment {
+        /// Package file
+        file: PathBuf,
+    },
+    /// Add package files to a directory repository and sign its index
+    Publish(PublishArgs),
+    /// Show one package of the repositories (as `describe package`)
+    Show {
+        /// name, or name@requirement
+        package: PackageRef,
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List the packages of the repositories (as `get packages`)
+    List {
+        /// Only this one
+        package: Option<PackageName>,
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `package publish`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Publishing the same file again changes nothing. Another file under a version that is already there \
+is refused: exit code 5.")]
+pub struct PublishArgs {
+    /// Package files; each is signed on the way unless its .minisig is beside it
+    #[arg(required_unless_present_any = ["refresh_index", "rebuild_index"])]
+    pub files: Vec<PathBuf>,
+    /// The repository's directory; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub repository: PathBuf,
+    /// Secret key file; signs the index, and the packages that are not signed
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Public key of somebody else whose signatures readers of the repository trust; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub trusted_key: Vec<PathBuf>,
+    /// How long the index counts, such as 90d; publish or refresh again before
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "90d")]
+    pub expires_in: Duration,
+    /// Sign the index again, even if nothing is added
+    #[arg(long, conflicts_with = "rebuild_index")]
+    pub refresh_index: bool,
+    /// Make the index anew from the packages that are there and rightly signed
+    #[arg(long)]
+    pub rebuild_index: bool,
+}

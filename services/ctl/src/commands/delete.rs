@@ -1,0 +1,72 @@
+//! `canopy delete`
+
+use crate::{
+    cli::{DeleteArgs, DeleteHow, DeleteWhat},
+    failure::{Exit, Failure},
+    input::Input,
+    output::Screen,
+    remote::Remote,
+    view::change::Change,
+};
+use canopy_api::{
+    ChainKey,
+    endpoint::loader,
+    wire::{ApplyRequest, DeleteRequest},
+};
+use serde_json::json;
+
+/// Removes what was named, or every chain of the documents.
+pub async fn run(
+    args: &DeleteArgs,
+    input: Option<&Input>,
+    remote: &Remote,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let reply = match (&args.what, input) {
+        (Some(DeleteWhat::Chain { interface, hook, program, how }), _) => {
+            let host = remote.host(&how.host).await?;
+            let request = DeleteRequest {
+                interface: interface.clone(),
+                hook: *hook,
+                program: program.clone(),
+                expected_generation: how.change.expected_generation,
+                dry_run: how.change.dry_run,
+            };
+            let id = how.change.request_id.clone();
+            remote.ask_host_as::<loader::Delete>(&host, &request, "deleting on", id).await?
+        }
+        (None, Some(input)) => all_of(input, &args.how, remote).await?,
+        (None, None) => return Err(Failure::new(Exit::Invalid, "nothing was named to delete")),
+    };
+    let how = match &args.what {
+        Some(DeleteWhat::Chain { how, .. }) => how,
+        None => &args.how,
+    };
+    screen.show(&Change(reply), how.output.output)?;
+    Ok(Exit::Done)
+}
+
+/// Every chain of the documents, in one request: each with no programs is a chain removed.
+async fn all_of(
+    input: &Input,
+    how: &DeleteHow,
+    remote: &Remote,
+) -> Result<canopy_api::wire::ApplyReply, Failure> {
+    let host = remote.host(&how.host).await?;
+    let keys = input.desired.chains.iter().map(canopy_api::ChainSpec::key);
+    let chains: Vec<_> = keys
+        .map(|ChainKey { interface, hook }| {
+            json!({ "interface": interface, "hook": hook, "programs": [] })
+        })
+        .collect();
+    let request = ApplyRequest {
+        document: json!({ "chains": chains }),
+        expected_generation: how.change.expected_generation,
+        dry_run: how.change.dry_run,
+    };
+    let id = how.change.request_id.clone();
+    remote
+        .ask_host_as::<loader::Apply>(&host, &request, "deleting on", id)
+        .await
+        .map_err(|failure| input.locate(failure))
+}

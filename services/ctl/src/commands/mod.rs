@@ -1,0 +1,120 @@
+//! What each command does.
+
+pub mod apply;
+pub mod config;
+pub mod delete;
+pub mod describe;
+pub mod diff;
+pub mod doctor;
+pub mod drain;
+pub mod get;
+pub mod package;
+pub mod version;
+
+use crate::{
+    cli::{Cli, Command, ConnectionArgs, GenerateCommand, PackageCommand},
+    context::{ContextFile, Settings},
+    failure::{Exit, Failure},
+    input::Input,
+    output::{self, Screen},
+    reference,
+    remote::Remote,
+};
+use clap::CommandFactory as _;
+use std::time::Duration;
+
+/// Runs the command and says how it went.
+pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
+    let connection = cli.connection;
+    match cli.command {
+        // Documents are read and checked before anything is connected or sent.
+        Command::Apply(args) => {
+            let input = Input::read(&args.files)?;
+            connected(&connection, async |remote| apply::run(&args, &input, remote, screen).await)
+        }
+        Command::Diff(args) => {
+            let input = Input::read(&args.files)?;
+            connected(&connection, async |remote| diff::run(&args, &input, remote, screen).await)
+        }
+        Command::Delete(args) => {
+            let input = if args.files.is_empty() { None } else { Some(Input::read(&args.files)?) };
+            connected(&connection, async |remote| {
+                delete::run(&args, input.as_ref(), remote, screen).await
+            })
+        }
+        Command::Get(args) => {
+            connected(&connection, async |remote| get::run(&args, remote, screen).await)
+        }
+        Command::Describe(args) => {
+            connected(&connection, async |remote| describe::run(&args, remote, screen).await)
+        }
+        Command::Drain(args) => {
+            connected(&connection, async |remote| drain::run(&args, remote, screen).await)
+        }
+        Command::Package(PackageCommand::Show { package, output }) => {
+            connected(&connection, async |remote| {
+                describe::package(&package, output.output, remote, screen).await
+            })
+        }
+        Command::Package(PackageCommand::List { package, output }) => {
+            connected(&connection, async |remote| {
+                get::packages(package, output.output, remote, screen).await
+            })
+        }
+        Command::Package(command) => package::run(&command, screen),
+        Command::Doctor(args) => doctor::run(&args, &connection, screen),
+        Command::Config(command) => config::run(&command, &connection, screen),
+        Command::Completion { shell } => completion(shell, screen),
+        Command::Version(args) => version::run(&args, &connection, screen),
+        Command::Generate(command) => generate(&command, screen),
+    }
+}
+
+fn connected(
+    connection: &ConnectionArgs,
+    work: impl AsyncFnOnce(&Remote) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
+    on_bus(&Settings::gather(connection)?, connection.timeout, work)
+}
+
+/// Connects, works, and ends the connection in order.
+pub(crate) fn on_bus<T>(
+    settings: &Settings,
+    timeout: Option<Duration>,
+    work: impl AsyncFnOnce(&Remote) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        let remote = Remote::connect(settings, timeout).await?;
+        let outcome = work(&remote).await;
+        remote.close().await;
+        outcome
+    })
+}
+
+fn completion(shell: clap_complete::Shell, screen: &mut Screen) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "canopy", &mut script);
+    screen.print(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Done)
+}
+
+fn generate(command: &GenerateCommand, screen: &mut Screen) -> Result<Exit, Failure> {
+    let text = match command {
+        GenerateCommand::CliReference => reference::cli_markdown(),
+        GenerateCommand::ContextSchema => output::json(&schemars::schema_for!(ContextFile))?,
+        GenerateCommand::PackageSchema => {
+            output::json(&schemars::schema_for!(canopy_package::Manifest))?
+        }
+        GenerateCommand::IndexSchema => {
+            output::json(&schemars::schema_for!(canopy_package::Index))?
+        }
+        GenerateCommand::DesiredSchema => {
+            output::json(&schemars::schema_for!(canopy_api::DesiredState))?
+        }
+    };
+    screen.print(&text)?;
+    Ok(Exit::Done)
+}

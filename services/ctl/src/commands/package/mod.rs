@@ -1,0 +1,60 @@
+//! `canopy package`: making packages and directory repositories. None of it needs a bus.
+
+pub mod build;
+pub mod init;
+pub mod keys;
+pub mod publish;
+
+use crate::{
+    cli::PackageCommand,
+    failure::{Exit, Failure},
+    files,
+    output::Screen,
+};
+use canopy_api::ApiError;
+use canopy_package::{Limits, Package, PackageError};
+use std::path::Path;
+
+/// Runs a subcommand. `show` and `list` are answered on the bus, before this.
+pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failure> {
+    match command {
+        PackageCommand::Init { name, directory, hook } => {
+            init::run(name, directory.as_deref(), *hook, screen)
+        }
+        PackageCommand::Build { directory, file, compile, include } => {
+            if *compile {
+                build::compile(directory, include)?;
+            }
+            build::run(directory, file.as_deref(), screen)
+        }
+        PackageCommand::Check { path, key } => build::check(path, key, screen),
+        PackageCommand::Keygen { directory, name } => keys::generate(directory, name, screen),
+        PackageCommand::Sign { files, key } => keys::sign(files, key, screen),
+        PackageCommand::Comment { file } => keys::comment(file, screen),
+        PackageCommand::Publish(args) => publish::run(args, screen),
+        PackageCommand::Show { .. } | PackageCommand::List { .. } => {
+            Err(Failure::new(Exit::Failed, "this needs a connection"))
+        }
+    }
+}
+
+/// A package file: its bytes, and what it holds, objects checked.
+pub(crate) fn open(path: &Path) -> Result<(Vec<u8>, Package), Failure> {
+    let limits = Limits::default();
+    let bytes = files::read_bounded(path, limits.archive_bytes)?;
+    let package = Package::open(&bytes, &limits)
+        .and_then(|package| {
+            package.check_objects().map_err(PackageError::Manifest)?;
+            Ok(package)
+        })
+        .map_err(|error| refused(&path.display().to_string(), &error))?;
+    Ok((bytes, package))
+}
+
+/// Why a package, key, signature or index is refused, with the file it is in.
+pub(crate) fn refused(place: &str, error: &PackageError) -> Failure {
+    if let PackageError::Manifest(problems) = error {
+        return Failure::in_file(place, problems.clone());
+    }
+    Failure::from(ApiError::from(error).at(place))
+}

@@ -1,0 +1,187 @@
+//! Documents from files and standard input, checked before anything is sent.
+
+use crate::failure::{Exit, Failure};
+use canopy_api::{DesiredState, Problem, document};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+/// A document of this many bytes is refused: far more than any host's chains need.
+const LIMIT: u64 = 4 << 20;
+
+/// One or more documents put together, and where each chain came from.
+#[derive(Debug)]
+pub struct Input {
+    /// The whole, for the request.
+    pub document: Value,
+    /// The same, checked.
+    pub desired: DesiredState,
+    /// For chain i of the whole: the file, and its number there.
+    origins: Vec<(String, usize)>,
+}
+
+impl Input {
+    /// Reads and checks; every mistake of every file at once.
+    pub fn read(files: &[PathBuf]) -> Result<Self, Failure> {
+        let mut texts = Vec::new();
+        for path in files {
+            texts.push(read(path)?);
+        }
+        Self::combine(texts)
+    }
+
+    fn combine(texts: Vec<(String, String, document::Format)>) -> Result<Self, Failure> {
+        let mut whole = Vec::new();
+        let mut desired = DesiredState::default();
+        let mut origins: Vec<(String, usize)> = Vec::new();
+        let mut seen = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (name, text, format) in texts {
+            let checked = document::parse(&text, format).and_then(|value| {
+                let state: DesiredState = document::check(value.clone())?;
+                state.check()?;
+                Ok((value, state))
+            });
+            let (mut value, state) = match checked {
+                Ok(checked) => checked,
+                Err(bad) => {
+                    problems.extend(Failure::in_file(&name, bad).problems);
+                    continue;
+                }
+            };
+            for (i, chain) in state.chains.iter().enumerate() {
+                if let Some((file, n)) = seen.insert(chain.key(), (name.clone(), i))
+                    && file != name
+                {
+                    problems.push(
+                        Problem::new(
+                            format!("{name}: chains[{i}]"),
+                            format!("{} is already described by {file}: chains[{n}]", chain.key()),
+                        )
+                        .remedy("merge the two: a chain is replaced as a whole"),
+                    );
+                }
+                origins.push((name.clone(), i));
+            }
+            if let Some(Value::Array(chains)) = value.get_mut("chains") {
+                whole.append(chains);
+            }
+            desired.chains.extend(state.chains);
+        }
+        if !problems.is_empty() {
+            return Err(Failure { exit: Exit::Invalid, problems });
+        }
+        let document = serde_json::json!({ "chains": whole });
+        Ok(Self { document, desired, origins })
+    }
+
+    /// Puts the file's name and its own numbering into the paths of a service's answer.
+    pub fn locate(&self, mut failure: Failure) -> Failure {
+        for problem in &mut failure.problems {
+            let path = problem.path.strip_prefix("document.").unwrap_or(&problem.path);
+            let found = path.strip_prefix("chains[").and_then(|rest| {
+                let (number, rest) = rest.split_once(']')?;
+                let (file, n) = self.origins.get(number.parse::<usize>().ok()?)?;
+                Some(format!("{file}: chains[{n}]{rest}"))
+            });
+            if let Some(found) = found {
+                problem.path = found;
+            }
+        }
+        failure
+    }
+}
+
+/// A file's display name, text and format.
+fn read(path: &Path) -> Result<(String, String, document::Format), Failure> {
+    let stdin = path == Path::new("-");
+    let name = if stdin { "(standard input)".to_owned() } else { path.display().to_string() };
+    if !stdin && path.is_dir() {
+        return Err(Failure::new(Exit::Invalid, format!("{name} is a directory"))
+            .fix(format!("name the files: -f {name}/*.yaml")));
+    }
+    let mut bytes = Vec::new();
+    let outcome = if stdin {
+        std::io::stdin().lock().take(LIMIT + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut bytes))
+    };
+    outcome.map_err(|error| Failure::io("read", path, &error))?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(Failure::new(Exit::Invalid, format!("the document is over {LIMIT} bytes"))
+            .at(name)
+            .fix("is it the right file? a document lists chains, not objects"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| {
+        Failure::new(Exit::Invalid, "not text: a document is YAML or JSON in UTF-8").at(&name)
+    })?;
+    let format = document::Format::of(path).unwrap_or_else(|| guess(&text));
+    Ok((name, text, format))
+}
+
+/// JSON documents start with a brace; anything else is read as YAML.
+fn guess(text: &str) -> document::Format {
+    if text.trim_start().starts_with('{') { document::Format::Json } else { document::Format::Yaml }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canopy_api::document::Format::{Json, Yaml};
+
+    fn combine(texts: &[(&str, &str, document::Format)]) -> Result<Input, Failure> {
+        Input::combine(texts.iter().map(|(n, t, f)| ((*n).into(), (*t).into(), *f)).collect())
+    }
+
+    const A: &str = "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: p}]}]";
+    const B: &str = r#"{"chains": [{"interface": "eth1", "hook": "tc-ingress", "programs": []}]}"#;
+
+    #[test]
+    fn files_are_put_together_and_answers_find_their_way_back() {
+        let input = combine(&[("a.yaml", A, Yaml), ("b.json", B, Json)]).unwrap();
+        assert_eq!(input.desired.chains.len(), 2);
+        assert_eq!(input.document["chains"][1]["interface"], "eth1");
+        for path in ["chains[1].interface", "document.chains[1].interface"] {
+            let failure = Failure::new(Exit::NotFound, "there is no interface \"eth1\"").at(path);
+            assert_eq!(input.locate(failure).problems[0].path, "b.json: chains[0].interface");
+        }
+        let elsewhere = Failure::new(Exit::Conflict, "x").at("expected_generation");
+        assert_eq!(input.locate(elsewhere).problems[0].path, "expected_generation");
+    }
+
+    #[test]
+    fn every_mistake_of_every_file_is_told_with_its_file() {
+        let failure = combine(&[
+            ("a.yaml", &A.replace("xdp", "xpd"), Yaml),
+            ("b.json", "{", Json),
+            ("c.yaml", &A.replace("package: p", "package: p, proceed_on: [bogus]"), Yaml),
+        ])
+        .unwrap_err();
+        assert_eq!(failure.exit, Exit::Invalid);
+        let said = failure.render("error");
+        for place in [
+            "a.yaml: chains[0].hook",
+            "at: b.json\n",
+            "c.yaml: chains[0].programs[0].proceed_on[0]",
+        ] {
+            assert!(said.contains(place), "{place} not in\n{said}");
+        }
+    }
+
+    #[test]
+    fn one_chain_in_two_files_is_a_mistake() {
+        let said =
+            combine(&[("a.yaml", A, Yaml), ("b.yaml", A, Yaml)]).unwrap_err().render("error");
+        assert!(said.contains("eth0/xdp is already described by a.yaml: chains[0]"), "{said}");
+        assert!(said.contains("at: b.yaml: chains[0]"), "{said}");
+    }
+
+    #[test]
+    fn standard_input_may_be_either() {
+        assert_eq!(guess("  {\"chains\": []}"), Json);
+        assert_eq!(guess("chains: []"), Yaml);
+    }
+}

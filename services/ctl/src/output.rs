@@ -1,0 +1,360 @@
+//! How answers are written: tables for people, JSON and YAML for programs, names for loops.
+
+use crate::failure::{Exit, Failure};
+use serde::Serialize;
+use std::io::{self, IsTerminal as _, Write};
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// More columns.
+    Wide,
+    /// JSON, as on the bus.
+    Json,
+    /// The same as YAML.
+    Yaml,
+    /// One name a line.
+    Name,
+}
+
+/// What a cell means, for a terminal's colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// Nothing special.
+    #[default]
+    Plain,
+    /// As it should be.
+    Good,
+    /// Worth a look.
+    Warn,
+    /// Wrong.
+    Bad,
+    /// Of less interest.
+    Dim,
+}
+
+impl Tone {
+    /// The text with this tone, where colours are shown.
+    pub fn paint(self, text: &str, colour: bool) -> String {
+        let code = match self {
+            _ if !colour => return text.to_owned(),
+            Self::Plain => return text.to_owned(),
+            Self::Good => 32,
+            Self::Warn => 33,
+            Self::Bad => 31,
+            Self::Dim => 2,
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// One cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    /// A cell with a tone.
+    pub fn toned(text: impl Into<String>, tone: Tone) -> Self {
+        Self { text: text.into(), tone }
+    }
+}
+
+impl<T: ToString + ?Sized> From<&T> for Cell {
+    fn from(text: &T) -> Self {
+        Self { text: text.to_string(), tone: Tone::Plain }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, tone: Tone::Plain }
+    }
+}
+
+/// A column.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    title: &'static str,
+    right: bool,
+    wide: bool,
+}
+
+/// A column of text.
+pub const fn text(title: &'static str) -> Column {
+    Column { title, right: false, wide: false }
+}
+
+/// A column of numbers, aligned at the right.
+pub const fn number(title: &'static str) -> Column {
+    Column { title, right: true, wide: false }
+}
+
+impl Column {
+    /// Shown by `-o wide` only.
+    #[must_use]
+    pub const fn wide(self) -> Self {
+        Self { wide: true, ..self }
+    }
+}
+
+/// A table: as wide as its cells, two spaces between columns, no lines.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// An empty one.
+    pub fn new(columns: impl Into<Vec<Column>>) -> Self {
+        Self { columns: columns.into(), rows: Vec::new() }
+    }
+
+    /// Adds a row; a missing cell is shown as `-`, as is an empty one.
+    pub fn row(&mut self, cells: impl Into<Vec<Cell>>) {
+        self.rows.push(cells.into());
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table as text, ending in a newline.
+    pub fn render(&self, wide: bool, colour: bool) -> String {
+        let shown: Vec<(usize, &Column)> =
+            self.columns.iter().enumerate().filter(|(_, column)| wide || !column.wide).collect();
+        let cell = |row: &[Cell], i: usize| match row.get(i) {
+            // A line break in what a host says must not look like another row.
+            Some(cell) if !cell.text.is_empty() => {
+                Cell { text: cell.text.replace(char::is_control, "\u{fffd}"), tone: cell.tone }
+            }
+            _ => Cell::toned("-", Tone::Dim),
+        };
+        let widths: Vec<usize> = shown
+            .iter()
+            .map(|(i, column)| {
+                let cells = self.rows.iter().map(|row| cell(row, *i).text.chars().count());
+                cells.chain([column.title.len()]).max().unwrap_or(0)
+            })
+            .collect();
+        let titles: Vec<Cell> =
+            self.columns.iter().map(|column| Cell::from(column.title)).collect();
+        let mut out = String::new();
+        for row in [&titles].into_iter().chain(&self.rows) {
+            let mut line = String::new();
+            let mut pending = 0;
+            for ((i, column), width) in shown.iter().zip(&widths) {
+                let cell = cell(row, *i);
+                let padding = width - cell.text.chars().count().min(*width);
+                if column.right {
+                    pending += padding;
+                }
+                line.extend(std::iter::repeat_n(' ', pending));
+                line.push_str(&cell.tone.paint(&cell.text, colour));
+                pending = if column.right { 2 } else { padding + 2 };
+            }
+            out.push_str(&line);
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// An answer that can be written in every format.
+pub trait Answer: Serialize {
+    /// For people. `None` where [`Self::text`] says it better.
+    fn table(&self) -> Option<Table>;
+
+    /// For people, where a table does not fit; `colour` as the terminal has it.
+    fn text(&self, colour: bool) -> String {
+        let _ = colour;
+        String::new()
+    }
+
+    /// One name for each thing.
+    fn names(&self) -> Vec<String>;
+
+    /// Said to people in place of an empty table.
+    fn nothing(&self) -> String {
+        "nothing found".to_owned()
+    }
+}
+
+/// Any value as JSON, indented, ending in a newline.
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|e| unwritable(&e))
+}
+
+/// Any value as YAML, ending in a newline.
+pub fn yaml<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
+    // Through a JSON value, so that both formats show the same fields in the same way.
+    let value = serde_json::to_value(value).map_err(|e| unwritable(&e))?;
+    let text = serde_saphyr::to_string(&value).map_err(|e| unwritable(&e))?;
+    Ok(if text.ends_with('\n') { text } else { text + "\n" })
+}
+
+/// The text without what moves the cursor or talks to the terminal: hosts and packages may say
+/// anything. Lines, tabs and our own colours stay.
+fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_control() && c != '\n' && c != '\t') {
+        let (before, found) = rest.split_at(at);
+        out.push_str(before);
+        let colour = found.strip_prefix("\x1b[").and_then(|code| {
+            let end = code.find(|c: char| !c.is_ascii_digit())?;
+            code.get(end..)?.starts_with('m').then_some("\x1b[".len() + end + 1)
+        });
+        let length = if let Some(length) = colour {
+            out.push_str(found.get(..length).unwrap_or_default());
+            length
+        } else {
+            out.push('\u{fffd}');
+            found.chars().next().map_or(1, char::len_utf8)
+        };
+        rest = found.get(length..).unwrap_or_default();
+    }
+    out + rest
+}
+
+fn unwritable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, format!("the answer cannot be written: {error}"))
+}
+
+/// Standard output and standard error, and what each can show.
+pub struct Screen {
+    out: Box<dyn Write>,
+    err: Box<dyn Write>,
+    /// Whether standard output shows colours.
+    pub colour: bool,
+    error_colour: bool,
+}
+
+impl Screen {
+    /// The process's own. Colours only on a terminal, and not with `NO_COLOR` set or `TERM=dumb`.
+    pub fn standard() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        Self {
+            out: Box::new(io::stdout().lock()),
+            err: Box::new(io::stderr()),
+            colour: wanted && io::stdout().is_terminal(),
+            error_colour: wanted && io::stderr().is_terminal(),
+        }
+    }
+
+    /// Writes text to standard output. A reader that has gone (`| head`) is not an error.
+    pub fn print(&mut self, text: &str) -> Result<(), Failure> {
+        match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes an answer in the format asked for.
+    pub fn show(&mut self, answer: &impl Answer, format: Format) -> Result<(), Failure> {
+        let text = match format {
+            Format::Json => json(answer)?,
+            Format::Yaml => yaml(answer)?,
+            Format::Name => answer.names().into_iter().map(|name| name + "\n").collect(),
+            Format::Table | Format::Wide => match answer.table() {
+                Some(table) if table.is_empty() => {
+                    self.note(&answer.nothing());
+                    return Ok(());
+                }
+                Some(table) => table.render(format == Format::Wide, self.colour),
+                None => answer.text(self.colour),
+            },
+        };
+        self.print(&harmless(&text))
+    }
+
+    /// A remark to the person, on standard error.
+    pub fn note(&mut self, text: &str) {
+        let _ = writeln!(self.err, "{}", harmless(text));
+    }
+
+    /// An error, on standard error.
+    pub fn fail(&mut self, failure: &Failure) {
+        let word = Tone::Bad.paint("error", self.error_colour);
+        let _ = self.err.write_all(failure.render(&word).as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table =
+            Table::new([text("NAME"), number("RUNS"), text("STATE"), text("TAG").wide()]);
+        table.row([
+            "blocklist".into(),
+            (&12_u64).into(),
+            Cell::toned("active", Tone::Good),
+            "ab".into(),
+        ]);
+        table.row(["limit".into(), (&123_456_u64).into(), Cell::toned("", Tone::Plain)]);
+        table
+    }
+
+    #[test]
+    fn columns_line_up() {
+        assert_eq!(
+            table().render(false, false),
+            "NAME         RUNS  STATE\n\
+             blocklist      12  active\n\
+             limit      123456  -\n"
+        );
+    }
+
+    #[test]
+    fn wide_has_more_columns() {
+        assert_eq!(
+            table().render(true, false),
+            "NAME         RUNS  STATE   TAG\n\
+             blocklist      12  active  ab\n\
+             limit      123456  -       -\n"
+        );
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let coloured = table().render(true, true);
+        assert!(coloured.contains("\x1b[32mactive\x1b[0m  ab"));
+        let mut plain = coloured;
+        for code in ["\x1b[32m", "\x1b[2m", "\x1b[0m"] {
+            plain = plain.replace(code, "");
+        }
+        assert_eq!(plain, table().render(true, false));
+    }
+
+    #[test]
+    fn what_a_host_says_cannot_talk_to_the_terminal() {
+        let mut table = Table::new([text("NAME"), text("STATE")]);
+        table.row(["web1\nweb2".into(), Cell::toned("\x1b]52;c;eA==\x07", Tone::Good)]);
+        let shown = table.render(false, true);
+        assert_eq!(shown.lines().count(), 2, "{shown:?}");
+        assert!(!shown.contains("\x1b]"), "{shown:?}");
+
+        let ours = "\x1b[32mactive\x1b[0m\n\tü";
+        assert_eq!(harmless(ours), ours);
+        let theirs = "a\x1b[2Jb\u{9b}31mc\rd\x1b[1;1He\x1b[";
+        assert!(!harmless(theirs).contains(char::is_control), "{:?}", harmless(theirs));
+    }
+
+    #[test]
+    fn yaml_and_json_hold_the_same() {
+        let value = serde_json::json!({"a": [1, "no", "1.0"], "b": {"c": null}});
+        let back: serde_json::Value = serde_saphyr::from_str(&yaml(&value).unwrap()).unwrap();
+        assert_eq!(back, value);
+        assert!(json(&value).unwrap().ends_with("}\n"));
+    }
+}

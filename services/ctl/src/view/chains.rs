@@ -1,0 +1,261 @@
+//! Chains: the list, and one in full.
+
+use super::{Fields, counts, indent, metrics};
+use crate::output::{Answer, Cell, Table, Tone, number, text};
+use canopy_api::{
+    HostId,
+    wire::{ChainState, ChainStatus, GetReply},
+};
+use serde::Serialize;
+
+/// One chain of one host.
+#[derive(Debug, Serialize)]
+pub struct HostChain {
+    /// The host.
+    pub host: HostId,
+    /// The chain.
+    #[serde(flatten)]
+    pub chain: ChainStatus,
+}
+
+/// Chains of one or more hosts.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Chains(pub Vec<HostChain>);
+
+impl Chains {
+    /// Every chain of these hosts.
+    pub fn of(hosts: Vec<GetReply>) -> Self {
+        Self(
+            hosts
+                .into_iter()
+                .flat_map(|reply| {
+                    let host = reply.host;
+                    reply
+                        .chains
+                        .into_iter()
+                        .map(move |chain| HostChain { host: host.clone(), chain })
+                })
+                .collect(),
+        )
+    }
+
+    /// Why chains are not as they should be, for the person's eyes.
+    pub fn remarks(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .filter_map(|HostChain { host, chain }| {
+                let reason = chain.reason.as_ref()?;
+                Some(format!("note: {host} {} is {}: {reason}", chain.key(), state(chain.state).0))
+            })
+            .collect()
+    }
+}
+
+/// A state in a word, and how much it should worry.
+pub(crate) fn state(state: ChainState) -> (&'static str, Tone) {
+    match state {
+        ChainState::Active => ("active", Tone::Good),
+        ChainState::Pending => ("pending", Tone::Warn),
+        ChainState::Diverged => ("diverged", Tone::Bad),
+        ChainState::Drained => ("drained", Tone::Warn),
+    }
+}
+
+fn state_cell(chain: &ChainStatus) -> Cell {
+    let (word, tone) = state(chain.state);
+    Cell::toned(word, tone)
+}
+
+fn opt<T: ToString>(value: Option<T>) -> Cell {
+    value.map(|value| value.to_string()).unwrap_or_default().into()
+}
+
+impl Answer for Chains {
+    fn table(&self) -> Option<Table> {
+        let mut table = Table::new([
+            text("HOST"),
+            text("INTERFACE"),
+            text("HOOK"),
+            text("STATE"),
+            text("MODE"),
+            number("PROGRAMS"),
+            number("GENERATION"),
+            number("PROGRAM-ID"),
+            number("RESTORED"),
+            number("LINK-ID").wide(),
+            text("TAG").wide(),
+            number("VERIFIED").wide(),
+            number("JITED").wide(),
+            text("CHANGED").wide(),
+            text("BY").wide(),
+        ]);
+        for HostChain { host, chain } in &self.0 {
+            let seen = chain.observed.as_ref();
+            table.row([
+                host.into(),
+                (&chain.interface).into(),
+                (&chain.hook).into(),
+                state_cell(chain),
+                opt(seen.map(|o| &o.mode)),
+                (&chain.programs.len()).into(),
+                opt(seen.map(|o| o.generation)),
+                opt(seen.map(|o| o.program_id)),
+                (&chain.restored).into(),
+                opt(seen.map(|o| o.link_id)),
+                opt(seen.map(|o| &o.tag)),
+                opt(seen.map(|o| o.verified_instructions)),
+                opt(seen.map(|o| o.jited_bytes)),
+                opt(chain.changed.as_ref()),
+                opt(chain.changed_by.as_ref()),
+            ]);
+        }
+        Some(table)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+    }
+
+    fn nothing(&self) -> String {
+        "no chains; canopy apply -f FILE makes some".to_owned()
+    }
+}
+
+/// One chain in full.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct ChainInFull(pub Vec<HostChain>);
+
+impl Answer for ChainInFull {
+    fn table(&self) -> Option<Table> {
+        None
+    }
+
+    fn text(&self, colour: bool) -> String {
+        self.0.iter().map(|chain| describe(chain, colour)).collect::<Vec<_>>().join("\n")
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+    }
+}
+
+fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
+    let (word, tone) = state(chain.state);
+    let mut fields = Fields::default();
+    fields
+        .add("chain", chain.key())
+        .add("host", host)
+        .add("state", tone.paint(word, colour))
+        .add("reason", chain.reason.as_deref().unwrap_or_default())
+        .add("restored", chain.restored);
+    if let Some(changed) = &chain.changed {
+        let by = chain.changed_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+        fields.add("changed", format!("{changed}{by}"));
+    }
+    let mut out = fields.render(0);
+    if let Some(seen) = &chain.observed {
+        let mut fields = Fields::default();
+        fields
+            .add("program id", format!("{} (tag {})", seen.program_id, seen.tag))
+            .add("link id", seen.link_id)
+            .add("interface index", seen.ifindex)
+            .add("mode", &seen.mode)
+            .add("generation", seen.generation)
+            .add("verified", format!("{} instructions", seen.verified_instructions))
+            .add("native code", format!("{} bytes", seen.jited_bytes))
+            .add("functions", seen.functions.join(", "));
+        out.push_str("kernel:\n");
+        out.push_str(&fields.render(2));
+    }
+    if !chain.programs.is_empty() {
+        let mut table = Table::new([
+            number("POS"),
+            text("NAME"),
+            text("PACKAGE"),
+            number("PRIORITY"),
+            text("PROCEED-ON"),
+            number("RUNS"),
+            text("VERDICTS"),
+            text("EXITS"),
+            text("METRICS"),
+        ]);
+        for program in &chain.programs {
+            table.row([
+                (&program.position).into(),
+                (&program.name).into(),
+                format!("{}@{}", program.package, program.version).into(),
+                (&program.priority).into(),
+                program.proceed_on.join(",").into(),
+                (&program.runs).into(),
+                counts(&program.verdicts).into(),
+                counts(&program.exits).into(),
+                metrics(&program.metrics).into(),
+            ]);
+        }
+        out.push_str("programs:\n");
+        out.push_str(&indent(&table.render(true, colour), 2));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::host;
+
+    #[test]
+    fn chains_as_a_table() {
+        let chains = Chains::of(vec![host()]);
+        assert_eq!(
+            chains.table().unwrap().render(false, false),
+            "\
+HOST  INTERFACE  HOOK        STATE    MODE    PROGRAMS  GENERATION  PROGRAM-ID  RESTORED
+web1  eth0       xdp         active   native         2           4          42         1
+web1  eth9       tc-ingress  pending  -              0           -           -         0
+"
+        );
+        assert_eq!(chains.names(), ["web1/eth0/xdp", "web1/eth9/tc-ingress"]);
+        assert_eq!(
+            chains.remarks(),
+            ["note: web1 eth9/tc-ingress is pending: there is no interface \"eth9\""]
+        );
+    }
+
+    #[test]
+    fn a_chain_in_full() {
+        let mut chains = Chains::of(vec![host()]).0;
+        chains.truncate(1);
+        let text = ChainInFull(chains).text(false);
+        let want = "\
+chain:     eth0/xdp
+host:      web1
+state:     active
+restored:  1
+changed:   2026-01-01T00:00:00Z by u-alice
+kernel:
+  program id:       42 (tag 0123456789abcdef)
+  link id:          7
+  interface index:  3
+  mode:             native
+  generation:       4
+  verified:         1234 instructions
+  native code:      4096 bytes
+  functions:        main
+programs:
+  POS  NAME       PACKAGE         PRIORITY  PROCEED-ON  RUNS  VERDICTS        EXITS   METRICS
+    0  blocklist  firewall@0.1.0        10  pass         100  drop=5 pass=95  drop=5  blocked=5
+    1  limit      firewall@0.1.0        20  pass          95  pass=95         -       blocked=5
+";
+        assert_eq!(text, want);
+    }
+
+    #[test]
+    fn json_names_the_host_beside_the_chain() {
+        let value = serde_json::to_value(Chains::of(vec![host()])).unwrap();
+        assert_eq!(value[0]["host"], "web1");
+        assert_eq!(value[0]["interface"], "eth0");
+        assert_eq!(value[0]["observed"]["program_id"], 42);
+    }
+}

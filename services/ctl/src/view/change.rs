@@ -1,0 +1,145 @@
+//! What a change did: answers to apply, delete and drain.
+
+use crate::output::{Answer, Table, Tone};
+use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// The answer to a change.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Change(pub ApplyReply);
+
+/// What was done, in a word, and its tone.
+pub(crate) fn word(action: Action) -> (&'static str, Tone) {
+    match action {
+        Action::Created => ("created", Tone::Good),
+        Action::Updated => ("updated", Tone::Good),
+        Action::Unchanged => ("unchanged", Tone::Dim),
+        Action::Removed => ("removed", Tone::Warn),
+    }
+}
+
+impl Answer for Change {
+    fn table(&self) -> Option<Table> {
+        None
+    }
+
+    fn text(&self, colour: bool) -> String {
+        let reply = &self.0;
+        let mut out = String::new();
+        for chain in &reply.chains {
+            let _ = writeln!(out, "{}", headline(chain, reply.dry_run, colour));
+            if reply.dry_run {
+                for step in &chain.steps {
+                    let _ = writeln!(out, "  {step}");
+                }
+            }
+            for note in &chain.notes {
+                let _ = writeln!(out, "  {} {note}", Tone::Warn.paint("note:", colour));
+            }
+        }
+        let rehearsal = if reply.dry_run { "; nothing was changed" } else { "" };
+        let _ = writeln!(out, "{}: generation {}{rehearsal}", reply.host, reply.generation);
+        out
+    }
+
+    fn names(&self) -> Vec<String> {
+        let chains = &self.0.chains;
+        chains.iter().map(|c| format!("{}/{}/{}", self.0.host, c.interface, c.hook)).collect()
+    }
+}
+
+fn headline(chain: &ChainOutcome, dry_run: bool, colour: bool) -> String {
+    let (word, tone) = word(chain.action);
+    let would = match (dry_run, chain.action) {
+        (false, _) => "",
+        (true, Action::Unchanged) => "would be left ",
+        (true, _) => "would be ",
+    };
+    let mut line =
+        format!("{}/{} {would}{}", chain.interface, chain.hook, tone.paint(word, colour));
+    if !chain.programs.is_empty() {
+        let programs: Vec<String> = chain
+            .programs
+            .iter()
+            .map(|p| {
+                let package = format!("{}@{}", p.package, p.version);
+                if p.name.as_str() == p.package.as_str() {
+                    package
+                } else {
+                    format!("{} ({package})", p.name)
+                }
+            })
+            .collect();
+        let _ = write!(line, ": {}", programs.join(" -> "));
+    }
+    if let Some(seen) = &chain.observed {
+        let _ = write!(line, " [{}, program {}]", seen.mode, seen.program_id);
+    }
+    line
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::view::tests::host;
+    use canopy_api::{Digest, Hook, wire::PlannedProgram};
+
+    pub(crate) fn planned(name: &str, version: &str, priority: u16) -> PlannedProgram {
+        PlannedProgram {
+            name: name.parse().unwrap(),
+            package: "firewall".parse().unwrap(),
+            version: version.to_owned(),
+            digest: Digest::of(version.as_bytes()),
+            program: "firewall".to_owned(),
+            priority,
+            proceed_on: vec!["pass".to_owned()],
+            config: serde_json::json!({"blocked": ["198.51.100.0/24"]})
+                .as_object()
+                .unwrap()
+                .clone(),
+        }
+    }
+
+    pub(crate) fn outcome(action: Action, programs: Vec<PlannedProgram>) -> ChainOutcome {
+        ChainOutcome {
+            interface: "eth0".parse().unwrap(),
+            hook: Hook::Xdp,
+            action,
+            steps: vec!["load".to_owned(), "switch".to_owned()],
+            notes: vec!["the driver has no native XDP: attached generic".to_owned()],
+            programs,
+            observed: None,
+        }
+    }
+
+    pub(crate) fn reply(dry_run: bool, chains: Vec<ChainOutcome>) -> ApplyReply {
+        ApplyReply { host: "web1".parse().unwrap(), generation: 5, dry_run, chains }
+    }
+
+    #[test]
+    fn a_change_says_what_is_now_true() {
+        let mut chain = outcome(
+            Action::Updated,
+            vec![planned("firewall", "0.2.0", 10), planned("limit", "0.1.0", 20)],
+        );
+        chain.observed = host().chains.remove(0).observed;
+        assert_eq!(
+            Change(reply(false, vec![chain])).text(false),
+            "eth0/xdp updated: firewall@0.2.0 -> limit (firewall@0.1.0) [native, program 42]\n  \
+             note: the driver has no native XDP: attached generic\n\
+             web1: generation 5\n"
+        );
+    }
+
+    #[test]
+    fn a_rehearsal_says_would() {
+        let mut chain = outcome(Action::Removed, vec![]);
+        chain.notes.clear();
+        assert_eq!(
+            Change(reply(true, vec![chain])).text(false),
+            "eth0/xdp would be removed\n  load\n  switch\nweb1: generation 5; nothing was changed\n"
+        );
+    }
+}

@@ -1,0 +1,66 @@
+//! The loader's configuration file.
+
+use crate::core::trust::Trust;
+use canopy_api::{HostId, Problem, Problems};
+use canopy_bus::BusConfig;
+use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// The loader of one host. The file belongs to root: whoever may write it decides whose code runs
+/// in the kernel.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The host's enrolled id.
+    pub host: HostId,
+    /// How to reach the bus.
+    pub bus: BusConfig,
+    /// Logs, metrics, traces.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    /// Where the state and the package cache are kept. Default `/var/lib/canopy/loader`.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Where programs, links and maps are pinned: a directory of a mounted bpffs. Default
+    /// `/sys/fs/bpf/canopy`.
+    #[serde(default = "default_bpffs")]
+    pub bpffs: PathBuf,
+    /// Whose packages may run here. For each package the first rule that names it counts; a
+    /// package that no rule names is refused. Default: none.
+    #[serde(default)]
+    pub trust: Vec<Trust>,
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/canopy/loader".into()
+}
+
+fn default_bpffs() -> PathBuf {
+    "/sys/fs/bpf/canopy".into()
+}
+
+impl ServiceConfig for Config {
+    fn runtime(&self) -> &RuntimeConfig {
+        &self.runtime
+    }
+
+    fn check(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        for (field, path) in [("state_dir", &self.state_dir), ("bpffs", &self.bpffs)] {
+            if !path.is_absolute() {
+                problems.push(
+                    Problem::new(field, format!("{} is not an absolute path", path.display()))
+                        .remedy("write it from /"),
+                );
+            }
+        }
+        for (i, rule) in self.trust.iter().enumerate() {
+            if let Err(found) = rule.check(&format!("trust[{i}]")) {
+                problems.0.extend(found.0);
+            }
+        }
+        problems.into_result()
+    }
+}

@@ -1,0 +1,10 @@
+//! Decisions without effects: values in, values out. Nothing here reads a clock, a file, the bus
+//! or the kernel.
+
+pub mod build;
+pub mod plan;
+pub mod reconcile;
+pub mod resolve;
+pub mod state;
+pub mod totals;
+pub mod trust;

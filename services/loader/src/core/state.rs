@@ -1,0 +1,202 @@
+//! What the loader remembers: the resolved intent, what it attached for it, totals, and the one
+//! change that may be under way.
+
+use super::totals::Totals;
+use canopy_api::{
+    ChainKey, Digest, HostId, PackageName, Principal, ProgramName, VerdictSet, XdpMode,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// Everything a restart needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The host whose state this is.
+    pub host: HostId,
+    /// One up for each change of what is desired.
+    pub generation: u64,
+    /// Whether everything is detached on purpose.
+    pub drained: bool,
+    /// The highest number given to a generation of any chain.
+    pub last_build: u64,
+    /// Every desired chain.
+    #[serde(with = "pairs")]
+    pub chains: BTreeMap<ChainKey, Chain>,
+    /// What generations that are gone have counted.
+    pub totals: Totals,
+    /// Generations that run no longer and whose counts are not in `totals` yet.
+    pub retired: Vec<(ChainKey, u64)>,
+    /// The highest index version seen, by the package the index was read for. Not by the
+    /// repository's name: that name is only the registry's word.
+    pub index_versions: BTreeMap<PackageName, u64>,
+    /// The change that was begun and not committed.
+    pub journal: Option<Journal>,
+}
+
+impl State {
+    /// A host with nothing on it.
+    pub fn new(host: HostId) -> Self {
+        Self {
+            host,
+            generation: 0,
+            drained: false,
+            last_build: 0,
+            chains: BTreeMap::new(),
+            totals: Totals::default(),
+            retired: Vec::new(),
+            index_versions: BTreeMap::new(),
+            journal: None,
+        }
+    }
+
+    /// The state once a journal's change is made.
+    #[must_use]
+    pub fn after(&self, journal: &Journal) -> Self {
+        let mut next = self.clone();
+        next.generation = journal.generation;
+        next.drained = journal.drained;
+        for change in &journal.changes {
+            match &change.record {
+                Some(record) => next.chains.insert(change.key.clone(), record.clone()),
+                None => next.chains.remove(&change.key),
+            };
+        }
+        next.journal = None;
+        next
+    }
+
+    /// Whether a pinned generation is of use: attached, kept for later, or still to be counted.
+    pub fn needs(&self, key: &ChainKey, generation: u64) -> bool {
+        self.chains.get(key).is_some_and(|chain| chain.running == generation)
+            || self.retired.iter().any(|(of, retired)| of == key && *retired == generation)
+            || self.journal.iter().flat_map(|journal| &journal.changes).any(|change| {
+                change.key == *key
+                    && (change.from == Some(generation) || change.to == Some(generation))
+            })
+    }
+}
+
+/// A desired chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// What is wanted, everything resolved.
+    pub wanted: Wanted,
+    /// The generation that was built for it.
+    pub running: u64,
+    /// When `wanted` last changed, seconds since the epoch.
+    pub changed: u64,
+    /// Who changed it.
+    pub changed_by: Principal,
+    /// How often it was restored after somebody removed or replaced it.
+    pub restored: u64,
+    /// Since when each program is in the chain with these bytes, seconds since the epoch.
+    pub since: BTreeMap<ProgramName, u64>,
+}
+
+/// What a chain is to be: versions, programs and priorities resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// The programs, in the order in which they run; at least one.
+    pub programs: Vec<WantedProgram>,
+}
+
+/// One program of a chain, resolved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedProgram {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// Its package.
+    pub package: PackageName,
+    /// The exact version.
+    pub version: semver::Version,
+    /// The exact bytes.
+    pub digest: Digest,
+    /// The program of the package.
+    pub program: String,
+    /// The object file in the package.
+    pub object: String,
+    /// The function in the object.
+    pub function: String,
+    /// Its priority.
+    pub priority: u16,
+    /// Verdicts after which the chain goes on.
+    #[serde(with = "verdict_bits")]
+    pub proceed_on: VerdictSet,
+    /// Whether it handles multi-buffer packets.
+    pub frags: bool,
+    /// Settings as given.
+    pub config: Map<String, Value>,
+}
+
+/// A change between intent and commit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    /// The host's generation once it is made.
+    pub generation: u64,
+    /// Whether the host is drained once it is made.
+    pub drained: bool,
+    /// Each chain that it changes.
+    pub changes: Vec<Change>,
+}
+
+/// What a journal does to one chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// The chain.
+    pub key: ChainKey,
+    /// The generation attached before, if any.
+    pub from: Option<u64>,
+    /// The generation to be attached; `None` detaches.
+    pub to: Option<u64>,
+    /// How XDP is attached when `from` has to come back.
+    pub from_mode: XdpMode,
+    /// The chain's record once it is made; `None` forgets the chain.
+    pub record: Option<Chain>,
+}
+
+/// Maps whose keys are not text, as lists of pairs.
+pub(super) mod pairs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub(crate) fn serialize<K, V, S>(map: &BTreeMap<K, V>, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        K: Serialize,
+        V: Serialize,
+        S: Serializer,
+    {
+        serializer.collect_seq(map)
+    }
+
+    pub(crate) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+mod verdict_bits {
+    use canopy_api::VerdictSet;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    pub(super) fn serialize<S: Serializer>(set: &VerdictSet, to: S) -> Result<S::Ok, S::Error> {
+        set.bits().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<VerdictSet, D::Error> {
+        u32::deserialize(from).map(VerdictSet::from_bits)
+    }
+}

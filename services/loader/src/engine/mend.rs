@@ -1,0 +1,249 @@
+//! The loader's own check: every second it compares what is attached with what is desired, and
+//! mends it from what is pinned, else from the cache. It needs neither bus nor enforcer.
+
+use super::{Engine, Event, Inner, Stage, Trouble, journal::find};
+use crate::{
+    core::{
+        reconcile::{Finding, Mend, judge},
+        state::{Change, Journal},
+    },
+    error::{LoaderError, with_causes},
+};
+use canopy_api::{ChainKey, wire::ChainRestored};
+use canopy_kernel::{Expect, Kernel, KernelError, Observed};
+use canopy_runtime::clock;
+use std::time::Duration;
+
+/// Longest wait between two attempts to build a chain again.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// After so many failures in a row to read a generation's counts they are held to be lost.
+pub(super) const BLIND: u32 = 3;
+
+/// Why a reconciliation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// The loader starts: what is missing was not necessarily removed by somebody.
+    Start,
+    /// A second has passed.
+    Tick,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// One round; what was restored.
+    pub fn tick(&self) -> Vec<Event> {
+        self.reconcile(Occasion::Tick)
+    }
+
+    pub(super) fn reconcile(&self, occasion: Occasion) -> Vec<Event> {
+        let mut inner = self.lock();
+        self.settle_journal(&mut inner);
+        let seen = match self.parts.kernel.observe() {
+            Ok(seen) => seen,
+            Err(error) => {
+                tracing::error!(error = with_causes(&error), "the kernel cannot be observed");
+                return Vec::new();
+            }
+        };
+        let mut events = Vec::new();
+        if !inner.state.drained && inner.state.journal.is_none() {
+            let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
+            for key in keys {
+                events.extend(self.mend(&mut inner, &key, find(&seen, &key), occasion));
+            }
+        }
+        self.remember_cells(&mut inner);
+        if occasion == Occasion::Start || leftovers(&inner, &seen) {
+            self.sweep(&mut inner);
+        }
+        events
+    }
+
+    fn mend(
+        &self,
+        inner: &mut Inner,
+        key: &ChainKey,
+        seen: Option<&Observed>,
+        occasion: Occasion,
+    ) -> Option<Event> {
+        let chain = inner.state.chains.get(key)?;
+        let begun = (self.parts.now)();
+        let was_missing = inner.trouble.get(key).is_some_and(|trouble| trouble.interface_missing);
+        let blind = inner.blind.get(&(key.clone(), chain.running)).copied().unwrap_or(0);
+        let mend = match judge(chain, seen) {
+            // It runs, and its maps cannot be reached any more: the next change would lose them.
+            Mend::Nothing if blind >= BLIND => Mend::Rebuild(Finding::Unpinned),
+            mend => mend,
+        };
+        let (finding, result) = match mend {
+            Mend::Nothing => {
+                inner.trouble.remove(key);
+                return None;
+            }
+            Mend::Wait => {
+                self.trouble(
+                    inner,
+                    key,
+                    &KernelError::InterfaceNotFound { name: key.interface.clone() },
+                );
+                return None;
+            }
+            Mend::Attach(finding, expect) => (finding, self.attach(inner, key, expect)),
+            Mend::Rebuild(finding) => {
+                let waits = inner.trouble.get(key).is_some_and(|t| begun < t.not_before);
+                if waits {
+                    return None;
+                }
+                (finding, self.rebuild(inner, key, seen))
+            }
+        };
+        if let Err(error) = result {
+            self.trouble(inner, key, error.as_ref());
+            return None;
+        }
+        inner.trouble.remove(key);
+        if was_missing || (occasion == Occasion::Start && finding == Finding::Unpinned) {
+            tracing::info!(%key, "chain attached");
+            return None;
+        }
+        let now = (self.parts.now)();
+        let repair_ms = now.duration_since(begun).map_or(0, |took| took.as_millis());
+        let mut next = inner.state.clone();
+        let chain = next.chains.get_mut(key)?;
+        chain.restored += 1;
+        let event = ChainRestored {
+            host: self.parts.host.clone(),
+            interface: key.interface.clone(),
+            hook: key.hook,
+            found: finding.as_str().to_owned(),
+            foreign_program_id: match finding {
+                Finding::Replaced(id) => Some(id),
+                Finding::Detached | Finding::Unpinned => None,
+            },
+            generation: chain.running,
+            restored: chain.restored,
+            repair_ms: u64::try_from(repair_ms).unwrap_or(u64::MAX),
+            time: clock::rfc3339(now),
+        };
+        tracing::warn!(%key, %finding, restored = chain.restored, "chain restored");
+        if let Err(error) = self.parts.store.save(&next) {
+            tracing::warn!(error = with_causes(&error), "the repair is not written down");
+        }
+        inner.state = next;
+        Some(Event::Restored(event))
+    }
+
+    /// Attaches the generation that is pinned.
+    fn attach(
+        &self,
+        inner: &Inner,
+        key: &ChainKey,
+        expect: Expect,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let chain = inner.state.chains.get(key).ok_or("the chain is gone")?;
+        self.parts.kernel.switch(key, chain.running, chain.wanted.xdp_mode, expect)?;
+        Ok(())
+    }
+
+    /// Builds the chain again from the cache.
+    fn rebuild(
+        &self,
+        inner: &mut Inner,
+        key: &ChainKey,
+        seen: Option<&Observed>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let interfaces = self.parts.kernel.interfaces()?;
+        if !interfaces.iter().any(|interface| interface.name == key.interface) {
+            return Err(KernelError::InterfaceNotFound { name: key.interface.clone() }.into());
+        }
+        let seen: Vec<_> = seen.cloned().into_iter().collect();
+        let mut record = inner.state.chains.get(key).ok_or("the chain is gone")?.clone();
+        let build = self.lay_out(inner, &seen, key, &record.wanted)?;
+        self.stage(Stage::Planned);
+        self.parts.kernel.prepare(&build)?;
+        self.stage(Stage::Prepared);
+        let from = record.running;
+        record.running = build.generation;
+        let journal = Journal {
+            generation: inner.state.generation,
+            drained: false,
+            changes: vec![Change {
+                key: key.clone(),
+                from: Some(from),
+                to: Some(build.generation),
+                from_mode: record.wanted.xdp_mode,
+                record: Some(record),
+            }],
+        };
+        if let Err(error) = self.carry_out(inner, &journal, &seen) {
+            if !inner.state.needs(key, build.generation) {
+                self.parts.kernel.discard(key, build.generation)?;
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Notes why a chain is not as desired, and when a new attempt is due.
+    fn trouble(
+        &self,
+        inner: &mut Inner,
+        key: &ChainKey,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        let interface_missing = interface_missing(error);
+        let reason = with_causes(error);
+        let before = inner.trouble.get(key);
+        // Waiting for an interface costs nothing: it is looked for at every round.
+        let delay = match before {
+            _ if interface_missing => Duration::ZERO,
+            Some(before) => (before.delay * 2).clamp(Duration::from_secs(1), LONGEST_WAIT),
+            None => Duration::from_secs(1),
+        };
+        if before.is_none_or(|before| before.reason != reason) {
+            tracing::warn!(%key, reason, "chain is not attached; trying again");
+        }
+        let not_before = (self.parts.now)() + delay;
+        let trouble = Trouble { reason, interface_missing, not_before, delay };
+        inner.trouble.insert(key.clone(), trouble);
+    }
+
+    /// Keeps the counts of what runs, for the day somebody removes the pins.
+    fn remember_cells(&self, inner: &mut Inner) {
+        let running: Vec<_> =
+            inner.state.chains.iter().map(|(key, chain)| (key.clone(), chain.running)).collect();
+        for (key, generation) in running {
+            let at = (key, generation);
+            match self.parts.kernel.cells(&at.0, generation) {
+                Ok(cells) => {
+                    inner.blind.remove(&at);
+                    inner.last_cells.insert(at, cells);
+                }
+                // What never was counted, such as a chain that waits for its interface, is not missed.
+                Err(error) if inner.last_cells.contains_key(&at) => {
+                    tracing::debug!(key = %at.0, generation, %error, "counts not read");
+                    *inner.blind.entry(at).or_default() += 1;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn interface_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kernel = match error.downcast_ref::<LoaderError>() {
+        Some(LoaderError::Kernel { source, .. }) => Some(source.as_ref()),
+        Some(_) => None,
+        None => error.downcast_ref::<KernelError>(),
+    };
+    matches!(kernel, Some(KernelError::InterfaceNotFound { .. }))
+}
+
+/// Whether there are generations that nobody needs, or counts that were not read yet.
+fn leftovers(inner: &Inner, seen: &[Observed]) -> bool {
+    let needed = |key: &ChainKey, generation: u64| {
+        inner.state.needs(key, generation) || inner.preparing.contains(&(key.clone(), generation))
+    };
+    !inner.state.retired.is_empty()
+        || seen.iter().any(|seen| seen.generations.iter().any(|g| !needed(&seen.key, *g)))
+}

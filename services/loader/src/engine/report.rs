@@ -1,0 +1,282 @@
+//! What is desired, what is observed, what was counted.
+
+use super::{Engine, Inner, journal::find};
+use crate::core::state::{Chain, WantedProgram};
+use canopy_api::{
+    ChainKey,
+    wire::{
+        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricValue,
+        ObservedChain, ProgramStatus,
+    },
+};
+use canopy_kernel::{Kernel, LinkState, MemberCells, Observed};
+use canopy_package::{bind, metric};
+use canopy_runtime::clock;
+use serde_json::Map;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
+
+/// Entries of a map that are read for metrics, at most.
+const MAP_ENTRIES: usize = 65_536;
+
+/// A chain with what only metrics tell.
+pub struct Report {
+    /// As `get` tells it.
+    pub status: ChainStatus,
+    /// Since when each program is in the chain, seconds since the epoch, in chain order.
+    pub since: Vec<u64>,
+}
+
+/// Reports, and for each the programs and the generation whose maps hold their metrics.
+type Statuses = (Vec<Report>, Vec<(Vec<WantedProgram>, u64)>);
+
+impl<K: Kernel> Engine<K> {
+    /// State of the host.
+    pub fn get(&self, request: &GetRequest) -> Result<GetReply, canopy_kernel::KernelError> {
+        let chains = self.report(request)?;
+        let inner = self.lock();
+        Ok(GetReply {
+            host: self.parts.host.clone(),
+            generation: inner.state.generation,
+            drained: inner.state.drained,
+            kernel: self.parts.kernel.release(),
+            version: self.parts.version.clone(),
+            started: clock::rfc3339(self.started),
+            chains: chains.into_iter().map(|report| report.status).collect(),
+        })
+    }
+
+    /// Every chain that is desired or observed, those that the request names.
+    pub fn report(&self, request: &GetRequest) -> Result<Vec<Report>, canopy_kernel::KernelError> {
+        let (mut reports, running) = self.statuses(request)?;
+        // Reading maps takes its time: nobody waits for it who mends or changes a chain.
+        for (report, (wanted, generation)) in reports.iter_mut().zip(running) {
+            let key = report.status.key();
+            for (told, program) in report.status.programs.iter_mut().zip(&wanted) {
+                told.metrics = self.metrics(&key, generation, program);
+            }
+        }
+        reports.sort_by_key(|report| report.status.key());
+        Ok(reports)
+    }
+
+    /// Everything but the packages' metrics; beside it, for each, the programs and the generation
+    /// to read those from.
+    fn statuses(&self, request: &GetRequest) -> Result<Statuses, canopy_kernel::KernelError> {
+        let inner = self.lock();
+        let seen = self.parts.kernel.observe()?;
+        let asked = |key: &ChainKey| {
+            request.interface.as_ref().is_none_or(|interface| *interface == key.interface)
+                && request.hook.is_none_or(|hook| hook == key.hook)
+        };
+        let mut reports = Vec::new();
+        let mut running = Vec::new();
+        for (key, chain) in inner.state.chains.iter().filter(|(key, _)| asked(key)) {
+            reports.push(self.desired(&inner, key, chain, find(&seen, key)));
+            running.push((chain.wanted.programs.clone(), chain.running));
+        }
+        for seen in &seen {
+            if let (true, false, LinkState::Attached(chain)) =
+                (asked(&seen.key), inner.state.chains.contains_key(&seen.key), &seen.state)
+            {
+                reports.push(unknown(&seen.key, chain));
+                running.push((Vec::new(), 0));
+            }
+        }
+        Ok((reports, running))
+    }
+
+    fn desired(
+        &self,
+        inner: &Inner,
+        key: &ChainKey,
+        chain: &Chain,
+        seen: Option<&Observed>,
+    ) -> Report {
+        let (state, reason, observed) = judge(inner, key, chain, seen);
+        let live = self.live(inner, key, chain.running);
+        let programs = (0_u32..)
+            .zip(&chain.wanted.programs)
+            .map(|(position, program)| {
+                let mut total = inner.state.totals.get(key, &program.name);
+                for cells in live.iter().filter(|cells| cells.name == program.name) {
+                    total.add(cells);
+                }
+                ProgramStatus {
+                    name: program.name.clone(),
+                    position,
+                    package: program.package.clone(),
+                    version: program.version.to_string(),
+                    digest: program.digest.clone(),
+                    program: program.program.clone(),
+                    function: program.function.clone(),
+                    priority: program.priority,
+                    proceed_on: program.proceed_on.names(key.hook),
+                    config: program.config.clone(),
+                    runs: total.runs(),
+                    verdicts: total.verdicts(key.hook),
+                    exits: total.exits(key.hook),
+                    metrics: Vec::new(),
+                }
+            })
+            .collect();
+        let status = ChainStatus {
+            interface: key.interface.clone(),
+            hook: key.hook,
+            state,
+            reason,
+            restored: chain.restored,
+            changed: Some(clock::rfc3339(UNIX_EPOCH + Duration::from_secs(chain.changed))),
+            changed_by: Some(chain.changed_by.to_string()),
+            programs,
+            observed,
+        };
+        let since = chain
+            .wanted
+            .programs
+            .iter()
+            .map(|program| chain.since.get(&program.name).copied().unwrap_or(chain.changed))
+            .collect();
+        Report { status, since }
+    }
+
+    /// What generations count that are not in the totals yet.
+    fn live(&self, inner: &Inner, key: &ChainKey, running: u64) -> Vec<MemberCells> {
+        let retired = inner.state.retired.iter().filter(|(of, _)| of == key).map(|(_, g)| *g);
+        retired
+            .chain([running])
+            .flat_map(|generation| {
+                self.parts.kernel.cells(key, generation).unwrap_or_else(|_| {
+                    inner.last_cells.get(&(key.clone(), generation)).cloned().unwrap_or_default()
+                })
+            })
+            .collect()
+    }
+
+    /// The metrics a package declares, read from its maps; those that cannot be read are left out.
+    fn metrics(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        program: &WantedProgram,
+    ) -> Vec<MetricValue> {
+        let Ok(package) = self.parts.packages.package(&program.digest) else { return Vec::new() };
+        let manifest = &package.manifest;
+        let effective = bind(manifest, &program.config, "config")
+            .map_or_else(|_| Map::new(), |bindings| bindings.effective);
+        let mut maps = BTreeMap::new();
+        let mut values = Vec::new();
+        for declared in &manifest.metrics {
+            let entries = maps.entry(declared.map.as_str()).or_insert_with(|| {
+                self.parts
+                    .kernel
+                    .map_entries(key, generation, &program.name, &declared.map, MAP_ENTRIES)
+                    .map_err(|error| tracing::debug!(%key, map = declared.map, %error, "not read"))
+            });
+            let Ok(entries) = entries else { continue };
+            for sample in metric::samples(declared, &effective, entries) {
+                values.push(MetricValue {
+                    name: declared.name.clone(),
+                    help: declared.help.clone(),
+                    labels: sample.labels,
+                    value: sample.value,
+                });
+            }
+        }
+        values
+    }
+
+    /// What this host can do.
+    pub fn facts(&self) -> FactsReply {
+        FactsReply {
+            host: self.parts.host.clone(),
+            kernel: self.parts.kernel.release(),
+            arch: std::env::consts::ARCH.to_owned(),
+            time: clock::rfc3339((self.parts.now)()),
+            facts: self.parts.kernel.facts(),
+        }
+    }
+
+    /// The sign of life.
+    pub fn alive(&self) -> HostAlive {
+        let inner = self.lock();
+        let seen = self.parts.kernel.observe().unwrap_or_default();
+        let mut chains = BTreeMap::new();
+        for (key, chain) in &inner.state.chains {
+            let (state, _, _) = judge(&inner, key, chain, find(&seen, key));
+            let name = match state {
+                ChainState::Active => "active",
+                ChainState::Pending => "pending",
+                ChainState::Diverged => "diverged",
+                ChainState::Drained => "drained",
+            };
+            *chains.entry(name.to_owned()).or_insert(0) += 1;
+        }
+        HostAlive {
+            host: self.parts.host.clone(),
+            kernel: self.parts.kernel.release(),
+            version: self.parts.version.clone(),
+            generation: inner.state.generation,
+            chains,
+            time: clock::rfc3339((self.parts.now)()),
+        }
+    }
+
+    /// Generation of the desired state, and whether the host is drained.
+    pub fn generation(&self) -> (u64, bool) {
+        let inner = self.lock();
+        (inner.state.generation, inner.state.drained)
+    }
+}
+
+fn judge(
+    inner: &Inner,
+    key: &ChainKey,
+    chain: &Chain,
+    seen: Option<&Observed>,
+) -> (ChainState, Option<String>, Option<ObservedChain>) {
+    let trouble = inner.trouble.get(key).map(|trouble| trouble.reason.clone());
+    if inner.state.drained {
+        return (ChainState::Drained, None, None);
+    }
+    let pending = |why: &str| {
+        (ChainState::Pending, Some(trouble.clone().unwrap_or_else(|| why.to_owned())), None)
+    };
+    match seen.map(|seen| &seen.state) {
+        Some(LinkState::Attached(now)) if now.generation == chain.running => {
+            (ChainState::Active, None, Some(now.clone()))
+        }
+        Some(LinkState::Attached(now)) => {
+            let why =
+                format!("generation {} is attached, {} is desired", now.generation, chain.running);
+            (ChainState::Diverged, Some(why), Some(now.clone()))
+        }
+        Some(LinkState::Replaced { program_id }) => {
+            let why = format!("program {program_id} was put in its place");
+            (ChainState::Diverged, Some(why), None)
+        }
+        Some(LinkState::InterfaceMissing) => {
+            pending(&format!("there is no interface \"{}\"", key.interface))
+        }
+        Some(LinkState::Detached) => pending("the link is detached; it is being restored"),
+        None => pending("nothing is attached; it is being built again"),
+    }
+}
+
+/// A chain of ours that the state does not know.
+fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
+    let status = ChainStatus {
+        interface: key.interface.clone(),
+        hook: key.hook,
+        state: ChainState::Diverged,
+        reason: Some("attached, and not in the state of this host; delete it or apply it".into()),
+        restored: 0,
+        changed: None,
+        changed_by: None,
+        programs: Vec::new(),
+        observed: Some(chain.clone()),
+    };
+    Report { status, since: Vec::new() }
+}

@@ -1,0 +1,223 @@
+//! The process dies: at every stage, before and after every call to the kernel. Afterwards every
+//! chain of the request is old or every one is new, nothing is left over, every packet is counted
+//! once, and the next change succeeds.
+
+use super::world::*;
+use crate::engine::{Engine, Stage};
+use canopy_api::wire::{ChainState, ChainStatus};
+use canopy_kernel::{
+    Kernel,
+    fake::{Call, FakeKernel, Fault},
+};
+
+/// What is being done when the process dies.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Create,
+    Update,
+    UpdateTwo,
+    Remove,
+    UpdateAndRemove,
+    Drain,
+    Undo,
+}
+
+const OPERATIONS: [Operation; 7] = [
+    Operation::Create,
+    Operation::Update,
+    Operation::UpdateTwo,
+    Operation::Remove,
+    Operation::UpdateAndRemove,
+    Operation::Drain,
+    Operation::Undo,
+];
+
+impl Operation {
+    fn before(self, world: &World, engine: &Engine<FakeKernel>) {
+        match self {
+            Self::Create => {}
+            Self::Update | Self::Remove | Self::Drain | Self::Undo => {
+                world.apply(engine, two_programs()).unwrap();
+            }
+            Self::UpdateTwo | Self::UpdateAndRemove => {
+                world.apply(engine, two_programs()).unwrap();
+                world.apply(engine, document(&[chain("eth1", &[("b", "block", &[])])])).unwrap();
+            }
+        }
+        for _ in 0..5 {
+            world.kernel.packet(&eth0(), &[PASS, PASS]);
+        }
+        if matches!(self, Self::Undo) {
+            engine.drain(false, false).unwrap();
+        }
+    }
+
+    fn perform(self, world: &World, engine: &Engine<FakeKernel>) -> bool {
+        let changed =
+            [chain("eth0", &[("b", "limit", &[80])]), chain("eth1", &[("b", "limit", &[80])])];
+        match self {
+            Self::Create => world.apply(engine, two_programs()).is_ok(),
+            Self::Update => world.apply(engine, document(&changed[..1])).is_ok(),
+            Self::UpdateTwo => world.apply(engine, document(&changed)).is_ok(),
+            Self::Remove => engine.delete(&deletion(&eth0(), None), &options()).is_ok(),
+            Self::UpdateAndRemove => {
+                let removed = chain("eth1", &[]);
+                world.apply(engine, document(&[changed[0].clone(), removed])).is_ok()
+            }
+            Self::Drain => engine.drain(false, false).is_ok(),
+            Self::Undo => engine.drain(true, false).is_ok(),
+        }
+    }
+}
+
+/// What a person would call the state of the host: drained or not, and each chain's programs with
+/// their settings.
+fn intent(engine: &Engine<FakeKernel>) -> (bool, Vec<(String, Vec<String>)>) {
+    let reply = get(engine);
+    let programs = |chain: &ChainStatus| {
+        let told = chain.programs.iter();
+        told.map(|p| format!("{} {} {:?}", p.name, p.package, p.config)).collect()
+    };
+    (reply.drained, reply.chains.iter().map(|c| (c.key().to_string(), programs(c))).collect())
+}
+
+/// What holds whenever a loader has started.
+fn check(world: &World, engine: &Engine<FakeKernel>, what: &str) {
+    let reply = get(engine);
+    for status in &reply.chains {
+        let wanted = if reply.drained { ChainState::Drained } else { ChainState::Active };
+        assert_eq!(status.state, wanted, "{what}: {status:?}");
+        let running = world.kernel.running(&status.key());
+        assert_eq!(running.is_some(), !reply.drained, "{what}: {}", status.key());
+        assert_eq!(world.kernel.pinned(&status.key()).len(), 1, "{what}: pins left over");
+    }
+    for seen in world.kernel.observe().unwrap() {
+        let known = reply.chains.iter().any(|status| status.key() == seen.key);
+        assert!(known, "{what}: {} is in the kernel and not desired", seen.key);
+    }
+}
+
+/// Makes one host, lets a fault meet one operation, starts again and looks.
+fn survives(operation: Operation, what: &str, plan: impl FnOnce(&World)) {
+    survives_with(operation, what, plan, |_| {});
+}
+
+/// The same, with more trouble before the loader starts again.
+fn survives_with(
+    operation: Operation,
+    what: &str,
+    plan: impl FnOnce(&World),
+    trouble: impl FnOnce(&World),
+) {
+    let what = format!("{operation:?}, {what}");
+    let world = World::new();
+    let engine = world.start();
+    operation.before(&world, &engine);
+    let old = intent(&engine);
+    plan(&world);
+    let mut engine = Some(engine);
+    let done = until_death(|| operation.perform(&world, engine.as_ref().unwrap()));
+    if done.is_none() {
+        drop(engine.take());
+        trouble(&world);
+    }
+    live();
+    world.kernel.clear_faults();
+    let engine = engine.unwrap_or_else(|| world.start());
+    let after_failure = (done == Some(false)).then(|| intent(&engine));
+    if let Some(after) = &after_failure {
+        assert_eq!(*after, old, "{what}: a refused change changed the intent");
+    }
+    if done.is_some() {
+        // What could not be swept or counted at once is so a second later.
+        wait(60);
+        engine.tick();
+        check(&world, &engine, &what);
+    }
+    drop(engine);
+    let engine = world.start();
+    check(&world, &engine, &what);
+    let now = intent(&engine);
+    if now != old {
+        let wanted = {
+            let other = World::new();
+            let engine = other.start();
+            operation.before(&other, &engine);
+            assert!(operation.perform(&other, &engine));
+            intent(&engine)
+        };
+        assert_eq!(now, wanted, "{what}: neither the old nor the new");
+    }
+    match done {
+        Some(true) => assert_ne!(now, old, "{what}: done and not done"),
+        Some(false) => assert_eq!(now, old, "{what}: refused and done"),
+        None => {}
+    }
+    // The next change succeeds, and no packet was lost or counted twice.
+    if get(&engine).drained {
+        engine.drain(true, false).unwrap();
+    }
+    world.apply(&engine, document(&[chain("eth0", &[("b", "limit", &[443])])])).unwrap();
+    let counted = if matches!(operation, Operation::Create) { 0 } else { 5 };
+    assert_eq!(runs(&engine, &eth0(), "b"), counted, "{what}");
+    check(&world, &engine, &what);
+}
+
+#[test]
+fn death_at_every_stage() {
+    for operation in OPERATIONS {
+        for stage in Stage::ALL {
+            survives(operation, &format!("death at {stage:?}"), |_| die_at(stage));
+        }
+    }
+}
+
+#[test]
+fn death_and_failure_at_every_kernel_call() {
+    const CALLS: [Call; 7] = [
+        Call::Observe,
+        Call::Prepare,
+        Call::Switch,
+        Call::Detach,
+        Call::Discard,
+        Call::Settle,
+        Call::Cells,
+    ];
+    for operation in OPERATIONS {
+        for call in CALLS {
+            for nth in 0..5 {
+                for fault in [Fault::Fail, Fault::CrashBefore, Fault::CrashAfter] {
+                    survives(operation, &format!("{fault:?} at {call:?} {nth}"), |world| {
+                        world.kernel.inject(call, nth, fault);
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn death_while_recovering_from_death() {
+    const CALLS: [Call; 5] = [Call::Switch, Call::Detach, Call::Settle, Call::Cells, Call::Discard];
+    for operation in OPERATIONS {
+        for stage in [Stage::Prepared, Stage::Journalled, Stage::Switched, Stage::Committed] {
+            for call in CALLS {
+                for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+                    let what = format!("death at {stage:?}, then {fault:?} at {call:?}");
+                    survives_with(
+                        operation,
+                        &what,
+                        |_| die_at(stage),
+                        |world| {
+                            live();
+                            world.kernel.clear_faults();
+                            world.kernel.inject(call, 0, fault);
+                            // The second death, if the recovery comes that far.
+                            drop(until_death(|| world.try_start().map(drop)));
+                        },
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The engine over a kernel in memory: no root, and every fault at will.
+
+mod accounting;
+mod changes;
+mod crashes;
+mod healing;
+mod model;
+mod world;

@@ -1,0 +1,261 @@
+//! Random sequences of changes, faults, tampering, traffic and restarts, against a model that is
+//! a dozen lines.
+
+use super::world::*;
+use crate::engine::{Engine, Stage};
+use canopy_api::{ChainKey, wire::ChainState};
+use canopy_kernel::{
+    Kernel,
+    fake::{Call, FakeKernel, Fault},
+};
+use proptest::{prelude::*, sample::select};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Name, package, port.
+type Programs = BTreeSet<(&'static str, &'static str, u16)>;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Apply(BTreeMap<&'static str, Programs>),
+    Delete(&'static str, Option<&'static str>),
+    Drain(bool),
+    Packets(&'static str, u8),
+    TamperDetach(&'static str),
+    TamperReplace(&'static str),
+    InterfaceGone,
+    InterfaceBack,
+    Tick,
+    Restart,
+    FailNext(Call),
+    DieDuring(Stage, BTreeMap<&'static str, Programs>),
+}
+
+fn interface() -> impl Strategy<Value = &'static str> {
+    select(&["eth0", "eth1"][..])
+}
+
+fn programs() -> impl Strategy<Value = Programs> {
+    let one = (select(&["a", "b", "c"][..]), select(&["block", "limit"][..]), 1_u16..3);
+    prop::collection::vec(one, 0..4).prop_map(|list| {
+        let mut names = BTreeSet::new();
+        list.into_iter().filter(|(name, _, _)| names.insert(*name)).collect()
+    })
+}
+
+fn request() -> impl Strategy<Value = BTreeMap<&'static str, Programs>> {
+    prop::collection::btree_map(interface(), programs(), 1..3)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let call = select(&[Call::Prepare, Call::Switch, Call::Detach, Call::Discard, Call::Cells][..]);
+    prop_oneof![
+        6 => request().prop_map(Op::Apply),
+        2 => (interface(), prop::option::of(select(&["a", "b", "c"][..])))
+            .prop_map(|(interface, program)| Op::Delete(interface, program)),
+        1 => any::<bool>().prop_map(Op::Drain),
+        6 => (interface(), 1_u8..5).prop_map(|(interface, count)| Op::Packets(interface, count)),
+        1 => interface().prop_map(Op::TamperDetach),
+        1 => interface().prop_map(Op::TamperReplace),
+        1 => Just(Op::InterfaceGone),
+        1 => Just(Op::InterfaceBack),
+        2 => Just(Op::Tick),
+        2 => Just(Op::Restart),
+        1 => call.prop_map(Op::FailNext),
+        2 => (select(&Stage::ALL[..]), request()).prop_map(|(stage, r)| Op::DieDuring(stage, r)),
+    ]
+}
+
+/// What a person expects of the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    drained: bool,
+    chains: BTreeMap<&'static str, Programs>,
+}
+
+impl Model {
+    fn applied(&self, request: &BTreeMap<&'static str, Programs>) -> Self {
+        let mut next = self.clone();
+        for (interface, programs) in request {
+            if programs.is_empty() {
+                next.chains.remove(interface);
+            } else {
+                next.chains.insert(interface, programs.clone());
+            }
+        }
+        next
+    }
+}
+
+fn key(interface: &str) -> ChainKey {
+    if interface == "eth0" { eth0() } else { eth1() }
+}
+
+fn to_document(request: &BTreeMap<&'static str, Programs>) -> serde_json::Value {
+    let chains: Vec<_> = request
+        .iter()
+        .map(|(interface, programs)| {
+            let ports: Vec<_> = programs.iter().map(|(_, _, port)| [*port]).collect();
+            let programs: Vec<_> = programs
+                .iter()
+                .zip(&ports)
+                .map(|((name, package, _), port)| (*name, *package, &port[..]))
+                .collect();
+            chain(interface, &programs)
+        })
+        .collect();
+    document(&chains)
+}
+
+/// What the loader says, in the model's words.
+fn told(engine: &Engine<FakeKernel>) -> Model {
+    let intern = |text: &str| {
+        ["a", "b", "c", "block", "limit", "eth0", "eth1"].into_iter().find(|t| *t == text).unwrap()
+    };
+    let reply = get(engine);
+    let chains = reply.chains.iter().map(|chain| {
+        let programs = chain.programs.iter().map(|p| {
+            let port = p.config["ports"][0].as_u64().unwrap();
+            (intern(p.name.as_str()), intern(p.package.as_str()), u16::try_from(port).unwrap())
+        });
+        (intern(chain.interface.as_str()), programs.collect())
+    });
+    Model { drained: reply.drained, chains: chains.collect() }
+}
+
+struct Run {
+    world: World,
+    engine: Option<Engine<FakeKernel>>,
+    model: Model,
+    counts: BTreeMap<(&'static str, &'static str), u64>,
+    there: bool,
+}
+
+impl Run {
+    fn engine(&self) -> &Engine<FakeKernel> {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn restart(&mut self) {
+        drop(self.engine.take());
+        self.engine = Some(self.world.start());
+    }
+
+    fn step(&mut self, op: &Op) {
+        match op {
+            Op::Apply(request) => {
+                if self.world.apply(self.engine(), to_document(request)).is_ok() {
+                    self.model = self.model.applied(request);
+                }
+            }
+            Op::Delete(interface, program) => {
+                let deletion = deletion(&key(interface), *program);
+                if self.engine().delete(&deletion, &options()).is_ok() {
+                    let mut rest = self.model.chains[interface].clone();
+                    rest.retain(|(name, _, _)| program.is_some_and(|program| program != *name));
+                    self.model = self.model.applied(&[(*interface, rest)].into());
+                }
+            }
+            Op::Drain(undo) => {
+                if self.engine().drain(*undo, false).is_ok() {
+                    self.model.drained = !undo;
+                }
+            }
+            Op::Packets(interface, count) => {
+                for _ in 0..*count {
+                    if self.world.kernel.packet(&key(interface), &[PASS; 3]) {
+                        for (name, _, _) in &self.model.chains[interface] {
+                            *self.counts.entry((interface, name)).or_default() += 1;
+                        }
+                    }
+                }
+            }
+            Op::TamperDetach(interface) => self.world.kernel.tamper_detach(&key(interface)),
+            Op::TamperReplace(interface) => {
+                self.world.kernel.tamper_replace(&key(interface));
+            }
+            Op::InterfaceGone => {
+                self.world.kernel.remove_interface(&eth1().interface);
+                self.there = false;
+            }
+            Op::InterfaceBack if !self.there => {
+                self.world.kernel.add_interface(&eth1().interface);
+                self.there = true;
+            }
+            Op::InterfaceBack => {}
+            Op::Tick => {
+                self.engine().tick();
+            }
+            Op::Restart => self.restart(),
+            Op::FailNext(call) => self.world.kernel.inject(*call, 0, Fault::Fail),
+            Op::DieDuring(stage, request) => {
+                die_at(*stage);
+                let done =
+                    until_death(|| self.world.apply(self.engine(), to_document(request)).is_ok());
+                live();
+                self.restart();
+                let (old, new) = (self.model.clone(), self.model.applied(request));
+                self.model = told(self.engine());
+                match done {
+                    Some(true) => assert_eq!(self.model, new),
+                    Some(false) => assert_eq!(self.model, old),
+                    None => assert!(self.model == old || self.model == new, "{:?}", self.model),
+                }
+            }
+        }
+    }
+
+    /// What holds once faults have ended and the loader has had time.
+    fn check(&self) {
+        self.world.kernel.clear_faults();
+        for _ in 0..2 {
+            wait(60);
+            self.engine().tick();
+        }
+        let engine = self.engine();
+        assert_eq!(told(engine), self.model);
+        for status in get(engine).chains {
+            let missing = !self.there && status.key() == eth1();
+            let wanted = match (self.model.drained, missing) {
+                (true, _) => ChainState::Drained,
+                (false, true) => ChainState::Pending,
+                (false, false) => ChainState::Active,
+            };
+            assert_eq!(status.state, wanted, "{status:?}");
+            assert_eq!(
+                self.world.kernel.running(&status.key()).is_some(),
+                wanted == ChainState::Active
+            );
+            assert_eq!(self.world.kernel.pinned(&status.key()).len(), 1, "{status:?}");
+            for program in &status.programs {
+                let at = (status.interface.as_str(), program.name.as_str());
+                let counted = self.counts.iter().find(|((i, n), _)| (*i, *n) == at);
+                assert_eq!(program.runs, counted.map_or(0, |(_, count)| *count), "{at:?}");
+            }
+        }
+        let known: Vec<_> = self.model.chains.keys().map(|interface| key(interface)).collect();
+        for seen in self.world.kernel.observe().unwrap() {
+            assert!(known.contains(&seen.key), "{seen:?} is left over");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_events_ends_as_the_model_says(ops in prop::collection::vec(op(), 1..40)) {
+        let world = World::new();
+        let engine = Some(world.start());
+        let mut run = Run {
+            world,
+            engine,
+            model: Model::default(),
+            counts: BTreeMap::new(),
+            there: true,
+        };
+        for op in &ops {
+            run.step(op);
+        }
+        run.check();
+    }
+}

@@ -1,0 +1,188 @@
+//! Why the loader did not do what was asked, and what the caller is told.
+
+use crate::{core::build::BuildError, fetch::FetchError, store::StoreError};
+use canopy_api::{ApiError, ChainKey, Code, InterfaceName, Problem, Problems, ProgramName};
+use canopy_kernel::KernelError;
+
+/// Why a request was not done. Whatever it is, the chains run as before.
+#[derive(Debug, thiserror::Error)]
+pub enum LoaderError {
+    /// The document is wrong.
+    #[error("the document is wrong")]
+    Document(#[from] Problems),
+    /// A package cannot be had, or is not to be trusted.
+    #[error("{path}: the package cannot be used")]
+    Fetch {
+        /// Where the request names it.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// A package cannot run on this host.
+    #[error("{0}")]
+    Host(Box<ApiError>),
+    /// The host is drained.
+    #[error("this host is drained: nothing is attached until the drain is undone")]
+    Drained,
+    /// The caller thought the host was at another generation.
+    #[error("the host is at generation {current}, not {expected}")]
+    Generation {
+        /// What the caller thought.
+        expected: u64,
+        /// What is.
+        current: u64,
+    },
+    /// No such interface.
+    #[error("there is no interface \"{name}\"")]
+    NoInterface {
+        /// Its name.
+        name: InterfaceName,
+        /// Where the request names it.
+        path: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// No such chain.
+    #[error("there is no chain on {key}")]
+    NoChain {
+        /// Which.
+        key: ChainKey,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// No such program in the chain.
+    #[error("the chain on {key} has no program \"{program}\"")]
+    NoProgram {
+        /// The chain.
+        key: ChainKey,
+        /// The program.
+        program: ProgramName,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// The kernel, or the composer in front of it, refused.
+    #[error("{path}: the kernel did not take it")]
+    Kernel {
+        /// Where the request asks for it; empty for the whole.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<KernelError>,
+    },
+    /// The kernel says something else than what was done.
+    #[error("{key} was changed by somebody else in the same moment: {what}")]
+    Disagrees {
+        /// The chain.
+        key: ChainKey,
+        /// What it says.
+        what: String,
+    },
+    /// The state cannot be written.
+    #[error("the state cannot be kept")]
+    Store(#[from] StoreError),
+    /// A chain cannot be laid out.
+    #[error("the chain cannot be laid out")]
+    Build(#[from] BuildError),
+    /// An earlier change is neither done nor taken back.
+    #[error("an earlier change is neither done nor taken back yet")]
+    Unsettled,
+}
+
+impl LoaderError {
+    /// A kernel error about the whole request.
+    pub fn kernel(source: KernelError) -> Self {
+        Self::Kernel { path: String::new(), source: Box::new(source) }
+    }
+
+    /// What the caller is told.
+    pub fn into_api(self) -> ApiError {
+        let said = self.to_string();
+        match self {
+            Self::Document(problems) => ApiError::invalid(problems),
+            Self::Fetch { path, source } => (*source).into_api().at(path),
+            Self::Host(error) => *error,
+            Self::Drained => ApiError::new(Code::Conflict, said)
+                .remedy("run `canopy drain --undo` on this host first"),
+            Self::Generation { .. } => ApiError::new(Code::Conflict, said)
+                .at("expected_generation")
+                .remedy("read the state again and decide anew"),
+            Self::NoInterface { path, known, .. } => {
+                ApiError::new(Code::NotFound, said).at(path).remedy(one_of("this host", &known))
+            }
+            Self::NoChain { known, .. } => ApiError::new(Code::NotFound, said)
+                .at("interface")
+                .remedy(one_of("this host", &known)),
+            Self::NoProgram { known, .. } => ApiError::new(Code::NotFound, said)
+                .at("program")
+                .remedy(one_of("the chain", &known)),
+            Self::Kernel { path, source } => kernel(*source).at(path),
+            Self::Disagrees { .. } => {
+                ApiError::new(Code::Conflict, said).remedy("look who else does, then try again")
+            }
+            Self::Store(error) => ApiError::new(Code::Unavailable, with_causes(&error))
+                .remedy("free space or mend the loader's `state_dir`; the chains run as before"),
+            Self::Build(error) => match &error {
+                BuildError::NoPackage { .. } => ApiError::new(Code::Unavailable, error.to_string())
+                    .remedy("apply the document again, so that it is fetched"),
+                BuildError::NoObject { .. } => ApiError::new(Code::Invalid, error.to_string())
+                    .remedy("build the package again with `canopy package build`"),
+                BuildError::Settings { .. } => ApiError::new(Code::Invalid, with_causes(&error)),
+            },
+            Self::Unsettled => ApiError::new(Code::Unavailable, said)
+                .remedy("the loader keeps trying; its log says what is in the way"),
+        }
+    }
+}
+
+fn one_of(owner: &str, known: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut list = known.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if known.len() > SHOWN {
+        list.push_str(", …");
+    }
+    if list.is_empty() { format!("{owner} has none") } else { format!("{owner} has {list}") }
+}
+
+fn kernel(error: KernelError) -> ApiError {
+    let said = error.to_string();
+    match error {
+        KernelError::InterfaceNotFound { .. } => {
+            ApiError::new(Code::NotFound, said).remedy("create the interface, or correct the name")
+        }
+        KernelError::Refused { remedy, log, .. } => {
+            let mut api = ApiError::new(Code::Invalid, said).remedy(remedy);
+            if let Some(log) = log {
+                api.problems.push(Problem::new("", format!("verifier: {}", log.trim_end())));
+            }
+            api
+        }
+        KernelError::Unsupported { remedy, .. } => {
+            ApiError::new(Code::Unsupported, said).remedy(remedy)
+        }
+        KernelError::Conflict { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
+        KernelError::Os { source, .. } => {
+            let said = format!("{said}: {source}");
+            if source.kind() == std::io::ErrorKind::PermissionDenied {
+                ApiError::new(Code::Unavailable, said).remedy(
+                    "run the loader with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or as root",
+                )
+            } else {
+                ApiError::new(Code::Unavailable, said)
+                    .remedy("see the loader's log and `canopy doctor`")
+            }
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text.replace('\n', "; ")
+}

@@ -1,0 +1,339 @@
+//! Packages over the bus: which version, which bytes, and the loader's own verification of both.
+
+use crate::{
+    cache::Cache,
+    core::{
+        resolve::Located,
+        trust::{SignatureCheck, Trust, check_index, check_package, rule},
+    },
+    error::LoaderError,
+};
+use canopy_api::{
+    ApiError, Code, Digest, PackageName, PackageRef,
+    endpoint::registry,
+    subject::Target,
+    wire::{ArtifactRequest, ResolveReply, ResolveRequest},
+};
+use canopy_bus::{Bus, CallError};
+use canopy_package::{Limits, PackageError, index::IndexEntry, sign::verify_package};
+use std::sync::Arc;
+
+/// Why a package cannot be had, or is not to be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No rule of the configuration names it.
+    #[error("nobody is trusted to publish \"{package}\" for this host")]
+    NoTrust {
+        /// The package.
+        package: PackageName,
+    },
+    /// The registry does not give it.
+    #[error("{}", .0.message)]
+    Registry(Box<ApiError>),
+    /// The registry answered something else than what was asked.
+    #[error("the registry answered {got} to the question for {asked}")]
+    Answer {
+        /// What was asked.
+        asked: String,
+        /// What came.
+        got: String,
+    },
+    /// It is refused.
+    #[error("{what}: {source}")]
+    Refused {
+        /// Which package.
+        what: String,
+        /// Why.
+        source: Box<PackageError>,
+    },
+    /// It is older than what this host has and what would do.
+    #[error(
+        "the registry answered {what}, which is older than the {has} of this host, which will do"
+    )]
+    Downgrade {
+        /// Which package.
+        what: String,
+        /// The version of this host.
+        has: semver::Version,
+    },
+    /// It was withdrawn.
+    #[error("{what} was withdrawn by its publisher")]
+    Yanked {
+        /// Which package.
+        what: String,
+    },
+    /// The registry sends more or less than it announced.
+    #[error("{what}: the registry announced {announced} bytes and sends {sent}")]
+    Length {
+        /// Which package.
+        what: String,
+        /// What the index says.
+        announced: u64,
+        /// What comes.
+        sent: u64,
+    },
+    /// It cannot be kept.
+    #[error("the package cache cannot be written")]
+    Cache(#[source] std::io::Error),
+    /// What was seen cannot be remembered.
+    #[error("the version of the index cannot be remembered")]
+    Remember(#[source] Box<LoaderError>),
+    /// A defect of ours.
+    #[error("the verification ended unexpectedly")]
+    Defect,
+}
+
+impl FetchError {
+    /// What the caller is told.
+    pub fn into_api(self) -> ApiError {
+        let said = self.to_string();
+        match self {
+            Self::NoTrust { package } => ApiError::new(Code::Denied, said).remedy(format!(
+                "add a rule for {package} with its publisher's key to `trust` in the loader's configuration"
+            )),
+            Self::Registry(error) => *error,
+            Self::Answer { .. } => ApiError::new(Code::Denied, said)
+                .remedy("do not trust this registry until it is looked at"),
+            Self::Refused { source, .. } => {
+                let mut error = ApiError::from(source.as_ref());
+                error.message = said;
+                error
+            }
+            Self::Downgrade { .. } => ApiError::new(Code::Denied, said)
+                .remedy("to go back on purpose, ask for the exact version: name@=version"),
+            Self::Yanked { .. } => {
+                ApiError::new(Code::Denied, said).remedy("choose another version")
+            }
+            Self::Length { .. } => ApiError::new(Code::Denied, said)
+                .remedy("fetch it again; if it stays so, publish it again"),
+            Self::Cache(source) => ApiError::new(Code::Unavailable, format!("{said}: {source}"))
+                .remedy("free space or mend the loader's `state_dir`"),
+            Self::Remember(source) => source.into_api(),
+            Self::Defect => {
+                ApiError::new(Code::Internal, said).remedy("report this with the loader's log")
+            }
+        }
+    }
+}
+
+/// What the fetcher has to remember between requests.
+pub trait Memory: Send + Sync {
+    /// The highest index version seen for a package.
+    fn index_version(&self, package: &PackageName) -> u64;
+    /// Remembers one, durably.
+    fn remember_index(&self, package: &PackageName, version: u64) -> Result<(), LoaderError>;
+    /// The exact version of a package this host has already, if it will do.
+    fn locked(&self, reference: &PackageRef) -> Option<Located>;
+    /// Seconds since the epoch.
+    fn seconds(&self) -> u64;
+}
+
+/// Gets packages.
+#[derive(Clone)]
+pub struct Fetcher {
+    bus: Bus,
+    cache: Arc<Cache>,
+    rules: Arc<[Trust]>,
+    limits: Limits,
+    memory: Arc<dyn Memory>,
+    kernel: String,
+}
+
+impl Fetcher {
+    /// A fetcher for a host with this kernel release.
+    pub fn new(
+        bus: Bus,
+        cache: Arc<Cache>,
+        rules: Vec<Trust>,
+        limits: Limits,
+        memory: Arc<dyn Memory>,
+        kernel: String,
+    ) -> Self {
+        Self { bus, cache, rules: rules.into(), limits, memory, kernel }
+    }
+
+    /// The exact package a reference means today, verified and cached. When the registry cannot
+    /// be reached, the version this host has already, if it will do; the note says so.
+    pub async fn locate(
+        &self,
+        reference: &PackageRef,
+    ) -> Result<(Located, Option<String>), FetchError> {
+        let trust = rule(&self.rules, &reference.name)
+            .ok_or_else(|| FetchError::NoTrust { package: reference.name.clone() })?;
+        let request = ResolveRequest {
+            package: reference.name.clone(),
+            requirement: reference.requirement.to_string(),
+            arch: Some(std::env::consts::ARCH.to_owned()),
+            kernel: Some(self.kernel.clone()),
+        };
+        match self.bus.call::<registry::Resolve>(&Target::Central, &request).await {
+            Ok(reply) => self.verified(trust, reference, reply).await,
+            Err(error) => {
+                let away = match &error {
+                    CallError::NoResponders { .. }
+                    | CallError::Timeout { .. }
+                    | CallError::Disconnected { .. } => true,
+                    CallError::Api(api) => api.code == Code::Unavailable,
+                    CallError::NotPermitted { .. } | CallError::Codec { .. } => false,
+                };
+                let at_hand = if away { self.locked(reference).await? } else { None };
+                match at_hand {
+                    Some(located) => {
+                        self.still_trusted(trust, &located).await?;
+                        let manifest = &located.package.manifest;
+                        let note = format!(
+                            "the registry cannot be asked ({error}); {} {} of this host will do",
+                            manifest.name, manifest.version
+                        );
+                        Ok((located, Some(note)))
+                    }
+                    None => Err(FetchError::Registry(Box::new(error.to_api_error()))),
+                }
+            }
+        }
+    }
+
+    async fn locked(&self, reference: &PackageRef) -> Result<Option<Located>, FetchError> {
+        let (memory, reference) = (Arc::clone(&self.memory), reference.clone());
+        blocking(move || Ok(memory.locked(&reference))).await
+    }
+
+    /// Whether a package of this host could still come to it: its key may have been revoked since.
+    async fn still_trusted(&self, trust: &Trust, located: &Located) -> Result<(), FetchError> {
+        if trust.signatures == SignatureCheck::SkipForDevelopment {
+            return Ok(());
+        }
+        let (keys, cache, now) =
+            (trust.keys.clone(), Arc::clone(&self.cache), self.memory.seconds());
+        let located = located.clone();
+        blocking(move || {
+            let (digest, manifest) = (&located.digest, &located.package.manifest);
+            let (name, version) = (&manifest.name, &manifest.version);
+            let bytes = cache.bytes(digest).unwrap_or_default();
+            let signature = cache.signature(digest).unwrap_or_default();
+            verify_package(&bytes, &signature, &keys, now, name, version, digest)
+                .map(drop)
+                .map_err(|source| refused(&format!("{name} {version} of this host"), source))
+        })
+        .await
+    }
+
+    /// The package an answer means, with a note where it is worth one.
+    async fn verified(
+        &self,
+        trust: &Trust,
+        reference: &PackageRef,
+        reply: ResolveReply,
+    ) -> Result<(Located, Option<String>), FetchError> {
+        let got = format!("{} {}", reply.package, reply.version.version);
+        let version = semver::Version::parse(&reply.version.version)
+            .ok()
+            .filter(|version| {
+                reply.package == reference.name && reference.requirement.matches(version)
+            })
+            .ok_or_else(|| FetchError::Answer { asked: reference.to_string(), got: got.clone() })?;
+
+        let memory = Arc::clone(&self.memory);
+        let rule = trust.clone();
+        let what = got.clone();
+        let had = self.locked(reference).await?;
+        let requirement = reference.requirement.clone();
+        let (reply, entry, note) = blocking(move || {
+            let at_least = memory.index_version(&reply.package);
+            let (entry, index) = check_index(&rule, &reply, &version, memory.seconds(), at_least)
+                .map_err(|source| refused(&what, source))?;
+            if entry.yanked && had.as_ref().is_none_or(|had| had.digest != entry.digest) {
+                return Err(FetchError::Yanked { what });
+            }
+            let Some(index) = index else { return Ok((reply, entry, None)) };
+            memory
+                .remember_index(&reply.package, index.version)
+                .map_err(|error| FetchError::Remember(Box::new(error)))?;
+            // The index says which versions there are; which of them is meant is the registry's
+            // word alone, and must not take the host back to a hole that was mended.
+            let has = had.map(|had| had.package.manifest.version.clone());
+            let counts = |has: &semver::Version| {
+                index.entry(&reply.package, has).is_some_and(|entry| !entry.yanked)
+            };
+            if let Some(has) = has.filter(|has| *has > version && counts(has)) {
+                return Err(FetchError::Downgrade { what, has });
+            }
+            let newest = index.matching(&reply.package, &requirement).next();
+            let note = newest.filter(|newest| newest.version > version).map(|newest| {
+                format!(
+                    "{} {} is published too; the registry says that {version} is the newest for this host",
+                    newest.name, newest.version
+                )
+            });
+            Ok((reply, entry, note))
+        })
+        .await?;
+
+        let cache = Arc::clone(&self.cache);
+        let digest = entry.digest.clone();
+        let cached = blocking(move || Ok(cache.bytes(&digest))).await?;
+        let fresh = cached.is_none();
+        let bytes = match cached {
+            Some(bytes) => bytes,
+            None => self.download(&got, &entry).await?,
+        };
+
+        let (rule, cache, limits) = (trust.clone(), Arc::clone(&self.cache), self.limits);
+        let now = self.memory.seconds();
+        let located = blocking(move || {
+            let package =
+                check_package(&rule, &entry, reply.signature.as_deref(), &bytes, &limits, now)
+                    .map_err(|source| refused(&got, source))?;
+            let signature = reply.signature.as_deref();
+            if fresh || cache.signature(&entry.digest).as_deref() != signature {
+                cache.keep(&entry.digest, &bytes, signature).map_err(FetchError::Cache)?;
+            }
+            Ok(Located { digest: entry.digest, package: Arc::new(package) })
+        })
+        .await?;
+        Ok((located, note))
+    }
+
+    async fn download(&self, what: &str, entry: &IndexEntry) -> Result<Vec<u8>, FetchError> {
+        let refuse = |source| refused(what, source);
+        let limit = self.limits.archive_bytes as u64;
+        if entry.length > limit {
+            let what = "the package file".to_owned();
+            return Err(refuse(PackageError::TooLarge { what, limit }));
+        }
+        let mut bytes: Vec<u8> = Vec::new();
+        while (bytes.len() as u64) < entry.length {
+            let request =
+                ArtifactRequest { digest: entry.digest.clone(), offset: bytes.len() as u64 };
+            let reply = self
+                .bus
+                .call::<registry::Artifact>(&Target::Central, &request)
+                .await
+                .map_err(|error| FetchError::Registry(Box::new(error.to_api_error())))?;
+            let so_far = (bytes.len() + reply.data.0.len()) as u64;
+            if reply.total != entry.length || reply.data.0.is_empty() || so_far > entry.length {
+                return Err(FetchError::Length {
+                    what: what.to_owned(),
+                    announced: entry.length,
+                    sent: if reply.total == entry.length { so_far } else { reply.total },
+                });
+            }
+            bytes.extend_from_slice(&reply.data.0);
+        }
+        let found = Digest::of(&bytes);
+        if found != entry.digest {
+            return Err(refuse(PackageError::WrongDigest { wanted: entry.digest.clone(), found }));
+        }
+        Ok(bytes)
+    }
+}
+
+fn refused(what: &str, source: PackageError) -> FetchError {
+    FetchError::Refused { what: what.to_owned(), source: Box::new(source) }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(FetchError::Defect))
+}

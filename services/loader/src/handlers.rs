@@ -1,0 +1,234 @@
+//! The loader's verbs on the bus. Changes wait for each other; reading does not wait for them.
+
+use crate::{
+    core::resolve::{self, Located},
+    engine::{Engine, Options},
+    error::LoaderError,
+    fetch::Fetcher,
+};
+use canopy_api::{
+    ApiError, Code, DesiredState,
+    endpoint::loader,
+    wire::{
+        ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply, GetReply,
+        GetRequest,
+    },
+};
+use canopy_bus::{Caller, Server};
+use canopy_kernel::Kernel;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::{Instant, timeout_at},
+};
+
+/// How long a change waits for its turn when its caller does not say how long it will wait.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How far the caller's clock may be off.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// How long the packages of a document may take together. Less than a caller of `delete` or `drain`
+/// waits: a registry that drips must not keep anybody from taking a chain off.
+const FETCHING: Duration = Duration::from_secs(20);
+
+/// Packages by the text of the reference.
+type Packages = BTreeMap<String, Located>;
+/// What is worth telling of them, likewise.
+type Notes = BTreeMap<String, String>;
+
+/// What the handlers share.
+pub struct Handlers<K> {
+    engine: Arc<Engine<K>>,
+    fetcher: Fetcher,
+    /// One change at a time, from its packages to its commit.
+    changes: Arc<Mutex<()>>,
+}
+
+impl<K> Clone for Handlers<K> {
+    fn clone(&self) -> Self {
+        Self {
+            engine: Arc::clone(&self.engine),
+            fetcher: self.fetcher.clone(),
+            changes: Arc::clone(&self.changes),
+        }
+    }
+}
+
+impl<K: Kernel> Handlers<K> {
+    /// Handlers over an engine.
+    pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher) -> Self {
+        Self { engine, fetcher, changes: Arc::default() }
+    }
+
+    /// Puts every verb on a server.
+    pub fn register(&self, server: Server) -> Server {
+        let (get, facts, apply, delete, drain) =
+            (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
+        server
+            .handle::<loader::Get, _, _>(move |_, request| {
+                let me = get.clone();
+                async move { me.get(request).await }
+            })
+            .handle::<loader::Facts, _, _>(move |_, _: Empty| {
+                let me = facts.clone();
+                async move { me.facts().await }
+            })
+            .handle::<loader::Apply, _, _>(move |caller, request| {
+                let me = apply.clone();
+                async move { me.apply(caller, request).await }
+            })
+            .handle::<loader::Delete, _, _>(move |caller, request| {
+                let me = delete.clone();
+                async move { me.delete(caller, request).await }
+            })
+            .handle::<loader::Drain, _, _>(move |caller, request| {
+                let me = drain.clone();
+                async move { me.drain(&caller, request).await }
+            })
+    }
+
+    async fn get(&self, request: GetRequest) -> Result<GetReply, ApiError> {
+        self.blocking(None, move |engine| engine.get(&request).map_err(LoaderError::kernel)).await
+    }
+
+    async fn facts(&self) -> Result<FactsReply, ApiError> {
+        self.blocking(None, |engine| Ok(engine.facts())).await
+    }
+
+    /// Waits until no other change is being made; not longer than the caller does, for whom nothing
+    /// is to be done any more then.
+    async fn turn(&self, caller: &Caller) -> Result<OwnedMutexGuard<()>, ApiError> {
+        let wait = caller.deadline.map_or(PATIENCE, |deadline| {
+            deadline.duration_since(self.engine.now()).unwrap_or_default() + CLOCK_TOLERANCE
+        });
+        let turn = Arc::clone(&self.changes).lock_owned();
+        timeout_at(Instant::now() + wait, turn).await.map_err(|_| {
+            ApiError::new(
+                Code::Unavailable,
+                "other changes of this host were being made all the time; nothing was done",
+            )
+            .remedy("try again")
+        })
+    }
+
+    /// Every package a document names, with what is worth telling of them.
+    async fn locate(&self, document: &DesiredState) -> Result<(Packages, Notes), ApiError> {
+        let until = Instant::now() + FETCHING;
+        let mut located = Packages::new();
+        let mut notes = Notes::new();
+        for (text, (reference, path)) in resolve::references(document) {
+            let found = timeout_at(until, self.fetcher.locate(&reference)).await.map_err(|_| {
+                let seconds = FETCHING.as_secs();
+                let said = format!("the packages did not come within {seconds} s");
+                ApiError::new(Code::Unavailable, said)
+                    .at(&path)
+                    .remedy("see that the registry is well, then try again; nothing was changed")
+            })?;
+            let (mut found, note) = found.map_err(|source| {
+                LoaderError::Fetch { path, source: Box::new(source) }.into_api()
+            })?;
+            if let Some(note) = note {
+                notes.insert(text.clone(), note);
+            }
+            // Many references may mean one package: it is in memory once.
+            if let Some(same) = located.values().find(|other| other.digest == found.digest) {
+                found = same.clone();
+            }
+            located.insert(text, found);
+        }
+        Ok((located, notes))
+    }
+
+    async fn apply(&self, caller: Caller, request: ApplyRequest) -> Result<ApplyReply, ApiError> {
+        let turn = self.turn(&caller).await?;
+        let document = resolve::check(request.document)?;
+        let options = Options {
+            expected_generation: request.expected_generation,
+            dry_run: request.dry_run,
+            by: caller.principal,
+        };
+        // Said before anything is fetched for nothing; asked again when the change is made.
+        let asked_for = options.clone();
+        self.blocking(None, move |engine| engine.admitted(&asked_for)).await?;
+        let (located, notes) = self.locate(&document).await?;
+        let mut asked = resolve::resolve(&document, &located, &notes)?;
+        let summary = summary(&asked);
+        let reply = self
+            .blocking(Some(turn), move |engine| {
+                engine
+                    .check_host(&document, &located)
+                    .map_err(|error| LoaderError::Host(Box::new(error)))?;
+                engine.apply(std::mem::take(&mut asked), &options)
+            })
+            .await;
+        match &reply {
+            Ok(reply) => tracing::info!(
+                generation = reply.generation, dry_run = reply.dry_run, %summary, "applied"
+            ),
+            Err(error) => {
+                tracing::info!(code = error.code.as_str(), path = error.path, %summary, "refused: {error}");
+            }
+        }
+        reply
+    }
+
+    async fn delete(&self, caller: Caller, request: DeleteRequest) -> Result<ApplyReply, ApiError> {
+        let turn = self.turn(&caller).await?;
+        let options = Options {
+            expected_generation: request.expected_generation,
+            dry_run: request.dry_run,
+            by: caller.principal,
+        };
+        tracing::info!(
+            interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
+        );
+        self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await
+    }
+
+    async fn drain(&self, caller: &Caller, request: DrainRequest) -> Result<ApplyReply, ApiError> {
+        let turn = self.turn(caller).await?;
+        let by = &caller.principal;
+        tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
+        self.blocking(Some(turn), move |engine| engine.drain(request.undo, request.dry_run)).await
+    }
+
+    /// Runs on a thread that may block. The turn is given back when the work ends, not when its
+    /// caller goes away.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        turn: Option<OwnedMutexGuard<()>>,
+        work: impl FnOnce(&Engine<K>) -> Result<T, LoaderError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let engine = Arc::clone(&self.engine);
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&engine);
+            drop(turn);
+            result
+        })
+        .await;
+        match done {
+            Ok(result) => result.map_err(|error| {
+                tracing::debug!(error = crate::error::with_causes(&error), "not done");
+                error.into_api()
+            }),
+            Err(error) => {
+                tracing::error!(%error, "a request ended in a panic");
+                Err(ApiError::new(Code::Internal, "the loader failed at this request")
+                    .remedy("report this with the loader's log"))
+            }
+        }
+    }
+}
+
+/// `cpy0/xdp: 2 programs, cpy0/tc-ingress: removed`
+fn summary(asked: &[resolve::Asked]) -> String {
+    asked
+        .iter()
+        .map(|asked| match &asked.wanted {
+            Some(wanted) => format!("{}: {} program(s)", asked.key, wanted.programs.len()),
+            None => format!("{}: none", asked.key),
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+}

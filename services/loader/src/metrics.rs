@@ -1,0 +1,219 @@
+//! What Prometheus sees: read from the kernel when it asks.
+
+use crate::engine::{Engine, Report};
+use canopy_api::wire::{ChainState, GetRequest};
+use canopy_kernel::Kernel;
+use canopy_runtime::MetricSpec;
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+const PACKETS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_program_packets_total",
+    &["interface", "hook", "program", "verdict"],
+    "Packets a program has seen, by its verdict",
+);
+const RUNS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_program_runs_total",
+    &["interface", "hook", "program"],
+    "Packets a program has seen",
+);
+const EXITS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_program_exits_total",
+    &["interface", "hook", "program", "verdict"],
+    "Packets whose way through the chain ended at a program, by verdict",
+);
+const POSITION: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_program_position",
+    &["interface", "hook", "program"],
+    "Position of a program in its chain, from 0",
+);
+const LOADED: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_program_loaded_timestamp_seconds",
+    &["interface", "hook", "program", "package", "version"],
+    "Since when a program is in its chain with these bytes, seconds since the epoch",
+);
+const CHAIN: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_active",
+    &["interface", "hook"],
+    "1 when what is attached is what is desired, else 0",
+);
+const CHAIN_GENERATION: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_generation",
+    &["interface", "hook"],
+    "Generation of the chain that is attached; 0 for none",
+);
+const RESTORED: MetricSpec = MetricSpec::counter(
+    "canopy_loader_chain_restored_total",
+    &["interface", "hook"],
+    "Times a chain was restored after somebody removed or replaced it",
+);
+const GENERATION: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_host_generation",
+    &[],
+    "Generation of what is desired on this host",
+);
+const DRAINED: MetricSpec =
+    MetricSpec::gauge("canopy_loader_host_drained", &[], "1 while the host is drained, else 0");
+const OBSERVED: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_kernel_observed",
+    &[],
+    "1 when the kernel could be read for this answer, else 0",
+);
+
+/// Every metric of the loader. Beside these, each metric a package declares is
+/// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
+pub const METRICS: &[MetricSpec] = &[
+    PACKETS,
+    RUNS,
+    EXITS,
+    POSITION,
+    LOADED,
+    CHAIN,
+    CHAIN_GENERATION,
+    RESTORED,
+    GENERATION,
+    DRAINED,
+    OBSERVED,
+];
+
+/// Reads the engine when the registry gathers. Blocks; the admin listener gathers on a thread
+/// that may.
+pub struct LoaderCollector<K> {
+    engine: Arc<Engine<K>>,
+    descriptions: Vec<Desc>,
+}
+
+impl<K: Kernel> LoaderCollector<K> {
+    /// A collector over an engine.
+    pub fn new(engine: Arc<Engine<K>>) -> Result<Self, prometheus::Error> {
+        let descriptions = METRICS
+            .iter()
+            .map(|spec| {
+                let labels = spec.labels.iter().map(|label| (*label).to_owned()).collect();
+                Desc::new(spec.name.to_owned(), spec.help.to_owned(), labels, HashMap::new())
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { engine, descriptions })
+    }
+}
+
+impl<K: Kernel> Collector for LoaderCollector<K> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut families = Families::default();
+        let (generation, drained) = self.engine.generation();
+        families.add(&GENERATION, &[], float(generation));
+        families.add(&DRAINED, &[], f64::from(u8::from(drained)));
+        match self.engine.report(&GetRequest::default()) {
+            Ok(reports) => {
+                families.add(&OBSERVED, &[], 1.0);
+                for report in reports {
+                    chain(&mut families, &report);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the kernel cannot be read for metrics");
+                families.add(&OBSERVED, &[], 0.0);
+            }
+        }
+        families.0.into_values().collect()
+    }
+}
+
+fn chain(families: &mut Families, report: &Report) {
+    let status = &report.status;
+    let (interface, hook) = (status.interface.as_str(), status.hook.as_str());
+    let active = status.state == ChainState::Active;
+    families.add(&CHAIN, &[interface, hook], f64::from(u8::from(active)));
+    let generation = status.observed.as_ref().map_or(0, |observed| observed.generation);
+    families.add(&CHAIN_GENERATION, &[interface, hook], float(generation));
+    families.add(&RESTORED, &[interface, hook], float(status.restored));
+    for (program, since) in status.programs.iter().zip(&report.since) {
+        let name = program.name.as_str();
+        families.add(&RUNS, &[interface, hook, name], float(program.runs));
+        families.add(&POSITION, &[interface, hook, name], f64::from(program.position));
+        let package = program.package.as_str();
+        families.add(&LOADED, &[interface, hook, name, package, &program.version], float(*since));
+        for (verdict, count) in &program.verdicts {
+            families.add(&PACKETS, &[interface, hook, name, verdict], float(*count));
+        }
+        for (verdict, count) in &program.exits {
+            families.add(&EXITS, &[interface, hook, name, verdict], float(*count));
+        }
+        for metric in &program.metrics {
+            let family =
+                format!("canopy_loader_package_{}_{}", package.replace('-', "_"), metric.name);
+            let own = [("interface", interface), ("hook", hook), ("program", name)];
+            let declared = metric.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            families.put(&family, &metric.help, own.into_iter().chain(declared), metric.value);
+        }
+    }
+}
+
+/// Prometheus has no wider number than a double.
+#[allow(clippy::cast_precision_loss, reason = "the exposition format has no wider number")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+#[derive(Default)]
+struct Families(BTreeMap<String, MetricFamily>);
+
+impl Families {
+    fn add(&mut self, spec: &MetricSpec, labels: &[&str], value: f64) {
+        self.put(
+            spec.name,
+            spec.help,
+            spec.labels.iter().copied().zip(labels.iter().copied()),
+            value,
+        );
+    }
+
+    fn put<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: impl Iterator<Item = (&'a str, &'a str)>,
+        value: f64,
+    ) {
+        let counts = name.ends_with("_total");
+        let family = self.0.entry(name.to_owned()).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(if counts { MetricType::COUNTER } else { MetricType::GAUGE });
+            family
+        });
+        let mut pairs: Vec<_> = labels
+            .map(|(name, value)| {
+                let mut pair = LabelPair::default();
+                pair.set_name(name.to_owned());
+                pair.set_value(value.to_owned());
+                pair
+            })
+            .collect();
+        // As the library orders those of its own metrics.
+        pairs.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut metric = Metric::default();
+        metric.set_label(pairs);
+        if counts {
+            let mut counter = prometheus::proto::Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        family.mut_metric().push(metric);
+    }
+}

@@ -1,0 +1,614 @@
+//! The loader believes no registry: over a real bus, a registry that lies in every way there is,
+//! and a chain that runs on untouched.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::expect_used,
+    clippy::float_cmp,
+    reason = "test code: a failure is a panic"
+)]
+
+use canopy_api::{
+    ApiError, Blob, ChainKey, Code, Digest, Hook, PackageName,
+    endpoint::{Service, loader, registry},
+    subject::Target,
+    wire::{
+        ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, DrainRequest, GetRequest,
+        ResolveReply, VersionSummary,
+    },
+};
+use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server};
+use canopy_kernel::fake::{Call, FakeKernel};
+use canopy_loader::{
+    cache::Cache,
+    core::trust::{SignatureCheck, Trust},
+    engine::{Engine, Parts},
+    fetch::Fetcher,
+    handlers::Handlers,
+    store::Store,
+};
+use canopy_package::{
+    Index, IndexEntry, Limits, Package, SecretKey, TrustedKey,
+    manifest::{Manifest, ManifestProgram, Requires},
+};
+use canopy_runtime::clock;
+use canopy_test_support::nats::NatsServer;
+use serde_json::{Value, json};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What the registry answers; a test bends it.
+#[derive(Clone)]
+struct Answers {
+    resolve: ResolveReply,
+    artifact: Vec<u8>,
+    /// Announced instead of the true length.
+    total: Option<u64>,
+    /// Bytes in a chunk, and how long each takes.
+    chunk: usize,
+    pause: Duration,
+}
+
+struct World {
+    kernel: Arc<FakeKernel>,
+    answers: Arc<Mutex<Answers>>,
+    admin: Bus,
+    key: SecretKey,
+    engine: Arc<Engine<FakeKernel>>,
+    cache: Arc<Cache>,
+    loader: Bus,
+    stop: CancellationToken,
+    registry: CancellationToken,
+    _dir: tempfile::TempDir,
+    _nats: NatsServer,
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn package(version: &str, size: usize) -> Package {
+    let program = ManifestProgram {
+        name: "main".to_owned(),
+        object: "main.o".to_owned(),
+        function: "main".to_owned(),
+        hooks: vec![Hook::Xdp],
+        priority: 100,
+        proceed_on: None,
+        frags: false,
+    };
+    let manifest = Manifest {
+        name: "wall".parse().unwrap(),
+        version: version.parse().unwrap(),
+        description: "A wall".to_owned(),
+        license: "GPL-2.0-only".to_owned(),
+        authors: Vec::new(),
+        requires: Requires::default(),
+        programs: vec![program],
+        config: Vec::new(),
+        metrics: Vec::new(),
+        maps: Vec::new(),
+    };
+    Package {
+        manifest,
+        objects: [("main.o".to_owned(), noise(size))].into(),
+        readme: None,
+        license_text: None,
+    }
+}
+
+/// Bytes that do not compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+/// An honest answer for a version of `wall`, in an index of this version.
+fn honest(key: &SecretKey, version: &str, index: u64, expires: u64) -> Answers {
+    honest_of(key, version, 4000, index, expires)
+}
+
+fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u64) -> Answers {
+    let bytes = package(version, size).build().unwrap();
+    let name: PackageName = "wall".parse().unwrap();
+    let semver: semver::Version = version.parse().unwrap();
+    let entry = IndexEntry {
+        name: name.clone(),
+        version: semver.clone(),
+        digest: Digest::of(&bytes),
+        length: bytes.len() as u64,
+        yanked: false,
+    };
+    let listing = Index { version: index, expires, packages: vec![entry.clone()] };
+    let (listing, listing_signature) = listing.sign(key).unwrap();
+    let summary = VersionSummary {
+        version: version.to_owned(),
+        digest: entry.digest,
+        length: entry.length,
+        yanked: false,
+    };
+    Answers {
+        resolve: ResolveReply {
+            package: name.clone(),
+            repository: "main".to_owned(),
+            version: summary,
+            signature: Some(key.sign_package(&bytes, &name, &semver).unwrap()),
+            index: Some(Blob(listing)),
+            index_signature: Some(listing_signature),
+        },
+        artifact: bytes,
+        total: None,
+        chunk: ARTIFACT_CHUNK,
+        pause: Duration::ZERO,
+    }
+}
+
+async fn connect(nats: &NatsServer, principal: &str) -> Bus {
+    let files = nats.client(principal);
+    let config = BusConfig { url: files.url, ca: files.ca, cert: files.cert, key: files.key };
+    let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
+    bus.wait_ready(Duration::from_secs(10)).await.unwrap();
+    bus
+}
+
+/// A registry that answers as it is told.
+fn registry(bus: Bus, answers: &Arc<Mutex<Answers>>) -> Server {
+    let (resolve, artifact) = (Arc::clone(answers), Arc::clone(answers));
+    Server::new(bus, Service::Registry, None)
+        .handle::<registry::Resolve, _, _>(move |_, _| {
+            let reply = resolve.lock().unwrap().resolve.clone();
+            async move { Ok(reply) }
+        })
+        .handle::<registry::Artifact, _, _>(move |_, request| {
+            let answers = artifact.lock().unwrap().clone();
+            async move {
+                let from = usize::try_from(request.offset).unwrap().min(answers.artifact.len());
+                let to = (from + answers.chunk).min(answers.artifact.len());
+                tokio::time::sleep(answers.pause).await;
+                let total = answers.total.unwrap_or(answers.artifact.len() as u64);
+                Ok(ArtifactReply { total, data: Blob(answers.artifact[from..to].to_vec()) })
+            }
+        })
+}
+
+impl World {
+    async fn new(signatures: SignatureCheck) -> Self {
+        let nats = NatsServer::start(&["web1"]).unwrap();
+        let key = SecretKey::generate().unwrap();
+        let answers = Arc::new(Mutex::new(honest(&key, "1.0.0", 5, seconds() + 3600)));
+        let stop = CancellationToken::new();
+        let registry_stop = stop.child_token();
+        let server = registry(connect(&nats, "s-registry").await, &answers);
+        tokio::spawn(server.serve(registry_stop.clone()));
+
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = Arc::new(FakeKernel::default());
+        kernel.add_interface(&"eth0".parse().unwrap());
+        let cache = Arc::new(Cache::new(&dir.path().join("cache"), Limits::default()).unwrap());
+        let engine = Engine::start(Parts {
+            host: "web1".parse().unwrap(),
+            version: "0".to_owned(),
+            kernel: Arc::clone(&kernel),
+            store: Store::open(dir.path()).unwrap(),
+            packages: Arc::clone(&cache) as _,
+            now: clock::now,
+            on_stage: |_| {},
+        });
+        let engine = Arc::new(engine.unwrap());
+        let bus = connect(&nats, "h-web1-loader").await;
+        let rules = vec![Trust {
+            packages: vec!["w*".to_owned()],
+            keys: vec![TrustedKey::from(key.public().unwrap())],
+            signatures,
+        }];
+        let memory = Arc::clone(&engine) as _;
+        let release = "6.18".to_owned();
+        let limits = Limits::default();
+        let kept = Arc::clone(&cache);
+        let fetcher = Fetcher::new(bus.clone(), kept, rules, limits, memory, release);
+        let server = Server::new(bus.clone(), Service::Loader, Some("web1".parse().unwrap()));
+        let handlers = Handlers::new(Arc::clone(&engine), fetcher);
+        tokio::spawn(handlers.register(server).serve(stop.clone()));
+
+        let admin = connect(&nats, "u-admin").await;
+        let world = Self {
+            kernel,
+            answers,
+            admin,
+            key,
+            engine,
+            cache,
+            loader: bus,
+            stop,
+            registry: registry_stop,
+            _dir: dir,
+            _nats: nats,
+        };
+        world.until_served().await;
+        world
+    }
+
+    /// Waits until registry and loader answer.
+    async fn until_served(&self) {
+        for _ in 0..200 {
+            let host = Target::Host("web1".parse().unwrap());
+            let loader = self.admin.call::<loader::Get>(&host, &GetRequest::default()).await;
+            let empty = canopy_api::wire::Empty {};
+            let registry = self.admin.call::<registry::Version>(&Target::Central, &empty).await;
+            if loader.is_ok() && registry.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("registry and loader do not answer");
+    }
+
+    async fn apply(&self, reference: &str) -> Result<ApplyReply, ApiError> {
+        let program = json!({ "name": "a", "package": reference });
+        self.apply_document(json!({ "chains": [
+            { "interface": "eth0", "hook": "xdp", "programs": [program] }
+        ]}))
+        .await
+    }
+
+    async fn apply_document(&self, document: Value) -> Result<ApplyReply, ApiError> {
+        let request = ApplyRequest { document, expected_generation: None, dry_run: false };
+        let host = Target::Host("web1".parse().unwrap());
+        match self.admin.call::<loader::Apply>(&host, &request).await {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Api(error)) => Err(error),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn answer(&self, answers: Answers) {
+        *self.answers.lock().unwrap() = answers;
+    }
+
+    fn bend(&self, how: impl FnOnce(&mut Answers)) {
+        how(&mut self.answers.lock().unwrap());
+    }
+
+    /// Whatever was tried, the chain is as it was.
+    fn assert_untouched(&self, what: &str) {
+        let calls: Vec<_> = self.kernel.take_log().into_iter().filter(|c| c.changes()).collect();
+        assert_eq!(calls, [] as [Call; 0], "{what}");
+        assert_eq!(self.kernel.running(&key()), Some(1), "{what}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn key() -> ChainKey {
+    ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_honest_package_in_several_chunks_is_applied() {
+    let world = World::new(SignatureCheck::Required).await;
+    let large = honest_of(&world.key, "1.0.0", ARTIFACT_CHUNK + 100_000, 5, seconds() + 3600);
+    assert!(large.artifact.len() > ARTIFACT_CHUNK);
+    world.answer(large);
+    let reply = world.apply("wall@^1").await.unwrap();
+    assert_eq!(reply.chains[0].action, Action::Created);
+    assert_eq!(reply.chains[0].programs[0].version, "1.0.0");
+    // A second time it comes from the cache.
+    world.bend(|answers| answers.artifact.clear());
+    let reply = world.apply("wall@^1").await.unwrap();
+    assert_eq!(reply.chains[0].action, Action::Unchanged);
+}
+
+/// A way to bend honest answers, given the trusted key.
+type Lie = fn(&mut Answers, &SecretKey);
+
+/// What it is called, the code and words of the answer, the lie.
+const LIES: &[(&str, Code, &str, Lie)] = &[
+    ("unsigned package", Code::Denied, "not signed", |a, _| a.resolve.signature = None),
+    ("unsigned index", Code::Denied, "not signed", |a, _| a.resolve.index_signature = None),
+    ("no index", Code::Denied, "not signed", |a, _| a.resolve.index = None),
+    ("another's key", Code::Denied, "not trusted", |a, _| {
+        *a = honest(&SecretKey::generate().unwrap(), "1.1.0", 6, seconds() + 3600);
+    }),
+    ("another's package signature", Code::Denied, "not trusted", |a, _| {
+        let other = honest(&SecretKey::generate().unwrap(), "1.1.0", 6, seconds() + 3600);
+        a.resolve.signature = other.resolve.signature;
+    }),
+    ("signature of another version", Code::Denied, "is for", |a, key| {
+        let (name, version) = ("wall".parse().unwrap(), "9.9.9".parse().unwrap());
+        a.resolve.signature = Some(key.sign_package(&a.artifact, &name, &version).unwrap());
+    }),
+    ("truncated package", Code::Denied, "announced", |a, _| {
+        let half = a.artifact.len() / 2;
+        a.artifact.truncate(half);
+    }),
+    ("package that ends early", Code::Denied, "announced", |a, _| {
+        a.total = Some(a.artifact.len() as u64);
+        let most = a.artifact.len() - 1;
+        a.artifact.truncate(most);
+    }),
+    ("longer package", Code::Denied, "announced", |a, _| a.artifact.push(0)),
+    ("endless package", Code::Denied, "announced", |a, _| {
+        a.total = Some(a.artifact.len() as u64);
+        a.artifact.extend_from_within(..);
+    }),
+    ("one flipped bit", Code::Denied, "digest", |a, _| a.artifact[1000] ^= 1),
+    ("index rolled back", Code::Denied, "older than", |a, key| {
+        *a = honest(key, "1.1.0", 4, seconds() + 3600);
+    }),
+    ("index expired", Code::Denied, "expired", |a, key| {
+        *a = honest(key, "1.1.0", 6, seconds() - 1);
+    }),
+    ("another package", Code::Denied, "answered", |a, _| {
+        a.resolve.package = "wool".parse().unwrap();
+    }),
+    ("a version that was not asked for", Code::Denied, "answered", |a, key| {
+        *a = honest(key, "2.0.0", 6, seconds() + 3600);
+    }),
+    ("a version that is none", Code::Denied, "answered", |a, _| {
+        "latest".clone_into(&mut a.resolve.version.version);
+    }),
+    ("a version that is not in the index", Code::NotFound, "not in the index", |a, key| {
+        let other = honest(key, "1.2.0", 6, seconds() + 3600);
+        a.resolve.version = other.resolve.version;
+    }),
+    ("another digest than the index says", Code::Denied, "digest", |a, _| {
+        a.resolve.version.digest = Digest::of(b"evil");
+    }),
+    ("garbage for an index", Code::Denied, "changed after signing", |a, _| {
+        a.resolve.index = Some(Blob(vec![0xff; 64]));
+    }),
+    ("garbage for a signature", Code::Invalid, "signature", |a, _| {
+        a.resolve.signature = Some("garbage".to_owned());
+    }),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_lie_of_a_registry_is_refused_and_the_chain_runs_on() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@^1").await.unwrap();
+    world.kernel.take_log();
+    for (what, code, words, lie) in LIES {
+        let mut answers = honest(&world.key, "1.1.0", 6, seconds() + 3600);
+        lie(&mut answers, &world.key);
+        world.answer(answers);
+        let error = world.apply("wall@^1").await.expect_err(what);
+        assert_eq!(error.code, *code, "{what}: {error:?}");
+        assert!(error.message.contains(words), "{what}: {error:?}");
+        assert_eq!(error.path, "document.chains[0].programs[0].package", "{what}");
+        assert!(error.remedy.as_ref().is_some_and(|r| !r.is_empty()), "{what}: {error:?}");
+        assert!(!error.message.contains('\n'), "{what}: {error:?}");
+        world.assert_untouched(what);
+    }
+    // The honest one passes still.
+    world.answer(honest(&world.key, "1.1.0", 6, seconds() + 3600));
+    let reply = world.apply("wall@^1").await.unwrap();
+    assert_eq!(reply.chains[0].action, Action::Updated);
+    assert_eq!(reply.chains[0].programs[0].version, "1.1.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_yanked_version_stays_where_it_is_and_goes_nowhere_else() {
+    let world = World::new(SignatureCheck::Required).await;
+    let yanked = |index: u64| {
+        let mut answers = honest(&world.key, "1.0.0", index, seconds() + 3600);
+        let bytes = answers.resolve.index.take().unwrap().0;
+        let mut listing: Index = serde_json::from_slice(&bytes).unwrap();
+        listing.packages[0].yanked = true;
+        let (bytes, signature) = listing.sign(&world.key).unwrap();
+        answers.resolve.index = Some(Blob(bytes));
+        answers.resolve.index_signature = Some(signature);
+        answers
+    };
+    world.answer(yanked(6));
+    let error = world.apply("wall@=1.0.0").await.unwrap_err();
+    assert!(error.message.contains("withdrawn"), "{error:?}");
+    world.answer(honest(&world.key, "1.0.0", 6, seconds() + 3600));
+    world.apply("wall@=1.0.0").await.unwrap();
+    world.answer(yanked(7));
+    let reply = world.apply("wall@=1.0.0").await.unwrap();
+    assert_eq!(reply.chains[0].action, Action::Unchanged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_that_no_rule_names_is_refused() {
+    let world = World::new(SignatureCheck::Required).await;
+    let error = world.apply("other").await.unwrap_err();
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.remedy.unwrap().contains("`trust`"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_registry_the_version_at_hand_will_do() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@^1").await.unwrap();
+    world.registry.cancel();
+    let mut last = None;
+    for _ in 0..200 {
+        let reply = world.apply("wall@^1").await.unwrap();
+        if reply.chains[0].notes.iter().any(|note| note.contains("cannot be asked")) {
+            assert_eq!(reply.chains[0].action, Action::Unchanged);
+            let error = world.apply("wall@^2").await.unwrap_err();
+            assert_eq!((error.code, error.retryable), (Code::Unavailable, true), "{error:?}");
+            return;
+        }
+        last = Some(reply);
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("the registry still answers: {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_takes_no_host_back_to_an_older_version() {
+    let world = World::new(SignatureCheck::Required).await;
+    // Both versions are published, signed and good; the registry says which one is meant.
+    let meant = |version: &str, index: u64| {
+        let mut answers = honest(&world.key, version, index, seconds() + 3600);
+        let packages = ["1.0.0", "1.1.0"].map(|version| {
+            let bytes = honest(&world.key, version, index, 0).resolve.index.unwrap().0;
+            serde_json::from_slice::<Index>(&bytes).unwrap().packages.remove(0)
+        });
+        let expires = seconds() + 3600;
+        let listing = Index { version: index, expires, packages: packages.to_vec() };
+        let (bytes, signature) = listing.sign(&world.key).unwrap();
+        answers.resolve.index = Some(Blob(bytes));
+        answers.resolve.index_signature = Some(signature);
+        answers
+    };
+    // Nothing is there yet: it may be the newest for this host's kernel. It is said.
+    world.answer(meant("1.0.0", 6));
+    let reply = world.apply("wall@^1").await.unwrap();
+    let note = reply.chains[0].notes.iter().find(|note| note.contains("1.1.0 is published too"));
+    assert!(note.is_some(), "{reply:?}");
+    world.answer(meant("1.1.0", 6));
+    let reply = world.apply("wall@^1").await.unwrap();
+    assert_eq!(reply.chains[0].programs[0].version, "1.1.0");
+    assert_eq!(reply.chains[0].notes, [] as [String; 0]);
+    world.kernel.take_log();
+    let running = world.kernel.running(&key());
+
+    world.answer(meant("1.0.0", 7));
+    let error = world.apply("wall@^1").await.unwrap_err();
+    assert_eq!(error.code, Code::Denied, "{error:?}");
+    assert!(error.message.contains("older than the 1.1.0 of this host"), "{error:?}");
+    assert_eq!(world.kernel.running(&key()), running);
+    // On purpose it is possible.
+    let reply = world.apply("wall@=1.0.0").await.unwrap();
+    assert_eq!(reply.chains[0].programs[0].version, "1.0.0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_keeps_nobody_from_draining() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.bend(|answers| {
+        answers.chunk = 1;
+        answers.pause = Duration::from_millis(100);
+    });
+    let (apply, drain) = tokio::join!(world.apply("wall@^1"), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let host = Target::Host("web1".parse().unwrap());
+        let request = DrainRequest { undo: false, dry_run: true };
+        world.admin.call::<loader::Drain>(&host, &request).await
+    });
+    let error = apply.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error:?}");
+    assert!(error.message.contains("did not come within"), "{error:?}");
+    drain.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_caller_has_gone_is_not_made_later() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.bend(|answers| {
+        answers.chunk = 1;
+        answers.pause = Duration::from_millis(100);
+    });
+    let host = Target::Host("web1".parse().unwrap());
+    let slow = world.apply("wall@^1");
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let timeout = Some(Duration::from_secs(1));
+        let options = CallOptions { timeout, ..CallOptions::default() };
+        let request = DrainRequest { undo: false, dry_run: false };
+        world.admin.call_with::<loader::Drain>(&host, &request, options).await
+    };
+    let (_, late) = tokio::join!(slow, late);
+    assert!(matches!(late, Err(CallError::Timeout { .. })), "{late:?}");
+    // Behind it in the queue, so its turn would have come by now.
+    world.answer(honest(&world.key, "1.0.0", 6, seconds() + 3600));
+    world.apply("wall@^1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_without_a_registry_too() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@^1").await.unwrap();
+    world.registry.cancel();
+    let locate = |revoked: bool| {
+        let trusted = TrustedKey { revoked, ..TrustedKey::from(world.key.public().unwrap()) };
+        let rules = vec![Trust {
+            packages: vec!["*".to_owned()],
+            keys: vec![trusted],
+            signatures: SignatureCheck::Required,
+        }];
+        let (cache, memory) = (Arc::clone(&world.cache), Arc::clone(&world.engine) as _);
+        let (bus, limits) = (world.loader.clone(), Limits::default());
+        let fetcher = Fetcher::new(bus, cache, rules, limits, memory, "6.18".to_owned());
+        async move { fetcher.locate(&"wall@^1".parse().unwrap()).await }
+    };
+    for _ in 0..200 {
+        if matches!(locate(false).await, Ok((_, Some(note))) if note.contains("cannot be asked")) {
+            let error = locate(true).await.unwrap_err().into_api();
+            assert_eq!(error.code, Code::Denied, "{error:?}");
+            assert!(error.message.contains("revoked"), "{error:?}");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("the registry still answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_are_skipped_only_where_the_host_says_so() {
+    let world = World::new(SignatureCheck::SkipForDevelopment).await;
+    world.bend(|answers| {
+        answers.resolve.signature = None;
+        answers.resolve.index = None;
+        answers.resolve.index_signature = None;
+    });
+    world.apply("wall").await.unwrap();
+    // Bytes are still the bytes that were named.
+    world.bend(|answers| {
+        let other = honest(&SecretKey::generate().unwrap(), "1.1.0", 6, 0);
+        answers.resolve.version = other.resolve.version;
+    });
+    world.apply("wall").await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mistake_of_a_document_is_told_with_its_path() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall").await.unwrap();
+    world.kernel.take_log();
+    let on = |interface: &str, hook: &str, programs: Value| json!({ "chains": [{ "interface": interface, "hook": hook, "programs": programs }] });
+    let plain = json!([{ "name": "a", "package": "wall" }]);
+    let cases = [
+        (json!("nonsense"), "document"),
+        (json!({ "chain": [] }), "document"),
+        (on("a/b", "xdp", json!([])), "document.chains[0].interface"),
+        (on("eth0", "xpd", json!([])), "document.chains[0].hook"),
+        (on("eth7", "xdp", plain.clone()), "document.chains[0].interface"),
+        (on("eth0", "tc-ingress", plain), "document.chains[0].programs[0].package"),
+        (
+            on("eth0", "xdp", json!([{ "name": "a", "package": "wall", "config": { "x": 1 } }])),
+            "document.chains[0].programs[0].config.x",
+        ),
+        (
+            on("eth0", "xdp", json!([{ "name": "a", "package": "wall", "priority": 70_000 }])),
+            "document.chains[0].programs[0].priority",
+        ),
+        (
+            on("eth0", "xdp", json!([{ "name": "a", "package": "wall@one" }])),
+            "document.chains[0].programs[0].package",
+        ),
+    ];
+    for (document, path) in cases {
+        let error = world.apply_document(document.clone()).await.unwrap_err();
+        assert!(error.path.starts_with(path), "{document}: {error:?}");
+        world.assert_untouched(path);
+    }
+}

@@ -1,0 +1,186 @@
+//! The registry's configuration file.
+
+use crate::core::route::{Pattern, overlaps};
+use canopy_api::{Problem, Problems};
+use canopy_bus::BusConfig;
+use canopy_package::TrustedKey;
+use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// Where packages come from, and whose signatures count.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How to reach the bus.
+    pub bus: BusConfig,
+    /// Logs, metrics, traces.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    /// The repositories, at least one. A package comes from the one with the most specific
+    /// pattern for its name.
+    #[schemars(length(min = 1))]
+    pub repositories: Vec<RepositoryConfig>,
+    /// Seconds between looking at all repositories. Whoever asks for a version has its repository
+    /// looked at in any case. 1 to 86400; default 30.
+    #[serde(default = "default_refresh")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub refresh_seconds: u64,
+    /// Verified package files kept in memory, bytes. Default 256 MiB.
+    #[serde(default = "default_cache")]
+    pub cache_bytes: u64,
+}
+
+fn default_refresh() -> u64 {
+    30
+}
+
+fn default_cache() -> u64 {
+    256 << 20
+}
+
+fn default_timeout() -> u64 {
+    4
+}
+
+/// A repository.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// Its name, for people: `starter`.
+    pub name: String,
+    /// Where it is: `file:///srv/canopy/packages`. The path is taken as it stands.
+    pub url: String,
+    /// The packages that come from it: names, each with at most one `*` for any text. `firewall`
+    /// is more specific than `fire*`, and that more than `*`.
+    #[schemars(length(min = 1))]
+    pub packages: Vec<String>,
+    /// Keys whose signatures count, on packages and index.
+    #[serde(default)]
+    pub keys: Vec<TrustedKey>,
+    /// What must be signed. Default `signed`.
+    #[serde(default)]
+    pub trust: Trust,
+    /// Seconds a read may take. 1 to 60; default 4.
+    #[serde(default = "default_timeout")]
+    #[schemars(range(min = 1, max = 60))]
+    pub timeout_seconds: u64,
+}
+
+/// What must be signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trust {
+    /// Index and packages, by one of the keys.
+    #[default]
+    Signed,
+    /// DANGER: nothing. A directory of loose `.cpkg` files will do. For a developer's own machine:
+    /// whoever can write there runs code in the kernel of every host that believes this registry.
+    UnsignedDevelopment,
+}
+
+impl RepositoryConfig {
+    /// The directory of a `file://` URL.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let path = self.url.strip_prefix("file://")?;
+        path.starts_with('/').then(|| PathBuf::from(path))
+    }
+
+    fn check(&self, at: &str, problems: &mut Problems) {
+        if self.name.parse::<canopy_api::PackageName>().is_err() {
+            problems.push(
+                Problem::new(
+                    format!("{at}.name"),
+                    format!("\"{}\" is not a repository's name", self.name),
+                )
+                .remedy("1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit"),
+            );
+        }
+        if self.directory().is_none() {
+            let problem = if self.url.starts_with("file:") {
+                Problem::new(format!("{at}.url"), format!("\"{}\" is not absolute", self.url))
+                    .remedy("write file:// and the path from /: file:///srv/canopy/packages")
+            } else {
+                Problem::new(
+                    format!("{at}.url"),
+                    format!("\"{}\" is not a kind of repository that is served yet", self.url),
+                )
+                .remedy("directories are: file:///srv/canopy/packages")
+            };
+            problems.push(problem);
+        }
+        for (i, pattern) in self.packages.iter().enumerate() {
+            if let Err(problem) = pattern.parse::<Pattern>() {
+                problems.push(
+                    Problem::new(format!("{at}.packages[{i}]"), problem.to_string())
+                        .remedy("a name such as firewall, or one with a * such as net-*"),
+                );
+            }
+        }
+        match self.trust {
+            Trust::Signed if self.keys.iter().all(|key| key.revoked) => problems.push(
+                Problem::new(format!("{at}.keys"), "no key is trusted, so nothing can be served")
+                    .remedy("add the public key made by `canopy package keygen`"),
+            ),
+            Trust::UnsignedDevelopment if !self.keys.is_empty() => problems.push(
+                Problem::new(
+                    format!("{at}.keys"),
+                    "keys mean nothing with trust: unsigned-development",
+                )
+                .remedy("remove the keys, or write trust: signed"),
+            ),
+            Trust::Signed | Trust::UnsignedDevelopment => {}
+        }
+    }
+}
+
+impl ServiceConfig for Config {
+    fn runtime(&self) -> &RuntimeConfig {
+        &self.runtime
+    }
+
+    fn check(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        let mut names = BTreeMap::new();
+        let mut patterns: Vec<(Pattern, usize)> = Vec::new();
+        for (r, repository) in self.repositories.iter().enumerate() {
+            let at = format!("repositories[{r}]");
+            repository.check(&at, &mut problems);
+            if let Some(first) = names.insert(&repository.name, r) {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.name"),
+                        format!(
+                            "\"{}\" is already the name of repositories[{first}]",
+                            repository.name
+                        ),
+                    )
+                    .remedy("give each its own name"),
+                );
+            }
+            for (p, text) in repository.packages.iter().enumerate() {
+                let Ok(pattern) = text.parse::<Pattern>() else { continue };
+                let clash = patterns.iter().find(|(known, of)| {
+                    *of != r
+                        && known.specificity() == pattern.specificity()
+                        && overlaps(known, &pattern)
+                });
+                if let Some((known, of)) = clash {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.packages[{p}]"),
+                            format!(
+                                "\"{pattern}\" is as specific as \"{known}\" of repositories[{of}], \
+                                 and a name can match both"
+                            ),
+                        )
+                        .remedy("make one of them more specific"),
+                    );
+                }
+                patterns.push((pattern, r));
+            }
+        }
+        problems.into_result()
+    }
+}

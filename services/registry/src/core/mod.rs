@@ -1,0 +1,4 @@
+//! Decisions, without files or clocks.
+
+pub mod choose;
+pub mod route;

@@ -1,0 +1,233 @@
+//! Why a question has no answer, and how that is told over the bus.
+
+use crate::{core::choose::Absent, store::StoreError};
+use canopy_api::{ApiError, Code, Digest, PackageName};
+use canopy_package::PackageError;
+use std::sync::Arc;
+
+/// Why a repository or a file of one cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Trouble {
+    /// It cannot be read.
+    #[error("{0}")]
+    Store(Arc<StoreError>),
+    /// It was read and refused.
+    #[error("{0}")]
+    Refused(Arc<PackageError>),
+    /// The index was there before and is not any more.
+    #[error("its index.json is gone; version {0} was seen before")]
+    IndexGone(u64),
+    /// A task of ours ended early.
+    #[error("its verification ended unexpectedly")]
+    Defect,
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<PackageError> for Trouble {
+    fn from(error: PackageError) -> Self {
+        Self::Refused(Arc::new(error))
+    }
+}
+
+impl Trouble {
+    /// In one word, for a metric's label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Store(_) => "store",
+            Self::Refused(error) => error.kind(),
+            Self::IndexGone(_) => "index_gone",
+            Self::Defect => "defect",
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Store(error) => match &**error {
+                StoreError::TooLarge { .. } => Code::Denied,
+                StoreError::NotFound { .. }
+                | StoreError::TimedOut { .. }
+                | StoreError::Failed { .. } => Code::Unavailable,
+            },
+            // A package that is refused is refused whoever asks, and not the caller's mistake.
+            Self::Refused(_) | Self::IndexGone(_) => Code::Denied,
+            Self::Defect => Code::Internal,
+        }
+    }
+
+    /// What to do about it, in one line.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Store(error) => match &**error {
+                StoreError::NotFound { .. } => {
+                    "publish the version again; its file is missing from the repository".to_owned()
+                }
+                StoreError::TooLarge { .. } => {
+                    "look at the repository: the file is not what the index names".to_owned()
+                }
+                StoreError::TimedOut { .. } | StoreError::Failed { .. } => {
+                    "see whether the registry's user can read the repository".to_owned()
+                }
+            },
+            Self::Refused(error) => error.remedy(),
+            Self::IndexGone(_) => {
+                "restore index.json and index.json.minisig, or rebuild them with \
+                 `canopy package publish --rebuild-index`"
+                    .to_owned()
+            }
+            Self::Defect => "report this with the registry's log".to_owned(),
+        }
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The text is not a semver requirement.
+    #[error("\"{text}\" is not a version requirement: {reason}")]
+    Requirement {
+        /// As given.
+        text: String,
+        /// What the parser met.
+        reason: String,
+    },
+    /// No repository has it.
+    #[error("there is no package \"{name}\"")]
+    UnknownPackage {
+        /// As asked.
+        name: PackageName,
+        /// A name like it that exists.
+        near: Option<String>,
+        /// The repository it would come from, and what is wrong with that.
+        trouble: Option<(String, String)>,
+    },
+    /// No version matches.
+    #[error("no version of \"{name}\" matches {requirement}")]
+    NoVersion {
+        /// The package.
+        name: PackageName,
+        /// As asked.
+        requirement: String,
+        /// What there is.
+        absent: Box<Absent>,
+        /// What is wrong with the repository, if something is.
+        trouble: Option<(String, String)>,
+    },
+    /// Every version that matches needs another host.
+    #[error("{name} {version} needs {lacking}")]
+    Unfit {
+        /// The package.
+        name: PackageName,
+        /// The newest that matches.
+        version: String,
+        /// What the host lacks.
+        lacking: String,
+    },
+    /// The repository cannot be used.
+    #[error("repository \"{repository}\" cannot be used: {trouble}")]
+    Repository {
+        /// Its name.
+        repository: String,
+        /// Why.
+        trouble: Trouble,
+    },
+    /// The version is there and its file cannot be used.
+    #[error("{name} {version} from repository \"{repository}\" is refused: {trouble}")]
+    Artifact {
+        /// The package.
+        name: PackageName,
+        /// The version.
+        version: String,
+        /// Where it comes from.
+        repository: String,
+        /// Why.
+        trouble: Trouble,
+    },
+    /// No index names a file with that digest.
+    #[error("no repository has a file {digest}")]
+    UnknownDigest {
+        /// As asked.
+        digest: Digest,
+    },
+    /// Beyond the end.
+    #[error("offset {offset} is beyond the file's {total} bytes")]
+    Offset {
+        /// As asked.
+        offset: u64,
+        /// Length of the file.
+        total: u64,
+    },
+    /// A manifest that was read cannot be written.
+    #[error("the manifest cannot be written")]
+    Defect,
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        let said = error.to_string();
+        match error {
+            RegistryError::Requirement { .. } => Self::new(Code::Invalid, said)
+                .at("requirement")
+                .remedy("write it as in Cargo: ^0.1, =0.1.2, >=0.1, <0.3, *"),
+            RegistryError::UnknownPackage { trouble: Some((repository, reason)), .. } => {
+                Self::new(Code::Unavailable, said).at("package").remedy(format!(
+                    "it would come from repository \"{repository}\", which cannot be used: {reason}"
+                ))
+            }
+            RegistryError::UnknownPackage { near, trouble: None, .. } => {
+                Self::new(Code::NotFound, said).at("package").remedy(match near {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => "see `canopy get packages` for what there is".to_owned(),
+                })
+            }
+            RegistryError::NoVersion { absent, trouble, .. } => Self::new(Code::NotFound, said)
+                .at("requirement")
+                .remedy(no_version(&absent, trouble.as_ref())),
+            RegistryError::Unfit { .. } => {
+                Self::new(Code::Unsupported, said).remedy("choose another version, or another host")
+            }
+            RegistryError::Repository { trouble, .. } | RegistryError::Artifact { trouble, .. } => {
+                let mut api = Self::new(trouble.code(), said).remedy(trouble.remedy());
+                if let Trouble::Refused(error) = &trouble
+                    && let PackageError::Manifest(problems) = &**error
+                {
+                    problems.0.clone_into(&mut api.problems);
+                }
+                api
+            }
+            RegistryError::UnknownDigest { .. } => Self::new(Code::NotFound, said)
+                .at("digest")
+                .remedy("resolve the package again: the version may be gone from its repository"),
+            RegistryError::Offset { .. } => Self::new(Code::Invalid, said)
+                .at("offset")
+                .remedy("ask for offsets below the total of the first chunk"),
+            RegistryError::Defect => {
+                Self::new(Code::Internal, said).remedy("report this with the registry's log")
+            }
+        }
+    }
+}
+
+fn no_version(absent: &Absent, trouble: Option<&(String, String)>) -> String {
+    let mut said = vec![match absent.exist.as_slice() {
+        [] => "none is published that may be used".to_owned(),
+        exist if absent.more == 0 => format!("there are {}", exist.join(", ")),
+        exist => format!("there are {} and {} older ones", exist.join(", "), absent.more),
+    }];
+    if let Some(version) = &absent.prerelease {
+        said.push(format!("to have the pre-release, ask for ={version}"));
+    }
+    if let Some(version) = &absent.yanked {
+        said.push(format!("{version} was withdrawn"));
+    }
+    if let Some((repository, reason)) = trouble {
+        said.push(format!(
+            "repository \"{repository}\" has a newer state that is refused: {reason}"
+        ));
+    }
+    said.join("; ")
+}

@@ -1,0 +1,35 @@
+//! The registry: where packages come from.
+//!
+//! **Promises:**
+//!
+//! 1. Nothing leaves it unverified: the signed index (version, expiry), the digest and length the
+//!    index names, the package's signature over name, version and digest, the manifest against its
+//!    objects. The loader verifies again for itself.
+//! 2. What was published before a question is part of the answer.
+//! 3. One repository's trouble is its own: the others answer, and what was verified before keeps
+//!    being served while it is in memory and its index has not expired.
+//! 4. A damaged or tampered newest version is an error, never a silent step back to an older one.
+//!
+//! **Owns:** repositories, their indexes, verified package files in memory.
+//!
+//! **Must not know:** hosts, chains, what packages do. It writes nothing: publishing is done by
+//! whoever holds the key and the directory (`canopy package publish`).
+//!
+//! The highest index version seen is remembered while the process runs; across restarts the
+//! loaders remember it.
+
+pub mod artifacts;
+pub mod config;
+pub mod core;
+pub mod error;
+pub mod handlers;
+pub mod metrics;
+pub mod registry;
+pub mod repository;
+mod service;
+pub mod store;
+
+pub use config::Config;
+pub use metrics::METRICS;
+pub use registry::Registry;
+pub use service::start;

@@ -1,0 +1,428 @@
+//! The registry's verbs, over all repositories.
+
+use crate::{
+    artifacts::{Artifact, Artifacts},
+    config::{RepositoryConfig, Trust},
+    core::{
+        choose::{CANDIDATES, Platform, absent, lacking},
+        route::{Pattern, route},
+    },
+    error::{RegistryError, Trouble},
+    metrics::Metrics,
+    repository::{Repository, Snapshot},
+};
+use canopy_api::{
+    Blob, Digest, PackageName,
+    wire::{
+        ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest, ListReply,
+        ListRequest, PackageSummary, RepositoryTrouble, ResolveReply, ResolveRequest,
+        VersionSummary,
+    },
+};
+use canopy_package::{IndexEntry, near};
+use futures::future::join_all;
+use semver::VersionReq;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Reads the clock: seconds since the epoch.
+pub type Clock = fn() -> u64;
+
+/// Descriptions remembered for lists.
+const DESCRIPTIONS: usize = 10_000;
+
+/// All repositories.
+pub struct Registry {
+    repositories: Vec<Repository>,
+    patterns: Vec<Vec<Pattern>>,
+    artifacts: Artifacts,
+    /// A line about each package file once seen, so that a list need not keep the files.
+    descriptions: Mutex<BTreeMap<Digest, String>>,
+    metrics: Metrics,
+    now: Clock,
+}
+
+/// State of one repository, for health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryHealth {
+    /// Its name.
+    pub name: String,
+    /// Whether packages can be had from it.
+    pub usable: bool,
+    /// State in words.
+    pub detail: String,
+}
+
+/// A version that was found, with everything known of it.
+struct Found<'a> {
+    repository: &'a Repository,
+    snapshot: Arc<Snapshot>,
+    entry: IndexEntry,
+    artifact: Arc<Artifact>,
+}
+
+impl Registry {
+    /// A registry over these repositories, which were checked; nothing is read yet.
+    pub fn new(
+        repositories: &[RepositoryConfig],
+        cache_bytes: u64,
+        metrics: Metrics,
+        now: Clock,
+    ) -> Self {
+        let repositories: Vec<_> = repositories.iter().map(Repository::new).collect();
+        for repository in &repositories {
+            let unsigned = repository.trust == Trust::UnsignedDevelopment;
+            if unsigned {
+                tracing::warn!(
+                    repository = %repository.name,
+                    "DANGER: packages of this repository are trusted without signatures \
+                     (trust: unsigned-development)"
+                );
+            }
+            let labels = &[repository.name.as_str()];
+            metrics.unsigned.with_label_values(labels).set(i64::from(unsigned));
+        }
+        Self {
+            patterns: repositories.iter().map(|repository| repository.patterns.clone()).collect(),
+            repositories,
+            artifacts: Artifacts::new(cache_bytes),
+            descriptions: Mutex::default(),
+            metrics,
+            now,
+        }
+    }
+
+    /// Looks at every repository at once; one that is slow does not keep the others.
+    pub async fn refresh(&self) -> Vec<RepositoryHealth> {
+        join_all(self.repositories.iter().map(|repository| self.look(repository))).await;
+        self.health()
+    }
+
+    /// State of every repository, as far as is known.
+    pub fn health(&self) -> Vec<RepositoryHealth> {
+        self.repositories
+            .iter()
+            .map(|repository| {
+                let (snapshot, trouble) = repository.current((self.now)());
+                let detail = match (&snapshot, trouble) {
+                    (_, Some(trouble)) => trouble.to_string(),
+                    (None, None) => "not read yet".to_owned(),
+                    (Some(snapshot), None) => format!(
+                        "{} versions of {} packages, index {}{}",
+                        snapshot.index.packages.len(),
+                        snapshot.index.names().len(),
+                        snapshot.index.version,
+                        if snapshot.signed.is_none()
+                            && repository.trust == Trust::UnsignedDevelopment
+                        {
+                            ", UNSIGNED"
+                        } else {
+                            ""
+                        }
+                    ),
+                };
+                let name = repository.name.clone();
+                RepositoryHealth { name, usable: snapshot.is_some(), detail }
+            })
+            .collect()
+    }
+
+    /// Looks whether a repository changed. What is wrong is logged when it is new, counted always.
+    async fn look(&self, repository: &Repository) {
+        let now = (self.now)();
+        let (_, before) = repository.current(now);
+        let outcome = repository.refresh(now).await;
+        let labels = &[repository.name.as_str()];
+        self.metrics.up.with_label_values(labels).set(i64::from(outcome.is_ok()));
+        match outcome {
+            Ok(()) => {
+                if before.is_some() {
+                    tracing::info!(repository = %repository.name, "the repository can be used again");
+                }
+                if let (Some(snapshot), _) = repository.current(now) {
+                    let set = |gauge: &prometheus::IntGaugeVec, value: u64| {
+                        let value = i64::try_from(value).unwrap_or(i64::MAX);
+                        gauge.with_label_values(labels).set(value);
+                    };
+                    set(&self.metrics.index_version, snapshot.index.version);
+                    set(&self.metrics.index_expires, snapshot.index.expires);
+                    set(&self.metrics.versions, snapshot.index.packages.len() as u64);
+                }
+            }
+            Err(trouble) => {
+                self.refused(repository, &trouble);
+                if before.is_none_or(|before| before.kind() != trouble.kind()) {
+                    tracing::warn!(
+                        repository = %repository.name,
+                        remedy = %trouble.remedy(),
+                        "the repository cannot be used: {trouble}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn refused(&self, repository: &Repository, trouble: &Trouble) {
+        let labels = &[repository.name.as_str(), trouble.kind()];
+        self.metrics.refused.with_label_values(labels).inc();
+    }
+
+    /// Which exact version a requirement means, with what a loader needs to check it again.
+    pub async fn resolve(&self, request: &ResolveRequest) -> Result<ResolveReply, RegistryError> {
+        let requirement = requirement(&request.requirement)?;
+        let platform =
+            Platform { arch: request.arch.as_deref(), kernel: request.kernel.as_deref() };
+        let found = self.find(&request.package, &requirement, platform).await?;
+        let (index, index_signature) = match &found.snapshot.signed {
+            Some((bytes, signature)) => (Some(Blob(bytes.to_vec())), Some(signature.clone())),
+            None => (None, None),
+        };
+        Ok(ResolveReply {
+            package: request.package.clone(),
+            repository: found.repository.name.clone(),
+            version: summary(&found.entry),
+            signature: found.artifact.signature.clone(),
+            index,
+            index_signature,
+        })
+    }
+
+    /// One version in full: the newest that matches.
+    pub async fn describe(
+        &self,
+        request: &DescribeRequest,
+    ) -> Result<DescribeReply, RegistryError> {
+        let asked = request.requirement.as_deref().unwrap_or("*");
+        let requirement = requirement(asked)?;
+        let found = self.find(&request.package, &requirement, Platform::default()).await?;
+        Ok(DescribeReply {
+            repository: found.repository.name.clone(),
+            version: summary(&found.entry),
+            signed_by: found.artifact.signed_by.clone(),
+            manifest: serde_json::to_value(&found.artifact.manifest)
+                .map_err(|_| RegistryError::Defect)?,
+            readme: found.artifact.readme.clone(),
+        })
+    }
+
+    async fn find(
+        &self,
+        name: &PackageName,
+        requirement: &VersionReq,
+        platform: Platform<'_>,
+    ) -> Result<Found<'_>, RegistryError> {
+        let unknown = |trouble| RegistryError::UnknownPackage {
+            name: name.clone(),
+            near: self.near(name),
+            trouble,
+        };
+        let repository = route(&self.patterns, name)
+            .and_then(|place| self.repositories.get(place))
+            .ok_or_else(|| unknown(None))?;
+        // What was published before this question is part of the answer.
+        self.look(repository).await;
+        let now = (self.now)();
+        let (snapshot, trouble) = repository.current(now);
+        let snapshot = snapshot.ok_or_else(|| RegistryError::Repository {
+            repository: repository.name.clone(),
+            trouble: trouble.clone().unwrap_or(Trouble::Defect),
+        })?;
+        let trouble = trouble.map(|trouble| (repository.name.clone(), trouble.to_string()));
+        if snapshot.index.versions(name).next().is_none() {
+            return Err(unknown(trouble));
+        }
+        let mut unfit = None;
+        for entry in snapshot.index.matching(name, requirement).take(CANDIDATES) {
+            let artifact = self.artifact_of(repository, &snapshot, entry).await?;
+            match lacking(&artifact.manifest.requires, platform) {
+                None => {
+                    let entry = entry.clone();
+                    let snapshot = Arc::clone(&snapshot);
+                    return Ok(Found { repository, snapshot, entry, artifact });
+                }
+                Some(lacking) if unfit.is_none() => {
+                    let (name, version) = (name.clone(), entry.version.to_string());
+                    unfit = Some(RegistryError::Unfit { name, version, lacking });
+                }
+                Some(_) => {}
+            }
+        }
+        Err(unfit.unwrap_or_else(|| RegistryError::NoVersion {
+            name: name.clone(),
+            requirement: requirement.to_string(),
+            absent: Box::new(absent(&snapshot.index, name, requirement)),
+            trouble,
+        }))
+    }
+
+    async fn artifact_of(
+        &self,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        entry: &IndexEntry,
+    ) -> Result<Arc<Artifact>, RegistryError> {
+        let loaded = repository.artifact(snapshot, entry, &self.artifacts, (self.now)()).await;
+        let (artifact, hit) = loaded.map_err(|trouble| {
+            self.refused(repository, &trouble);
+            tracing::warn!(
+                repository = %repository.name,
+                package = %entry.name,
+                version = %entry.version,
+                "package file refused: {trouble}"
+            );
+            RegistryError::Artifact {
+                name: entry.name.clone(),
+                version: entry.version.to_string(),
+                repository: repository.name.clone(),
+                trouble,
+            }
+        })?;
+        let result = if hit { "hit" } else { "miss" };
+        self.metrics.lookups.with_label_values(&[result]).inc();
+        let kept = i64::try_from(self.artifacts.bytes()).unwrap_or(i64::MAX);
+        self.metrics.kept_bytes.with_label_values::<&str>(&[]).set(kept);
+        Ok(artifact)
+    }
+
+    /// A chunk of a verified file that an index names.
+    pub async fn artifact(
+        &self,
+        request: &ArtifactRequest,
+    ) -> Result<ArtifactReply, RegistryError> {
+        let now = (self.now)();
+        let mut found = None;
+        for (place, repository) in self.repositories.iter().enumerate() {
+            let (Some(snapshot), _) = repository.current(now) else { continue };
+            let entry = snapshot
+                .index
+                .packages
+                .iter()
+                .find(|entry| {
+                    entry.digest == request.digest
+                        && route(&self.patterns, &entry.name) == Some(place)
+                })
+                .cloned();
+            if let Some(entry) = entry {
+                found = Some((repository, snapshot, entry));
+                break;
+            }
+        }
+        let (repository, snapshot, entry) =
+            found.ok_or_else(|| RegistryError::UnknownDigest { digest: request.digest.clone() })?;
+        let artifact = self.artifact_of(repository, &snapshot, &entry).await?;
+        let total = artifact.bytes.len() as u64;
+        let beyond = RegistryError::Offset { offset: request.offset, total };
+        let from = usize::try_from(request.offset).map_err(|_| beyond.clone())?;
+        let rest = artifact.bytes.get(from..).filter(|rest| !rest.is_empty()).ok_or(beyond)?;
+        let data = rest.get(..ARTIFACT_CHUNK).unwrap_or(rest).to_vec();
+        self.metrics.sent.with_label_values::<&str>(&[]).inc_by(data.len() as u64);
+        Ok(ArtifactReply { total, data: Blob(data) })
+    }
+
+    /// Every package and its versions.
+    pub async fn list(&self, request: &ListRequest) -> Result<ListReply, RegistryError> {
+        self.refresh().await;
+        let now = (self.now)();
+        let mut packages = Vec::new();
+        let mut unavailable = Vec::new();
+        for (place, repository) in self.repositories.iter().enumerate() {
+            let (snapshot, trouble) = repository.current(now);
+            if let Some(trouble) = trouble {
+                unavailable.push(RepositoryTrouble {
+                    repository: repository.name.clone(),
+                    reason: trouble.to_string(),
+                });
+            }
+            let Some(snapshot) = snapshot else { continue };
+            for name in snapshot.index.names() {
+                let wanted = request.package.as_ref().is_none_or(|wanted| wanted == name);
+                if wanted && route(&self.patterns, name) == Some(place) {
+                    packages.push(self.summary(repository, &snapshot, name).await);
+                }
+            }
+        }
+        packages.sort_by(|a, b| a.name.cmp(&b.name));
+        if let (Some(name), []) = (&request.package, packages.as_slice()) {
+            let trouble = unavailable.first().map(|t| (t.repository.clone(), t.reason.clone()));
+            let near = self.near(name);
+            return Err(RegistryError::UnknownPackage { name: name.clone(), near, trouble });
+        }
+        Ok(ListReply { packages, unavailable })
+    }
+
+    async fn summary(
+        &self,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        name: &PackageName,
+    ) -> PackageSummary {
+        let newest = snapshot.index.versions(name).find(|entry| !entry.yanked);
+        let description = match newest {
+            Some(entry) => self.description(repository, snapshot, entry).await,
+            None => String::new(),
+        };
+        PackageSummary {
+            name: name.clone(),
+            description,
+            repository: repository.name.clone(),
+            versions: snapshot.index.versions(name).map(summary).collect(),
+        }
+    }
+
+    async fn description(
+        &self,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        entry: &IndexEntry,
+    ) -> String {
+        let known = || self.descriptions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(description) = known().get(&entry.digest) {
+            return description.clone();
+        }
+        match self.artifact_of(repository, snapshot, entry).await {
+            Ok(artifact) => {
+                let description = artifact.manifest.description.clone();
+                let mut known = known();
+                if known.len() >= DESCRIPTIONS {
+                    known.clear();
+                }
+                known.insert(entry.digest.clone(), description.clone());
+                description
+            }
+            Err(error) => format!("({error})"),
+        }
+    }
+
+    /// A name like this one that exists.
+    fn near(&self, name: &PackageName) -> Option<String> {
+        let now = (self.now)();
+        let mut names = Vec::new();
+        for (place, repository) in self.repositories.iter().enumerate() {
+            let (Some(snapshot), _) = repository.current(now) else { continue };
+            for known in snapshot.index.names() {
+                if route(&self.patterns, known) == Some(place) {
+                    names.push(known.to_string());
+                }
+            }
+        }
+        near::nearest(name.as_str(), names.iter().map(String::as_str)).map(str::to_owned)
+    }
+}
+
+fn requirement(text: &str) -> Result<VersionReq, RegistryError> {
+    VersionReq::parse(text).map_err(|error| RegistryError::Requirement {
+        text: text.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn summary(entry: &IndexEntry) -> VersionSummary {
+    VersionSummary {
+        version: entry.version.to_string(),
+        digest: entry.digest.clone(),
+        length: entry.length,
+        yanked: entry.yanked,
+    }
+}

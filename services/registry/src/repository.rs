@@ -1,0 +1,370 @@
+//! One repository: its index, re-read when it changes, and its package files, verified.
+
+use crate::{
+    artifacts::{Artifact, Artifacts},
+    config::{RepositoryConfig, Trust},
+    core::route::Pattern,
+    error::Trouble,
+    store::{Store, StoreError},
+};
+use bytes::Bytes;
+use canopy_api::Digest;
+use canopy_package::{
+    Index, IndexEntry, Limits, Package, PackageError, TrustedKey,
+    index::INDEX_LIMIT,
+    repository::{INDEX, INDEX_SIGNATURE, artifact_path, signature_path},
+    sign::verify_package,
+};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking, time::timeout};
+
+/// Longest signature file, bytes.
+const SIGNATURE_LIMIT: u64 = 8 * 1024;
+
+/// Loose files an unsigned directory may hold.
+const LOOSE_FILES: usize = 1_000;
+
+/// Times an index that does not match its signature is read again: a publisher replaces the two
+/// one after the other.
+const ATTEMPTS: u32 = 6;
+
+/// Pause between them.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// A repository.
+pub struct Repository {
+    /// Its name.
+    pub name: String,
+    /// What it serves.
+    pub patterns: Vec<Pattern>,
+    /// What must be signed.
+    pub trust: Trust,
+    keys: Vec<TrustedKey>,
+    store: Store,
+    limits: Limits,
+    /// How long looking at the repository may take, all reads together.
+    patience: Duration,
+    state: Mutex<State>,
+    /// Number of looks begun.
+    looks: AtomicU64,
+    refreshing: AsyncMutex<()>,
+    loading: AsyncMutex<()>,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    snapshot: Option<Arc<Snapshot>>,
+    trouble: Option<Trouble>,
+    /// The highest index version verified.
+    highest: u64,
+}
+
+/// What a repository held when it was last read and found good.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The index.
+    pub index: Index,
+    /// The index's bytes and signature file; `None` in an unsigned repository.
+    pub signed: Option<(Bytes, String)>,
+    tags: Tags,
+    /// Where loose files lie.
+    loose: BTreeMap<Digest, String>,
+    verified: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tags {
+    index: Option<String>,
+    signature: Option<String>,
+}
+
+impl Repository {
+    /// From its configuration, which was checked; nothing is read yet.
+    pub fn new(config: &RepositoryConfig) -> Self {
+        let limit = Duration::from_secs(config.timeout_seconds);
+        let directory = config.directory().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+        Self {
+            name: config.name.clone(),
+            patterns: config.packages.iter().filter_map(|text| text.parse().ok()).collect(),
+            trust: config.trust,
+            keys: config.keys.clone(),
+            store: Store::directory(directory, limit),
+            limits: Limits::default(),
+            patience: limit,
+            state: Mutex::default(),
+            looks: AtomicU64::new(0),
+            refreshing: AsyncMutex::new(()),
+            loading: AsyncMutex::new(()),
+        }
+    }
+
+    /// What it holds as far as is known, and what is wrong with it. An index that has expired is
+    /// not given out.
+    pub fn current(&self, now: u64) -> (Option<Arc<Snapshot>>, Option<Trouble>) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match &state.snapshot {
+            Some(snapshot) if snapshot.signed.is_some() && snapshot.index.expires < now => {
+                let expired = PackageError::IndexExpired { expires: snapshot.index.expires };
+                (None, state.trouble.or(Some(expired.into())))
+            }
+            _ => (state.snapshot, state.trouble),
+        }
+    }
+
+    /// Looks whether the repository changed, and reads it if so. What was good before stays when
+    /// what is new is not.
+    pub async fn refresh(&self, now: u64) -> Result<(), Trouble> {
+        let begun = self.looks.load(Ordering::Acquire);
+        let _one = self.refreshing.lock().await;
+        if self.looks.load(Ordering::Acquire) > begun {
+            // Somebody else looked after this question came: their answer is ours. So a store that
+            // hangs costs all who wait one look, not one each.
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            return state.trouble.clone().map_or(Ok(()), Err);
+        }
+        self.looks.fetch_add(1, Ordering::AcqRel);
+        let (known, highest) = {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let good = state.snapshot.clone().filter(|_| state.trouble.is_none());
+            (good, state.highest)
+        };
+        let outcome =
+            timeout(self.patience, self.read(known, highest, now)).await.unwrap_or_else(|_| {
+                let (path, seconds) = (INDEX.to_owned(), self.patience.as_secs());
+                Err(StoreError::TimedOut { path, seconds }.into())
+            });
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(None) => Ok(()),
+            Ok(Some(snapshot)) => {
+                state.highest = state.highest.max(snapshot.index.version);
+                state.snapshot = Some(Arc::new(snapshot));
+                state.trouble = None;
+                Ok(())
+            }
+            Err(trouble) => {
+                state.trouble = Some(trouble.clone());
+                Err(trouble)
+            }
+        }
+    }
+
+    /// `None` when nothing changed.
+    async fn read(
+        &self,
+        known: Option<Arc<Snapshot>>,
+        highest: u64,
+        now: u64,
+    ) -> Result<Option<Snapshot>, Trouble> {
+        let mut attempt = 1;
+        loop {
+            let tags = Tags {
+                index: self.store.tag(INDEX).await?,
+                signature: self.store.tag(INDEX_SIGNATURE).await?,
+            };
+            // Loose files have no one file that tells of a change.
+            let changed = known.as_ref().is_none_or(|known| {
+                known.tags != tags
+                    || (self.trust == Trust::UnsignedDevelopment && tags.index.is_none())
+                    || self.keys_ended(known.verified, now)
+            });
+            if !changed {
+                return Ok(None);
+            }
+            match self.read_index(tags, highest, now).await {
+                Ok(snapshot) => return Ok(Some(snapshot)),
+                // Half replaced: read both again.
+                Err(Trouble::Refused(error))
+                    if attempt < ATTEMPTS
+                        && matches!(
+                            *error,
+                            PackageError::Tampered { .. }
+                                | PackageError::Unsigned { .. }
+                                | PackageError::UntrustedKey { .. }
+                        ) =>
+                {
+                    attempt += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+    }
+
+    async fn read_index(&self, tags: Tags, highest: u64, now: u64) -> Result<Snapshot, Trouble> {
+        if tags.index.is_none() {
+            return match self.trust {
+                Trust::UnsignedDevelopment => self.read_loose(now).await,
+                Trust::Signed if highest > 0 => Err(Trouble::IndexGone(highest)),
+                // Nothing was published yet.
+                Trust::Signed => Ok(Snapshot { tags, verified: now, ..Snapshot::default() }),
+            };
+        }
+        let bytes = self.store.read(INDEX, INDEX_LIMIT as u64).await?;
+        let (index, signed) = match self.trust {
+            Trust::UnsignedDevelopment => (Index::open_unsigned(&bytes)?, None),
+            Trust::Signed => {
+                let signature = self.read_signature(INDEX_SIGNATURE, "the index").await?;
+                let (keys, copy) = (self.keys.clone(), (bytes.clone(), signature.clone()));
+                let index =
+                    spawn_blocking(move || Index::open(&copy.0, &copy.1, &keys, now, highest))
+                        .await
+                        .map_err(|_| Trouble::Defect)??;
+                (index, Some((bytes, signature)))
+            }
+        };
+        Ok(Snapshot { index, signed, tags, loose: BTreeMap::new(), verified: now })
+    }
+
+    /// A directory of package files without an index, for development.
+    async fn read_loose(&self, now: u64) -> Result<Snapshot, Trouble> {
+        let mut found = BTreeMap::new();
+        let mut loose = BTreeMap::new();
+        for path in self.store.list(".cpkg", LOOSE_FILES).await? {
+            let bytes = self.store.read(&path, self.limits.archive_bytes as u64).await?;
+            let limits = self.limits;
+            let opened = spawn_blocking(move || {
+                Package::open(&bytes, &limits)
+                    .map(|package| (Digest::of(&bytes), bytes.len(), package))
+            });
+            // One bad file must not hide the others from a developer.
+            let (digest, length, package) = match opened.await.map_err(|_| Trouble::Defect)? {
+                Ok(opened) => opened,
+                Err(error) => {
+                    tracing::warn!(repository = %self.name, %path, "{error}; the file is left out");
+                    continue;
+                }
+            };
+            let entry = IndexEntry {
+                name: package.manifest.name,
+                version: package.manifest.version,
+                digest: digest.clone(),
+                length: length as u64,
+                yanked: false,
+            };
+            if let Some(first) = found.insert((entry.name.clone(), entry.version.clone()), entry) {
+                let (name, version) = (first.name, first.version);
+                return Err(PackageError::AlreadyPublished { name, version }.into());
+            }
+            loose.insert(digest, path);
+        }
+        let index = Index { packages: found.into_values().collect(), ..Index::default() };
+        Ok(Snapshot { index, signed: None, tags: Tags::default(), loose, verified: now })
+    }
+
+    /// The verified file of a version: from memory, else read and verified, once for all who ask.
+    pub async fn artifact(
+        &self,
+        snapshot: &Snapshot,
+        entry: &IndexEntry,
+        kept: &Artifacts,
+        now: u64,
+    ) -> Result<(Arc<Artifact>, bool), Trouble> {
+        let usable = |kept: &Artifacts| {
+            kept.get(&entry.digest).filter(|artifact| {
+                !self.keys_ended(artifact.verified, now)
+                    && artifact.signature.is_some() == (self.trust == Trust::Signed)
+            })
+        };
+        if let Some(artifact) = usable(kept) {
+            return Ok((artifact, true));
+        }
+        let _one = self.loading.lock().await;
+        if let Some(artifact) = usable(kept) {
+            return Ok((artifact, true));
+        }
+        let artifact = Arc::new(self.load(snapshot, entry, now).await?);
+        kept.put(entry.digest.clone(), artifact.clone());
+        Ok((artifact, false))
+    }
+
+    async fn load(
+        &self,
+        snapshot: &Snapshot,
+        entry: &IndexEntry,
+        now: u64,
+    ) -> Result<Artifact, Trouble> {
+        let path = match snapshot.loose.get(&entry.digest) {
+            Some(path) => path.clone(),
+            None => artifact_path(&entry.name, &entry.version),
+        };
+        let bytes = self.store.read(&path, self.limits.archive_bytes as u64).await?;
+        let signature = match self.trust {
+            Trust::UnsignedDevelopment => None,
+            Trust::Signed => {
+                let path = signature_path(&entry.name, &entry.version);
+                Some(self.read_signature(&path, "the package file").await?)
+            }
+        };
+        let (entry, keys, limits) = (entry.clone(), self.keys.clone(), self.limits);
+        let verified = spawn_blocking(move || verify(bytes, signature, &entry, &keys, limits, now));
+        Ok(verified.await.map_err(|_| Trouble::Defect)??)
+    }
+
+    async fn read_signature(&self, path: &str, what: &'static str) -> Result<String, Trouble> {
+        let bytes = match self.store.read(path, SIGNATURE_LIMIT).await {
+            Ok(bytes) => bytes,
+            Err(StoreError::NotFound { .. }) => {
+                return Err(PackageError::Unsigned { what }.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        String::from_utf8(bytes.to_vec()).map_err(|_| {
+            PackageError::SignatureFormat { what, reason: "it is not text".to_owned() }.into()
+        })
+    }
+
+    /// Whether a key's time ended between two moments: what it signed is looked at again.
+    fn keys_ended(&self, from: u64, to: u64) -> bool {
+        let ended = |end: u64| end >= from && end < to;
+        self.keys.iter().any(|key| key.not_after.is_some_and(ended))
+    }
+}
+
+/// Everything that can be known about a file without loading it.
+fn verify(
+    bytes: Bytes,
+    signature: Option<String>,
+    entry: &IndexEntry,
+    keys: &[TrustedKey],
+    limits: Limits,
+    now: u64,
+) -> Result<Artifact, PackageError> {
+    entry.check(&bytes)?;
+    let signed_by = match &signature {
+        None => None,
+        Some(signature) => Some(verify_package(
+            &bytes,
+            signature,
+            keys,
+            now,
+            &entry.name,
+            &entry.version,
+            &entry.digest,
+        )?),
+    };
+    let package = Package::open(&bytes, &limits)?;
+    if (&package.manifest.name, &package.manifest.version) != (&entry.name, &entry.version) {
+        return Err(PackageError::WrongPackage {
+            wanted: format!("{} {}", entry.name, entry.version),
+            found: format!("{} {}", package.manifest.name, package.manifest.version),
+        });
+    }
+    package.check_objects().map_err(PackageError::Manifest)?;
+    Ok(Artifact {
+        bytes,
+        manifest: package.manifest,
+        readme: package.readme.unwrap_or_default(),
+        signature,
+        signed_by,
+        verified: now,
+    })
+}

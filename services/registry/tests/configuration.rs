@@ -1,0 +1,64 @@
+//! What a configuration may not say.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests"
+)]
+
+use canopy_api::document::{self, Format};
+use canopy_registry::Config;
+use canopy_runtime::ServiceConfig as _;
+use serde_json::{Value, json};
+
+const KEY: &str = "RWSWm74B8DHYJAAyv769Vu/CdB1YkGA2bSkOhWWlsUDghIrsGUI+FFLQ";
+
+fn paths(repositories: &Value) -> Vec<String> {
+    let config = json!({
+        "bus": { "url": "tls://127.0.0.1:4222", "ca": "ca", "cert": "cert", "key": "key" },
+        "repositories": repositories,
+    });
+    let checked = document::load::<Config>(&config.to_string(), Format::Json)
+        .and_then(|config| config.check());
+    checked.err().map_or_else(Vec::new, |bad| bad.0.into_iter().map(|p| p.path).collect())
+}
+
+fn repository(name: &str, packages: &[&str]) -> Value {
+    json!({ "name": name, "url": "file:///srv/x", "packages": packages, "keys": [{ "key": KEY }] })
+}
+
+#[test]
+fn a_good_configuration_is_accepted() {
+    let more = [repository("all", &["*"]), repository("own", &["firewall", "net-*"])];
+    assert_eq!(paths(&json!(more)), [""; 0]);
+}
+
+#[test]
+fn mistakes_are_told_with_their_place() {
+    let with = |field: &str, value: Value| {
+        let mut one = repository("one", &["*"]);
+        one[field] = value;
+        paths(&json!([one]))
+    };
+    assert_eq!(with("url", json!("s3://bucket")), ["repositories[0].url"]);
+    assert_eq!(with("url", json!("file://relative")), ["repositories[0].url"]);
+    assert_eq!(with("name", json!("Not A Name")), ["repositories[0].name"]);
+    assert_eq!(with("packages", json!(["a", "B"])), ["repositories[0].packages[1]"]);
+    assert_eq!(with("keys", json!([])), ["repositories[0].keys"]);
+    assert_eq!(with("keys", json!([{ "key": KEY, "revoked": true }])), ["repositories[0].keys"]);
+    assert_eq!(with("trust", json!("unsigned-development")), ["repositories[0].keys"]);
+    let bad = with("keys", json!([{ "key": "RWQ" }]));
+    assert!(bad.iter().all(|path| path.starts_with("repositories[0].keys")), "{bad:?}");
+    assert!(!paths(&json!([])).is_empty(), "a registry without repositories");
+}
+
+#[test]
+fn two_repositories_for_one_name_are_ambiguous() {
+    let clash = |a: &[&str], b: &[&str]| paths(&json!([repository("a", a), repository("b", b)]));
+    assert_eq!(clash(&["firewall"], &["firewall"]), ["repositories[1].packages[0]"]);
+    assert_eq!(clash(&["a*"], &["x", "*b"]), ["repositories[1].packages[1]"]);
+    assert_eq!(clash(&["a*"], &["b*"]), [""; 0]);
+    assert_eq!(clash(&["*"], &["b*"]), [""; 0]);
+}

@@ -1,0 +1,128 @@
+//! The process on a real bus: who may ask what, and what they get.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests"
+)]
+
+mod common;
+
+use canopy_api::{
+    Code,
+    endpoint::registry::{Artifact, Describe, Health, List, Resolve},
+    subject::Target,
+    wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest},
+};
+use canopy_bus::{Bus, BusConfig, CallError};
+use canopy_test_support::{
+    nats::{ClientFiles, NatsServer},
+    service::{ServiceProcess, check},
+};
+use common::{Directory, package};
+use serde_json::{Value, json};
+use std::{path::Path, time::Duration};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_canopy-registry");
+
+async fn connect(server: &NatsServer, principal: &str) -> Bus {
+    let ClientFiles { url, ca, cert, key } = server.client(principal);
+    let config = BusConfig { url, ca, cert, key };
+    let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
+    bus.wait_ready(Duration::from_secs(10)).await.unwrap();
+    bus
+}
+
+fn config(server: &NatsServer, directory: &Directory) -> Value {
+    let ClientFiles { url, ca, cert, key } = server.client("s-registry");
+    json!({
+        "bus": { "url": url, "ca": ca, "cert": cert, "key": key },
+        "repositories": [{
+            "name": "starter",
+            "url": format!("file://{}", directory.dir.path().display()),
+            "packages": ["*"],
+            "keys": directory.trusted(),
+        }],
+    })
+}
+
+fn resolve(name: &str) -> ResolveRequest {
+    ResolveRequest {
+        package: name.parse().unwrap(),
+        requirement: "*".to_owned(),
+        arch: None,
+        kernel: None,
+    }
+}
+
+#[tokio::test]
+async fn a_host_gets_a_package_over_the_bus() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    let process = ServiceProcess::start(Path::new(PROGRAM), config(&server, &directory)).unwrap();
+    process.wait_status(200).unwrap();
+    let (central, loader) = (Target::Central, connect(&server, "h-web1-loader").await);
+
+    let unknown = loader.call::<Resolve>(&central, &resolve("p")).await.unwrap_err();
+    assert_eq!(unknown.to_api_error().code, Code::NotFound);
+    // Published while the registry runs.
+    let bytes = directory.publish(&package("p", "0.1.0", ""));
+    let reply = loader.call::<Resolve>(&central, &resolve("p")).await.unwrap();
+    assert_eq!(reply.version.version, "0.1.0");
+    let request = ArtifactRequest { digest: reply.version.digest, offset: 0 };
+    let chunk = loader.call::<Artifact>(&central, &request).await.unwrap();
+    assert_eq!(chunk.data.0, bytes);
+
+    let viewer = connect(&server, "u-viewer").await;
+    let list = viewer.call::<List>(&central, &ListRequest::default()).await.unwrap();
+    assert_eq!(list.packages[0].repository, "starter");
+    let describe = DescribeRequest { package: "p".parse().unwrap(), requirement: None };
+    let described = viewer.call::<Describe>(&central, &describe).await.unwrap();
+    assert_eq!(described.signed_by.unwrap(), directory.trusted()[0].key.id());
+    let refused = viewer.call::<Artifact>(&central, &request).await.unwrap_err();
+    assert!(matches!(refused, CallError::NotPermitted { .. }), "{refused}");
+    let health = viewer.call::<Health>(&central, &Empty {}).await.unwrap();
+    assert!(health.checks.iter().any(|check| check.name == "repositories" && check.ok));
+
+    let (_, metrics) = process.get("/metrics").unwrap();
+    for expected in [
+        "canopy_registry_repository_up{repository=\"starter\"} 1",
+        "canopy_registry_repository_unsigned{repository=\"starter\"} 0",
+        "canopy_registry_index_version{repository=\"starter\"} 1",
+        "canopy_registry_package_versions{repository=\"starter\"} 1",
+        "canopy_registry_artifact_lookups_total{result=\"miss\"} 1",
+    ] {
+        assert!(metrics.contains(expected), "{expected} is not in\n{metrics}");
+    }
+    assert!(process.end().unwrap().success());
+}
+
+#[tokio::test]
+async fn an_unsigned_repository_is_loud() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    let mut config = config(&server, &directory);
+    config["repositories"][0]["keys"] = json!([]);
+    config["repositories"][0]["trust"] = json!("unsigned-development");
+    let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
+    process.wait_status(200).unwrap();
+    assert!(process.log().contains("DANGER"), "{}", process.log());
+    let (_, metrics) = process.get("/metrics").unwrap();
+    assert!(metrics.contains("canopy_registry_repository_unsigned{repository=\"starter\"} 1"));
+}
+
+#[test]
+fn an_ambiguous_configuration_does_not_start() {
+    let one = |name: &str| {
+        json!({ "name": name, "url": "file:///srv/x", "packages": ["*"],
+                "trust": "unsigned-development" })
+    };
+    let bus = json!({ "url": "tls://127.0.0.1:1", "ca": "a", "cert": "b", "key": "c" });
+    let config = json!({ "bus": bus, "repositories": [one("a"), one("b")] });
+    let output = check(Path::new(PROGRAM), &config.to_string()).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("repositories[1].packages[0]"), "{text}");
+}

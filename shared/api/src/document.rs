@@ -1,0 +1,259 @@
+//! Reading what a person wrote: JSON or YAML by the same schema, strict, all mistakes at once, each
+//! with its path and what to do about it.
+//!
+//! ```
+//! use canopy_api::{DesiredState, document::{self, Format}};
+//!
+//! let text = "chains:\n- interface: eth0\n  hook: xpd\n  programs: []\n";
+//! let problems = document::load::<DesiredState>(text, Format::Yaml).unwrap_err();
+//! assert_eq!(
+//!     problems.to_string(),
+//!     "chains[0].hook: \"xpd\" is not one of xdp, tc-ingress, tc-egress (did you mean \"xdp\"?)"
+//! );
+//! ```
+
+mod explain;
+mod strict;
+
+use crate::{
+    desired::DesiredState,
+    problem::{Problem, Problems},
+};
+use schemars::{JsonSchema, schema_for};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use strict::Strict;
+
+/// How long a document may be, bytes: a chain of hundreds of programs is a tenth of it.
+pub const MAX_BYTES: usize = 512 * 1024;
+
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// RFC 8259.
+    Json,
+    /// YAML 1.2, one document.
+    Yaml,
+}
+
+impl Format {
+    /// By file extension: `.json`, `.yaml`, `.yml`.
+    pub fn of(path: &std::path::Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "json" => Some(Self::Json),
+            "yaml" | "yml" => Some(Self::Yaml),
+            _ => None,
+        }
+    }
+}
+
+/// Text to a generic value; the problem names line and column. A key given twice is a mistake.
+pub fn parse(text: &str, format: Format) -> Result<Value, Problems> {
+    if text.len() > MAX_BYTES {
+        return Err(Problem::new(
+            "",
+            format!("the document is {} bytes long; at most {MAX_BYTES} are read", text.len()),
+        )
+        .into());
+    }
+    if text.trim().is_empty() {
+        return Err(Problem::new("", "the document is empty").into());
+    }
+    let value = match format {
+        Format::Json => serde_json::from_str::<Strict>(text).map_err(|e| json_problem(&e)),
+        Format::Yaml => serde_saphyr::from_str::<Strict>(text).map_err(|e| yaml_problem(&e)),
+    };
+    Ok(value?.0)
+}
+
+fn json_problem(error: &serde_json::Error) -> Problem {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let what = text.strip_suffix(&place).unwrap_or(&text);
+    Problem::new("", format!("not JSON: line {}, column {}: {what}", error.line(), error.column()))
+        .remedy("correct the document there")
+}
+
+fn yaml_problem(error: &serde_saphyr::Error) -> Problem {
+    let error = error.without_snippet();
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let Some(place) = error.location() else {
+        return Problem::new("", format!("not YAML: {line}")).remedy("write one YAML document");
+    };
+    let (row, column) = (place.line(), place.column());
+    let what = line
+        .strip_suffix(&format!(" at line {row}, column {column}"))
+        .or_else(|| line.strip_prefix(&format!("error: line {row} column {column}: ")))
+        .unwrap_or(line);
+    let problem = Problem::new("", format!("not YAML: line {row}, column {column}: {what}"));
+    if what.contains('\t') || what.to_ascii_lowercase().contains("tab") {
+        problem.remedy("indent with spaces")
+    } else {
+        problem.remedy("correct the document there; text with ': ' or ' #' in it needs quotes")
+    }
+}
+
+/// A generic value to a checked one: every violation of the schema at once, each with its path,
+/// unknown fields with the nearest known one.
+pub fn check<T: JsonSchema + DeserializeOwned>(value: Value) -> Result<T, Problems> {
+    let schema = Value::from(schema_for!(T));
+    let validator = jsonschema::validator_for(&schema)
+        .map_err(|error| Problem::new("", format!("the schema itself is wrong: {error}")))?;
+    explain::problems(&schema, validator.iter_errors(&value)).into_result()?;
+    // What the schema cannot say the type does; one such mistake at a time.
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match error.path().to_string() {
+            whole if whole == "." => String::new(),
+            path => path,
+        };
+        Problem::new(path, error.inner().to_string()).into()
+    })
+}
+
+/// Both at once.
+pub fn load<T: JsonSchema + DeserializeOwned>(text: &str, format: Format) -> Result<T, Problems> {
+    check(parse(text, format)?)
+}
+
+/// A desired state with everything checked that can be without a host: the schema, then
+/// duplicates, verdicts and settings that have no meaning.
+pub fn desired_state(value: Value) -> Result<DesiredState, Problems> {
+    let desired: DesiredState = check(value)?;
+    desired.check()?;
+    Ok(desired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each bad document, and everything that is said about it.
+    const BAD: &[(&str, &[&str])] = &[
+        ("", &["the document is empty"]),
+        ("# only a comment\n", &["must be a set of fields, not nothing"]),
+        ("- a\n- b\n", &["must be a set of fields, not a list"]),
+        ("chains:\n  - {interface: eth0\n", &["not YAML: line "]),
+        ("chains: []\n\tx: 1\n", &["not YAML: line 2", "indent with spaces"]),
+        ("chains: []\nchains: []\n", &["not YAML: line 2", "chains", "duplicate"]),
+        ("a: 1\n---\nb: 1\n", &["not YAML", "document"]),
+        ("chians: []\n", &["chians: unknown field \"chians\" (did you mean \"chains\"?)"]),
+        ("zzz: []\n", &["zzz: unknown field \"zzz\" (known fields: chains)"]),
+        ("chains: eth0\n", &["chains: must be a list, not the text \"eth0\""]),
+        (
+            "chains: [{}]\n",
+            &[
+                "chains[0].interface: \"interface\" is missing (The interface, by name)",
+                "chains[0].hook: \"hook\" is missing",
+                "chains[0].programs: \"programs\" is missing",
+            ],
+        ),
+        (
+            "chains: [{interface: 7, hook: xdp, programs: []}]",
+            &["chains[0].interface: must be a text, not the number 7 (write it in quotes: \"7\")"],
+        ),
+        (
+            "chains: [{interface: \"a b\", hook: xpd, programs: []}]",
+            &[
+                "chains[0].interface: \"a b\" is not allowed (1 to 15 printable characters without space, '/' or ':'; not \".\" or \"..\")",
+                "chains[0].hook: \"xpd\" is not one of xdp, tc-ingress, tc-egress (did you mean \"xdp\"?)",
+            ],
+        ),
+        (
+            "chains: [{interface: \"..\", hook: xdp, programs: []}]",
+            &["chains[0].interface: \"..\" is not a"],
+        ),
+        (
+            "chains:\n- interface: eth0\n  hook: xdp\n  xdp_mode: nativ\n  programs: [{name: Bad, package: firewall@, priority: 70000, config: 3}]\n",
+            &[
+                "chains[0].xdp_mode: \"nativ\" is not one of best, native, generic (did you mean \"native\"?)",
+                "chains[0].programs[0].name: \"Bad\" is not allowed (1 to 63 of a-z",
+                "chains[0].programs[0].package: \"firewall@\" is not allowed (name@requirement",
+                "chains[0].programs[0].priority: 70000 is too large: at most 65535",
+                "chains[0].programs[0].config: must be a set of fields, not the number 3",
+            ],
+        ),
+        (
+            "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: \"f@^x\"}]}]",
+            &["chains[0].programs[0].package: \"f@^x\":", "write name@requirement"],
+        ),
+        (
+            "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: f, priority: -1}]}]",
+            &["chains[0].programs[0].priority: -1 is too small: at least 0"],
+        ),
+        (
+            "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: f, priority: 1.5}]}]",
+            &["chains[0].programs[0].priority: must be a whole number, not the number 1.5"],
+        ),
+        (
+            "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: f, proceed_on: pass, proceedon: 1}]}]",
+            &[
+                "chains[0].programs[0].proceed_on: must be a list, not the text \"pass\"",
+                "chains[0].programs[0].proceedon: unknown field \"proceedon\" (did you mean \"proceed_on\"?)",
+            ],
+        ),
+        (
+            "chains:\n- {interface: eth0, hook: tc-ingress, xdp_mode: native, programs: []}\n- {interface: eth0, hook: tc-ingress, programs: [{name: a, package: f, proceed_on: [drop]}, {name: a, package: g}]}\n",
+            &[
+                "chains[0].xdp_mode: xdp_mode has no meaning on tc-ingress",
+                "chains[1]: eth0/tc-ingress is already described by chains[0]",
+                "chains[1].programs[0].proceed_on[0]: \"drop\" is not a verdict of tc-ingress",
+                "chains[1].programs[1].name: \"a\" is already the name of programs[0]",
+            ],
+        ),
+    ];
+
+    fn said(text: &str, format: Format) -> String {
+        parse(text, format).and_then(desired_state).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_mistake_is_named_with_its_place() {
+        for (text, expected) in BAD {
+            let said = said(text, Format::Yaml);
+            for part in *expected {
+                assert!(said.contains(part), "{text:?}\nlacks {part:?}; says\n{said}");
+            }
+            let multiline = expected.iter().filter(|part| part.starts_with("chains")).count();
+            if multiline > 1 {
+                assert_eq!(said.lines().count(), multiline, "{text:?}\nsays\n{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn json_says_line_and_column() {
+        assert_eq!(
+            said("{\n  \"chains\": [,]\n}", Format::Json),
+            "not JSON: line 2, column 14: expected value (correct the document there)"
+        );
+        assert_eq!(
+            said("{\"chains\": [], \"chains\": []}", Format::Json),
+            "not JSON: line 1, column 23: \"chains\" is given twice (correct the document there)"
+        );
+        assert!(said(&"[".repeat(10_000), Format::Json).contains("recursion"));
+    }
+
+    #[test]
+    fn hostile_documents_are_bounded() {
+        let long = format!("chains: [] # {}", "x".repeat(MAX_BYTES));
+        assert!(said(&long, Format::Yaml).contains("at most 524288 are read"));
+        assert!(!said(&"[".repeat(100_000), Format::Yaml).is_empty());
+        let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..12 {
+            let alias = format!("*a{}", n - 1);
+            let list = [alias.as_str(); 10].join(", ");
+            laughs = format!("{laughs}a{n}: &a{n} [{list}]\n");
+        }
+        assert!(!said(&laughs, Format::Yaml).is_empty());
+    }
+
+    #[test]
+    fn both_formats_read_the_same() {
+        let yaml = "chains:\n- interface: eth0\n  hook: xdp\n  programs:\n  - {name: a, package: firewall@^0.1, config: {blocked: [\"198.51.100.0/24\"]}}\n";
+        let json = r#"{"chains": [{"interface": "eth0", "hook": "xdp", "programs": [
+            {"name": "a", "package": "firewall@^0.1", "config": {"blocked": ["198.51.100.0/24"]}}]}]}"#;
+        let read = |text, format| parse(text, format).and_then(desired_state).unwrap();
+        assert_eq!(read(yaml, Format::Yaml), read(json, Format::Json));
+    }
+}

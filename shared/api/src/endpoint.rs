@@ -1,0 +1,286 @@
+//! The endpoint table: every verb of every service, declared once. Servers, clients, bus
+//! permissions, the subject reference and the README's status table all come from here.
+
+use crate::wire;
+use schemars::{JsonSchema, Schema, schema_for};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{fmt, time::Duration};
+
+/// A service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// On every host: owns attachments and chains.
+    Loader,
+    /// Central: finds and verifies packages.
+    Registry,
+    /// Central: who may do what, and what was done.
+    Policy,
+    /// Central: watches certificates.
+    CertMonitor,
+    /// On every host: notices and answers tampering.
+    Enforcer,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Loader, Self::Registry, Self::Policy, Self::CertMonitor, Self::Enforcer];
+
+    /// Its token in subjects.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Loader => "loader",
+            Self::Registry => "registry",
+            Self::Policy => "policy",
+            Self::CertMonitor => "cert-monitor",
+            Self::Enforcer => "enforcer",
+        }
+    }
+
+    /// Whether one runs on each host (its subjects carry the host), or a few for the whole fleet.
+    pub fn is_host_local(self) -> bool {
+        match self {
+            Self::Loader | Self::Enforcer => true,
+            Self::Registry | Self::Policy | Self::CertMonitor => false,
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The unit of permission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Changes nothing.
+    Read,
+    /// Changes hosts.
+    Write,
+    /// Changes packages.
+    Publish,
+    /// Tokens, rules, modes.
+    Admin,
+    /// Daemon to daemon; never given to people.
+    Internal,
+}
+
+impl Class {
+    /// Its token in subjects.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Publish => "publish",
+            Self::Admin => "admin",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Whether the verb is served yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Served.
+    Works,
+    /// Named so that nothing else takes the name; not served.
+    Planned,
+}
+
+/// One verb of one service.
+#[derive(Debug)]
+pub struct EndpointSpec {
+    /// Who serves it.
+    pub service: Service,
+    /// The permission it needs.
+    pub class: Class,
+    /// Its name, one subject token.
+    pub verb: &'static str,
+    /// How long a caller waits by default.
+    pub timeout: Duration,
+    /// Whether asking twice does nothing the second time by nature. Where not, a repeated
+    /// `Canopy-Request-Id` gets the first answer.
+    pub idempotent: bool,
+    /// Whether it is served yet.
+    pub status: Status,
+    /// The daemons that may call it, beside the people whose role holds its class.
+    pub callers: &'static [Service],
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// JSON Schema of request and reply; `None` while planned.
+    pub schemas: Option<fn() -> (Schema, Schema)>,
+}
+
+/// A served endpoint, as a type that ties its request and reply together.
+pub trait Endpoint: 'static {
+    /// Its row of the table.
+    const SPEC: &'static EndpointSpec;
+    /// What is asked.
+    type Request: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+    /// What is answered.
+    type Reply: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+}
+
+fn schemas<E: Endpoint>() -> (Schema, Schema) {
+    (schema_for!(E::Request), schema_for!(E::Reply))
+}
+
+macro_rules! endpoints {
+    ($(
+        $(#[$mod_doc:meta])*
+        $module:ident: $service:ident {
+            $( $name:ident = $class:ident $verb:literal ($seconds:literal s $(, $idempotent:ident)? $(, callers $callers:expr)?)
+               : $request:ty => $reply:ty, $summary:literal; )*
+        } planned {
+            $( $pclass:ident $pverb:literal $psummary:literal; )*
+        }
+    )*) => {
+        $(
+            $(#[$mod_doc])*
+            pub mod $module {
+                use super::{Class, Duration, Endpoint, EndpointSpec, Service, Status, schemas, wire};
+                $(
+                    #[doc = $summary]
+                    #[derive(Clone, Copy, Debug)]
+                    pub struct $name;
+                    impl Endpoint for $name {
+                        const SPEC: &'static EndpointSpec = &EndpointSpec {
+                            service: Service::$service,
+                            class: Class::$class,
+                            verb: $verb,
+                            timeout: Duration::from_secs($seconds),
+                            idempotent: endpoints!(@idempotent $($idempotent)?),
+                            status: Status::Works,
+                            callers: endpoints!(@callers $($callers)?),
+                            summary: $summary,
+                            schemas: Some(schemas::<$name>),
+                        };
+                        type Request = $request;
+                        type Reply = $reply;
+                    }
+                )*
+                /// Every verb of the service, served and planned.
+                pub const ALL: &[&EndpointSpec] = &[
+                    $(<$name as Endpoint>::SPEC,)*
+                    $(&EndpointSpec {
+                        service: Service::$service,
+                        class: Class::$pclass,
+                        verb: $pverb,
+                        timeout: Duration::from_secs(5),
+                        idempotent: false,
+                        status: Status::Planned,
+                        callers: &[],
+                        summary: $psummary,
+                        schemas: None,
+                    },)*
+                ];
+            }
+        )*
+
+        /// Every verb of every service.
+        pub fn all() -> impl Iterator<Item = &'static EndpointSpec> {
+            [$($module::ALL),*].into_iter().flatten().copied()
+        }
+    };
+    (@idempotent idempotent) => { true };
+    (@idempotent) => { false };
+    (@callers $callers:expr) => { $callers };
+    (@callers) => { &[] };
+}
+
+endpoints! {
+    /// The host's loader.
+    loader: Loader {
+        Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
+        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Get = Read "get" (5 s, idempotent): wire::GetRequest => wire::GetReply, "Desired and observed state of the host, with counters";
+        Facts = Read "facts" (5 s, idempotent): wire::Empty => wire::FactsReply, "What this host's kernel and set-up can and cannot do";
+        Apply = Write "apply" (30 s): wire::ApplyRequest => wire::ApplyReply, "Makes the chains of a document so, or says what would change";
+        Delete = Write "delete" (30 s): wire::DeleteRequest => wire::ApplyReply, "Removes a chain, or one program of a chain";
+        Drain = Write "drain" (30 s): wire::DrainRequest => wire::ApplyReply, "Detaches everything and keeps the intent, or brings it back";
+    } planned {
+        Read "map-dump" "Contents of a map, decoded";
+        Write "map-set" "Writes entries of a map";
+        Internal "repair" "Restores one object after tampering";
+    }
+    /// The package registry.
+    registry: Registry {
+        Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
+        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        List = Read "list" (5 s, idempotent): wire::ListRequest => wire::ListReply, "Packages and their versions";
+        Describe = Read "describe" (5 s, idempotent): wire::DescribeRequest => wire::DescribeReply, "One package version: manifest, signature, size";
+        Resolve = Read "resolve" (5 s, idempotent, callers &[Service::Loader]): wire::ResolveRequest => wire::ResolveReply, "The exact version and digest a requirement means today";
+        Artifact = Internal "artifact" (10 s, idempotent, callers &[Service::Loader]): wire::ArtifactRequest => wire::ArtifactReply, "One chunk of a package file, by digest";
+    } planned {
+        Read "search" "Packages by name, description, hook or keyword";
+        Publish "publish" "Adds a signed package to a repository";
+        Publish "yank" "Withdraws a version from new resolutions";
+        Publish "refresh" "Reads the repositories again now";
+    }
+    /// Tokens, roles, admission, audit.
+    policy: Policy {
+        Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
+        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+    } planned {
+        Admin "token-issue" "A token for a person";
+        Admin "token-regenerate" "A new token; the old one stops working";
+        Admin "token-revoke" "Ends a token";
+        Read "token-list" "Tokens and their state";
+        Internal "admit" "May this subject put this package there";
+        Read "audit" "What was done, by whom";
+    }
+    /// Certificates.
+    cert_monitor: CertMonitor {
+        Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
+        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+    } planned {
+        Read "certs" "Every certificate watched, with days left and findings";
+        Internal "report" "The certificates a service is using";
+    }
+    /// Tampering.
+    enforcer: Enforcer {
+        Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
+        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+    } planned {
+        Read "status" "Mode, detector tier and recent events of the host";
+        Admin "mode" "Observe, enforce or secure, for a host or a chain";
+        Read "foreign" "Programs on the host that are not ours";
+        Admin "allow" "Declares a foreign program legitimate";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn verbs_are_unique_single_tokens() {
+        let mut seen = BTreeSet::new();
+        for endpoint in all() {
+            assert!(
+                endpoint.verb.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'),
+                "{}",
+                endpoint.verb
+            );
+            assert!(seen.insert((endpoint.service, endpoint.verb)), "{} twice", endpoint.verb);
+        }
+    }
+
+    #[test]
+    fn only_daemons_named_in_the_table_reach_internal_verbs() {
+        for endpoint in all().filter(|endpoint| endpoint.status == Status::Works) {
+            if endpoint.class == Class::Internal {
+                assert!(!endpoint.callers.is_empty(), "{} has nobody to call it", endpoint.verb);
+            }
+        }
+    }
+}

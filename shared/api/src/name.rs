@@ -1,0 +1,165 @@
+//! Names, checked once where they are made. Each is a legal NATS token and a legal bpffs file name
+//! by construction, so no later code has to escape or re-check them.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use std::{borrow::Cow, fmt, str::FromStr};
+
+/// Why a text is not a name of the kind asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is not a {kind}: {rule}")]
+pub struct NameError {
+    /// What the text was meant to be.
+    pub kind: &'static str,
+    /// The text as given.
+    pub text: String,
+    /// The rule it breaks, in words.
+    pub rule: &'static str,
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $pattern:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(NameError { kind: $kind, text: text.to_owned(), rule: $rule })
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern, "description": $rule })
+            }
+        }
+    };
+}
+
+/// `[a-z0-9][a-z0-9_-]{0,max-1}`
+fn is_token(text: &str, max: usize) -> bool {
+    text.len() <= max
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}
+
+name!(
+    /// The name a person gives to one program of a chain, unique in its chain.
+    ProgramName, "program name", "^[a-z0-9][a-z0-9_-]{0,62}$",
+    "1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit", |t| is_token(t, 63)
+);
+name!(
+    /// The name of a package.
+    PackageName, "package name", "^[a-z0-9][a-z0-9_-]{0,62}$",
+    "1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit", |t| is_token(t, 63)
+);
+name!(
+    /// A host's enrolled id. Not its DNS name: it is one token of a subject.
+    HostId, "host id", "^[a-z0-9][a-z0-9_-]{0,47}$",
+    "1 to 48 of a-z, 0-9, '_' and '-', starting with a letter or digit; \"all\" is reserved",
+    |t| is_token(t, 48) && t != "all"
+);
+name!(
+    /// Who speaks on the bus: `u-<person>`, `s-<central service>` or `h-<host>-<service>`.
+    Principal, "principal", "^[ush]-[a-z0-9][a-z0-9_-]{0,60}$",
+    "u-<person>, s-<service> or h-<host>-<service>, at most 63 of a-z, 0-9, '_' and '-'",
+    |t| is_token(t, 63)
+        && matches!(t.get(..2), Some("u-" | "s-" | "h-"))
+        && t.get(2..).is_some_and(|rest| is_token(rest, 61))
+);
+name!(
+    /// A network interface's name, as the kernel allows it (`dev_valid_name`, at most 15 bytes),
+    /// less what cannot be a file name or a metric label.
+    InterfaceName, "name of an interface", "^[!-.0-9;-~]{1,15}$",
+    "1 to 15 printable characters without space, '/' or ':'; not \".\" or \"..\"",
+    |t| (1..=15).contains(&t.len())
+        && t.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
+        && t != "." && t != ".."
+);
+name!(
+    /// The SHA-256 of a package file: `sha256:` and 64 lower-case hexadecimal digits.
+    Digest, "digest", "^sha256:[0-9a-f]{64}$",
+    "sha256: followed by 64 of 0-9 and a-f",
+    |t| t.strip_prefix("sha256:").is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+);
+
+impl Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        use sha2::Digest as _;
+        Self(format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes))))
+    }
+
+    /// The 64 hexadecimal digits, for a file name.
+    pub fn hex(&self) -> &str {
+        self.0.strip_prefix("sha256:").unwrap_or(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn principals_are_one_subject_token() {
+        for bad in
+            ["", "*", ">", "a.b", "u-", "u-a.b", "u-*", "x-alice", "u-Alice", "s registry", "u--a"]
+        {
+            assert!(bad.parse::<Principal>().is_err(), "{bad:?} was accepted");
+        }
+        for good in ["u-alice", "s-cert-monitor", "h-web1-loader"] {
+            assert!(good.parse::<Principal>().is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn interface_names_follow_the_kernel() {
+        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "ü"] {
+            assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?} was accepted");
+        }
+        assert!("eth0.100@x".parse::<InterfaceName>().is_ok());
+    }
+}

@@ -1,0 +1,310 @@
+//! The configuration of nats-server, whole, from the endpoint table: TLS with client certificates,
+//! the accounts, one user for each principal with its permissions.
+//!
+//! A user is a certificate whose URI name is `spiffe://canopy/<principal>`; there are no passwords.
+//! Accounts: **APP** has people and daemons and no JetStream; **DATA** has JetStream and no
+//! requests, and takes events and audit records from APP; **SYS** is the server's own.
+
+use crate::{
+    endpoint::Service,
+    name::{HostId, NameError, Principal},
+    permission::{self, Permissions, Role},
+    subject::ROOT,
+};
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+};
+
+/// The URI name in a certificate that makes its holder this principal.
+pub fn spiffe_id(principal: impl fmt::Display) -> String {
+    format!("spiffe://canopy/{principal}")
+}
+
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A person, in APP.
+    Person {
+        /// Who.
+        principal: Principal,
+        /// What they may do.
+        role: Role,
+    },
+    /// A service's daemon, in APP.
+    Daemon {
+        /// Which service.
+        service: Service,
+        /// On which host, where it is host-local.
+        host: Option<HostId>,
+    },
+    /// The second connection of a central service, in DATA.
+    Data(Principal),
+    /// The system user `sys`, in SYS.
+    System,
+}
+
+impl User {
+    /// The last part of its certificate's URI name.
+    ///
+    /// # Errors
+    /// When host and service together make too long a principal.
+    pub fn name(&self) -> Result<String, NameError> {
+        Ok(match self {
+            Self::Person { principal, .. } | Self::Data(principal) => principal.to_string(),
+            Self::Daemon { service, host } => {
+                permission::daemon_principal(*service, host.as_ref())?.to_string()
+            }
+            Self::System => "sys".to_owned(),
+        })
+    }
+
+    fn permissions(&self) -> Result<Permissions, NameError> {
+        Ok(match self {
+            Self::Person { principal, role } => permission::person(principal, *role),
+            Self::Daemon { service, host } => permission::daemon(*service, host.as_ref())?,
+            Self::Data(principal) => permission::data(principal),
+            Self::System => permission::system(),
+        })
+    }
+
+    fn account(&self) -> &'static str {
+        match self {
+            Self::Person { .. } | Self::Daemon { .. } => "APP",
+            Self::Data(_) => "DATA",
+            Self::System => "SYS",
+        }
+    }
+
+    /// The users of a development stack: one person of each role (`u-admin`, `u-operator`,
+    /// `u-publisher`, `u-viewer`), every central service, every host-local one on each host, the
+    /// policy service's DATA connection and the system user.
+    ///
+    /// # Errors
+    /// When a host's id makes too long a principal.
+    pub fn development(hosts: &[HostId]) -> Result<Vec<Self>, NameError> {
+        let mut users = Vec::new();
+        for role in Role::ALL {
+            users.push(Self::Person { principal: format!("u-{role}").parse()?, role });
+        }
+        for service in Service::ALL {
+            if service.is_host_local() {
+                for host in hosts {
+                    permission::daemon_principal(service, Some(host))?;
+                    users.push(Self::Daemon { service, host: Some(host.clone()) });
+                }
+            } else {
+                users.push(Self::Daemon { service, host: None });
+            }
+        }
+        users.push(Self::Data("s-policy-data".parse()?));
+        users.push(Self::System);
+        Ok(users)
+    }
+}
+
+/// The server's certificate, its key, and the authority its clients' certificates come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsPaths {
+    /// PEM; signs every client's certificate.
+    pub ca: PathBuf,
+    /// PEM; the server's.
+    pub cert: PathBuf,
+    /// PEM; the key of `cert`.
+    pub key: PathBuf,
+}
+
+/// Everything the configuration is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Name of the server in its cluster.
+    pub name: String,
+    /// Where clients connect; [`Self::RANDOM_PORT`] for any free port.
+    pub listen: SocketAddr,
+    /// Where the server's own HTTP monitoring listens, if anywhere. It has no authentication:
+    /// loopback.
+    pub monitor: Option<SocketAddr>,
+    /// Certificates.
+    pub tls: TlsPaths,
+    /// Where JetStream stores.
+    pub jetstream_dir: PathBuf,
+    /// A directory in which the server writes the ports it got (`<name>_<pid>.ports`), for whoever
+    /// asked for a random one.
+    pub ports_file_dir: Option<PathBuf>,
+    /// Where the server writes its process id.
+    pub pid_file: Option<PathBuf>,
+    /// Who may connect.
+    pub users: Vec<User>,
+}
+
+impl ServerConfig {
+    /// In [`Self::listen`] and [`Self::monitor`]: any free port. The server's own word for it is -1.
+    pub const RANDOM_PORT: u16 = 0;
+
+    /// The text of the configuration file.
+    ///
+    /// # Errors
+    /// When a host's id makes too long a principal.
+    pub fn to_text(&self) -> Result<String, NameError> {
+        let mut out = String::from(
+            "# Generated from the endpoint table; changes here are lost.\n\
+             # One user for each certificate: its URI name is the user.\n\n",
+        );
+        let address = |listen: SocketAddr| match listen.port() {
+            Self::RANDOM_PORT => format!("{}:-1", host_of(listen)),
+            port => format!("{}:{port}", host_of(listen)),
+        };
+        let mut line = |key: &str, value: &str| {
+            let _ = writeln!(out, "{key}: {value}");
+        };
+        line("server_name", &quoted(&self.name));
+        line("listen", &quoted(&address(self.listen)));
+        if let Some(monitor) = self.monitor {
+            line("http", &quoted(&address(monitor)));
+        }
+        if let Some(dir) = &self.ports_file_dir {
+            line("ports_file_dir", &quoted(&dir.display().to_string()));
+        }
+        if let Some(file) = &self.pid_file {
+            line("pid_file", &quoted(&file.display().to_string()));
+        }
+        // Tokens travel in CONNECT.
+        line("max_control_line", "16KB");
+        line("max_payload", "1MB");
+        line("ping_interval", "\"20s\"");
+        line("write_deadline", "\"5s\"");
+        let tls = &self.tls;
+        let _ = write!(
+            out,
+            "\ntls {{\n  ca_file: {}\n  cert_file: {}\n  key_file: {}\n  verify_and_map: true\n  \
+             handshake_first: true\n  timeout: 3\n  min_version: \"1.3\"\n}}\n",
+            quoted(&tls.ca.display().to_string()),
+            quoted(&tls.cert.display().to_string()),
+            quoted(&tls.key.display().to_string()),
+        );
+        let _ = write!(
+            out,
+            "\njetstream {{\n  store_dir: {}\n  max_memory_store: 64MB\n  max_file_store: 4GB\n}}\n",
+            quoted(&self.jetstream_dir.display().to_string())
+        );
+        out.push_str("\nsystem_account: SYS\n\naccounts {\n");
+        let stored = [format!("{ROOT}.event.>"), format!("{ROOT}.audit.>")];
+        self.account(&mut out, "APP", |out| {
+            out.push_str("    exports: [\n");
+            for subject in &stored {
+                let _ = writeln!(out, "      {{ stream: {} }}", quoted(subject));
+            }
+            out.push_str("    ]\n");
+        })?;
+        self.account(&mut out, "DATA", |out| {
+            out.push_str("    jetstream: enabled\n    imports: [\n");
+            for subject in &stored {
+                let _ = writeln!(
+                    out,
+                    "      {{ stream: {{ account: APP, subject: {} }} }}",
+                    quoted(subject)
+                );
+            }
+            out.push_str("    ]\n");
+        })?;
+        self.account(&mut out, "SYS", |_| {})?;
+        out.push_str("}\n");
+        Ok(out)
+    }
+
+    fn account(
+        &self,
+        out: &mut String,
+        name: &str,
+        extra: impl FnOnce(&mut String),
+    ) -> Result<(), NameError> {
+        let _ = writeln!(out, "  {name} {{");
+        extra(out);
+        out.push_str("    users: [\n");
+        for user in self.users.iter().filter(|user| user.account() == name) {
+            let permissions = user.permissions()?;
+            let list = |subjects: &[String]| {
+                subjects.iter().map(|subject| quoted(subject)).collect::<Vec<_>>().join(", ")
+            };
+            let _ = write!(
+                out,
+                "      {{\n        user: {}\n        permissions: {{\n          \
+                 publish: {{ allow: [{}] }}\n          \
+                 subscribe: {{ allow: [{}] }}\n        }}\n      }}\n",
+                quoted(&spiffe_id(user.name()?)),
+                list(&permissions.publish),
+                list(&permissions.subscribe)
+            );
+        }
+        out.push_str("    ]\n  }\n");
+        Ok(())
+    }
+}
+
+/// The address without its port, IPv6 in brackets.
+fn host_of(listen: SocketAddr) -> String {
+    match listen {
+        SocketAddr::V4(address) => address.ip().to_string(),
+        SocketAddr::V6(address) => format!("[{}]", address.ip()),
+    }
+}
+
+/// A string of the server's configuration language: JSON's form is understood.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ServerConfig {
+        ServerConfig {
+            name: "dev".into(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            monitor: None,
+            tls: TlsPaths {
+                ca: "/x/ca.pem".into(),
+                cert: "/x/c.pem".into(),
+                key: "/x/k.pem".into(),
+            },
+            jetstream_dir: "/x/js".into(),
+            ports_file_dir: None,
+            pid_file: None,
+            users: User::development(&["web1".parse().unwrap()]).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_text_has_what_the_design_asks_for() {
+        let text = config().to_text().unwrap();
+        for expected in [
+            "verify_and_map: true",
+            "handshake_first: true",
+            "timeout: 3",
+            "max_control_line: 16KB",
+            "system_account: SYS",
+            "listen: \"127.0.0.1:-1\"",
+            "user: \"spiffe://canopy/u-admin\"",
+            "user: \"spiffe://canopy/h-web1-loader\"",
+            "user: \"spiffe://canopy/s-policy-data\"",
+            "user: \"spiffe://canopy/sys\"",
+        ] {
+            assert!(text.contains(expected), "{expected} missing in\n{text}");
+        }
+        // A responder that may answer "whatever was asked" would publish where a forged reply
+        // subject points.
+        assert!(!text.contains("allow_responses"));
+        assert_eq!(text.matches("jetstream: enabled").count(), 1);
+        let (app, _) = text.split_once("  DATA {").unwrap();
+        assert!(!app.contains("jetstream: enabled") && !app.contains("$JS"));
+    }
+
+    #[test]
+    fn paths_are_quoted() {
+        let mut config = config();
+        config.jetstream_dir = "/a b/\"c\"".into();
+        assert!(config.to_text().unwrap().contains(r#"store_dir: "/a b/\"c\"""#));
+    }
+}

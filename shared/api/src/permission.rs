@@ -1,0 +1,355 @@
+//! What each principal may publish and subscribe to, from the endpoint table.
+//!
+//! A person's permissions are a handful of wildcards, one for each class their role holds, each
+//! ending in the person's own name. A daemon's are templated on (service, host): the loader of one
+//! host can neither act, nor listen, nor answer as that of another. Nobody but a responder may
+//! publish into an inbox, and only into its own part of it.
+
+use crate::{
+    endpoint::{self, Class, Service},
+    name::{HostId, NameError, Principal},
+    subject::{self, ROOT, Target},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+/// What one connection may do. Everything not listed is refused by the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Permissions {
+    /// Subjects it may publish to, wildcards included.
+    pub publish: Vec<String>,
+    /// Subjects it may subscribe to, wildcards included.
+    pub subscribe: Vec<String>,
+}
+
+impl Permissions {
+    fn of<P, S>(publish: P, subscribe: S) -> Self
+    where
+        P: IntoIterator<Item = String>,
+        S: IntoIterator<Item = String>,
+    {
+        Self {
+            publish: publish.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
+            subscribe: subscribe.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
+        }
+    }
+
+    /// Whether publishing to this subject (without wildcards) is allowed.
+    pub fn may_publish(&self, subject: &str) -> bool {
+        self.publish.iter().any(|pattern| subject::matches(pattern, subject))
+    }
+
+    /// Whether subscribing to this subject or pattern is allowed.
+    pub fn may_subscribe(&self, subject: &str) -> bool {
+        self.subscribe.iter().any(|pattern| subject::matches(pattern, subject))
+    }
+}
+
+/// What a person may do: a set of classes.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Reads and changes hosts.
+    Operator,
+    /// Reads and publishes packages.
+    Publisher,
+    /// Everything a person may.
+    Admin,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Viewer, Self::Operator, Self::Publisher, Self::Admin];
+
+    /// As written in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Publisher => "publisher",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The classes it holds. [`Class::Internal`] is in none.
+    pub fn classes(self) -> &'static [Class] {
+        match self {
+            Self::Viewer => &[Class::Read],
+            Self::Operator => &[Class::Read, Class::Write],
+            Self::Publisher => &[Class::Read, Class::Publish],
+            Self::Admin => &[Class::Read, Class::Write, Class::Publish, Class::Admin],
+        }
+    }
+
+    /// Whether it may ask the services for their inventory and statistics (`$SRV`).
+    pub fn may_discover(self) -> bool {
+        match self {
+            Self::Operator | Self::Admin => true,
+            Self::Viewer | Self::Publisher => false,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            format!("\"{text}\" is not a role: one of viewer, operator, publisher, admin")
+        })
+    }
+}
+
+/// The principal of a daemon: `h-<host>-<service>` beside a host, `s-<service>` otherwise.
+///
+/// # Errors
+/// When the two together are longer than a principal may be (63 characters).
+pub fn daemon_principal(service: Service, host: Option<&HostId>) -> Result<Principal, NameError> {
+    match host {
+        Some(host) => format!("h-{host}-{service}").parse(),
+        None => format!("s-{service}").parse(),
+    }
+}
+
+/// Of a person.
+pub fn person(me: &Principal, role: Role) -> Permissions {
+    let requests = role.classes().iter().map(|class| format!("{ROOT}.rpc.*.{class}.*.*.{me}"));
+    let discovery = role.may_discover().then(|| "$SRV.>".to_owned());
+    // Its own part of its own inbox: how a client finds out that the connection really works.
+    let echo = format!("_INBOX.{me}.{me}.>");
+    Permissions::of(
+        requests.chain(discovery).chain([echo]),
+        [format!("_INBOX.{me}.>"), format!("{ROOT}.event.>")],
+    )
+}
+
+/// Of a service's daemon, on a host where it is host-local.
+///
+/// # Errors
+/// As [`daemon_principal`].
+pub fn daemon(service: Service, host: Option<&HostId>) -> Result<Permissions, NameError> {
+    let me = daemon_principal(service, host)?;
+    let place = host.map_or("_", HostId::as_str);
+    let calls = endpoint::all().filter(|spec| spec.callers.contains(&service)).map(|spec| {
+        let target = match (spec.service.is_host_local(), host) {
+            (false, _) => Target::Central.to_string(),
+            // A host's daemons call only those of their own host.
+            (true, Some(host)) => Target::Host(host.clone()).to_string(),
+            (true, None) => "*".to_owned(),
+        };
+        format!("{ROOT}.rpc.{}.{}.{}.{target}.{me}", spec.service, spec.class, spec.verb)
+    });
+    let publish = calls.chain([
+        format!("_INBOX.*.{me}.>"),
+        format!("{ROOT}.event.{service}.*.*.{place}"),
+        format!("{ROOT}.audit.{service}.{place}"),
+    ]);
+    let mut subscribe = vec![
+        format!("_INBOX.{me}.>"),
+        format!("{ROOT}.rpc.{service}.*.*.{place}.*"),
+        "$SRV.*".to_owned(),
+        format!("$SRV.*.{service}"),
+        format!("$SRV.*.{service}.*"),
+    ];
+    if host.is_some() {
+        subscribe.push(format!("{ROOT}.rpc.{service}.*.*.{}.*", Target::AllHosts));
+    }
+    Ok(Permissions::of(publish, subscribe))
+}
+
+/// Of a central service's second connection, in the account DATA where JetStream is and requests
+/// are not. `me` is its principal there, such as `s-policy-data`.
+pub fn data(me: &Principal) -> Permissions {
+    Permissions::of(
+        ["$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"].map(str::to_owned),
+        [
+            format!("_INBOX.{me}.>"),
+            format!("{ROOT}.event.>"),
+            format!("{ROOT}.audit.>"),
+            "$KV.>".to_owned(),
+            "$O.>".to_owned(),
+        ],
+    )
+}
+
+/// Of the system user: sees connections come and go, lists them, ends them; nothing else.
+pub fn system() -> Permissions {
+    Permissions::of(
+        ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"].map(str::to_owned),
+        [
+            "_INBOX.sys.>",
+            "$SYS.ACCOUNT.APP.CONNECT",
+            "$SYS.ACCOUNT.APP.DISCONNECT",
+            "$SYS.SERVER.*.CLIENT.AUTH.ERR",
+        ]
+        .map(str::to_owned),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn host(name: &str) -> HostId {
+        name.parse().unwrap()
+    }
+
+    fn principal(name: &str) -> Principal {
+        name.parse().unwrap()
+    }
+
+    fn targets(service: Service) -> Vec<Target> {
+        if service.is_host_local() {
+            vec![Target::Host(host("web1")), Target::AllHosts]
+        } else {
+            vec![Target::Central]
+        }
+    }
+
+    /// Every endpoint by every role: allowed exactly when the role holds the class.
+    #[test]
+    fn people_reach_exactly_the_classes_of_their_role() {
+        for role in Role::ALL {
+            let me = principal(&format!("u-{role}"));
+            let permissions = person(&me, role);
+            for spec in endpoint::all() {
+                for target in targets(spec.service) {
+                    let subject = subject::request(spec, &target, &me);
+                    assert_eq!(
+                        permissions.may_publish(&subject),
+                        role.classes().contains(&spec.class),
+                        "{role}: {subject}"
+                    );
+                    let other = subject::request(spec, &target, &principal("u-other"));
+                    assert!(!permissions.may_publish(&other), "{role} as another: {other}");
+                    let listen = subject::subscription(spec, &target);
+                    assert!(!permissions.may_subscribe(&listen), "{role} listens: {listen}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_but_daemons_holds_internal() {
+        for role in Role::ALL {
+            assert!(!role.classes().contains(&Class::Internal), "{role}");
+        }
+    }
+
+    #[test]
+    fn people_cannot_answer_nor_listen_to_others() {
+        for role in Role::ALL {
+            let me = principal(&format!("u-{role}"));
+            let permissions = person(&me, role);
+            for subject in
+                ["_INBOX.u-other.s-registry.x", "_INBOX.u-other.x", "_INBOX.u-other.u-viewer.x"]
+            {
+                assert!(!permissions.may_publish(subject), "{role}: {subject}");
+            }
+            for subject in [
+                "_INBOX.>",
+                "_INBOX.u-other.>",
+                "canopy.v1.rpc.>",
+                "canopy.v1.audit.>",
+                ">",
+                "$SRV.>",
+            ] {
+                assert!(!permissions.may_subscribe(subject), "{role}: {subject}");
+            }
+            for subject in ["$JS.API.STREAM.MSG.GET.events", "$SYS.REQ.SERVER.PING.CONNZ"] {
+                assert!(!permissions.may_publish(subject), "{role}: {subject}");
+            }
+            assert_eq!(permissions.may_publish("$SRV.PING"), role.may_discover(), "{role}");
+        }
+    }
+
+    #[test]
+    fn a_hosts_loader_is_nobody_elses() {
+        let mine = daemon(Service::Loader, Some(&host("web1"))).unwrap();
+        let apply = endpoint::loader::Apply::SPEC;
+        assert!(mine.may_subscribe(&subject::subscription(apply, &Target::Host(host("web1")))));
+        assert!(mine.may_subscribe(&subject::subscription(apply, &Target::AllHosts)));
+        assert!(mine.may_publish("_INBOX.u-alice.h-web1-loader.abc"));
+        assert!(mine.may_publish("canopy.v1.event.loader.host.alive.web1"));
+        let resolve = endpoint::registry::Resolve::SPEC;
+        assert!(mine.may_publish(&subject::request(
+            resolve,
+            &Target::Central,
+            &principal("h-web1-loader")
+        )));
+
+        for subject in [
+            subject::subscription(apply, &Target::Host(host("web2"))),
+            "canopy.v1.rpc.loader.>".to_owned(),
+            "canopy.v1.rpc.*.*.*.web1.*".to_owned(),
+            "_INBOX.h-web2-loader.>".to_owned(),
+            "_INBOX.>".to_owned(),
+        ] {
+            assert!(!mine.may_subscribe(&subject), "listens: {subject}");
+        }
+        for subject in [
+            "_INBOX.u-alice.h-web2-loader.abc",
+            "_INBOX.u-alice.s-registry.abc",
+            "canopy.v1.event.loader.host.alive.web2",
+            "canopy.v1.event.registry.package.published._",
+            "canopy.v1.audit.loader.web2",
+            "canopy.v1.rpc.registry.read.resolve._.h-web2-loader",
+            "canopy.v1.rpc.registry.read.list._.h-web1-loader",
+            "canopy.v1.rpc.loader.write.apply.web2.h-web1-loader",
+            "canopy.v1.rpc.loader.write.apply.web1.h-web1-loader",
+        ] {
+            assert!(!mine.may_publish(subject), "acts: {subject}");
+        }
+    }
+
+    #[test]
+    fn daemons_call_only_what_the_table_says() {
+        for service in Service::ALL {
+            let place = service.is_host_local().then(|| host("web1"));
+            let me = daemon_principal(service, place.as_ref()).unwrap();
+            let permissions = daemon(service, place.as_ref()).unwrap();
+            for spec in endpoint::all() {
+                for target in targets(spec.service) {
+                    if target == Target::AllHosts {
+                        continue;
+                    }
+                    let subject = subject::request(spec, &target, &me);
+                    assert_eq!(
+                        permissions.may_publish(&subject),
+                        spec.callers.contains(&service),
+                        "{service}: {subject}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_data_account_has_jetstream() {
+        let app = Role::ALL.map(|role| person(&principal("u-x"), role)).into_iter().chain(
+            Service::ALL.map(|service| {
+                let place = service.is_host_local().then(|| host("web1"));
+                daemon(service, place.as_ref()).unwrap()
+            }),
+        );
+        for permissions in app {
+            for subject in permissions.publish.iter().chain(&permissions.subscribe) {
+                assert!(!subject.starts_with("$JS") && !subject.starts_with('>'), "{subject}");
+            }
+        }
+        let data = data(&principal("s-policy-data"));
+        assert!(data.publish.iter().chain(&data.subscribe).all(|s| !s.contains(".rpc.")));
+    }
+}

@@ -1,0 +1,159 @@
+//! Subjects, built here and nowhere else.
+//!
+//! ```text
+//! canopy.v1.rpc.<service>.<class>.<verb>.<host | all | _>.<principal>   request
+//! canopy.v1.event.<service>.<noun>.<what happened>.<host or "_">        event
+//! canopy.v1.audit.<service>.<host or "_">                               audit
+//! _INBOX.<principal>.<responder>.<random>                               reply
+//! ```
+//!
+//! A request to every host (`all`) carries the reply subject `_INBOX.<principal>.all.<random>`;
+//! each responder answers at `_INBOX.<principal>.<itself>.<random>`, the only place where the
+//! server lets it publish, so that the subject of each answer proves who gave it.
+
+use crate::{
+    endpoint::{EndpointSpec, Service},
+    name::{HostId, Principal},
+};
+use std::fmt;
+
+/// First two tokens of every subject of ours.
+pub const ROOT: &str = "canopy.v1";
+
+/// Whom a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The service of one host.
+    Host(HostId),
+    /// The service of every host.
+    AllHosts,
+    /// A central service.
+    Central,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host) => f.write_str(host.as_str()),
+            Self::AllHosts => f.write_str("all"),
+            Self::Central => f.write_str("_"),
+        }
+    }
+}
+
+impl Target {
+    /// The responder token of a reply subject: the principal of whoever answers, or `all`.
+    pub fn responder(&self, service: Service) -> String {
+        match self {
+            Self::Host(host) => format!("h-{host}-{service}"),
+            Self::AllHosts => "all".to_owned(),
+            Self::Central => format!("s-{service}"),
+        }
+    }
+}
+
+/// The subject of a request by `principal`.
+pub fn request(endpoint: &EndpointSpec, target: &Target, principal: &Principal) -> String {
+    format!(
+        "{ROOT}.rpc.{}.{}.{}.{target}.{principal}",
+        endpoint.service, endpoint.class, endpoint.verb
+    )
+}
+
+/// What a service subscribes to for an endpoint: any principal, its own target.
+pub fn subscription(endpoint: &EndpointSpec, target: &Target) -> String {
+    format!("{ROOT}.rpc.{}.{}.{}.{target}.*", endpoint.service, endpoint.class, endpoint.verb)
+}
+
+/// The subject of an event; `noun` and `happened` are single tokens.
+pub fn event(service: Service, noun: &str, happened: &str, host: Option<&HostId>) -> String {
+    format!("{ROOT}.event.{service}.{noun}.{happened}.{}", host.map_or("_", HostId::as_str))
+}
+
+/// The subject of an audit record.
+pub fn audit(service: Service, host: Option<&HostId>) -> String {
+    format!("{ROOT}.audit.{service}.{}", host.map_or("_", HostId::as_str))
+}
+
+/// Who asked: the last token of a request subject, granted by the server.
+pub fn principal_of(request_subject: &str) -> Option<Principal> {
+    request_subject.rsplit('.').next()?.parse().ok()
+}
+
+/// The reply subject a responder uses, if the one in the request is the caller's own and meant for
+/// this responder; `None` if it must not be answered.
+pub fn reply_subject(reply: &str, caller: &Principal, responder: &Principal) -> Option<String> {
+    let mut tokens = reply.split('.');
+    let (inbox, owner, to, random) =
+        (tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?);
+    let ours = inbox == "_INBOX"
+        && owner == caller.as_str()
+        && (to == responder.as_str() || to == "all")
+        && !random.is_empty()
+        && tokens.all(|token| !token.is_empty());
+    if !ours {
+        return None;
+    }
+    let prefix = format!("_INBOX.{owner}.{to}.");
+    let rest = reply.strip_prefix(&prefix)?;
+    Some(format!("_INBOX.{owner}.{responder}.{rest}"))
+}
+
+/// Whether `subject` (which may hold wildcards of its own) lies within `pattern`, by the server's
+/// rules: `*` is any one token, a final `>` any one or more.
+pub fn matches(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(expected), Some(token)) if expected == token => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_go_only_to_the_callers_own_inbox() {
+        let alice: Principal = "u-alice".parse().unwrap();
+        let me: Principal = "h-web1-loader".parse().unwrap();
+        let ok = |reply: &str| reply_subject(reply, &alice, &me);
+        assert_eq!(
+            ok("_INBOX.u-alice.h-web1-loader.x1").unwrap(),
+            "_INBOX.u-alice.h-web1-loader.x1"
+        );
+        assert_eq!(ok("_INBOX.u-alice.all.x1.y").unwrap(), "_INBOX.u-alice.h-web1-loader.x1.y");
+        for foreign in [
+            "",
+            "_INBOX.u-bob.h-web1-loader.x1",
+            "_INBOX.u-alice.h-web2-loader.x1",
+            "_INBOX.u-alice.h-web1-loader",
+            "_INBOX.u-alice.h-web1-loader.",
+            "canopy.v1.rpc.loader.write.apply.web1.u-alice",
+        ] {
+            assert_eq!(ok(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn wildcards_follow_the_server() {
+        for (pattern, subject, expected) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.*", true),
+            ("a.*", "a.>", false),
+            ("a.*", "a.b.c", false),
+            ("a.>", "a", false),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a.>", true),
+            ("a.b", "a.*", false),
+            ("a.b.c", "a.b", false),
+        ] {
+            assert_eq!(matches(pattern, subject), expected, "{pattern} {subject}");
+        }
+    }
+}

@@ -1,0 +1,569 @@
+//! Requests and replies. MessagePack with field names by default; JSON on request.
+//!
+//! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
+
+use crate::{
+    blob::Blob,
+    desired::{ChainKey, Hook},
+    name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// A request that carries nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Empty {}
+
+/// Answer to `health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// Whether everything the service needs is there.
+    pub ready: bool,
+    /// Each thing it needs, and its state.
+    pub checks: Vec<Check>,
+    /// Seconds since the service started.
+    pub uptime_seconds: u64,
+}
+
+/// One thing a service needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// What is needed.
+    pub name: String,
+    /// Whether it is there.
+    pub ok: bool,
+    /// State in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// Answer to `version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    /// The service.
+    pub service: String,
+    /// Its semantic version.
+    pub version: String,
+    /// The host it runs on; absent for central services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+}
+
+// ---- loader ----------------------------------------------------------------------------------
+
+/// Makes chains so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyRequest {
+    /// A [`crate::DesiredState`], as the person wrote it; the loader checks it.
+    pub document: Value,
+    /// Refuse with `conflict` unless the host is at this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_generation: Option<u64>,
+    /// Say what would change, verifier's verdict included, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Removes a chain (interface and hook), or one program of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeleteRequest {
+    /// The interface.
+    pub interface: InterfaceName,
+    /// The hook.
+    pub hook: Hook,
+    /// One program of the chain; absent for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramName>,
+    /// Refuse with `conflict` unless the host is at this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_generation: Option<u64>,
+    /// Say what would change, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Detaches every chain; the intent stays on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DrainRequest {
+    /// Bring everything back instead.
+    #[serde(default)]
+    pub undo: bool,
+    /// Say what would change, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a change did, chain by chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyReply {
+    /// The host that answers.
+    pub host: HostId,
+    /// The host's generation after the request.
+    pub generation: u64,
+    /// Whether the request was a rehearsal.
+    pub dry_run: bool,
+    /// Each chain the request named.
+    pub chains: Vec<ChainOutcome>,
+}
+
+/// What happened to one chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainOutcome {
+    /// The interface.
+    pub interface: InterfaceName,
+    /// The hook.
+    pub hook: Hook,
+    /// What was (or would be) done.
+    pub action: Action,
+    /// The steps, in words, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
+    /// Things worth knowing: generic fallback, maps kept or reset, a licence made stricter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The chain as it is to be, versions and priorities resolved; empty after a removal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<PlannedProgram>,
+    /// The chain as the kernel has it now; absent after a removal or a rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<ObservedChain>,
+}
+
+/// One program of a chain that is to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedProgram {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// Its package.
+    pub package: PackageName,
+    /// The exact version.
+    pub version: String,
+    /// The exact bytes.
+    pub digest: Digest,
+    /// The program of the package.
+    pub program: String,
+    /// Its priority.
+    pub priority: u16,
+    /// Verdicts after which the chain goes on.
+    pub proceed_on: Vec<String>,
+    /// Settings as given.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+}
+
+/// What was done to a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Attached where there was none.
+    Created,
+    /// Replaced in place, atomically.
+    Updated,
+    /// Already so; the kernel was not touched.
+    Unchanged,
+    /// Detached.
+    Removed,
+}
+
+/// Asks for the state of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GetRequest {
+    /// Only this interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceName>,
+    /// Only this hook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+}
+
+/// State of a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GetReply {
+    /// The host.
+    pub host: HostId,
+    /// Its generation: one up for each change of what is desired.
+    pub generation: u64,
+    /// Whether the host is drained: intent kept, nothing attached.
+    pub drained: bool,
+    /// Kernel release.
+    pub kernel: String,
+    /// Version of the loader.
+    pub version: String,
+    /// When the loader started.
+    pub started: String,
+    /// Every chain that is desired or observed.
+    pub chains: Vec<ChainStatus>,
+}
+
+/// Desired and observed state of one chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainStatus {
+    /// The interface.
+    pub interface: InterfaceName,
+    /// The hook.
+    pub hook: Hook,
+    /// Verdict of the comparison.
+    pub state: ChainState,
+    /// Why, where it is not `active`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How often the loader restored the chain after somebody removed or replaced it.
+    pub restored: u64,
+    /// When the desired state of this chain last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<String>,
+    /// Who changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<String>,
+    /// What was asked, versions and priorities resolved; in chain order.
+    pub programs: Vec<ProgramStatus>,
+    /// What the kernel has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<ObservedChain>,
+}
+
+/// How desired and observed compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChainState {
+    /// As desired.
+    Active,
+    /// Desired, not attached; being retried.
+    Pending,
+    /// Attached, but not what is desired.
+    Diverged,
+    /// Desired, detached by `drain`.
+    Drained,
+}
+
+/// One program of a chain: what was asked and what it did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgramStatus {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// Position in the chain, from 0.
+    pub position: u32,
+    /// Its package.
+    pub package: PackageName,
+    /// The exact version.
+    pub version: String,
+    /// The exact bytes.
+    pub digest: Digest,
+    /// The program of the package.
+    pub program: String,
+    /// The function in the object.
+    pub function: String,
+    /// Its priority.
+    pub priority: u16,
+    /// Verdicts after which the chain goes on.
+    pub proceed_on: Vec<String>,
+    /// Settings as given.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+    /// Packets the program has seen since it joined this chain under this name.
+    pub runs: u64,
+    /// The same by verdict, zero ones left out.
+    pub verdicts: BTreeMap<String, u64>,
+    /// Packets whose way through the chain ended here, by verdict, zero ones left out.
+    pub exits: BTreeMap<String, u64>,
+    /// Metrics the package declares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<MetricValue>,
+}
+
+/// One value of a metric a package declares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricValue {
+    /// Name of the metric.
+    pub name: String,
+    /// What it counts.
+    pub help: String,
+    /// Labels, from the map's key where the manifest asks for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The value.
+    pub value: f64,
+}
+
+/// A chain as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ObservedChain {
+    /// Kernel id of the fused program.
+    pub program_id: u32,
+    /// Kernel id of the link.
+    pub link_id: u32,
+    /// Tag of the fused program, 16 hexadecimal digits.
+    pub tag: String,
+    /// Index of the interface it hangs on.
+    pub ifindex: u32,
+    /// `native`, `generic` or `tcx`.
+    pub mode: String,
+    /// The chain's generation.
+    pub generation: u64,
+    /// Instructions the verifier walked.
+    pub verified_instructions: u32,
+    /// Size of the native code, bytes.
+    pub jited_bytes: u32,
+    /// The members' functions, in order, as the kernel names them; a small member lies inside the
+    /// chain's `main` and has none.
+    pub functions: Vec<String>,
+}
+
+impl ChainStatus {
+    /// Which chain this is.
+    pub fn key(&self) -> ChainKey {
+        ChainKey { interface: self.interface.clone(), hook: self.hook }
+    }
+}
+
+/// What a host can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FactsReply {
+    /// The host.
+    pub host: HostId,
+    /// Kernel release.
+    pub kernel: String,
+    /// Machine architecture, as in `uname -m`.
+    pub arch: String,
+    /// The host's clock when it answered.
+    pub time: String,
+    /// Each ability, probed, not guessed.
+    pub facts: Vec<Fact>,
+}
+
+/// One ability of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fact {
+    /// Short name: `xdp-native`, `tcx`, `btf`, `bpffs`, `freplace` …
+    pub name: String,
+    /// Whether the host has it.
+    pub ok: bool,
+    /// Whether Canopy needs it for what works today.
+    pub required: bool,
+    /// What the probe saw.
+    pub detail: String,
+    /// How to get it, where it is missing and can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+// ---- registry --------------------------------------------------------------------------------
+
+/// Lists packages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListRequest {
+    /// Only this package.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageName>,
+}
+
+/// Packages and their versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListReply {
+    /// Sorted by name.
+    pub packages: Vec<PackageSummary>,
+    /// Repositories that could not be read, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unavailable: Vec<RepositoryTrouble>,
+}
+
+/// A repository that cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RepositoryTrouble {
+    /// The repository's name.
+    pub repository: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PackageSummary {
+    /// Its name.
+    pub name: PackageName,
+    /// One line about it, from the newest version's manifest.
+    pub description: String,
+    /// The repository it comes from.
+    pub repository: String,
+    /// Newest first.
+    pub versions: Vec<VersionSummary>,
+}
+
+/// A version of a package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VersionSummary {
+    /// Semantic version.
+    pub version: String,
+    /// Digest of the package file.
+    pub digest: Digest,
+    /// Length of the package file, bytes.
+    pub length: u64,
+    /// Withdrawn: only hosts that already have it keep it.
+    pub yanked: bool,
+}
+
+/// Asks for one version in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DescribeRequest {
+    /// The package.
+    pub package: PackageName,
+    /// Semver requirement; absent for the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requirement: Option<String>,
+}
+
+/// One version in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DescribeReply {
+    /// Where it comes from.
+    pub repository: String,
+    /// The version.
+    pub version: VersionSummary,
+    /// Id of the key that signed it, 16 hexadecimal digits; absent when unsigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
+    /// The manifest.
+    pub manifest: Value,
+    /// The README of the package.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub readme: String,
+}
+
+/// Asks which exact version a requirement means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolveRequest {
+    /// The package.
+    pub package: PackageName,
+    /// Semver requirement (Cargo's syntax).
+    pub requirement: String,
+    /// Machine architecture, as in `uname -m`; absent for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// Kernel release of the host; absent for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+}
+
+/// The exact version, and everything the loader needs to check it again for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolveReply {
+    /// The package.
+    pub package: PackageName,
+    /// Where it comes from.
+    pub repository: String,
+    /// The version.
+    pub version: VersionSummary,
+    /// minisign signature file of the package; absent in an unsigned development repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// The repository's index, as it was signed; absent in an unsigned development repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Blob>,
+    /// minisign signature file of the index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_signature: Option<String>,
+}
+
+/// Asks for a chunk of a package file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactRequest {
+    /// Which file.
+    pub digest: Digest,
+    /// Offset of the chunk, bytes.
+    pub offset: u64,
+}
+
+/// Chunks are at most this long, bytes.
+pub const ARTIFACT_CHUNK: usize = 512 * 1024;
+
+/// A chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactReply {
+    /// Length of the whole file, bytes.
+    pub total: u64,
+    /// At most [`ARTIFACT_CHUNK`] bytes from the offset asked for.
+    pub data: Blob,
+}
+
+// ---- events ----------------------------------------------------------------------------------
+
+/// `event.loader.host.alive.<host>`, every ten seconds and at start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostAlive {
+    /// The host.
+    pub host: HostId,
+    /// Kernel release.
+    pub kernel: String,
+    /// Version of the loader.
+    pub version: String,
+    /// Generation of the desired state.
+    pub generation: u64,
+    /// Number of chains by state.
+    pub chains: BTreeMap<String, u32>,
+    /// When it was sent.
+    pub time: String,
+}
+
+/// `event.loader.chain.restored.<host>`: somebody removed or replaced a chain, and it is back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainRestored {
+    /// The host.
+    pub host: HostId,
+    /// The interface.
+    pub interface: InterfaceName,
+    /// The hook.
+    pub hook: Hook,
+    /// What was found: `detached`, `replaced`, `unpinned`.
+    pub found: String,
+    /// Kernel id of the program that was in its place, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_program_id: Option<u32>,
+    /// The generation that runs again.
+    pub generation: u64,
+    /// How often this chain was restored, this time included.
+    pub restored: u64,
+    /// How long the repair took once it was noticed, milliseconds.
+    pub repair_ms: u64,
+    /// When.
+    pub time: String,
+}
+
+// ---- audit -----------------------------------------------------------------------------------
+
+/// `audit.<service>.<host or "_">`: a request that changes something, or one that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Audit {
+    /// When it was decided.
+    pub time: String,
+    /// Who asked.
+    pub principal: Principal,
+    /// Which service was asked.
+    pub service: String,
+    /// On which host; absent for central services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// What was asked.
+    pub verb: String,
+    /// The caller's idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// What came of it.
+    pub decision: Decision,
+    /// Why, where it was not done.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What came of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// Done, or already so.
+    Done,
+    /// Tried, and failed.
+    Failed,
+    /// Refused: the caller may not.
+    Denied,
+}

@@ -1,0 +1,352 @@
+//! Asking.
+
+use crate::{
+    codec::Encoding,
+    config::BusError,
+    connection::{Bus, random_token},
+    header, trace,
+};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
+use canopy_api::{
+    endpoint::{Endpoint, EndpointSpec},
+    error::{ApiError, Code},
+    name::Principal,
+    subject::{self, Target},
+    time,
+};
+use futures::StreamExt as _;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::{Instant, timeout_at};
+
+/// How far clocks may be apart before it is worth a word.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// Why a call has no reply. Each is one line; [`CallError::to_api_error`] adds code and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The service answered with an error.
+    #[error("{0}")]
+    Api(ApiError),
+    /// Nobody serves the subject.
+    #[error("nobody serves {endpoint} at {target}")]
+    NoResponders {
+        /// `loader.apply`.
+        endpoint: String,
+        /// The host, or `the centre`.
+        target: String,
+    },
+    /// Somebody serves it and did not answer in time.
+    #[error("{endpoint} at {target} did not answer within {after:?}")]
+    Timeout {
+        /// `loader.apply`.
+        endpoint: String,
+        /// The host, or `the centre`.
+        target: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The server did not take the request: the principal's role does not hold its class.
+    #[error("{principal} may not call {endpoint}: it needs the permission \"{class}\"")]
+    NotPermitted {
+        /// Who asked.
+        principal: String,
+        /// `loader.apply`.
+        endpoint: String,
+        /// The class of the endpoint.
+        class: String,
+    },
+    /// There is no connection.
+    #[error("not connected to the bus at {url}: {reason}")]
+    Disconnected {
+        /// Where it should be.
+        url: String,
+        /// What the last attempt met.
+        reason: String,
+    },
+    /// Request or reply cannot be written or read.
+    #[error("{endpoint}: {reason}")]
+    Codec {
+        /// `loader.apply`.
+        endpoint: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl CallError {
+    /// The same with code and remedy, as a service would answer it.
+    pub fn to_api_error(&self) -> ApiError {
+        let error = |code| ApiError::new(code, self.to_string());
+        match self {
+            Self::Api(error) => error.clone(),
+            Self::NoResponders { endpoint, target } => {
+                let service = endpoint.split('.').next().unwrap_or_default();
+                error(Code::Unavailable).remedy(format!(
+                    "see that canopy-{service} runs ({target}), and that the host's name is right"
+                ))
+            }
+            Self::Timeout { .. } => error(Code::Unavailable)
+                .remedy("try again; if it goes on, look at the service's log and /ready?verbose"),
+            Self::NotPermitted { .. } => error(Code::Denied).remedy(
+                "use a certificate of a role that holds the permission, or ask an administrator",
+            ),
+            Self::Disconnected { .. } => error(Code::Unavailable).remedy(
+                "see that nats-server runs at that address, and that the certificates belong to it",
+            ),
+            Self::Codec { .. } => {
+                error(Code::Internal).remedy("see that both sides run the same version")
+            }
+        }
+    }
+}
+
+/// How to ask.
+#[derive(Clone, Debug, Default)]
+pub struct CallOptions {
+    /// How long to wait; default: the endpoint's.
+    pub timeout: Option<Duration>,
+    /// The idempotency key; default: a fresh one. A repeat of a request that changes something,
+    /// with the same key, gets the first answer.
+    pub request_id: Option<String>,
+    /// How request and reply are written.
+    pub encoding: Encoding,
+}
+
+fn endpoint_name(spec: &EndpointSpec) -> String {
+    format!("{}.{}", spec.service, spec.verb)
+}
+
+fn target_name(target: &Target) -> String {
+    match target {
+        Target::Host(host) => format!("host {host}"),
+        Target::AllHosts => "any host".to_owned(),
+        Target::Central => "the centre".to_owned(),
+    }
+}
+
+/// A request on its way: the subscription its answers come to.
+struct Sent {
+    replies: Subscriber,
+    until: Instant,
+}
+
+impl Bus {
+    /// Asks and waits for the reply, as long as the endpoint's timeout.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call<E: Endpoint>(
+        &self,
+        target: &Target,
+        request: &E::Request,
+    ) -> Result<E::Reply, CallError> {
+        self.call_with::<E>(target, request, CallOptions::default()).await
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call_with<E: Endpoint>(
+        &self,
+        target: &Target,
+        request: &E::Request,
+        options: CallOptions,
+    ) -> Result<E::Reply, CallError> {
+        let spec = E::SPEC;
+        let subject = subject::request(spec, target, self.principal());
+        let wait = options.timeout.unwrap_or(spec.timeout);
+        let responder = target.responder(spec.service);
+        let random = random_token();
+        let inbox = format!("_INBOX.{}.{responder}.{random}", self.principal());
+        // Registered before the request goes out: the refusal may be quick.
+        let mut waiting = self.shared.wait_on(&subject);
+        let mut sent = self.send::<E>(&subject, &inbox, &inbox, request, &options, wait).await?;
+        let message = tokio::select! {
+            message = timeout_at(sent.until, sent.replies.next()) => message,
+            Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
+        };
+        match message {
+            Ok(Some(message)) => self.read::<E>(target, &message),
+            Ok(None) => Err(self.disconnected("the connection was closed".to_owned())),
+            Err(_) if self.link() != crate::Link::Connected => {
+                Err(self.disconnected("the connection was lost while waiting".to_owned()))
+            }
+            Err(_) => Err(CallError::Timeout {
+                endpoint: endpoint_name(spec),
+                target: target_name(target),
+                after: wait,
+            }),
+        }
+    }
+
+    /// Asks every host and collects what comes within `wait`; the first answer of each counts. Who
+    /// answered is the subject's word, which the server vouches for.
+    ///
+    /// # Errors
+    /// See [`CallError`]; nobody answering is an empty list.
+    pub async fn call_all<E: Endpoint>(
+        &self,
+        request: &E::Request,
+        wait: Duration,
+    ) -> Result<Vec<(Principal, Result<E::Reply, ApiError>)>, CallError> {
+        let spec = E::SPEC;
+        let subject = subject::request(spec, &Target::AllHosts, self.principal());
+        let random = random_token();
+        let reply = format!("_INBOX.{}.all.{random}", self.principal());
+        let listen = format!("_INBOX.{}.*.{random}", self.principal());
+        let mut waiting = self.shared.wait_on(&subject);
+        let options = CallOptions::default();
+        let mut sent = self.send::<E>(&subject, &listen, &reply, request, &options, wait).await?;
+        let mut answers = BTreeMap::new();
+        loop {
+            let message = tokio::select! {
+                message = timeout_at(sent.until, sent.replies.next()) => message,
+                Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
+            };
+            let Ok(Some(message)) = message else { break };
+            if message.status == Some(StatusCode::NO_RESPONDERS) {
+                if *message.subject == *reply {
+                    break;
+                }
+                // The server says it at the request's own reply subject, where nobody may publish.
+                // One host must not end the wait for the others.
+                continue;
+            }
+            let from = message.subject.split('.').nth(2).and_then(|token| token.parse().ok());
+            let Some(from) = from else { continue };
+            let answer =
+                self.read::<E>(&Target::AllHosts, &message).map_err(|error| error.to_api_error());
+            answers.entry(from).or_insert(answer);
+        }
+        Ok(answers.into_iter().collect())
+    }
+
+    /// Subscribes to `listen`, publishes the request with reply subject `reply`.
+    async fn send<E: Endpoint>(
+        &self,
+        subject: &str,
+        listen: &str,
+        reply: &str,
+        request: &E::Request,
+        options: &CallOptions,
+        wait: Duration,
+    ) -> Result<Sent, CallError> {
+        let spec = E::SPEC;
+        let codec = |reason| CallError::Codec { endpoint: endpoint_name(spec), reason };
+        let payload = options.encoding.encode(request).map_err(codec)?;
+        let until = Instant::now() + wait;
+        // A request queued while disconnected would be executed after the reconnect, long after
+        // its caller has gone: it is not queued.
+        if !self.wait_connected(until).await {
+            return Err(self.disconnected(self.why_not().await));
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
+        headers.insert(header::DEADLINE, time::unix_millis(self.now() + left).to_string().as_str());
+        let request_id = options.request_id.clone().unwrap_or_else(random_token);
+        headers.insert(header::REQUEST_ID, request_id.as_str());
+        trace::inject(&mut headers);
+        let closed = |_| self.disconnected("the connection is closed".to_owned());
+        let sending = async {
+            let replies = self
+                .client
+                .subscribe(listen.to_owned())
+                .await
+                .map_err(|_| self.disconnected("the connection is closed".to_owned()))?;
+            self.client
+                .publish_with_reply_and_headers(
+                    subject.to_owned(),
+                    reply.to_owned(),
+                    headers,
+                    payload.into(),
+                )
+                .await
+                .map_err(|error| match error.kind() {
+                    async_nats::PublishErrorKind::MaxPayloadExceeded
+                    | async_nats::PublishErrorKind::InvalidSubject => codec(error.to_string()),
+                    async_nats::PublishErrorKind::Send => closed(error),
+                })?;
+            Ok(Sent { replies, until })
+        };
+        // Publishing blocks while the client's queue is full, which its own timeouts ignore.
+        timeout_at(until, sending)
+            .await
+            .map_err(|_| self.disconnected("the send queue is full".to_owned()))?
+    }
+
+    fn read<E: Endpoint>(&self, target: &Target, message: &Message) -> Result<E::Reply, CallError> {
+        let spec = E::SPEC;
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(CallError::NoResponders {
+                endpoint: endpoint_name(spec),
+                target: target_name(target),
+            });
+        }
+        let headers = message.headers.as_ref();
+        let codec = |reason| CallError::Codec { endpoint: endpoint_name(spec), reason };
+        let encoding = Encoding::of(header::get(headers, header::CONTENT_TYPE))
+            .map_err(|error| codec(error.message))?;
+        let clock = self.clock_difference(message);
+        if let Some(difference) = &clock {
+            tracing::warn!(endpoint = %endpoint_name(spec), "{difference}");
+        }
+        if header::get(headers, header::ERROR_CODE).is_none() {
+            return encoding.decode(&message.payload).map_err(|error| {
+                codec(format!("the reply is not what this version expects: {error}"))
+            });
+        }
+        let mut error = encoding
+            .decode::<ApiError>(&message.payload)
+            .unwrap_or_else(|_| {
+                let text = header::get(headers, header::ERROR).unwrap_or("error without a text");
+                ApiError::new(Code::Internal, text)
+            })
+            .plain();
+        if let Some(difference) = clock
+            && error.path == header::DEADLINE
+        {
+            error.message = format!("{}; {difference}", error.message);
+            error.remedy = Some("set the clocks (NTP)".to_owned());
+        }
+        Err(CallError::Api(error))
+    }
+
+    /// By how much the responder's clock differs from ours, in words, where it is more than 5 s.
+    fn clock_difference(&self, message: &Message) -> Option<String> {
+        let theirs = header::get(message.headers.as_ref(), header::TIME)?.parse().ok()?;
+        let ours = time::unix_millis(self.now());
+        let off = Duration::from_millis(ours.abs_diff(theirs));
+        if off <= CLOCK_TOLERANCE {
+            return None;
+        }
+        let who = message.subject.split('.').nth(2).unwrap_or("the service");
+        let direction = if theirs > ours { "ahead of" } else { "behind" };
+        Some(format!("the clock of {who} is {:.1} s {direction} this machine's", off.as_secs_f64()))
+    }
+
+    fn not_permitted(&self, spec: &EndpointSpec) -> CallError {
+        CallError::NotPermitted {
+            principal: self.principal().to_string(),
+            endpoint: endpoint_name(spec),
+            class: spec.class.to_string(),
+        }
+    }
+
+    fn disconnected(&self, reason: String) -> CallError {
+        CallError::Disconnected { url: self.url().to_owned(), reason }
+    }
+}
+
+impl From<BusError> for ApiError {
+    fn from(error: BusError) -> Self {
+        let code = match &error {
+            BusError::Unreachable { .. } | BusError::Closed => Code::Unavailable,
+            BusError::NotPermitted { .. } => Code::Denied,
+            BusError::Address { .. } | BusError::File { .. } => Code::Invalid,
+            BusError::Remembering { .. } | BusError::Defect(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}

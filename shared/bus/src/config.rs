@@ -1,0 +1,79 @@
+//! How to reach the bus, and what can go wrong on the way.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{io, path::PathBuf, time::Duration};
+
+/// How to reach the bus, and with which certificate. The certificate files are read again at every
+/// reconnect, so rotated ones are picked up without a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BusConfig {
+    /// Address of the server: `tls://127.0.0.1:4222`. Several, separated by commas, for a cluster.
+    pub url: String,
+    /// PEM file of the authority that signed the server's certificate. System authorities are not
+    /// trusted.
+    pub ca: PathBuf,
+    /// PEM file of the client certificate. Its URI name says who connects:
+    /// `spiffe://canopy/<principal>`.
+    pub cert: PathBuf,
+    /// PEM file of the certificate's key.
+    pub key: PathBuf,
+}
+
+/// The bus cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// A certificate file is missing or unreadable.
+    #[error("cannot read {path} ({field})")]
+    File {
+        /// Field of the configuration that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address is not one.
+    #[error("\"{url}\" is not a bus address: write it as tls://127.0.0.1:4222")]
+    Address {
+        /// As given.
+        url: String,
+    },
+    /// No connection, or one that carries no messages.
+    #[error("no bus at {url} after {waited:?}: {reason}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// How long was waited.
+        waited: Duration,
+        /// What the last attempt met.
+        reason: String,
+    },
+    /// The server refused something this process needs.
+    #[error(
+        "the bus does not let {principal} {what}; is the certificate {principal}'s own, and the server's configuration of this version?"
+    )]
+    NotPermitted {
+        /// Who.
+        principal: String,
+        /// `publish to …` or `subscribe to …`.
+        what: String,
+    },
+    /// The connection ended for good.
+    #[error("the bus connection is closed")]
+    Closed,
+    /// The file that remembers answered requests cannot be used.
+    #[error("cannot use {path} to remember answered requests")]
+    Remembering {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A mistake in the program that uses this crate.
+    #[error("defect: {0}")]
+    Defect(String),
+}

@@ -1,0 +1,441 @@
+//! The connection: made once, kept for ever, its state known.
+
+use crate::config::{BusConfig, BusError};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use bytes::Bytes;
+use canopy_api::name::Principal;
+use futures::StreamExt as _;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
+};
+
+/// Where the time comes from; tests set clocks wrong with it.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// State of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Never been up yet.
+    Connecting,
+    /// Up.
+    Connected,
+    /// Was up; being retried.
+    Disconnected,
+}
+
+/// What happened on the connection so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Times the connection came up.
+    pub connects: u64,
+    /// Messages dropped because this process did not read them in time.
+    pub dropped: u64,
+    /// Messages the server refused for want of permission.
+    pub refused: u64,
+}
+
+/// A connection to the bus as one principal. Clones share it.
+#[derive(Clone)]
+pub struct Bus {
+    pub(crate) client: Client,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus")
+            .field("principal", &self.shared.principal)
+            .field("url", &self.shared.config.url)
+            .field("link", &self.link())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A caller waiting on a subject, told when the server refuses it.
+type Waiter = (u64, oneshot::Sender<()>);
+
+pub(crate) struct Shared {
+    pub(crate) principal: Principal,
+    pub(crate) config: BusConfig,
+    pub(crate) clock: Clock,
+    link: watch::Sender<Link>,
+    waiting: Mutex<HashMap<String, Vec<Waiter>>>,
+    /// Subscriptions the server refused.
+    refused: Mutex<BTreeSet<String>>,
+    last_error: Mutex<Option<String>>,
+    connects: AtomicU64,
+    dropped: AtomicU64,
+    violations: AtomicU64,
+    next: AtomicU64,
+    listeners: Mutex<Vec<Listener>>,
+}
+
+/// Told what happens on the connection.
+type Listener = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// Takes a caller off the list however its wait ends.
+pub(crate) struct Waiting<'a> {
+    shared: &'a Shared,
+    subject: &'a str,
+    id: u64,
+    pub(crate) refused: oneshot::Receiver<()>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = waiting.get_mut(self.subject) {
+            list.retain(|(id, _)| *id != self.id);
+            if list.is_empty() {
+                waiting.remove(self.subject);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Asks to be told if the server refuses to take a message for `subject`. The server's notice
+    /// names only the subject, so everybody who waits on it is told.
+    pub(crate) fn wait_on<'a>(&'a self, subject: &'a str) -> Waiting<'a> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (tell, refused) = oneshot::channel();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(subject.to_owned()).or_default().push((id, tell));
+        Waiting { shared: self, subject, id, refused }
+    }
+
+    /// Whether the server refused this subscription since the process started.
+    pub(crate) fn subscription_refused(&self, subject: &str) -> bool {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(subject)
+    }
+
+    fn note(&self, error: String) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    fn tell(&self, event: &'static str) {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for listener in listeners {
+            listener(event);
+        }
+    }
+
+    fn on_event(&self, event: Event) {
+        match event {
+            Event::Connected => {
+                self.connects.fetch_add(1, Ordering::Relaxed);
+                self.link.send_replace(Link::Connected);
+                self.tell("connected");
+                tracing::info!(url = %self.config.url, principal = %self.principal, "bus connected");
+            }
+            Event::Disconnected | Event::Closed => {
+                self.link.send_replace(Link::Disconnected);
+                self.tell("disconnected");
+                tracing::warn!(url = %self.config.url, "bus disconnected");
+            }
+            Event::SlowConsumer(subscription) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.tell("dropped");
+                tracing::warn!(subscription, "a message was dropped: not read in time");
+            }
+            Event::ServerError(error) => self.on_server_error(&error.to_string()),
+            Event::ClientError(error) => {
+                let error = error.to_string();
+                tracing::debug!(%error, "bus connection attempt failed");
+                self.note(error);
+            }
+            Event::LameDuckMode | Event::Draining => {}
+        }
+    }
+
+    /// The library reports a refused publish or subscribe only here, as the server's text:
+    /// `Permissions Violation for Publish to "subject"`.
+    fn on_server_error(&self, error: &str) {
+        let refused = error
+            .to_ascii_lowercase()
+            .contains("permissions violation")
+            .then(|| error.split('"').nth(1))
+            .flatten();
+        let Some(subject) = refused else {
+            tracing::warn!(%error, "the bus server reports an error");
+            self.note(error.to_owned());
+            return;
+        };
+        self.violations.fetch_add(1, Ordering::Relaxed);
+        self.tell("refused");
+        tracing::warn!(%subject, principal = %self.principal, "the bus server refused: {error}");
+        if error.contains("Subscription") {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.to_owned());
+            return;
+        }
+        let told = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(subject)
+            .unwrap_or_default();
+        for (_, tell) in told {
+            // A caller that has gone does not mind.
+            let _ = tell.send(());
+        }
+    }
+}
+
+/// Exponential from 50 ms to 2 s, each drawn between half and the whole, so that a fleet does not
+/// come back all at once.
+fn reconnect_delay(attempt: usize) -> Duration {
+    let ceiling = 50u64 << attempt.min(7).saturating_sub(1);
+    let ceiling = ceiling.min(2000);
+    Duration::from_millis(rand::random_range(ceiling / 2..=ceiling))
+}
+
+/// An unguessable token.
+pub(crate) fn random_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn readable(field: &'static str, path: &std::path::Path) -> Result<(), BusError> {
+    std::fs::File::open(path).map(drop).map_err(|source| BusError::File {
+        field,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn addresses(url: &str) -> Result<Vec<ServerAddr>, BusError> {
+    let bad = || BusError::Address { url: url.to_owned() };
+    url.split(',').map(|one| one.trim().parse().map_err(|_| bad())).collect()
+}
+
+fn options(config: &BusConfig, principal: &Principal) -> ConnectOptions {
+    ConnectOptions::new()
+        .name(principal.as_str())
+        .require_tls(true)
+        .tls_first()
+        .add_root_certificates(config.ca.clone())
+        .add_client_certificate(config.cert.clone(), config.key.clone())
+        .custom_inbox_prefix(format!("_INBOX.{principal}"))
+        // A half-open link is noticed after about three of these.
+        .ping_interval(Duration::from_secs(5))
+        .connection_timeout(Duration::from_secs(5))
+        .request_timeout(Some(Duration::from_secs(3)))
+        .subscription_capacity(4096)
+        .reconnect_delay_callback(reconnect_delay)
+}
+
+impl Bus {
+    /// Starts a connection and returns at once; the connection is kept up in the background, for
+    /// ever. [`Self::wait_ready`] waits until it carries messages.
+    ///
+    /// # Errors
+    /// When the configuration cannot work: an address that is none, files that cannot be read.
+    pub async fn connect(config: &BusConfig, principal: Principal) -> Result<Self, BusError> {
+        Self::connect_with_clock(config, principal, Arc::new(SystemTime::now)).await
+    }
+
+    /// The same with another clock.
+    pub async fn connect_with_clock(
+        config: &BusConfig,
+        principal: Principal,
+        clock: Clock,
+    ) -> Result<Self, BusError> {
+        // Fails when it is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        readable("bus.ca", &config.ca)?;
+        readable("bus.cert", &config.cert)?;
+        readable("bus.key", &config.key)?;
+        let addresses = addresses(&config.url)?;
+        let shared = Arc::new(Shared {
+            principal: principal.clone(),
+            config: config.clone(),
+            clock,
+            link: watch::Sender::new(Link::Connecting),
+            waiting: Mutex::default(),
+            refused: Mutex::default(),
+            last_error: Mutex::default(),
+            connects: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            violations: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            listeners: Mutex::default(),
+        });
+        let events = shared.clone();
+        let client = options(config, &principal)
+            .retry_on_initial_connect()
+            .event_callback(move |event| {
+                let events = events.clone();
+                async move { events.on_event(event) }
+            })
+            .connect(addresses)
+            .await
+            .map_err(|error| BusError::Unreachable {
+                url: config.url.clone(),
+                waited: Duration::ZERO,
+                reason: error.to_string(),
+            })?;
+        Ok(Self { client, shared })
+    }
+
+    /// Who this connection speaks as.
+    pub fn principal(&self) -> &Principal {
+        &self.shared.principal
+    }
+
+    /// Where it connects to.
+    pub fn url(&self) -> &str {
+        &self.shared.config.url
+    }
+
+    /// State of the connection.
+    pub fn link(&self) -> Link {
+        *self.shared.link.borrow()
+    }
+
+    /// Follows the state of the connection.
+    pub fn watch_link(&self) -> watch::Receiver<Link> {
+        self.shared.link.subscribe()
+    }
+
+    /// Tells what happens on the connection from now on (see [`crate::Server::bus_events`]); a
+    /// connection that is up already is told at once.
+    pub(crate) fn on_event(&self, tell: impl Fn(&'static str) + Send + Sync + 'static) {
+        let mut listeners = self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.link() == Link::Connected {
+            tell("connected");
+        }
+        listeners.push(Arc::new(tell));
+    }
+
+    /// What happened on the connection so far.
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            connects: self.shared.connects.load(Ordering::Relaxed),
+            dropped: self.shared.dropped.load(Ordering::Relaxed),
+            refused: self.shared.violations.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The time by this connection's clock.
+    pub(crate) fn now(&self) -> SystemTime {
+        (self.shared.clock)()
+    }
+
+    /// Waits until a message to a fresh inbox of our own has come back: the only proof that the
+    /// connection carries messages (a flush is no barrier).
+    ///
+    /// # Errors
+    /// [`BusError::Unreachable`] with the reason, [`BusError::NotPermitted`] when the server knows
+    /// this certificate as somebody else.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), BusError> {
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            if self.wait_connected(until).await && self.echo(until).await? {
+                return Ok(());
+            }
+        }
+        Err(BusError::Unreachable {
+            url: self.shared.config.url.clone(),
+            waited: limit,
+            reason: self.why_not().await,
+        })
+    }
+
+    /// Waits until the connection is up, whether or not it carries messages both ways; false if it
+    /// is not within `limit`.
+    pub async fn wait_link(&self, limit: Duration) -> bool {
+        self.wait_connected(Instant::now() + limit).await
+    }
+
+    /// Sends what is queued and waits until the server has seen it, at most 3 s.
+    pub async fn flush(&self) {
+        // Nothing to be done about a connection that is gone.
+        let _ = timeout(Duration::from_secs(3), self.client.flush()).await;
+    }
+
+    /// Whether the connection was up before `until`.
+    pub(crate) async fn wait_connected(&self, until: Instant) -> bool {
+        let mut link = self.shared.link.subscribe();
+        let connected = link.wait_for(|link| *link == Link::Connected);
+        tokio::time::timeout_at(until, connected).await.is_ok_and(|up| up.is_ok())
+    }
+
+    async fn echo(&self, until: Instant) -> Result<bool, BusError> {
+        let me = &self.shared.principal;
+        let inbox = format!("_INBOX.{me}.{me}.{}", random_token());
+        let Ok(mut replies) = self.client.subscribe(inbox.clone()).await else { return Ok(false) };
+        let mut waiting = self.shared.wait_on(&inbox);
+        if self.client.publish(inbox.clone(), Bytes::new()).await.is_err() {
+            return Ok(false);
+        }
+        let once = Duration::from_secs(1).min(until.saturating_duration_since(Instant::now()));
+        let denied = |what: &str| {
+            Err(BusError::NotPermitted {
+                principal: me.to_string(),
+                what: format!("{what} {inbox}"),
+            })
+        };
+        let outcome = timeout(once, async {
+            tokio::select! {
+                message = replies.next() => Ok(message.is_some()),
+                Ok(()) = &mut waiting.refused => denied("publish to"),
+            }
+        })
+        .await;
+        if self.shared.subscription_refused(&inbox) {
+            return denied("subscribe to");
+        }
+        outcome.unwrap_or(Ok(false))
+    }
+
+    /// Why there is no connection: asked of one attempt whose error is not swallowed by the
+    /// library's retries.
+    pub(crate) async fn why_not(&self) -> String {
+        if self.link() == Link::Connected {
+            return "connected, but messages do not come back".to_owned();
+        }
+        let Ok(addresses) = addresses(&self.shared.config.url) else {
+            return "not an address".to_owned();
+        };
+        let attempt = options(&self.shared.config, &self.shared.principal).connect(addresses);
+        match timeout(Duration::from_secs(2), attempt).await {
+            Ok(Ok(_)) => "the connection came up only just now; try again".to_owned(),
+            Ok(Err(error)) => explain(&error.to_string(), &self.shared.principal),
+            Err(_) => {
+                let last = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+                last.clone().unwrap_or_else(|| "no answer".to_owned())
+            }
+        }
+    }
+
+    /// Sends what is queued and ends the connection.
+    pub async fn close(&self) {
+        let orderly = async {
+            // Neither can fail in a way that anything could be done about.
+            let _ = self.client.flush().await;
+            let _ = self.client.drain().await;
+        };
+        if self.link() == Link::Connected {
+            let _ = timeout(Duration::from_secs(3), orderly).await;
+        }
+    }
+}
+
+fn explain(error: &str, principal: &Principal) -> String {
+    if error.to_ascii_lowercase().contains("authorization violation") {
+        format!(
+            "the server does not know the certificate; its URI name has to be spiffe://canopy/{principal}"
+        )
+    } else {
+        error.to_owned()
+    }
+}

@@ -1,0 +1,371 @@
+//! Requests and replies over a real server: what a caller sees in each case.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use canopy_api::{
+    Code, HostId,
+    endpoint::{Endpoint as _, loader, registry},
+    subject::Target,
+    wire::{Empty, GetRequest, ListRequest},
+};
+use canopy_bus::{Bus, BusError, CallError, CallOptions, Encoding};
+use canopy_test_support::nats::NatsServer;
+use common::{LIMIT, apply, config, connect, connect_off, loader, loader_on, registry};
+use serde_json::json;
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+fn host(name: &str) -> Target {
+    Target::Host(name.parse::<HostId>().unwrap())
+}
+
+#[tokio::test]
+async fn both_encodings_reach_host_and_central_services() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let central = registry(&server).await;
+    let viewer = connect(&server, "u-viewer").await;
+    for encoding in [Encoding::MessagePack, Encoding::Json] {
+        let options = || CallOptions { encoding, ..CallOptions::default() };
+        let reply = viewer
+            .call_with::<loader::Get>(&host("web1"), &GetRequest::default(), options())
+            .await
+            .unwrap();
+        assert_eq!((reply.host.as_str(), reply.generation), ("web1", 7));
+        let reply = viewer
+            .call_with::<registry::List>(&Target::Central, &ListRequest::default(), options())
+            .await
+            .unwrap();
+        assert!(reply.packages.is_empty());
+    }
+    let version = viewer.call::<loader::Version>(&host("web1"), &Empty {}).await.unwrap();
+    assert_eq!(
+        (version.service.as_str(), version.version.as_str()),
+        ("loader", env!("CARGO_PKG_VERSION"))
+    );
+    let health = viewer.call::<registry::Health>(&Target::Central, &Empty {}).await.unwrap();
+    assert!(health.ready);
+    central.stop().await;
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_there_silent_and_not_allowed_are_told_apart() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let viewer = connect(&server, "u-viewer").await;
+    let operator = connect(&server, "u-operator").await;
+
+    let before = Instant::now();
+    let error =
+        viewer.call::<loader::Get>(&host("web9"), &GetRequest::default()).await.unwrap_err();
+    assert!(matches!(error, CallError::NoResponders { .. }), "{error}");
+    assert_eq!(error.to_string(), "nobody serves loader.get at host web9");
+    assert!(error.to_api_error().remedy.unwrap().contains("canopy-loader"));
+    assert!(before.elapsed() < loader::Get::SPEC.timeout, "{:?}", before.elapsed());
+
+    let before = Instant::now();
+    let error = viewer.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap_err();
+    assert!(matches!(error, CallError::NotPermitted { .. }), "{error}");
+    assert_eq!(error.to_api_error().code, Code::Denied);
+    assert!(error.to_string().contains("u-viewer may not call loader.apply"), "{error}");
+    assert!(before.elapsed() < loader::Apply::SPEC.timeout, "{:?}", before.elapsed());
+    assert_eq!(web1.applied.load(Ordering::SeqCst), 0);
+
+    let options =
+        CallOptions { timeout: Some(Duration::from_millis(200)), ..CallOptions::default() };
+    let error = operator
+        .call_with::<loader::Apply>(&host("web1"), &apply(json!({"wait": 1500})), options)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::Timeout { .. }), "{error}");
+    assert_eq!(error.to_api_error().code, Code::Unavailable);
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn every_host_answers_a_request_to_all_and_only_for_itself() {
+    let hosts = ["web1", "web2", "web3"];
+    let server = NatsServer::start(&hosts).unwrap();
+    let mut loaders = Vec::new();
+    for name in hosts {
+        loaders.push(loader(&server, name).await);
+    }
+    let viewer = connect(&server, "u-viewer").await;
+    let wait = Duration::from_secs(2);
+    let answers = viewer.call_all::<loader::Get>(&GetRequest::default(), wait).await.unwrap();
+    let seen: Vec<_> = answers
+        .iter()
+        .map(|(from, reply)| (from.to_string(), reply.as_ref().unwrap().host.to_string()))
+        .collect();
+    let expected: Vec<_> =
+        hosts.iter().map(|host| (format!("h-{host}-loader"), (*host).to_owned())).collect();
+    assert_eq!(seen, expected);
+
+    // What changes something is not asked of all at once: nobody listens.
+    let operator = connect(&server, "u-operator").await;
+    let answers = operator.call_all::<loader::Apply>(&apply(json!({})), wait).await.unwrap();
+    assert!(answers.is_empty());
+    for loader in loaders {
+        assert_eq!(loader.applied.load(Ordering::SeqCst), 0);
+        loader.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_is_refused_and_says_how_far_the_clock_is_off() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let behind = connect_off(&server, "u-operator", -60).await;
+    let error = behind.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap_err();
+    let error = error.to_api_error();
+    assert_eq!((error.code, error.path.as_str()), (Code::Unavailable, "Canopy-Deadline"));
+    assert!(error.message.contains("nothing was done"), "{error}");
+    let (_, off) = error.message.split_once("the clock of h-web1-loader is ").expect("the clock");
+    let (seconds, rest) = off.split_once(' ').unwrap();
+    assert!((50.0..=60.0).contains(&seconds.parse::<f64>().unwrap()), "{error}");
+    assert_eq!(rest, "s ahead of this machine's");
+    assert_eq!(web1.applied.load(Ordering::SeqCst), 0);
+
+    // Within the tolerance nothing is said.
+    let near = connect_off(&server, "u-operator", -4).await;
+    near.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap();
+
+    // A clock far ahead would keep dead requests alive.
+    let ahead = connect_off(&server, "u-operator", 3600).await;
+    let error = ahead.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap_err();
+    assert_eq!(error.to_api_error().code, Code::Invalid);
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let file = server.dir().join("answers");
+    let bus = connect(&server, "h-web1-loader").await;
+    let web1 = loader_on(bus, "web1", |server| server.idempotency_file(&file)).await;
+    let operator = connect(&server, "u-operator").await;
+    let ask = |id: &str, document| {
+        let options = CallOptions { request_id: Some(id.to_owned()), ..CallOptions::default() };
+        let operator = operator.clone();
+        async move {
+            operator.call_with::<loader::Apply>(&host("web1"), &apply(document), options).await
+        }
+    };
+    assert_eq!(ask("r1", json!({})).await.unwrap().generation, 1);
+    assert_eq!(ask("r1", json!({})).await.unwrap().generation, 1);
+    assert_eq!(ask("r2", json!({})).await.unwrap().generation, 2);
+    let error = ask("r1", json!({"other": 1})).await.unwrap_err();
+    assert_eq!(error.to_api_error().code, Code::Conflict);
+
+    // A repeat that comes while the first is worked on waits for it.
+    let both = (ask("r3", json!({"wait": 300})), ask("r3", json!({"wait": 300})));
+    let (first, second) = tokio::join!(both.0, both.1);
+    assert_eq!((first.unwrap().generation, second.unwrap().generation), (3, 3));
+
+    // "Later" is not an answer: the repeat is the retry.
+    assert_eq!(
+        ask("r4", json!({"fail": 1})).await.unwrap_err().to_api_error().code,
+        Code::Unavailable
+    );
+    assert_eq!(
+        ask("r4", json!({"fail": 1})).await.unwrap_err().to_api_error().code,
+        Code::Unavailable
+    );
+    assert_eq!(web1.applied.load(Ordering::SeqCst), 5);
+
+    web1.stop().await;
+    let bus = connect(&server, "h-web1-loader").await;
+    let again = loader_on(bus, "web1", |server| server.idempotency_file(&file)).await;
+    assert_eq!(ask("r2", json!({})).await.unwrap().generation, 2);
+    assert_eq!(again.applied.load(Ordering::SeqCst), 0);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_request() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let operator = connect(&server, "u-operator").await;
+    let error = operator
+        .call::<loader::Apply>(&host("web1"), &apply(json!({"panic": 1})))
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_api_error().code, Code::Internal);
+    operator.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap();
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn requests_over_the_limit_are_told_to_come_back() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let bus = connect(&server, "h-web1-loader").await;
+    let limits = canopy_bus::Limits { in_flight: 1, ..canopy_bus::Limits::default() };
+    let web1 = loader_on(bus, "web1", |server| server.limits(limits)).await;
+    let operator = connect(&server, "u-operator").await;
+    let slow = tokio::spawn({
+        let operator = operator.clone();
+        async move { operator.call::<loader::Apply>(&host("web1"), &apply(json!({"wait": 800}))).await }
+    });
+    let until = Instant::now() + LIMIT;
+    while web1.applied.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < until, "the slow request never began");
+        tokio::task::yield_now().await;
+    }
+    let error = operator.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap_err();
+    let error = error.to_api_error();
+    assert_eq!((error.code, error.retryable), (Code::Unavailable, true));
+    slow.await.unwrap().unwrap();
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_it_accepted() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let operator = connect(&server, "u-operator").await;
+    let mut callers = Vec::new();
+    for _ in 0..200 {
+        let operator = operator.clone();
+        callers.push(tokio::spawn(async move {
+            operator.call::<loader::Apply>(&host("web1"), &apply(json!({"wait": 20}))).await
+        }));
+    }
+    let applied = web1.applied.clone();
+    let until = Instant::now() + LIMIT;
+    while applied.load(Ordering::SeqCst) < 20 {
+        assert!(Instant::now() < until, "only {} began", applied.load(Ordering::SeqCst));
+        tokio::task::yield_now().await;
+    }
+    web1.stop().await;
+    let (mut answered, mut refused, mut busy) = (0, 0, 0);
+    for caller in callers {
+        match caller.await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(CallError::NoResponders { .. }) => refused += 1,
+            Err(CallError::Api(error)) if error.code == Code::Unavailable => busy += 1,
+            Err(lost) => panic!("a request was lost: {lost}"),
+        }
+    }
+    // Whatever began was answered; whatever was not accepted heard so at once.
+    assert_eq!(answered, applied.load(Ordering::SeqCst), "{refused} refused, {busy} busy");
+    assert_eq!(answered + refused + busy, 200);
+}
+
+#[tokio::test]
+async fn the_bus_comes_back_after_a_crash_of_the_server() {
+    let mut server = NatsServer::start(&["web1"]).unwrap();
+    let mut web1 = loader(&server, "web1").await;
+    let viewer = connect(&server, "u-viewer").await;
+    server.kill();
+    tokio::time::timeout(LIMIT, web1.ready.wait_for(|ready| !ready))
+        .await
+        .expect("notices")
+        .unwrap();
+    let options =
+        CallOptions { timeout: Some(Duration::from_millis(300)), ..CallOptions::default() };
+    let error = viewer
+        .call_with::<loader::Get>(&host("web1"), &GetRequest::default(), options)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::Disconnected { .. }), "{error}");
+    server.restart().unwrap();
+    tokio::time::timeout(LIMIT, web1.ready.wait_for(|ready| *ready))
+        .await
+        .expect("returns")
+        .unwrap();
+    viewer.wait_ready(LIMIT).await.unwrap();
+    viewer.call::<loader::Get>(&host("web1"), &GetRequest::default()).await.unwrap();
+    assert!(viewer.statistics().connects >= 2);
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn new_certificates_are_used_without_a_restart() {
+    let mut server = NatsServer::start(&["web1"]).unwrap();
+    let mut web1 = loader(&server, "web1").await;
+    let viewer = connect(&server, "u-viewer").await;
+    // All of them, the authority too: what was read at the start is worth nothing now.
+    server.renew_certificates().unwrap();
+    server.restart().unwrap();
+    let before = viewer.statistics().connects;
+    let mut link = viewer.watch_link();
+    tokio::time::timeout(LIMIT, async {
+        while viewer.statistics().connects == before {
+            link.changed().await.unwrap();
+        }
+        web1.ready.wait_for(|ready| *ready).await.unwrap();
+    })
+    .await
+    .expect("reconnects");
+    viewer.wait_ready(LIMIT).await.unwrap();
+    tokio::time::timeout(LIMIT, async {
+        while web1.bus.statistics().connects < 2 {
+            tokio::task::yield_now().await;
+        }
+        web1.bus.wait_ready(LIMIT).await.unwrap();
+    })
+    .await
+    .expect("the service reconnects");
+    viewer.call::<loader::Get>(&host("web1"), &GetRequest::default()).await.unwrap();
+    web1.stop().await;
+}
+
+#[tokio::test]
+async fn a_bus_that_cannot_be_reached_says_why() {
+    let mut server = NatsServer::start(&["web1"]).unwrap();
+    let short = Duration::from_millis(700);
+    // Certificate of another authority.
+    let stranger = server.stranger("u-viewer").unwrap();
+    let bus = Bus::connect(&config(&stranger), "u-viewer".parse().unwrap()).await.unwrap();
+    let error = bus.wait_ready(short).await.unwrap_err();
+    assert!(matches!(error, BusError::Unreachable { .. }), "{error}");
+    // Somebody else's certificate.
+    let other = server.client("u-viewer");
+    let bus = Bus::connect(&config(&other), "u-admin".parse().unwrap()).await.unwrap();
+    let error = bus.wait_ready(Duration::from_secs(5)).await.unwrap_err();
+    assert!(matches!(error, BusError::NotPermitted { .. }), "{error}");
+    // Nobody there.
+    let files = server.client("u-viewer");
+    server.kill();
+    let bus = Bus::connect(&config(&files), "u-viewer".parse().unwrap()).await.unwrap();
+    let error = bus.wait_ready(short).await.unwrap_err().to_string();
+    assert!(error.contains(&files.url) && error.contains("refused"), "{error}");
+    // No file.
+    let mut missing = config(&files);
+    missing.key = "/nowhere/key.pem".into();
+    let error = Bus::connect(&missing, "u-viewer".parse().unwrap()).await.unwrap_err().to_string();
+    assert_eq!(error, "cannot read /nowhere/key.pem (bus.key)");
+}
+
+#[tokio::test]
+async fn events_reach_people_and_carry_their_content() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let bus = connect(&server, "h-web1-loader").await;
+    let viewer = connect(&server, "u-viewer").await;
+    let mut events = viewer.subscribe_events("canopy.v1.event.>").await.unwrap();
+    viewer.wait_ready(LIMIT).await.unwrap();
+    let web1: HostId = "web1".parse().unwrap();
+    bus.publish_event(
+        canopy_api::endpoint::Service::Loader,
+        "host",
+        "alive",
+        Some(&web1),
+        &json!({"generation": 3}),
+    )
+    .await
+    .unwrap();
+    let event = tokio::time::timeout(LIMIT, events.next()).await.unwrap().unwrap();
+    assert_eq!(event.subject, "canopy.v1.event.loader.host.alive.web1");
+    assert_eq!(event.value().unwrap(), json!({"generation": 3}));
+}

@@ -1,0 +1,137 @@
+//! Merging type information: what comes out can be read, and means what went in.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a failure is a panic"
+)]
+
+use canopy_chain::btf::{Btf, FUNC_GLOBAL, Merger, kind};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// An object's types: each refers to types before it.
+fn object() -> impl Strategy<Value = Arc<[u8]>> {
+    let ty = (0usize..12, "[a-z_][a-z0-9_.<> ]{0,6}", any::<u32>(), any::<u32>());
+    proptest::collection::vec(ty, 1..30).prop_map(|types| {
+        let mut merger = Merger::default();
+        let mut count = merger.add("int", kind::INT, 0, 4, &[1 << 24 | 32]);
+        for (which, name, a, b) in types {
+            let earlier = |n: u32| 1 + n % count;
+            let member = merger.string("member");
+            count = match which {
+                0 => merger.add(&name, kind::INT, 0, 4, &[32]),
+                1 => merger.add("", kind::PTR, 0, earlier(a), &[]),
+                2 => merger.add("", kind::ARRAY, 0, 0, &[earlier(a), 1, b % 9]),
+                3 => {
+                    let members = [member, earlier(a), 0, 0, earlier(b), 64];
+                    merger.add(&name, kind::STRUCT, 2, 16, &members)
+                }
+                4 => merger.add(&name, kind::ENUM, 1, 4, &[member, b]),
+                5 => merger.add(&name, kind::TYPEDEF, 0, earlier(a), &[]),
+                6 => merger.add("", kind::CONST, 0, earlier(a), &[]),
+                // A parameter without a name, and one of "...".
+                7 => merger.add("", kind::FUNC_PROTO, 2, earlier(a), &[0, earlier(b), 0, 0]),
+                // An undefined function.
+                8 => merger.add(&name, kind::FUNC, 2, earlier(a), &[]),
+                9 => merger.add(&name, kind::VAR, 0, earlier(a), &[1]),
+                10 => merger.add(".bss", kind::DATASEC, 1, 8, &[earlier(a), 0, 8]),
+                _ => merger.add("tag", kind::DECL_TAG, 0, earlier(a), &[u32::MAX]),
+            };
+        }
+        Arc::from(merger.finish())
+    })
+}
+
+fn merge(object: &Arc<[u8]>) -> Arc<[u8]> {
+    let mut merger = Merger::default();
+    merger.import(object).unwrap();
+    Arc::from(merger.finish())
+}
+
+/// Whether a type's size hangs on something that is replaced by something of another size.
+fn reaches_replaced(btf: &Btf<'_>, id: u32, depth: u32) -> bool {
+    let Some(ty) = btf.get(id).filter(|_| depth < 40) else { return true };
+    match ty.kind {
+        kind::VAR | kind::DATASEC | kind::DECL_TAG => true,
+        kind::TYPEDEF | kind::CONST => reaches_replaced(btf, ty.size_or_type, depth + 1),
+        kind::ARRAY => reaches_replaced(btf, ty.word(0), depth + 1),
+        _ => false,
+    }
+}
+
+proptest! {
+    #[test]
+    fn merged_types_are_readable_and_keep_their_meaning(
+        objects in proptest::collection::vec(object(), 1..4),
+    ) {
+        let mut merger = Merger::default();
+        let imports: Vec<_> =
+            objects.iter().map(|object| merger.import(object).unwrap()).collect();
+        let bytes = merger.finish();
+        let merged = Btf::parse(&bytes).unwrap();
+        for (object, import) in objects.iter().zip(&imports) {
+            let source = Btf::parse(object).unwrap();
+            for (id, ty) in source.iter() {
+                let there = merged.get(import.type_id(id)).unwrap();
+                match ty.kind {
+                    kind::VAR => prop_assert_eq!(there.kind, kind::INT),
+                    kind::DATASEC => prop_assert_eq!((there.kind, there.vlen), (kind::STRUCT, 0)),
+                    kind::DECL_TAG => {
+                        prop_assert!(matches!(there.kind, kind::DECL_TAG | kind::INT));
+                    }
+                    kind => {
+                        prop_assert_eq!(there.kind, kind);
+                        if !reaches_replaced(&source, id, 0) {
+                            prop_assert_eq!(source.size(id), merged.size(import.type_id(id)));
+                        }
+                    }
+                }
+                if ty.kind == kind::FUNC {
+                    prop_assert!(there.vlen <= FUNC_GLOBAL);
+                }
+                if ty.kind == kind::FUNC_PROTO {
+                    prop_assert_ne!(merged.string(there.word(0)), "", "a parameter has a name");
+                    prop_assert_eq!(there.word(2), 0, "and \"...\" has none");
+                }
+                let name = merged.string(there.name);
+                prop_assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c)));
+            }
+        }
+    }
+
+    #[test]
+    fn merging_what_was_merged_changes_nothing(object in object()) {
+        let once = merge(&object);
+        prop_assert_eq!(&merge(&once), &once);
+    }
+
+    #[test]
+    fn the_same_object_is_there_once(object in object()) {
+        let mut merger = Merger::default();
+        let first = merger.import(&object).unwrap();
+        let second = merger.import(&Arc::from(object.to_vec())).unwrap();
+        prop_assert_eq!(first.type_id(1), second.type_id(1));
+        prop_assert_eq!(merger.finish(), merge(&object).to_vec());
+    }
+
+    #[test]
+    fn reading_never_panics(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        with_header: bool,
+    ) {
+        if with_header && bytes.len() >= 24 {
+            let half = u32::try_from((bytes.len() - 24) / 8 * 4).unwrap();
+            bytes[..2].copy_from_slice(&0xeb9fu16.to_ne_bytes());
+            for (at, word) in [(4, 24), (8, 0), (12, half), (16, half), (20, half)] {
+                bytes[at..at + 4].copy_from_slice(&u32::to_ne_bytes(word));
+            }
+        }
+        if let Ok(btf) = Btf::parse(&bytes) {
+            for (id, ty) in btf.iter() {
+                let _ = (btf.size(id), btf.resolve(id), btf.string(ty.name));
+            }
+            let _ = Merger::default().import(&Arc::from(bytes.clone()));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What needs an interface, tried on a veth pair in a network namespace that goes away with the
+//! thread that made it.
+
+use super::Seen;
+use crate::{
+    netif,
+    sys::{self, LinkOrder, LinkTarget},
+};
+use nix::sched::{CloneFlags, unshare};
+use std::{io, os::fd::OwnedFd, thread};
+
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+/// `r0 = -1; exit`: `TCX_NEXT`.
+const RETURN_NEXT: [u8; 16] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0];
+
+const VETH: &str = "probe0";
+
+/// What was seen there.
+pub(super) struct Network {
+    pub(super) xdp_native: Seen,
+    pub(super) xdp_generic: Seen,
+    pub(super) tcx: Seen,
+}
+
+/// Tries everything.
+pub(super) fn probe() -> Network {
+    let all = |why: String| Network {
+        xdp_native: Err(why.clone()),
+        xdp_generic: Err(why.clone()),
+        tcx: Err(why),
+    };
+    let thread = thread::Builder::new().name("canopy-probe".to_owned()).spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| format!("make a network namespace to try in: {error}"))?;
+        Ok(in_namespace())
+    });
+    match thread.map(thread::JoinHandle::join) {
+        Ok(Ok(Ok(network))) => network,
+        Ok(Ok(Err(why))) => all(why),
+        Ok(Err(_)) => all("the probe died".to_owned()),
+        Err(error) => all(format!("start a thread: {error}")),
+    }
+}
+
+fn in_namespace() -> Network {
+    let veth = netif::add_veth(VETH, "probe1")
+        .map_err(|error| format!("make a veth pair to try on: {error}"))
+        .and_then(|()| {
+            let devices = netif::devices().map_err(|error| error.to_string())?;
+            devices
+                .into_iter()
+                .find(|device| device.name == VETH)
+                .map(|device| device.index)
+                .ok_or_else(|| "the veth pair is not there".to_owned())
+        });
+    // Loopback is in every namespace, and takes generic XDP and TCX.
+    let loopback = 1;
+    Network {
+        xdp_native: veth.and_then(|veth| attach_xdp(veth, LinkTarget::XdpNative, "veth")),
+        xdp_generic: attach_xdp(loopback, LinkTarget::XdpGeneric, "loopback"),
+        tcx: attach_tcx(loopback),
+    }
+}
+
+fn attach_xdp(index: u32, target: LinkTarget<'_>, on: &str) -> Seen {
+    let seen = || -> io::Result<()> {
+        let (one, other) = (super::pass()?, super::pass()?);
+        let link = sys::link_create(&one, index, target)?;
+        exchange(&link, &one, &other)
+    };
+    seen()
+        .map(|()| format!("attached, replaced and detached by link on a {on} interface"))
+        .map_err(|error| format!("attach to a {on} interface: {error}"))
+}
+
+fn attach_tcx(index: u32) -> Seen {
+    let load = || {
+        let name = "canopy_probe";
+        sys::prog_load(&sys::ProgLoad::new(BPF_PROG_TYPE_SCHED_CLS, &RETURN_NEXT, "GPL", name))
+            .map_err(|rejected| rejected.error)
+    };
+    let seen = || -> io::Result<()> {
+        let (one, other) = (load()?, load()?);
+        for target in
+            [LinkTarget::TcxIngress(LinkOrder::First), LinkTarget::TcxEgress(LinkOrder::First)]
+        {
+            let link = sys::link_create(&one, index, target)?;
+            exchange(&link, &one, &other)?;
+        }
+        Ok(())
+    };
+    seen()
+        .map(|()| "attached, replaced and detached by link on loopback, both ways".to_owned())
+        .map_err(|error| format!("attach to loopback: {error}"))
+}
+
+/// The whole life of a chain: replaced by compare-and-swap, and detached.
+fn exchange(link: &OwnedFd, one: &OwnedFd, other: &OwnedFd) -> io::Result<()> {
+    sys::link_update(link, other, Some(one))?;
+    sys::link_detach(link)
+}

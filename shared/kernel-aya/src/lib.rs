@@ -1,0 +1,166 @@
+//! The [`canopy_kernel::Kernel`] port on a real kernel.
+//!
+//! **Owns:** bpf(2) and everything around it: objects, maps, fused programs, links, pins, reading
+//! back. The only crate with `unsafe`, and the only one that knows aya. **Must not know:** the bus,
+//! packages' manifests, desired state, who asks.
+//!
+//! ```no_run
+//! use canopy_kernel::Kernel as _;
+//! use canopy_kernel_aya::AyaKernel;
+//!
+//! let kernel = AyaKernel::new("/sys/fs/bpf/canopy")?;
+//! for chain in kernel.observe()? {
+//!     println!("{}: {:?}", chain.key, chain.state);
+//! }
+//! # Ok::<(), canopy_kernel::KernelError>(())
+//! ```
+#![allow(unsafe_code, reason = "the one crate that talks to the kernel by raw system calls")]
+
+mod attach;
+mod btf_ext;
+mod cells;
+mod core_relocate;
+mod elf;
+mod facts;
+mod held;
+mod layout;
+mod link;
+mod member;
+mod member_maps;
+mod meta;
+mod netif;
+mod object;
+mod object_maps;
+mod observe;
+pub mod pins;
+mod prepare;
+mod settle;
+mod shared_maps;
+pub mod sys;
+mod verifier_log;
+
+use crate::{held::Held, pins::Pins};
+use canopy_api::{
+    ChainKey, ProgramName, XdpMode,
+    wire::{Fact, ObservedChain},
+};
+use canopy_kernel::{
+    ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MemberCells, Observed, Prepared,
+};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// The kernel of this host, with everything of ours pinned under one directory.
+///
+/// Interfaces are those of the network namespace of the thread that calls. Links and programs that
+/// are attached are pinned and held by descriptor, so that removing the pins detaches nothing.
+#[derive(Debug)]
+pub struct AyaKernel {
+    pins: Pins,
+    held: Mutex<BTreeMap<ChainKey, Held>>,
+}
+
+impl AyaKernel {
+    /// The kernel, with `root` (on bpffs; made when missing) for our pins.
+    ///
+    /// # Errors
+    ///
+    /// When `root` is not on a bpffs that this process can write to.
+    pub fn new(root: impl Into<PathBuf>) -> Result<Self, KernelError> {
+        let pins = Pins::new(root);
+        pins.claim()?;
+        Ok(Self { pins, held: Mutex::default() })
+    }
+
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<ChainKey, Held>> {
+        // Each change is a single insert or remove: a panic elsewhere leaves the map whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The chain's link: the pinned one, else the one we hold.
+    fn link(&self, key: &ChainKey, held: Option<&Held>) -> Result<Option<OwnedFd>, KernelError> {
+        match (pins::open(&self.pins.link(key))?, held) {
+            (Some(link), _) => Ok(Some(link)),
+            (None, Some(held)) => held
+                .link
+                .try_clone()
+                .map(Some)
+                .map_err(|error| pins::os(format!("duplicate the link of {key}"), error)),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// What this kernel and machine can do, probed. Without a loader's claim on `root`, so that a
+/// machine without a bpffs gets an answer too; `root` is made where it can be, and left.
+pub fn probe(root: impl Into<PathBuf>) -> Vec<Fact> {
+    facts::facts(&Pins::new(root))
+}
+
+impl Kernel for AyaKernel {
+    fn release(&self) -> String {
+        facts::release()
+    }
+
+    fn facts(&self) -> Vec<Fact> {
+        facts::facts(&self.pins)
+    }
+
+    fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {
+        netif::interfaces()
+    }
+
+    fn observe(&self) -> Result<Vec<Observed>, KernelError> {
+        observe::observe(self)
+    }
+
+    fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
+        prepare::prepare(&self.pins, build)
+    }
+
+    fn switch(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        mode: XdpMode,
+        expect: Expect,
+    ) -> Result<ObservedChain, KernelError> {
+        link::switch(self, key, generation, mode, expect)
+    }
+
+    fn detach(&self, key: &ChainKey) -> Result<(), KernelError> {
+        link::detach(self, key)
+    }
+
+    fn discard(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        link::discard(self, key, generation)
+    }
+
+    fn settle(&self) -> Result<(), KernelError> {
+        settle::settle()
+    }
+
+    fn cells(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberCells>, KernelError> {
+        cells::cells(self, key, generation)
+    }
+
+    fn map_entries(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        member: &ProgramName,
+        map: &str,
+        limit: usize,
+    ) -> Result<Vec<MapEntry>, KernelError> {
+        cells::map_entries(self, key, generation, member, map, limit)
+    }
+}

@@ -1,0 +1,345 @@
+//! Attaching, replacing and detaching a chain; holding what is attached.
+
+use crate::{
+    AyaKernel,
+    attach::{self, Place},
+    held::Held,
+    netif, observe,
+    pins::{self, os},
+    shared_maps, sys,
+};
+use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
+use canopy_kernel::{Expect, KernelError};
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+/// Attaches a prepared generation; see [`canopy_kernel::Kernel::switch`].
+pub(crate) fn switch(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    mode: XdpMode,
+    expect: Expect,
+) -> Result<ObservedChain, KernelError> {
+    let device = netif::device(&key.interface)?
+        .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
+    let prog = open_prog(kernel, key, generation)?;
+    // A link that hangs on another interface (renamed, re-created) is as good as dead to this chain.
+    let link = match kernel.link(key, kernel.held().get(key))? {
+        Some(link) if link_index(&link, key)? == device.index => Some(link),
+        _ => None,
+    };
+    match (link, expect) {
+        (None, Expect::Nothing) => {
+            let link = create(kernel, key, generation, &device, mode)?;
+            adopt(kernel, key, generation, link, prog)?;
+        }
+        (None, Expect::Generation(_) | Expect::Anything) => {
+            return Err(KernelError::Conflict {
+                what: format!("{key}: nothing of ours is attached; somebody detached it"),
+                remedy: "apply again: what is attached now is looked at anew".to_owned(),
+            });
+        }
+        (Some(link), Expect::Nothing) => {
+            let id = sys::link_info(&link).map(|info| info.prog_id).unwrap_or_default();
+            return Err(KernelError::Conflict {
+                what: format!("{key}: our link is there already and runs program {id}"),
+                remedy: "apply again: what is attached now is looked at anew".to_owned(),
+            });
+        }
+        (Some(link), Expect::Generation(old)) => {
+            let old = open_prog(kernel, key, old)?;
+            replace(kernel, key, generation, mode, link, prog, Some(&old))?;
+        }
+        (Some(link), Expect::Anything) => {
+            replace(kernel, key, generation, mode, link, prog, None)?;
+        }
+    }
+    observe::read_back(kernel, key, generation)
+}
+
+/// Detaches a chain; see [`canopy_kernel::Kernel::detach`].
+pub(crate) fn detach(kernel: &AyaKernel, key: &ChainKey) -> Result<(), KernelError> {
+    let link = kernel.link(key, kernel.held().get(key))?;
+    if let Some(link) = link {
+        let failed = |error| os(format!("detach {key}"), error);
+        sys::link_detach(&link).map_err(failed)?;
+        // The promise is that it is gone, so ask.
+        let info = sys::link_info(&link).map_err(failed)?;
+        if info.ifindex != Some(0) {
+            return Err(failed(io::Error::other("the kernel still shows the link as attached")));
+        }
+    }
+    pins::remove_file(&kernel.pins.link(key))?;
+    kernel.held().remove(key);
+    pins::prune(kernel.pins.root(), &kernel.pins.chain(key));
+    Ok(())
+}
+
+/// Removes a generation's pins; see [`canopy_kernel::Kernel::discard`].
+pub(crate) fn discard(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+) -> Result<(), KernelError> {
+    {
+        // Held, it would be pinned again. Its link, if that is attached, has its own pin.
+        let mut held = kernel.held();
+        if held.get(key).is_some_and(|held| held.generation == generation) {
+            held.remove(key);
+        }
+    }
+    // First what makes it a generation: a crash half-way leaves nothing that looks whole.
+    pins::remove_file(&kernel.pins.prog(key, generation))?;
+    pins::remove_tree(&kernel.pins.generation(key, generation))?;
+    pins::prune(kernel.pins.root(), &kernel.pins.chain(key));
+    shared_maps::collect(&kernel.pins)?;
+    Ok(())
+}
+
+/// A generation's program.
+pub(crate) fn open_prog(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+) -> Result<OwnedFd, KernelError> {
+    let path = kernel.pins.prog(key, generation);
+    pins::open(&path)?.ok_or_else(|| {
+        os(
+            format!("open generation {generation} of {key} at {}", path.display()),
+            io::ErrorKind::NotFound.into(),
+        )
+    })
+}
+
+/// The interface a link hangs on; 0 when it is dead.
+pub(crate) fn link_index(link: &impl AsFd, key: &ChainKey) -> Result<u32, KernelError> {
+    let info =
+        sys::link_info(link).map_err(|error| os(format!("read the link of {key}"), error))?;
+    Ok(info.ifindex.unwrap_or(0))
+}
+
+/// Pins a new link and holds it. Dropping the old one's last descriptor detaches it from wherever it
+/// still hung.
+fn adopt(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    link: OwnedFd,
+    prog: OwnedFd,
+) -> Result<(), KernelError> {
+    pins::make_dir(&kernel.pins.chain(key))?;
+    pins::pin(&link, &kernel.pins.link(key))?;
+    let mut held = kernel.held();
+    let next = Held::new(&kernel.pins, key, generation, link, prog, held.remove(key))?;
+    held.insert(key.clone(), next);
+    Ok(())
+}
+
+/// Puts a program in the place of what our live link runs.
+fn replace(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    mode: XdpMode,
+    link: OwnedFd,
+    prog: OwnedFd,
+    old: Option<&OwnedFd>,
+) -> Result<(), KernelError> {
+    if key.hook == Hook::Xdp && !observe::runs_in(key, mode)? {
+        return change_mode(kernel, key, generation, mode, &link, prog, old);
+    }
+    match sys::link_update(&link, &prog, old) {
+        Ok(()) => adopt(kernel, key, generation, link, prog),
+        Err(error) => Err(match error.raw_os_error() {
+            Some(libc::EPERM) if old.is_some() => KernelError::Conflict {
+                what: format!("{key}: another program has been put into our link meanwhile"),
+                remedy: "apply again, after finding out who changes this interface".to_owned(),
+            },
+            Some(libc::ENOLINK) => KernelError::Conflict {
+                what: format!("{key}: our link was detached meanwhile"),
+                remedy: "apply again: what is attached now is looked at anew".to_owned(),
+            },
+            _ => os(format!("replace the program of {key}"), error),
+        }),
+    }
+}
+
+/// Moves a chain between driver and generic XDP. The kernel has no step for that: a link keeps its
+/// mode, and the two cannot be there together, so for some milliseconds nothing is attached.
+fn change_mode(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    mode: XdpMode,
+    link: &OwnedFd,
+    prog: OwnedFd,
+    old: Option<&OwnedFd>,
+) -> Result<(), KernelError> {
+    let failed = |error| os(format!("change the mode of {key}"), error);
+    let running = sys::link_info(link).map_err(failed)?.prog_id;
+    if let Some(old) = old
+        && sys::prog_info(old).map_err(failed)?.id != running
+    {
+        return Err(KernelError::Conflict {
+            what: format!("{key}: another program has been put into our link meanwhile"),
+            remedy: "apply again, after finding out who changes this interface".to_owned(),
+        });
+    }
+    let before = kernel.pins.generation_of(key, running)?;
+    let device = netif::device(&key.interface)?
+        .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
+    let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
+    sys::link_detach(link).map_err(failed)?;
+    match create(kernel, key, generation, &device, mode) {
+        Ok(link) => adopt(kernel, key, generation, link, prog),
+        Err(refused) => {
+            // As it was before: a failed change leaves the old chain running. A program that
+            // somebody else had put into our link is not brought back.
+            if let Some(before) = before {
+                let link = create(kernel, key, before, &device, was)?;
+                adopt(kernel, key, before, link, open_prog(kernel, key, before)?)?;
+            }
+            Err(refused)
+        }
+    }
+}
+
+/// A new link on an interface, for a pinned generation.
+fn create(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    device: &netif::Device,
+    mode: XdpMode,
+) -> Result<OwnedFd, KernelError> {
+    let prog = kernel.pins.prog(key, generation);
+    let pin = pins::unfinished(&kernel.pins.link(key));
+    let attempt = |place| attach::attach(&prog, &key.interface, device.index, place, &pin);
+    let result = match (key.hook, mode) {
+        (Hook::TcIngress, _) => attempt(Place::TcxIngress),
+        (Hook::TcEgress, _) => attempt(Place::TcxEgress),
+        (Hook::Xdp, XdpMode::Native) => attempt(Place::XdpNative),
+        (Hook::Xdp, XdpMode::Generic) => attempt(Place::XdpGeneric),
+        (Hook::Xdp, XdpMode::Best) => match attempt(Place::XdpNative) {
+            // Drivers refuse in many ways (no XDP, MTU, queues, features): only what generic XDP
+            // would meet as well is final.
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV)
+                ) =>
+            {
+                tracing::debug!(interface = %key.interface, %error, "the driver refuses XDP");
+                attempt(Place::XdpGeneric)
+            }
+            result => result,
+        },
+    };
+    result.map_err(|error| refused(key, device, mode, error))
+}
+
+/// Why the kernel made no link, in words.
+fn refused(key: &ChainKey, device: &netif::Device, mode: XdpMode, error: io::Error) -> KernelError {
+    match (key.hook, error.raw_os_error()) {
+        (_, Some(libc::ENODEV)) => KernelError::InterfaceNotFound { name: key.interface.clone() },
+        (Hook::Xdp, Some(libc::EBUSY | libc::EEXIST)) => occupied(key, device),
+        (Hook::Xdp, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::ENOSPC))
+            if mode == XdpMode::Native =>
+        {
+            KernelError::Unsupported {
+                what: format!(
+                    "{key}: the driver takes no XDP program now ({error}; MTU {})",
+                    device.mtu
+                ),
+                remedy: "set `xdp_mode: best` or `generic`, or lower the interface's MTU"
+                    .to_owned(),
+            }
+        }
+        (Hook::TcIngress | Hook::TcEgress, Some(libc::EINVAL)) => KernelError::Unsupported {
+            what: format!("{key}: this kernel has no TCX links"),
+            remedy: "Linux 6.6 or newer is needed for TC chains".to_owned(),
+        },
+        _ => os(format!("attach {key}"), error),
+    }
+}
+
+/// The XDP hook is somebody else's: who, and how to take it back.
+fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
+    let (prog_id, mode) = match device {
+        netif::Device { xdp_hardware: id @ 1.., .. } => (*id, "in hardware"),
+        netif::Device { xdp_native: id @ 1.., .. } => (*id, "native"),
+        netif::Device { xdp_generic: id @ 1.., .. } => (*id, "generic"),
+        _ => {
+            return KernelError::Conflict {
+                what: format!("{key}: the kernel says the hook is taken, and shows no program"),
+                remedy: "if the interface is part of a bond or bridge, look for an XDP program on \
+                         the upper interface"
+                    .to_owned(),
+            };
+        }
+    };
+    let name = sys::fd_by_id(sys::Kind::Prog, prog_id)
+        .and_then(|prog| sys::prog_info(&prog))
+        .map_or_else(|_| "unknown".to_owned(), |info| info.name);
+    match find_link(device.index, prog_id) {
+        Some(link) => KernelError::Conflict {
+            what: format!(
+                "{key}: program {prog_id} \"{name}\" is attached ({mode}) by link {link}{}",
+                holders(link)
+            ),
+            remedy: format!(
+                "stop the tool that attached it, or detach it: bpftool link detach id {link}"
+            ),
+        },
+        None => KernelError::Conflict {
+            what: format!(
+                "{key}: program {prog_id} \"{name}\" is attached ({mode}) through netlink"
+            ),
+            remedy: format!(
+                "stop the tool that attached it, or detach it: ip link set dev {} xdp off",
+                key.interface
+            ),
+        },
+    }
+}
+
+/// The link by which a program hangs on an interface.
+fn find_link(ifindex: u32, prog_id: u32) -> Option<u32> {
+    let mut id = 0;
+    while let Ok(Some(next)) = sys::next_id(sys::Kind::Link, id) {
+        id = next;
+        let info = sys::fd_by_id(sys::Kind::Link, id).and_then(|link| sys::link_info(&link));
+        if info.is_ok_and(|info| info.ifindex == Some(ifindex) && info.prog_id == prog_id) {
+            return Some(id);
+        }
+    }
+    None
+}
+
+/// The processes that have a link open, as a piece of a sentence.
+fn holders(link_id: u32) -> String {
+    let wanted = format!("link_id:\t{link_id}");
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let infos = fs::read_dir(process.path().join("fdinfo")).into_iter().flatten().flatten();
+        if infos
+            .filter_map(|info| fs::read_to_string(info.path()).ok())
+            .any(|info| info.lines().any(|line| line == wanted))
+        {
+            let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("{} (pid {pid})", comm.trim()));
+        }
+    }
+    if found.is_empty() {
+        ", held by no process: it is pinned".to_owned()
+    } else {
+        format!(", held by {}", found.join(", "))
+    }
+}

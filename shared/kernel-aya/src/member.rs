@@ -1,0 +1,349 @@
+//! One member of a chain: its maps made or carried over, its program loaded alone.
+
+use crate::{
+    elf::ObjectError,
+    layout,
+    member_maps::{self, Made, MapMaker},
+    object::Object,
+    object_maps::PROG_ARRAY,
+    sys, verifier_log,
+};
+use canopy_api::ProgramName;
+use canopy_chain::{self as chain, Attachment, Code, Composed, MapSource, alone};
+use canopy_kernel::{KernelError, Member};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+
+/// A refusal that names the member.
+pub(crate) fn refused(
+    member: &ProgramName,
+    reason: impl Into<String>,
+    remedy: impl Into<String>,
+) -> KernelError {
+    KernelError::Refused {
+        member: Some(member.clone()),
+        reason: reason.into(),
+        remedy: remedy.into(),
+        log: None,
+    }
+}
+
+/// What an object error means to the person who asked.
+pub(crate) fn object_error(member: &ProgramName, error: &ObjectError) -> KernelError {
+    let remedy = match error {
+        ObjectError::Elf(_) | ObjectError::Malformed(_) => {
+            "compile the object again with clang -target bpf -g".to_owned()
+        }
+        ObjectError::Machine => {
+            "compile it with clang -target bpf, which takes this machine's byte order".to_owned()
+        }
+        ObjectError::NoFunction { .. } => {
+            "name a function of the object in the package's manifest".to_owned()
+        }
+        ObjectError::Unsupported { remedy, .. } => remedy.clone(),
+    };
+    refused(member, error.to_string(), remedy)
+}
+
+/// How a chain's programs are loaded; all of them and their tail-call targets alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loading {
+    pub(crate) attachment: Attachment,
+    pub(crate) frags: bool,
+}
+
+/// Loads a composed program.
+pub(crate) fn load(
+    loading: Loading,
+    composed: &Composed,
+    name: &str,
+    licence: &str,
+    btf: Option<BorrowedFd<'_>>,
+    map: &dyn Fn(MapSource) -> Option<i32>,
+) -> Result<(OwnedFd, String), sys::Rejected> {
+    let mut instructions = composed.instructions.clone();
+    for load in &composed.loads {
+        if let (Some(insn), Some(fd)) = (instructions.get_mut(load.at), map(load.map)) {
+            insn.imm = fd;
+        }
+    }
+    let bytes: Vec<u8> = instructions.into_iter().flat_map(chain::insn::Insn::to_bytes).collect();
+    let (prog_type, expected_attach_type, flags) = match loading.attachment {
+        Attachment::Xdp => {
+            (BPF_PROG_TYPE_XDP, BPF_XDP, if loading.frags { BPF_F_XDP_HAS_FRAGS } else { 0 })
+        }
+        Attachment::Tcx | Attachment::Clsact => (BPF_PROG_TYPE_SCHED_CLS, 0, 0),
+    };
+    sys::prog_load_with_stats(&sys::ProgLoad {
+        expected_attach_type,
+        flags,
+        btf,
+        func_info: if btf.is_some() { &composed.func_info } else { &[] },
+        line_info: if btf.is_some() { &composed.line_info } else { &[] },
+        ..sys::ProgLoad::new(prog_type, &bytes, licence, name)
+    })
+}
+
+/// A member that has passed the verifier alone.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) chain: chain::Member,
+    /// By the object's map number; `None` for those it does not use.
+    pub(crate) maps: Vec<Option<Made>>,
+    /// By map number: the number of its layout.
+    pub(crate) layouts: Vec<(String, u64)>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Loaded {
+    /// The descriptor of a map.
+    pub(crate) fn fd(&self, map: usize) -> Option<i32> {
+        self.maps.get(map)?.as_ref().map(|made| made.map.as_fd().as_raw_fd())
+    }
+}
+
+/// Makes a member's maps and loads it alone.
+pub(crate) fn prepare(
+    member: &Member,
+    loading: Loading,
+    maker: &mut MapMaker<'_>,
+) -> Result<Loaded, KernelError> {
+    let name = &member.name;
+    let failed = |error: &ObjectError| object_error(name, error);
+    let object = Object::get(&member.object).map_err(|error| failed(&error))?;
+    let mut notes = Vec::new();
+
+    let entry = object.link(&member.function).map_err(|error| failed(&error))?;
+    let mut members = vec![chain_member(member, &object, entry)];
+    // What it may jump to by program arrays the object fills: programs of their own.
+    let mut targets: Vec<String> = Vec::new();
+    let mut seen = 0;
+    let mut used = BTreeSet::new();
+    while let Some(program) = members.get(seen) {
+        used.extend(program.code.maps.iter().map(|load| load.map));
+        for function in targets_of(&object, &used) {
+            if !targets.contains(&function) {
+                let code = object.link(&function).map_err(|error| failed(&error))?;
+                members.push(chain_member(member, &object, code));
+                targets.push(function);
+            }
+        }
+        seen += 1;
+    }
+
+    // The object's own type information, as the kernel takes it. An object whose BTF the kernel
+    // refuses is loaded without, as libbpf does.
+    let composed = alone_of(&members, loading)?;
+    let btf = match (&object.btf, composed.first()) {
+        (Some(_), Some(first)) => match sys::btf_load(&first.btf) {
+            Ok(fd) => Some(fd),
+            Err(rejected) => {
+                let complaint = verifier_log::read(&rejected);
+                notes.push(format!(
+                    "\"{name}\": its type information is not used: {}",
+                    complaint.reason
+                ));
+                for member in &mut members {
+                    strip(&mut member.code);
+                }
+                None
+            }
+        },
+        _ => None,
+    };
+
+    let maps = maker.make(member, &object, &used, btf.as_ref().map(AsFd::as_fd), &mut notes)?;
+    for program in &mut members {
+        for (place, made) in program.maps.iter_mut().zip(&maps) {
+            if let Some(made) = made {
+                place.identity = u64::from(made.map.info().id);
+            }
+        }
+    }
+    let layouts =
+        object.maps.iter().map(|map| (map.name.clone(), layout::number(&object, map))).collect();
+    let mut loaded = Vec::new();
+    let composed = alone_of(&members, loading)?;
+    for ((program, composed), function) in
+        members.iter_mut().zip(&composed).zip(std::iter::once(&member.function).chain(&targets))
+    {
+        let fd = |source| match source {
+            MapSource::Member(_, map) => {
+                maps.get(map)?.as_ref().map(|made| made.map.as_fd().as_raw_fd())
+            }
+            _ => None,
+        };
+        let btf = sys::btf_load(&composed.btf).map_err(|rejected| rejection(name, &rejected))?;
+        let (prog, stats) =
+            load(loading, composed, function, object.licence(), Some(btf.as_fd()), &fd)
+                .map_err(|rejected| rejection(name, &rejected))?;
+        let info = sys::prog_info(&prog).map_err(|error| KernelError::Os {
+            operation: format!("read program \"{name}\""),
+            source: error,
+        })?;
+        program.verified_instructions = info.verified_instructions;
+        program.stack = verifier_log::stack_depths(&stats);
+        if program.stack.len() != program.code.functions.len() {
+            program.stack.clear();
+        }
+        loaded.push(prog);
+    }
+    let programs: Vec<(&str, BorrowedFd<'_>)> =
+        targets.iter().map(String::as_str).zip(loaded.iter().skip(1).map(AsFd::as_fd)).collect();
+    member_maps::fill(name, &object, &maps, &programs)?;
+
+    let tail_calls = tail_calls(&object, &members, &targets);
+    let mut members = members.into_iter();
+    let Some(mut chain) = members.next() else {
+        return Err(refused(name, "it has no code", "compile the object again"));
+    };
+    chain.tail_calls = tail_calls;
+    Ok(Loaded { chain, maps, layouts, notes })
+}
+
+/// What the verifier's refusal of this member means.
+pub(crate) fn rejection(member: &ProgramName, rejected: &sys::Rejected) -> KernelError {
+    let complaint = verifier_log::read(rejected);
+    KernelError::Refused {
+        member: Some(member.clone()),
+        reason: complaint.reason,
+        remedy: complaint.remedy.to_owned(),
+        log: complaint.log,
+    }
+}
+
+fn alone_of(members: &[chain::Member], loading: Loading) -> Result<Vec<Composed>, KernelError> {
+    members
+        .iter()
+        .map(|member| alone(loading.attachment, member).map_err(|error| compose_error(&error)))
+        .collect()
+}
+
+/// What the composer's refusal means.
+pub(crate) fn compose_error(error: &chain::ComposeError) -> KernelError {
+    use std::error::Error as _;
+    let cause = error.source().map_or_else(String::new, |source| format!(": {source}"));
+    KernelError::Refused {
+        member: error.member().cloned(),
+        reason: format!("{error}{cause}"),
+        remedy: error.remedy(),
+        log: None,
+    }
+}
+
+fn chain_member(member: &Member, object: &Object, code: Code) -> chain::Member {
+    chain::Member {
+        name: member.name.clone(),
+        code,
+        maps: object
+            .maps
+            .iter()
+            .map(|map| chain::Map { name: map.name.clone(), identity: 0, constant: None })
+            .collect(),
+        proceed_on: member.proceed_on,
+        licence: object.licence().to_owned(),
+        needs_gpl: false,
+        frags: member.frags,
+        stack: Vec::new(),
+        verified_instructions: 0,
+        tail_calls: 0,
+    }
+}
+
+/// Makes code do without its object's type information.
+fn strip(code: &mut Code) {
+    code.btf = None;
+    code.lines.clear();
+    for function in &mut code.functions {
+        function.btf = None;
+    }
+}
+
+/// The functions in the program arrays among these maps, each once.
+fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
+    let mut targets = Vec::new();
+    for map in used.iter().filter_map(|map| object.maps.get(*map)) {
+        if map.map_type == PROG_ARRAY {
+            targets.extend(
+                map.values
+                    .iter()
+                    .filter_map(|(_, symbol)| object.symbol(*symbol))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    targets
+}
+
+/// Tail calls a packet can take in a member at most: the longest way through the arrays the object
+/// fills; the kernel's limit where an array is filled by others, or the way is a circle.
+fn tail_calls(object: &Object, members: &[chain::Member], targets: &[String]) -> u32 {
+    let limit = chain::limits::TAIL_CALLS;
+    // For each program where it may jump to; `None` for anywhere.
+    let jumps: Vec<Option<Vec<usize>>> = members
+        .iter()
+        .map(|member| {
+            let mut to = Vec::new();
+            if !member.code.makes_tail_calls() {
+                return Some(to);
+            }
+            let used: BTreeSet<usize> = member.code.maps.iter().map(|load| load.map).collect();
+            let arrays = used.iter().filter_map(|map| object.maps.get(*map));
+            for map in arrays.filter(|map| map.map_type == PROG_ARRAY) {
+                if map.values.is_empty() {
+                    return None;
+                }
+                let names = map.values.iter().filter_map(|(_, symbol)| object.symbol(*symbol));
+                to.extend(names.filter_map(|name| {
+                    targets.iter().position(|target| target == name).map(|place| place + 1)
+                }));
+            }
+            Some(to)
+        })
+        .collect();
+    // A way longer than there are rounds is a circle, or over the limit anyway.
+    let mut depths = vec![0; members.len()];
+    for _ in 0..limit {
+        depths = jumps
+            .iter()
+            .map(|to| match to {
+                None => limit,
+                Some(to) => to
+                    .iter()
+                    .map(|at| (depths.get(*at).copied().unwrap_or(0) + 1).min(limit))
+                    .max()
+                    .unwrap_or(0),
+            })
+            .collect();
+    }
+    depths.first().copied().unwrap_or(0)
+}
+
+/// Whether a member calls something only GPL-compatible programs may: it is loaded once more with
+/// another licence.
+pub(crate) fn needs_gpl(loaded: &Loaded, loading: Loading) -> Result<bool, KernelError> {
+    let composed =
+        alone(loading.attachment, &loaded.chain).map_err(|error| compose_error(&error))?;
+    let btf = sys::btf_load(&composed.btf)
+        .map_err(|rejected| rejection(&loaded.chain.name, &rejected))?;
+    let fd = |source| match source {
+        MapSource::Member(_, map) => loaded.fd(map),
+        _ => None,
+    };
+    Ok(load(loading, &composed, "licence", "Proprietary", Some(btf.as_fd()), &fd).is_err())
+}
+
+/// The contents of the read-only data sections, for the composer to lay together if it must.
+pub(crate) fn constants(loaded: &mut Loaded) {
+    for (map, made) in loaded.chain.maps.iter_mut().zip(&loaded.maps) {
+        map.constant = made.as_ref().and_then(|made| made.constant.as_ref().map(Arc::clone));
+    }
+}

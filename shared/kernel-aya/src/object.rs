@@ -1,0 +1,369 @@
+//! An object ready to be linked: functions fitted to this kernel, maps, lines and types; and the
+//! linking of one entry function with what it calls.
+
+use crate::{
+    btf_ext::{BtfExt, Record},
+    core_relocate,
+    elf::{Elf, Function, ObjectError, Section},
+    object_maps::{self, MapDef},
+};
+use canopy_chain::{
+    Code, Line, MapLoad,
+    btf::Btf,
+    insn::{Insn, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_MAP, PSEUDO_MAP_VALUE, SIZE},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// `BPF_PSEUDO_KFUNC_CALL`
+const PSEUDO_KFUNC: u8 = 2;
+/// Bytes of an instruction, for addresses relative to others.
+const INSN: i64 = 8;
+/// `BPF_PSEUDO_BTF_ID`
+const PSEUDO_BTF_ID: u8 = 3;
+/// Bytes of objects kept parsed: more than the members of a large chain and of its next version.
+const CACHE: usize = 32 << 20;
+
+/// An object file, parsed and fitted to this kernel.
+#[derive(Debug)]
+pub(crate) struct Object {
+    elf: Elf,
+    pub(crate) btf: Option<Arc<[u8]>>,
+    functions: Vec<Record<2>>,
+    lines: Vec<Record<4>>,
+    pub(crate) maps: Vec<MapDef>,
+}
+
+type Cached = (Arc<[u8]>, Arc<Object>);
+static OBJECTS: Mutex<VecDeque<Cached>> = Mutex::new(VecDeque::new());
+
+impl Object {
+    /// Parses an object, or takes it from the cache: fitting it to the kernel takes 10 to 20 ms.
+    pub(crate) fn get(bytes: &Arc<[u8]>) -> Result<Arc<Self>, ObjectError> {
+        let same = |known: &Arc<[u8]>| Arc::ptr_eq(known, bytes) || known == bytes;
+        let objects = || OBJECTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, object)) = objects().iter().find(|(known, _)| same(known)) {
+            return Ok(Arc::clone(object));
+        }
+        let object = Arc::new(Self::parse(bytes)?);
+        let mut objects = objects();
+        objects.push_front((Arc::clone(bytes), Arc::clone(&object)));
+        let mut bytes = 0;
+        objects.retain(|(object, _)| {
+            bytes += object.len();
+            bytes <= CACHE
+        });
+        Ok(object)
+    }
+
+    /// Parses an object and applies its CO-RE relocations.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let mut elf = Elf::parse(bytes)?;
+        let btf: Option<Arc<[u8]>> = elf
+            .section(".BTF")
+            .filter(|section| !section.data.is_empty())
+            .map(|section| Arc::from(section.data.as_slice()));
+        let parsed = btf
+            .as_ref()
+            .map(|raw| Btf::parse(raw))
+            .transpose()
+            .map_err(|error| ObjectError::Malformed(error.to_string()))?;
+        let mut maps = object_maps::parse(&elf, parsed.as_ref())?;
+        maps.extend(parsed.as_ref().and_then(object_maps::kernel_configuration));
+        let ext = elf.section(".BTF.ext").filter(|_| btf.is_some()).map(|section| {
+            BtfExt::parse(&section.data)
+                .ok_or_else(|| ObjectError::Malformed(".BTF.ext is not whole".to_owned()))
+        });
+        let ext = ext.transpose()?.unwrap_or_default();
+        core_relocate::relocate(&mut elf, bytes)?;
+        Ok(Self { elf, btf, functions: ext.functions, lines: ext.lines, maps })
+    }
+
+    /// The licence the object declares; empty when it declares none.
+    pub(crate) fn licence(&self) -> &str {
+        &self.elf.licence
+    }
+
+    /// The name of a symbol.
+    pub(crate) fn symbol(&self, index: usize) -> Option<&str> {
+        self.elf.symbols.get(index).map(|symbol| symbol.name.as_str())
+    }
+
+    /// Where a global variable lies: the data section's map, the offset, its size in bytes.
+    pub(crate) fn global(&self, name: &str) -> Option<(usize, usize, usize)> {
+        self.elf.symbols.iter().filter(|symbol| symbol.name == name).find_map(|symbol| {
+            let section = symbol.section?;
+            let map = self.maps.iter().position(|m| m.section == section && m.data.is_some())?;
+            Some((map, usize::try_from(symbol.address).ok()?, usize::try_from(symbol.size).ok()?))
+        })
+    }
+
+    /// Where a variable of the kernel's configuration lies: the map and the offset. Options are not
+    /// known; weak ones read as 0, as they do where an option is not set.
+    fn configured(&self, name: &str, weak: bool) -> Option<(usize, i32)> {
+        let map = self.maps.iter().position(|map| map.name == object_maps::KCONFIG)?;
+        let btf = Btf::parse(self.btf.as_deref()?).ok()?;
+        let place = object_maps::kernel_variables(&btf).iter().position(|known| *known == name)?;
+        let known = weak || name == object_maps::KERNEL_VERSION;
+        Some((map, i32::try_from(place * 8).ok()?)).filter(|_| known)
+    }
+
+    /// The variables of a data section: name, offset, size; by offset.
+    pub(crate) fn variables(&self, map: &MapDef) -> Vec<(&str, u64, u64)> {
+        let mut variables: Vec<_> = self
+            .elf
+            .symbols
+            .iter()
+            .filter(|symbol| symbol.section == Some(map.section) && symbol.size > 0)
+            .map(|symbol| (symbol.name.as_str(), symbol.address, symbol.size))
+            .collect();
+        variables.sort_by_key(|(name, address, _)| (*address, *name));
+        variables
+    }
+
+    /// Links a function with everything it calls. Map loads name maps by index in [`Self::maps`];
+    /// places in data sections are in the second slots.
+    pub(crate) fn link(&self, entry: &str) -> Result<Code, ObjectError> {
+        let first = self.elf.functions.iter().position(|function| function.name == entry);
+        let first = first.ok_or_else(|| ObjectError::NoFunction {
+            name: entry.to_owned(),
+            have: self.elf.functions.iter().map(|function| function.name.clone()).collect(),
+        })?;
+        Linker {
+            object: self,
+            strings: self.btf.as_deref().and_then(|raw| Btf::parse(raw).ok()),
+            code: Code::default(),
+            placed: BTreeMap::new(),
+            todo: Vec::new(),
+        }
+        .link(first)
+    }
+}
+
+/// One linking in progress.
+struct Linker<'a> {
+    object: &'a Object,
+    /// The object's type information, for its strings.
+    strings: Option<Btf<'a>>,
+    code: Code,
+    /// Where each function went.
+    placed: BTreeMap<usize, usize>,
+    /// Instructions that refer to a function, to be resolved when all are placed.
+    todo: Vec<(usize, usize)>,
+}
+
+impl Linker<'_> {
+    fn link(mut self, first: usize) -> Result<Code, ObjectError> {
+        let mut queue = VecDeque::from([first]);
+        while let Some(number) = queue.pop_front() {
+            if self.placed.contains_key(&number) {
+                continue;
+            }
+            let from = self.todo.len();
+            self.place(number)?;
+            queue.extend(self.todo.iter().skip(from).map(|(_, target)| *target));
+        }
+        for (at, target) in &self.todo {
+            let start = self.placed.get(target).copied().unwrap_or(0);
+            let distance = i32::try_from(start).ok().zip(i32::try_from(*at).ok());
+            if let (Some(insn), Some((start, at))) = (self.code.instructions.get_mut(*at), distance)
+            {
+                insn.imm = start - at - 1;
+            }
+        }
+        self.code.btf.clone_from(&self.object.btf);
+        Ok(self.code)
+    }
+
+    /// Appends a function and resolves what its instructions refer to.
+    fn place(&mut self, number: usize) -> Result<(), ObjectError> {
+        let object = self.object;
+        let (Some(function), base) =
+            (object.elf.functions.get(number), self.code.instructions.len())
+        else {
+            return Ok(());
+        };
+        let Some(section) = object.elf.sections.get(function.section) else { return Ok(()) };
+        self.placed.insert(number, base);
+        self.info(function, section, base);
+        self.code.instructions.extend_from_slice(&function.instructions);
+
+        let mut second_slot = false;
+        for (index, insn) in function.instructions.iter().enumerate() {
+            if std::mem::replace(&mut second_slot, insn.is_load64()) {
+                second_slot = false;
+                continue;
+            }
+            let offset = function.address + (index * SIZE) as u64;
+            if let Some(symbol) = section.relocations.get(&offset) {
+                self.refer(function, base + index, *insn, *symbol)?;
+            } else if insn.is_local_call() {
+                let target = i64::try_from(offset / SIZE as u64).unwrap_or(i64::MAX)
+                    + i64::from(insn.imm)
+                    + 1;
+                self.refer_to(function, base + index, function.section, target * INSN)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The function's type and lines.
+    fn info(&mut self, function: &Function, section: &Section, base: usize) {
+        let object = self.object;
+        let in_section = |name: u32| {
+            self.strings.as_ref().is_some_and(|strings| strings.string(name) == section.name)
+        };
+        let end = function.address + (function.instructions.len() * SIZE) as u64;
+        let here = |offset: u32| (function.address..end).contains(&u64::from(offset));
+        let at = |offset: u32| {
+            let within = u64::from(offset) - function.address;
+            base + usize::try_from(within).unwrap_or(0) / SIZE
+        };
+        let btf = object.functions.iter().find_map(|record| {
+            let [offset, type_id] = record.words;
+            (u64::from(offset) == function.address && in_section(record.section)).then_some(type_id)
+        });
+        self.code.functions.push(canopy_chain::Function {
+            name: function.name.clone(),
+            start: base,
+            btf,
+        });
+        let mut section_matches = BTreeMap::new();
+        self.code.lines.extend(object.lines.iter().filter_map(|record| {
+            let [offset, file, text, position] = record.words;
+            let matches = *section_matches
+                .entry(record.section)
+                .or_insert_with(|| in_section(record.section));
+            (matches && here(offset)).then(|| Line { at: at(offset), file, text, position })
+        }));
+    }
+
+    /// Resolves an instruction that refers to a symbol.
+    fn refer(
+        &mut self,
+        function: &Function,
+        at: usize,
+        insn: Insn,
+        symbol: usize,
+    ) -> Result<(), ObjectError> {
+        let object = self.object;
+        let malformed =
+            |what: String| ObjectError::Malformed(format!("function \"{}\" {what}", function.name));
+        let symbol = object
+            .elf
+            .symbols
+            .get(symbol)
+            .ok_or_else(|| malformed("refers to a symbol that is not there".to_owned()))?;
+        let Some(section) = symbol.section else { return self.refer_outside(at, insn, symbol) };
+        let executable = object.elf.sections.get(section).is_some_and(|s| s.executable);
+        let address = i64::try_from(symbol.address).unwrap_or(i64::MAX);
+        if executable {
+            // A call's immediate is the distance in instructions less one, a load's is in bytes;
+            // both are from the symbol.
+            let distance = if insn.is_load64() {
+                i64::from(insn.imm)
+            } else {
+                (i64::from(insn.imm) + 1) * INSN
+            };
+            return self.refer_to(function, at, section, address.saturating_add(distance));
+        }
+        if !insn.is_load64() {
+            return Err(malformed(format!("calls \"{}\", which is not code", symbol.name)));
+        }
+        // Data sections are one map each; declared maps are found by where their symbol lies.
+        let place = address + i64::from(insn.imm);
+        let map = object.maps.iter().position(|map| {
+            map.section == section
+                && (map.data.is_some() || i64::try_from(map.address).is_ok_and(|at| at == place))
+        });
+        let map = map.ok_or_else(|| {
+            malformed(format!("refers to \"{}\", which is neither a map nor data", symbol.name))
+        })?;
+        let data = object.maps.get(map).is_some_and(|map| map.data.is_some());
+        self.code.maps.push(MapLoad { at, map });
+        if let Some(insn) = self.code.instructions.get_mut(at) {
+            insn.src = if data { PSEUDO_MAP_VALUE } else { PSEUDO_MAP };
+            insn.imm = 0;
+        }
+        if data && let Some(second) = self.code.instructions.get_mut(at + 1) {
+            second.imm = i32::try_from(place)
+                .map_err(|_| malformed(format!("refers far outside \"{}\"", symbol.name)))?;
+        }
+        Ok(())
+    }
+
+    /// Resolves an instruction that refers to a function of the object.
+    fn refer_to(
+        &mut self,
+        function: &Function,
+        at: usize,
+        section: usize,
+        address: i64,
+    ) -> Result<(), ObjectError> {
+        let target = u64::try_from(address)
+            .ok()
+            .and_then(|address| self.object.elf.function_at(section, address))
+            .ok_or_else(|| {
+                ObjectError::Malformed(format!(
+                    "function \"{}\" calls something that is not the start of a function",
+                    function.name
+                ))
+            })?;
+        if let Some(insn) = self.code.instructions.get_mut(at) {
+            insn.src = if insn.is_load64() { PSEUDO_FUNC } else { PSEUDO_CALL };
+        }
+        self.todo.push((at, target));
+        Ok(())
+    }
+
+    /// Resolves an instruction that refers to something of the kernel.
+    fn refer_outside(
+        &mut self,
+        at: usize,
+        insn: Insn,
+        symbol: &crate::elf::Symbol,
+    ) -> Result<(), ObjectError> {
+        let name = &symbol.name;
+        let Some(place) = self.code.instructions.get_mut(at) else { return Ok(()) };
+        if insn.is_load64() {
+            if let Some((map, offset)) = self.object.configured(name, symbol.weak) {
+                *place = Insn { src: PSEUDO_MAP_VALUE, imm: 0, ..*place };
+                self.code.maps.push(MapLoad { at, map });
+                if let Some(second) = self.code.instructions.get_mut(at + 1) {
+                    second.imm = offset;
+                }
+                return Ok(());
+            }
+            *place = match core_relocate::kernel_symbol(name)?.and_then(|id| i32::try_from(id).ok())
+            {
+                Some(id) => Insn { src: PSEUDO_BTF_ID, imm: id, ..*place },
+                // A weak one that is not there is NULL, which is what programs test for.
+                None if symbol.weak => Insn { src: 0, imm: 0, ..*place },
+                None => {
+                    return Err(ObjectError::Unsupported {
+                        what: format!("it refers to the kernel's \"{name}\", which is not there"),
+                        remedy: "declare it __weak and test for it; of __kconfig only \
+                                 LINUX_KERNEL_VERSION is known"
+                            .to_owned(),
+                    });
+                }
+            };
+            return Ok(());
+        }
+        let id = core_relocate::kernel_function(name)?.and_then(|id| i32::try_from(id).ok());
+        match id {
+            Some(id) => *place = Insn { src: PSEUDO_KFUNC, off: 0, imm: id, ..*place },
+            // As libbpf does: the verifier refuses it only where it can be reached.
+            None if symbol.weak => *place = Insn { src: PSEUDO_KFUNC, off: 0, imm: 0, ..*place },
+            None => {
+                return Err(ObjectError::Unsupported {
+                    what: format!("it calls \"{name}\", which this kernel does not offer"),
+                    remedy: "use a kernel that has it, or an object that does without".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! The maps an object declares: in BTF (`.maps`), in the old form (`maps`), and its data sections.
+
+use crate::elf::{Elf, ObjectError, Section};
+use canopy_chain::btf::{Btf, Type, kind};
+use object::SymbolKind;
+
+/// One map of an object.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MapDef {
+    pub(crate) name: String,
+    /// The section it is declared in, and where.
+    pub(crate) section: usize,
+    pub(crate) address: u64,
+    pub(crate) map_type: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+    pub(crate) extra: u64,
+    /// Declared `LIBBPF_PIN_BY_NAME`.
+    pub(crate) pinned: bool,
+    /// The key's and the value's type in the object's BTF; 0 for none.
+    pub(crate) btf_key: u32,
+    pub(crate) btf_value: u32,
+    /// What a map of maps holds.
+    pub(crate) inner: Option<Box<MapDef>>,
+    /// What it holds from the start: index and symbol, of a map or a function.
+    pub(crate) values: Vec<(u32, usize)>,
+    /// A data section, with its initial contents.
+    pub(crate) data: Option<Data>,
+}
+
+/// A data section.
+#[derive(Clone, Debug)]
+pub(crate) struct Data {
+    pub(crate) contents: Vec<u8>,
+    pub(crate) read_only: bool,
+}
+
+/// `BPF_MAP_TYPE_ARRAY`
+pub(crate) const ARRAY: u32 = 2;
+/// `BPF_MAP_TYPE_PROG_ARRAY`
+pub(crate) const PROG_ARRAY: u32 = 3;
+/// `BPF_F_RDONLY_PROG`
+pub(crate) const RDONLY_PROG: u32 = 1 << 7;
+
+/// The section of variables that stand for the kernel's configuration.
+pub(crate) const KCONFIG: &str = ".kconfig";
+/// The one of them that is known: as `KERNEL_VERSION()` makes it.
+pub(crate) const KERNEL_VERSION: &str = "LINUX_KERNEL_VERSION";
+
+/// The names of the object's `__kconfig` variables.
+pub(crate) fn kernel_variables<'a>(btf: &Btf<'a>) -> Vec<&'a str> {
+    let Some((_, section)) =
+        btf.iter().find(|(_, ty)| ty.kind == kind::DATASEC && btf.string(ty.name) == KCONFIG)
+    else {
+        return Vec::new();
+    };
+    (0..usize::from(section.vlen))
+        .filter_map(|i| Some(btf.string(btf.get(section.word(i * 3))?.name)))
+        .collect()
+}
+
+/// The map the `__kconfig` variables live in, eight bytes each.
+pub(crate) fn kernel_configuration(btf: &Btf<'_>) -> Option<MapDef> {
+    let contents: Vec<u8> = kernel_variables(btf)
+        .into_iter()
+        .map(|name| if name == KERNEL_VERSION { version_code(&crate::facts::release()) } else { 0 })
+        .flat_map(|value| {
+            // A variable of any size up to eight bytes starts where the slot does.
+            let mut slot = [0; 8];
+            let bytes = value.to_ne_bytes();
+            slot.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+            slot
+        })
+        .collect();
+    Some(MapDef {
+        name: KCONFIG.to_owned(),
+        section: usize::MAX,
+        map_type: ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(contents.len()).ok().filter(|size| *size > 0)?,
+        max_entries: 1,
+        flags: RDONLY_PROG,
+        data: Some(Data { contents, read_only: true }),
+        ..MapDef::default()
+    })
+}
+
+/// `KERNEL_VERSION(a, b, c)` of a release such as `6.1.0-18-amd64`.
+fn version_code(release: &str) -> u32 {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    let mut next = || parts.next().flatten().unwrap_or(0u32);
+    let (major, minor, patch) = (next(), next(), next());
+    (major << 16) + (minor << 8) + patch.min(255)
+}
+
+/// Every map of the object.
+pub(crate) fn parse(elf: &Elf, btf: Option<&Btf<'_>>) -> Result<Vec<MapDef>, ObjectError> {
+    let mut maps = Vec::new();
+    for (index, section) in elf.sections.iter().enumerate() {
+        if section.name == ".maps" {
+            let btf = btf.ok_or_else(|| {
+                ObjectError::Malformed("maps are declared in BTF, and it has none".to_owned())
+            })?;
+            declared(elf, btf, index, section, &mut maps)?;
+        } else if section.name == "maps" || section.name.starts_with("maps/") {
+            old_form(elf, index, section, &mut maps)?;
+        } else if let Some(def) = data_section(index, section)? {
+            maps.push(def);
+        }
+    }
+    Ok(maps)
+}
+
+fn data_section(index: usize, section: &Section) -> Result<Option<MapDef>, ObjectError> {
+    let is = |base: &str| {
+        section.name.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let read_only = is(".rodata");
+    if !(section.allocated && section.size > 0 && (read_only || is(".data") || is(".bss"))) {
+        return Ok(None);
+    }
+    // The kernel's own bound for a value is far below; this one is against a .bss that claims
+    // terabytes.
+    let size =
+        u32::try_from(section.size).ok().filter(|size| *size <= 64 << 20).ok_or_else(|| {
+            ObjectError::Malformed(format!("section \"{}\" is too large", section.name))
+        })?;
+    let mut contents = section.data.clone();
+    contents.resize(size as usize, 0);
+    Ok(Some(MapDef {
+        name: section.name.clone(),
+        section: index,
+        map_type: ARRAY,
+        key_size: 4,
+        value_size: size,
+        max_entries: 1,
+        flags: if read_only { RDONLY_PROG } else { 0 },
+        data: Some(Data { contents, read_only }),
+        ..MapDef::default()
+    }))
+}
+
+/// `struct bpf_map_def` and what iproute2 made of it (`struct bpf_elf_map`): type, key size, value
+/// size, entries, flags, then id and pinning where the symbol is that long.
+fn old_form(
+    elf: &Elf,
+    index: usize,
+    section: &Section,
+    maps: &mut Vec<MapDef>,
+) -> Result<(), ObjectError> {
+    let here = elf.symbols.iter().filter(|symbol| {
+        symbol.section == Some(index)
+            && !symbol.name.is_empty()
+            && matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label)
+    });
+    for symbol in here {
+        let bytes = usize::try_from(symbol.address).ok().and_then(|at| section.data.get(at..));
+        let size = if symbol.size == 0 { 20 } else { usize::try_from(symbol.size).unwrap_or(0) };
+        let bytes = bytes.and_then(|bytes| bytes.get(..size)).filter(|bytes| bytes.len() >= 20);
+        let bytes = bytes.ok_or_else(|| {
+            ObjectError::Malformed(format!("map \"{}\" is not a whole definition", symbol.name))
+        })?;
+        let word =
+            |at: usize| bytes.as_chunks::<4>().0.get(at).copied().map_or(0, u32::from_ne_bytes);
+        maps.push(MapDef {
+            name: symbol.name.clone(),
+            section: index,
+            address: symbol.address,
+            map_type: word(0),
+            key_size: word(1),
+            value_size: word(2),
+            max_entries: word(3),
+            flags: word(4),
+            pinned: word(6) != 0,
+            ..MapDef::default()
+        });
+    }
+    Ok(())
+}
+
+fn declared(
+    elf: &Elf,
+    btf: &Btf<'_>,
+    index: usize,
+    section: &Section,
+    maps: &mut Vec<MapDef>,
+) -> Result<(), ObjectError> {
+    let variables = btf
+        .iter()
+        .filter(|(_, ty)| ty.kind == kind::DATASEC && btf.string(ty.name) == ".maps")
+        .flat_map(|(_, ty)| (0..usize::from(ty.vlen)).map(|i| ty.word(i * 3)));
+    for variable in variables {
+        let Some(ty) = btf.get(variable).filter(|ty| ty.kind == kind::VAR) else { continue };
+        let name = btf.string(ty.name);
+        let malformed = |what: &str| ObjectError::Malformed(format!("map \"{name}\": {what}"));
+        // The offset in BTF is only right after linking; the symbol's is always.
+        let symbol = elf.symbols.iter().find(|s| s.section == Some(index) && s.name == name);
+        let symbol = symbol.ok_or_else(|| malformed("it has no symbol"))?;
+        let (_, definition) = btf
+            .resolve(ty.size_or_type)
+            .filter(|(_, ty)| ty.kind == kind::STRUCT)
+            .ok_or_else(|| malformed("its definition is not a struct"))?;
+        let mut def = definition_of(btf, definition, name)?;
+        name.clone_into(&mut def.name);
+        def.section = index;
+        def.address = symbol.address;
+        if let Some(offset) = values_offset(btf, definition) {
+            let first = symbol.address + u64::from(offset);
+            let end = symbol.address + symbol.size;
+            def.values = section
+                .relocations
+                .range(first..end.max(first))
+                .filter_map(|(at, symbol)| Some((u32::try_from((at - first) / 8).ok()?, *symbol)))
+                .collect();
+        }
+        maps.push(def);
+    }
+    Ok(())
+}
+
+/// The members of a map's definition: name, type.
+fn members<'a>(btf: &Btf<'a>, ty: &Type<'a>) -> Vec<(&'a str, u32, u32)> {
+    (0..usize::from(ty.vlen))
+        .map(|i| (btf.string(ty.word(i * 3)), ty.word(i * 3 + 1), ty.word(i * 3 + 2)))
+        .collect()
+}
+
+/// Offset of the `values` member, bytes.
+fn values_offset(btf: &Btf<'_>, definition: &Type<'_>) -> Option<u32> {
+    let (_, _, bits) = members(btf, definition).into_iter().find(|(name, ..)| *name == "values")?;
+    Some((bits & 0x00ff_ffff) / 8)
+}
+
+/// `__uint(x, n)` is a pointer to an array of `n`.
+fn number(btf: &Btf<'_>, id: u32) -> Option<u32> {
+    let (_, pointer) = btf.resolve(id).filter(|(_, ty)| ty.kind == kind::PTR)?;
+    let (_, array) = btf.resolve(pointer.size_or_type).filter(|(_, ty)| ty.kind == kind::ARRAY)?;
+    Some(array.word(2))
+}
+
+/// `__type(x, t)` is a pointer to `t`: its id and size.
+fn pointed(btf: &Btf<'_>, id: u32) -> Option<(u32, u32)> {
+    let (_, pointer) = btf.resolve(id).filter(|(_, ty)| ty.kind == kind::PTR)?;
+    Some((pointer.size_or_type, btf.size(pointer.size_or_type)?))
+}
+
+fn definition_of(btf: &Btf<'_>, ty: &Type<'_>, map: &str) -> Result<MapDef, ObjectError> {
+    let mut def = MapDef { name: map.to_owned(), ..MapDef::default() };
+    for (name, id, _) in members(btf, ty) {
+        let malformed =
+            || ObjectError::Malformed(format!("map \"{map}\": \"{name}\" cannot be read"));
+        let value = || number(btf, id).ok_or_else(malformed);
+        match name {
+            "type" => def.map_type = value()?,
+            "max_entries" => def.max_entries = value()?,
+            "map_flags" => def.flags = value()?,
+            "map_extra" => def.extra = u64::from(value()?),
+            "key_size" => def.key_size = value()?,
+            "value_size" => def.value_size = value()?,
+            "pinning" => def.pinned = value()? != 0,
+            "key" => (def.btf_key, def.key_size) = pointed(btf, id).ok_or_else(malformed)?,
+            "value" => (def.btf_value, def.value_size) = pointed(btf, id).ok_or_else(malformed)?,
+            "values" => {
+                let (_, array) = btf
+                    .resolve(id)
+                    .filter(|(_, ty)| ty.kind == kind::ARRAY)
+                    .ok_or_else(malformed)?;
+                let (_, pointer) = btf
+                    .resolve(array.word(0))
+                    .filter(|(_, ty)| ty.kind == kind::PTR)
+                    .ok_or_else(malformed)?;
+                let (_, target) = btf.resolve(pointer.size_or_type).ok_or_else(malformed)?;
+                def.key_size = 4;
+                def.value_size = 4;
+                match target.kind {
+                    kind::FUNC_PROTO => {}
+                    kind::STRUCT if map.len() < 1024 => {
+                        let inner = definition_of(btf, target, &format!("{map}.inner"))?;
+                        def.inner = Some(Box::new(inner));
+                    }
+                    _ => return Err(malformed()),
+                }
+            }
+            // numa_node and whatever comes: hints, not meaning.
+            _ => {}
+        }
+    }
+    Ok(def)
+}

@@ -1,0 +1,342 @@
+//! What is pinned where. One directory a chain:
+//!
+//! ```text
+//! <root>/<interface>/<hook>/link
+//!                          /gen-<N>/prog
+//!                                  /cells
+//!                                  /meta
+//!                                  /maps/<member>/<map>
+//! <root>/@shared/<interface or "@host">/<map>
+//! ```
+//!
+//! bpffs takes no '.' in a name (`bpf_lookup`: reserved for its own use), so names are escaped: what
+//! is not a letter, a digit, '_' or '-' becomes '%' and two hexadecimal digits.
+
+use crate::sys;
+use canopy_api::{ChainKey, InterfaceName, ProgramName};
+use canopy_kernel::{KernelError, ShareScope};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use std::{
+    fmt::Write as _,
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+/// The directory of maps that several chains use. Cannot be an interface's: '@' is escaped there.
+const SHARED: &str = "@shared";
+const HOST: &str = "@host";
+
+/// Where everything of one bpffs root lies.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The layout under `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory of everything.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the root, on bpffs.
+    pub(crate) fn claim(&self) -> Result<(), KernelError> {
+        // The nearest directory that is there must be on bpffs, else this would fill a disk with
+        // directories in which nothing can be pinned.
+        let there = self.root.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+        let kind = statfs(there)
+            .map_err(|error| os(format!("look at {}", there.display()), error.into()))?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            return Err(KernelError::Unsupported {
+                what: format!("{} is not on a BPF file system", self.root.display()),
+                remedy: "mount one: mount -t bpf bpf /sys/fs/bpf".to_owned(),
+            });
+        }
+        make_dir(&self.root)
+    }
+
+    /// The chain's directory.
+    pub fn chain(&self, key: &ChainKey) -> PathBuf {
+        self.root.join(escape(key.interface.as_str())).join(key.hook.to_string())
+    }
+
+    /// The chain's link.
+    pub fn link(&self, key: &ChainKey) -> PathBuf {
+        self.chain(key).join("link")
+    }
+
+    /// One generation's directory.
+    pub fn generation(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.chain(key).join(format!("gen-{generation}"))
+    }
+
+    /// A generation's fused program.
+    pub fn prog(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("prog")
+    }
+
+    /// A generation's accounting map.
+    pub fn cells(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("cells")
+    }
+
+    /// The map of constants that a generation's members share.
+    pub fn constants(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("constants")
+    }
+
+    /// The map that says who the generation's members are.
+    pub fn meta(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("meta")
+    }
+
+    /// The directory of a member's maps.
+    pub fn maps(&self, key: &ChainKey, generation: u64, member: &ProgramName) -> PathBuf {
+        self.generation(key, generation).join("maps").join(escape(member.as_str()))
+    }
+
+    /// One map of a member.
+    pub fn map(&self, key: &ChainKey, generation: u64, member: &ProgramName, map: &str) -> PathBuf {
+        self.maps(key, generation, member).join(escape(map))
+    }
+
+    /// A map that several members or chains share.
+    pub fn shared_map(&self, interface: &InterfaceName, scope: ShareScope, map: &str) -> PathBuf {
+        let scope = match scope {
+            ShareScope::Interface => escape(interface.as_str()),
+            ShareScope::Host => HOST.to_owned(),
+        };
+        self.root.join(SHARED).join(scope).join(escape(map))
+    }
+
+    /// The directory of all shared maps, one directory a scope.
+    pub fn shared(&self) -> PathBuf {
+        self.root.join(SHARED)
+    }
+
+    /// Every chain that has a directory, in order.
+    pub fn chains(&self) -> Result<Vec<ChainKey>, KernelError> {
+        let mut keys = Vec::new();
+        for (name, path) in list(&self.root)? {
+            let Some(interface) = unescape(&name).and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let interface: InterfaceName = interface;
+            for (hook, _) in list(&path)? {
+                if let Ok(hook) = hook.parse() {
+                    keys.push(ChainKey { interface: interface.clone(), hook });
+                }
+            }
+        }
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// The chain's generations, oldest first: also one whose preparation was cut short (it has no
+    /// `prog`), so that it can be discarded.
+    pub fn generations(&self, key: &ChainKey) -> Result<Vec<u64>, KernelError> {
+        let mut found: Vec<u64> = list(&self.chain(key))?
+            .into_iter()
+            .filter_map(|(name, _)| name.strip_prefix("gen-")?.parse().ok())
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The generation whose program the chain's link runs; `None` without a live link, or when
+    /// something else is in it.
+    pub fn running(&self, key: &ChainKey) -> Result<Option<u64>, KernelError> {
+        let Some(link) = open(&self.link(key))? else { return Ok(None) };
+        let info =
+            sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
+        if info.ifindex.unwrap_or(0) == 0 {
+            return Ok(None);
+        }
+        self.generation_of(key, info.prog_id)
+    }
+
+    /// The generation whose program has this kernel id.
+    pub fn generation_of(&self, key: &ChainKey, prog_id: u32) -> Result<Option<u64>, KernelError> {
+        // The newest is the likeliest.
+        for generation in self.generations(key)?.into_iter().rev() {
+            if let Some(prog) = open(&self.prog(key, generation))? {
+                let info = sys::prog_info(&prog).map_err(|error| {
+                    os(format!("read the program of {key} generation {generation}"), error)
+                })?;
+                if info.id == prog_id {
+                    return Ok(Some(generation));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every path below the generation's maps, as (member, map).
+    pub fn member_maps(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+    ) -> Result<Vec<(ProgramName, String)>, KernelError> {
+        let mut found = Vec::new();
+        for (member, path) in list(&self.generation(key, generation).join("maps"))? {
+            let Some(member) = unescape(&member).and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let member: ProgramName = member;
+            for (map, _) in list(&path)? {
+                found.extend(unescape(&map).map(|map| (member.clone(), map)));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// A name bpffs takes, from any name.
+pub fn escape(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02x}");
+        }
+    }
+    out
+}
+
+/// The name that [`escape`] was given; `None` for what it cannot have made.
+pub fn unescape(name: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if *first == b'%' {
+            let (digits, tail) = tail.split_at_checked(2)?;
+            out.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = tail;
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    let out = String::from_utf8(out).ok()?;
+    (escape(&out) == name).then_some(out)
+}
+
+/// The entries of a directory by name; none when it is not there.
+pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>, KernelError> {
+    let failed = |error| os(format!("list {}", dir.display()), error);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        found.extend(entry.file_name().into_string().ok().map(|name| (name, entry.path())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Makes a directory and its parents.
+pub fn make_dir(dir: &Path) -> Result<(), KernelError> {
+    fs::create_dir_all(dir).map_err(|error| os(format!("make {}", dir.display()), error))
+}
+
+/// Pins an object; what had that name before is unpinned.
+///
+/// Whoever opens the path meanwhile gets the old object or the new one: bpffs renames in one step.
+pub fn pin(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
+    let failed = |error| os(format!("pin {}", path.display()), error);
+    let new = unfinished(path);
+    remove_file(&new)?;
+    sys::obj_pin(object, &new).map_err(failed)?;
+    fs::rename(&new, path).map_err(failed)
+}
+
+/// Where an object is pinned on its way to `path`.
+pub fn unfinished(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}%new"))
+}
+
+/// Opens a pinned object; `None` when the pin is not there.
+pub fn open(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
+    match sys::obj_get(path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(os(format!("open {}", path.display()), error)),
+    }
+}
+
+/// Removes a file, if it is there.
+pub fn remove_file(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(os(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory with all in it, if it is there.
+pub fn remove_tree(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(os(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes empty directories from `dir` upwards, as far as below `root`.
+pub fn prune(root: &Path, dir: &Path) {
+    for dir in dir.ancestors().take_while(|dir| *dir != root && dir.starts_with(root)) {
+        // Not empty: somebody needs it, and so all above.
+        if fs::remove_dir(dir).is_err() {
+            return;
+        }
+    }
+}
+
+/// A failed call.
+pub(crate) fn os(operation: String, source: io::Error) -> KernelError {
+    KernelError::Os { operation, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canopy_api::Hook;
+
+    #[test]
+    fn a_name_bpffs_refuses_is_escaped_and_comes_back() {
+        for name in ["eth0.100", "a%2eb", "veth_a-1", "x@if2", "ü", "%", ".rodata.str1.1"] {
+            let escaped = escape(name);
+            assert!(!escaped.contains('.'), "{escaped}");
+            assert_eq!(unescape(&escaped).as_deref(), Some(name));
+        }
+        for foreign in ["@shared", "link%new", "a.b", "%2", "%zz", "%61"] {
+            assert_eq!(unescape(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn interfaces_do_not_collide_with_our_own_directories() {
+        let pins = Pins::new("/x");
+        let interface: InterfaceName = "@shared".parse().unwrap();
+        let key = ChainKey { interface: interface.clone(), hook: Hook::Xdp };
+        assert_eq!(pins.link(&key), Path::new("/x/%40shared/xdp/link"));
+        assert_eq!(
+            pins.shared_map(&interface, ShareScope::Interface, "m.x"),
+            Path::new("/x/@shared/%40shared/m%2ex")
+        );
+    }
+}

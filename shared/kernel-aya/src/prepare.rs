@@ -1,0 +1,291 @@
+//! Preparing a generation: everything verified, loaded and pinned; nothing attached.
+
+use crate::{
+    member::{self, Loaded, Loading},
+    member_maps::MapMaker,
+    meta::Meta,
+    netif,
+    object_maps::{ARRAY, RDONLY_PROG},
+    pins::{self, Pins},
+    shared_maps, sys, verifier_log,
+};
+use canopy_api::{ChainKey, Hook, XdpMode};
+use canopy_chain::{self as chain, Attachment, Composed, MapSource, Shape, cells, compose_as};
+use canopy_kernel::{ChainBuild, KernelError, Prepared};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+/// `BPF_MAP_TYPE_PERCPU_ARRAY`
+const PERCPU_ARRAY: u32 = 6;
+
+/// How a hook's chains are attached.
+fn attachment(hook: Hook) -> Attachment {
+    match hook {
+        Hook::Xdp => Attachment::Xdp,
+        Hook::TcIngress | Hook::TcEgress => Attachment::Tcx,
+    }
+}
+
+/// Verifies each member alone, makes or takes over the maps, composes, loads and pins.
+///
+/// A failure leaves nothing behind: what was made is known to this process only, and what was
+/// pinned is unpinned.
+pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, KernelError> {
+    let key = &build.key;
+    if pins.running(key)? == Some(build.generation) {
+        return Err(KernelError::Conflict {
+            what: format!("generation {} of {key} is running", build.generation),
+            remedy: "prepare a newer generation".to_owned(),
+        });
+    }
+    let loading = Loading {
+        attachment: attachment(key.hook),
+        frags: key.hook == Hook::Xdp && build.members.iter().all(|member| member.frags),
+    };
+    one_buffer(build)?;
+    let _preparing = shared_maps::preparing();
+    let mut maker = MapMaker::new(pins, key)?;
+    let result = assemble(pins, build, loading, &mut maker);
+    if result.is_err() {
+        for path in maker.pinned.iter().rev() {
+            // The error at hand is the one to report.
+            let _ = pins::remove_file(path);
+            if let Some(dir) = path.parent() {
+                pins::prune(pins.root(), dir);
+            }
+        }
+    }
+    result
+}
+
+/// A driver gives a program that does not handle multi-buffer packets one page: the packet beside
+/// room in front (`XDP_PACKET_HEADROOM`), the Ethernet header and the kernel's own description
+/// behind (`struct skb_shared_info`). No driver attaches it where packets may be larger.
+fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
+    let key = &build.key;
+    if key.hook != Hook::Xdp || build.xdp_mode != XdpMode::Native {
+        return Ok(());
+    }
+    let limit = sys::page_size().saturating_sub(256 + 14 + 320);
+    let mtu = netif::device(&key.interface)?.map_or(0, |device| device.mtu);
+    match build.members.iter().find(|member| !member.frags) {
+        Some(member) if mtu > limit => Err(member::refused(
+            &member.name,
+            format!(
+                "it does not handle multi-buffer packets, and {} has an MTU of {mtu}; {limit} is \
+                 the most without",
+                key.interface
+            ),
+            "set xdp_mode to best or generic, lower the MTU, or use a program for xdp.frags",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn assemble(
+    pins: &Pins,
+    build: &ChainBuild,
+    loading: Loading,
+    maker: &mut MapMaker<'_>,
+) -> Result<Prepared, KernelError> {
+    let key = &build.key;
+    let mut notes = Vec::new();
+    let mut members = Vec::with_capacity(build.members.len());
+    for member in &build.members {
+        let mut loaded = member::prepare(member, loading, maker)?;
+        member::constants(&mut loaded);
+        notes.append(&mut loaded.notes);
+        members.push(loaded);
+    }
+    licences(&mut members, loading, &mut notes)?;
+
+    let chain_members: Vec<chain::Member> = members.iter().map(|m| m.chain.clone()).collect();
+    let compose = |shape| {
+        compose_as(loading.attachment, &chain_members, shape)
+            .map(|composed| Composed { frags: loading.frags, ..composed })
+            .map_err(|error| member::compose_error(&error))
+    };
+    let composed = compose(Shape::Inlined)?;
+    if composed.constants.is_some() {
+        notes.push("constant data of the programs shares one map: there would be too many".into());
+    }
+
+    let cells =
+        create_cells(members.len()).map_err(|error| os(key, "make the accounting map", error))?;
+    let constants = composed
+        .constants
+        .as_deref()
+        .map(create_constants)
+        .transpose()
+        .map_err(|error| os(key, "make the map of constants", error))?;
+    let load = |composed| load(loading, composed, &members, &cells, constants.as_ref());
+    let prog = match load(&composed) {
+        // Each loads alone. What the verifier does not follow through all of them in one function,
+        // it may take one by one; and only then its complaint names a member.
+        Err(error) if composed.inlined > 0 => {
+            tracing::debug!(chain = %key, %error, "the members are called instead of inlined");
+            load(&compose(Shape::Calls)?)
+        }
+        result => result,
+    }?;
+    let info = sys::prog_info(&prog).map_err(|error| os(key, "read the program", error))?;
+
+    let meta = Meta {
+        hook: key.hook,
+        frags: loading.frags,
+        members: build.members.iter().map(|m| (m.name.clone(), m.proceed_on)).collect(),
+        layouts: members
+            .iter()
+            .enumerate()
+            .flat_map(|(index, member)| {
+                member.layouts.iter().map(move |(map, layout)| (index, map.clone(), *layout))
+            })
+            .collect(),
+    };
+    let meta = meta.write().map_err(|error| os(key, "make the description", error))?;
+
+    let directory = Directory::new(pins, key, build.generation)?;
+    for (member, loaded) in build.members.iter().zip(&members) {
+        pins::make_dir(&pins.maps(key, build.generation, &member.name))?;
+        for (map, made) in loaded.chain.maps.iter().zip(&loaded.maps) {
+            if let Some(made) = made {
+                let path = pins.map(key, build.generation, &member.name, &map.name);
+                pins::pin(&made.map, &path)?;
+            }
+        }
+    }
+    if let Some(constants) = &constants {
+        pins::pin(constants, &pins.constants(key, build.generation))?;
+    }
+    pins::pin(&cells, &pins.cells(key, build.generation))?;
+    pins::pin(&meta, &pins.meta(key, build.generation))?;
+    // Last: a generation is whole once its program is there.
+    pins::pin(&prog, &pins.prog(key, build.generation))?;
+    directory.keep();
+    Ok(Prepared { program_id: info.id, verified_instructions: info.verified_instructions, notes })
+}
+
+/// Where licences differ: finds out who needs helpers that only GPL-compatible programs may call.
+fn licences(
+    members: &mut [Loaded],
+    loading: Loading,
+    notes: &mut Vec<String>,
+) -> Result<(), KernelError> {
+    let strict = members.iter().find(|m| !chain::gpl_compatible(&m.chain.licence));
+    let Some((name, licence)) = strict.map(|m| (m.chain.name.clone(), m.chain.licence.clone()))
+    else {
+        return Ok(());
+    };
+    if members.iter().all(|m| !chain::gpl_compatible(&m.chain.licence)) {
+        return Ok(());
+    }
+    for member in members.iter_mut().filter(|m| chain::gpl_compatible(&m.chain.licence)) {
+        member.chain.needs_gpl = member::needs_gpl(member, loading)?;
+    }
+    notes.push(format!("the chain is loaded with the licence of \"{name}\", \"{licence}\""));
+    Ok(())
+}
+
+fn create_cells(members: usize) -> io::Result<OwnedFd> {
+    sys::map_create(&sys::MapCreate {
+        map_type: PERCPU_ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(cells::value_size(members)).map_err(io::Error::other)?,
+        max_entries: 1,
+        name: "canopy.cells",
+        ..sys::MapCreate::default()
+    })
+}
+
+fn create_constants(contents: &[u8]) -> io::Result<OwnedFd> {
+    let map = sys::Map::new(sys::map_create(&sys::MapCreate {
+        map_type: ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(contents.len()).map_err(io::Error::other)?,
+        max_entries: 1,
+        flags: RDONLY_PROG,
+        name: "canopy.const",
+        ..sys::MapCreate::default()
+    })?)?;
+    map.update(&0u32.to_ne_bytes(), contents, 0)?;
+    map.freeze()?;
+    Ok(map.into_fd())
+}
+
+/// Loads the fused program.
+fn load(
+    loading: Loading,
+    composed: &Composed,
+    members: &[Loaded],
+    cells: &OwnedFd,
+    constants: Option<&OwnedFd>,
+) -> Result<OwnedFd, KernelError> {
+    let blame = |rejected: &sys::Rejected, what: &str| {
+        let complaint = verifier_log::read(rejected);
+        let member = verifier_log::member_at_fault(&rejected.log);
+        let member = member.and_then(|at| members.get(at)).map(|m| m.chain.name.clone());
+        KernelError::Refused {
+            reason: format!("{what}: {}", complaint.reason),
+            remedy: format!(
+                "{}; each program loads alone, so a smaller chain may do",
+                complaint.remedy
+            ),
+            member,
+            log: complaint.log,
+        }
+    };
+    let btf = sys::btf_load(&composed.btf)
+        .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?;
+    let fd = |source| match source {
+        MapSource::Cells => Some(cells.as_raw_fd()),
+        MapSource::Constants => constants.map(AsRawFd::as_raw_fd),
+        MapSource::Member(member, map) => members.get(member)?.fd(map),
+    };
+    let name = composed.functions.first().map_or("canopy", String::as_str);
+    member::load(loading, composed, name, &composed.licence, Some(btf.as_fd()), &fd)
+        .map(|(prog, _)| prog)
+        .map_err(|rejected| blame(&rejected, "the programs do not load together"))
+}
+
+/// A generation's directory, removed again unless it is kept.
+struct Directory<'a> {
+    pins: &'a Pins,
+    path: PathBuf,
+    keep: bool,
+}
+
+impl<'a> Directory<'a> {
+    /// Made anew: what a preparation that was cut short left is removed.
+    fn new(pins: &'a Pins, key: &ChainKey, generation: u64) -> Result<Self, KernelError> {
+        let path = pins.generation(key, generation);
+        pins::remove_tree(&path)?;
+        let directory = Self { pins, path, keep: false };
+        pins::make_dir(&directory.path)?;
+        Ok(directory)
+    }
+
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Directory<'_> {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = pins::remove_tree(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "pins of a failed preparation stay");
+        }
+        if let Some(parent) = self.path.parent() {
+            pins::prune(self.pins.root(), parent);
+        }
+    }
+}
+
+fn os(key: &ChainKey, what: &str, source: io::Error) -> KernelError {
+    KernelError::Os { operation: format!("{what} of {key}"), source }
+}

@@ -1,0 +1,672 @@
+//! A kernel in memory: [`FakeKernel`] keeps the promises of the [`Kernel`] port (nothing attached by
+//! `prepare`, compare-and-swap in `switch`, cells and maps by generation) without root, and can be
+//! tampered with, made to fail and made to crash at any call.
+//!
+//! What it does **not** do: read objects, verify instructions, derive anything from BPF code. A
+//! packet's verdicts are given by the test.
+//!
+//! ```
+//! use canopy_kernel::{Kernel, fake::FakeKernel};
+//!
+//! let kernel = FakeKernel::default();
+//! kernel.add_interface(&"eth0".parse()?);
+//! assert_eq!(kernel.interfaces()?.len(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::{
+    Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MemberCells,
+    Observed, Prepared,
+};
+use canopy_api::{
+    ChainKey, Hook, InterfaceName, ProgramName, VerdictSet, XdpMode,
+    verdict::{CELLS, OTHER},
+    wire::{Fact, ObservedChain},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// A call of the port that can be counted, or made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Call {
+    /// [`Kernel::observe`].
+    Observe,
+    /// [`Kernel::prepare`].
+    Prepare,
+    /// [`Kernel::switch`].
+    Switch,
+    /// [`Kernel::detach`].
+    Detach,
+    /// [`Kernel::discard`].
+    Discard,
+    /// [`Kernel::settle`].
+    Settle,
+    /// [`Kernel::cells`].
+    Cells,
+}
+
+impl Call {
+    /// Whether the call changes the kernel.
+    pub fn changes(self) -> bool {
+        match self {
+            Self::Prepare | Self::Switch | Self::Detach | Self::Discard => true,
+            Self::Observe | Self::Settle | Self::Cells => false,
+        }
+    }
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The call fails with an operating system error and has done nothing.
+    Fail,
+    /// The process dies before the call has done anything: unwinds with [`Crashed`].
+    CrashBefore,
+    /// The process dies after the call took effect: unwinds with [`Crashed`].
+    CrashAfter,
+}
+
+/// The payload of the unwinding that stands for the death of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crashed;
+
+/// The contents of a map, shared by the generations that carry it.
+type Contents = Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>;
+
+#[derive(Debug)]
+struct Generation {
+    program_id: u32,
+    members: Vec<(ProgramName, String, VerdictSet)>,
+    cells: Vec<MemberCells>,
+    maps: BTreeMap<(ProgramName, String), Contents>,
+}
+
+#[derive(Debug)]
+enum Runs {
+    Generation(u64),
+    Foreign(u32),
+}
+
+#[derive(Debug)]
+struct Link {
+    id: u32,
+    ifindex: u32,
+    mode: &'static str,
+    runs: Runs,
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    link: Option<Link>,
+    generations: BTreeMap<u64, Generation>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    key: ChainKey,
+    generation: u64,
+    verdicts: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    interfaces: BTreeMap<InterfaceName, u32>,
+    chains: BTreeMap<ChainKey, Chain>,
+    ids: u32,
+    log: Vec<Call>,
+    faults: Vec<(Call, usize, Fault)>,
+    refused: Vec<String>,
+    in_flight: Vec<InFlight>,
+    facts: Vec<Fact>,
+}
+
+impl Inner {
+    fn id(&mut self) -> u32 {
+        self.ids += 1;
+        self.ids
+    }
+
+    fn ifindex(&self, key: &ChainKey) -> Result<u32, KernelError> {
+        self.interfaces
+            .get(&key.interface)
+            .copied()
+            .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })
+    }
+
+    fn generation(&self, key: &ChainKey, generation: u64) -> Result<&Generation, KernelError> {
+        self.chains
+            .get(key)
+            .and_then(|chain| chain.generations.get(&generation))
+            .ok_or_else(|| no_such(&format!("open generation {generation} of {key}")))
+    }
+
+    fn count(&mut self, key: &ChainKey, generation: u64, verdicts: &[u8]) {
+        let Some(found) =
+            self.chains.get_mut(key).and_then(|chain| chain.generations.get_mut(&generation))
+        else {
+            return;
+        };
+        for (i, (_, _, proceed_on)) in found.members.iter().enumerate() {
+            let slot = verdicts.get(i).copied().unwrap_or(0).min(OTHER);
+            let goes_on = slot < OTHER && proceed_on.bits() & (1 << slot) != 0;
+            let last = i + 1 == found.members.len();
+            let Some(cells) = found.cells.get_mut(i) else { return };
+            let cells = if goes_on && !last { &mut cells.proceeds } else { &mut cells.exits };
+            if let Some(cell) = cells.get_mut(usize::from(slot)) {
+                *cell += 1;
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    }
+}
+
+fn no_such(operation: &str) -> KernelError {
+    KernelError::Os {
+        operation: operation.to_owned(),
+        source: std::io::Error::from(std::io::ErrorKind::NotFound),
+    }
+}
+
+/// A kernel in memory. Shared by reference: what outlives a crashed loader is what is in here.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    inner: Mutex<Inner>,
+}
+
+impl FakeKernel {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An interface appears; a name that is there is re-created with a new index, which kills the
+    /// links of the old one.
+    pub fn add_interface(&self, name: &InterfaceName) -> u32 {
+        self.remove_interface(name);
+        let mut inner = self.lock();
+        let index = inner.id();
+        inner.interfaces.insert(name.clone(), index);
+        index
+    }
+
+    /// An interface disappears, and with it its links.
+    pub fn remove_interface(&self, name: &InterfaceName) {
+        let mut inner = self.lock();
+        inner.interfaces.remove(name);
+        for (key, chain) in &mut inner.chains {
+            if key.interface == *name {
+                chain.link = None;
+            }
+        }
+    }
+
+    /// Somebody detaches the chain's link.
+    pub fn tamper_detach(&self, key: &ChainKey) {
+        if let Some(chain) = self.lock().chains.get_mut(key) {
+            chain.link = None;
+        }
+    }
+
+    /// Somebody puts a program of theirs into the chain's link; returns its id.
+    pub fn tamper_replace(&self, key: &ChainKey) -> u32 {
+        let mut inner = self.lock();
+        let id = inner.id();
+        if let Some(link) = inner.chains.get_mut(key).and_then(|chain| chain.link.as_mut()) {
+            link.runs = Runs::Foreign(id);
+        }
+        id
+    }
+
+    /// Somebody removes every pin of the chain's generations; what is attached stays attached.
+    pub fn tamper_unpin(&self, key: &ChainKey) {
+        if let Some(chain) = self.lock().chains.get_mut(key) {
+            chain.generations.clear();
+        }
+    }
+
+    /// The host restarts: interfaces come back, everything else is gone.
+    pub fn reboot(&self) {
+        let mut inner = self.lock();
+        inner.chains.clear();
+        inner.in_flight.clear();
+    }
+
+    /// The verifier refuses this function from now on.
+    pub fn refuse_function(&self, function: &str) {
+        self.lock().refused.push(function.to_owned());
+    }
+
+    /// What [`Kernel::facts`] answers.
+    pub fn set_facts(&self, facts: Vec<Fact>) {
+        self.lock().facts = facts;
+    }
+
+    /// `fault` happens at the call of this kind that follows `skip` others of its kind.
+    pub fn inject(&self, call: Call, skip: usize, fault: Fault) {
+        self.lock().faults.push((call, skip, fault));
+    }
+
+    /// Forgets every fault not yet met.
+    pub fn clear_faults(&self) {
+        self.lock().faults.clear();
+    }
+
+    /// Every call since the last time this was asked.
+    pub fn take_log(&self) -> Vec<Call> {
+        std::mem::take(&mut self.lock().log)
+    }
+
+    /// A packet goes through whatever is attached: one verdict slot a member, in chain order.
+    /// Returns whether a generation of ours saw it.
+    pub fn packet(&self, key: &ChainKey, verdicts: &[u8]) -> bool {
+        let mut inner = self.lock();
+        let Some(generation) = running(&inner, key) else { return false };
+        inner.count(key, generation, verdicts);
+        true
+    }
+
+    /// A packet enters what is attached now and is counted there only at the next
+    /// [`Kernel::settle`], whatever is attached by then.
+    pub fn packet_in_flight(&self, key: &ChainKey, verdicts: &[u8]) {
+        let mut inner = self.lock();
+        if let Some(generation) = running(&inner, key) {
+            inner.in_flight.push(InFlight {
+                key: key.clone(),
+                generation,
+                verdicts: verdicts.to_vec(),
+            });
+        }
+    }
+
+    /// A program writes an entry of its map in the generation that runs.
+    pub fn write_map(
+        &self,
+        key: &ChainKey,
+        member: &ProgramName,
+        map: &str,
+        entry_key: &[u8],
+        value: &[u8],
+    ) {
+        let mut inner = self.lock();
+        let Some(generation) = running(&inner, key) else { return };
+        let Some(found) =
+            inner.chains.get_mut(key).and_then(|chain| chain.generations.get_mut(&generation))
+        else {
+            return;
+        };
+        let contents = found.maps.entry((member.clone(), map.to_owned())).or_default();
+        contents
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(entry_key.to_vec(), value.to_vec());
+    }
+
+    /// The generation of ours that runs on a chain.
+    pub fn running(&self, key: &ChainKey) -> Option<u64> {
+        running(&self.lock(), key)
+    }
+
+    /// The generations pinned for a chain.
+    pub fn pinned(&self, key: &ChainKey) -> Vec<u64> {
+        self.lock()
+            .chains
+            .get(key)
+            .map(|chain| chain.generations.keys().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// Logs the call; meets a fault that is due before the effect. Returns whether the process is
+    /// to die after it.
+    fn enter(&self, call: Call) -> Result<bool, KernelError> {
+        let mut inner = self.lock();
+        inner.log.push(call);
+        let due = inner.faults.iter_mut().position(|(of, skip, _)| {
+            if *of != call {
+                return false;
+            }
+            let now = *skip == 0;
+            *skip = skip.saturating_sub(1);
+            now
+        });
+        let Some(due) = due else { return Ok(false) };
+        let (_, _, fault) = inner.faults.remove(due);
+        drop(inner);
+        match fault {
+            Fault::Fail => Err(KernelError::Os {
+                operation: format!("{call:?}"),
+                source: std::io::Error::from_raw_os_error(5),
+            }),
+            Fault::CrashBefore => std::panic::resume_unwind(Box::new(Crashed)),
+            Fault::CrashAfter => Ok(true),
+        }
+    }
+}
+
+fn leave<T>(die: bool, result: Result<T, KernelError>) -> Result<T, KernelError> {
+    if die {
+        std::panic::resume_unwind(Box::new(Crashed));
+    }
+    result
+}
+
+fn running(inner: &Inner, key: &ChainKey) -> Option<u64> {
+    match inner.chains.get(key)?.link.as_ref()?.runs {
+        Runs::Generation(generation) => Some(generation),
+        Runs::Foreign(_) => None,
+    }
+}
+
+fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedChain {
+    ObservedChain {
+        program_id: found.program_id,
+        link_id: link.id,
+        tag: format!("{:016x}", found.program_id),
+        ifindex: link.ifindex,
+        mode: link.mode.to_owned(),
+        generation,
+        verified_instructions: 100 * u32::try_from(found.members.len()).unwrap_or(u32::MAX),
+        jited_bytes: 0,
+        functions: found.members.iter().map(|(_, function, _)| function.clone()).collect(),
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn release(&self) -> String {
+        "6.18.0-fake".to_owned()
+    }
+
+    fn facts(&self) -> Vec<Fact> {
+        self.lock().facts.clone()
+    }
+
+    fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {
+        let inner = self.lock();
+        Ok(inner
+            .interfaces
+            .iter()
+            .map(|(name, index)| Interface { name: name.clone(), index: *index, mtu: 1500 })
+            .collect())
+    }
+
+    fn observe(&self) -> Result<Vec<Observed>, KernelError> {
+        let die = self.enter(Call::Observe)?;
+        let inner = self.lock();
+        let seen = inner
+            .chains
+            .iter()
+            .filter(|(_, chain)| chain.link.is_some() || !chain.generations.is_empty())
+            .map(|(key, chain)| {
+                let state = match &chain.link {
+                    _ if !inner.interfaces.contains_key(&key.interface) => {
+                        LinkState::InterfaceMissing
+                    }
+                    None => LinkState::Detached,
+                    Some(link) => match link.runs {
+                        Runs::Foreign(program_id) => LinkState::Replaced { program_id },
+                        Runs::Generation(generation) => match chain.generations.get(&generation) {
+                            Some(found) => {
+                                LinkState::Attached(observed_chain(link, generation, found))
+                            }
+                            None => LinkState::Replaced { program_id: 0 },
+                        },
+                    },
+                };
+                Observed {
+                    key: key.clone(),
+                    state,
+                    generations: chain.generations.keys().copied().collect(),
+                }
+            })
+            .collect();
+        drop(inner);
+        leave(die, Ok(seen))
+    }
+
+    fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
+        let die = self.enter(Call::Prepare)?;
+        let mut inner = self.lock();
+        inner.ifindex(&build.key)?;
+        if let Some(member) =
+            build.members.iter().find(|member| inner.refused.contains(&member.function))
+        {
+            return Err(KernelError::Refused {
+                member: Some(member.name.clone()),
+                reason: "the verifier refuses it".to_owned(),
+                remedy: "read the log".to_owned(),
+                log: Some("R0 !read_ok".to_owned()),
+            });
+        }
+        let pinned = inner.chains.get(&build.key);
+        if pinned.is_some_and(|chain| chain.generations.contains_key(&build.generation)) {
+            return Err(KernelError::Os {
+                operation: format!("pin generation {} of {}", build.generation, build.key),
+                source: std::io::Error::from(std::io::ErrorKind::AlreadyExists),
+            });
+        }
+        let old = running(&inner, &build.key)
+            .or_else(|| pinned.and_then(|chain| chain.generations.keys().next_back().copied()));
+        let mut maps = BTreeMap::new();
+        let mut notes = Vec::new();
+        for member in &build.members {
+            let carried = |map: &str| match &member.carry {
+                Carry::Nothing => false,
+                Carry::AllBut(names) => !names.iter().any(|name| name == map),
+                Carry::Only(names) => names.iter().any(|name| name == map),
+            };
+            if let Some(old) = old.and_then(|old| inner.generation(&build.key, old).ok()) {
+                for ((name, map), contents) in &old.maps {
+                    if *name == member.name && carried(map) {
+                        maps.insert((name.clone(), map.clone()), Arc::clone(contents));
+                        notes.push(format!("{name}: map {map} kept"));
+                    }
+                }
+            }
+            for contents in &member.map_entries {
+                maps.entry((member.name.clone(), contents.map.clone())).or_insert_with(|| {
+                    Arc::new(Mutex::new(contents.entries.iter().cloned().collect()))
+                });
+            }
+        }
+        let program_id = inner.id();
+        let members: Vec<_> = build
+            .members
+            .iter()
+            .map(|member| (member.name.clone(), member.function.clone(), member.proceed_on))
+            .collect();
+        let cells = members
+            .iter()
+            .map(|(name, _, _)| MemberCells {
+                name: name.clone(),
+                exits: [0; CELLS],
+                proceeds: [0; CELLS],
+            })
+            .collect();
+        let generation = Generation { program_id, members, cells, maps };
+        inner
+            .chains
+            .entry(build.key.clone())
+            .or_default()
+            .generations
+            .insert(build.generation, generation);
+        drop(inner);
+        let verified_instructions = 100 * u32::try_from(build.members.len()).unwrap_or(u32::MAX);
+        leave(die, Ok(Prepared { program_id, verified_instructions, notes }))
+    }
+
+    fn switch(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        mode: XdpMode,
+        expect: Expect,
+    ) -> Result<ObservedChain, KernelError> {
+        let die = self.enter(Call::Switch)?;
+        let mut inner = self.lock();
+        let ifindex = inner.ifindex(key)?;
+        inner.generation(key, generation)?;
+        let id = inner.id();
+        let Some(chain) = inner.chains.get_mut(key) else {
+            return Err(no_such(&format!("open {key}")));
+        };
+        let conflict = |what: &str| KernelError::Conflict {
+            what: format!("{key}: {what}"),
+            remedy: "look who else changes this interface, then try again".to_owned(),
+        };
+        let mode = match (key.hook, mode) {
+            (Hook::Xdp, XdpMode::Generic) => "generic",
+            (Hook::Xdp, XdpMode::Native | XdpMode::Best) => "native",
+            (Hook::TcIngress | Hook::TcEgress, _) => "tcx",
+        };
+        match (&mut chain.link, expect) {
+            (None, Expect::Nothing) => {
+                chain.link = Some(Link { id, ifindex, mode, runs: Runs::Generation(generation) });
+            }
+            (None, Expect::Generation(_) | Expect::Anything) => {
+                return Err(conflict("nothing is attached"));
+            }
+            (Some(_), Expect::Nothing) => return Err(conflict("something is attached already")),
+            (Some(link), Expect::Anything) => link.runs = Runs::Generation(generation),
+            (Some(link), Expect::Generation(old)) => match link.runs {
+                Runs::Generation(now) if now == old => link.runs = Runs::Generation(generation),
+                Runs::Generation(_) | Runs::Foreign(_) => {
+                    return Err(conflict("another program is attached"));
+                }
+            },
+        }
+        if let Some(link) = &mut chain.link {
+            link.mode = mode;
+        }
+        let result = match (&chain.link, chain.generations.get(&generation)) {
+            (Some(link), Some(found)) => Ok(observed_chain(link, generation, found)),
+            _ => Err(no_such(&format!("read back {key}"))),
+        };
+        drop(inner);
+        leave(die, result)
+    }
+
+    fn detach(&self, key: &ChainKey) -> Result<(), KernelError> {
+        let die = self.enter(Call::Detach)?;
+        if let Some(chain) = self.lock().chains.get_mut(key) {
+            chain.link = None;
+        }
+        leave(die, Ok(()))
+    }
+
+    fn discard(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        let die = self.enter(Call::Discard)?;
+        let mut inner = self.lock();
+        if let Some(chain) = inner.chains.get_mut(key) {
+            chain.generations.remove(&generation);
+            if chain.generations.is_empty() && chain.link.is_none() {
+                inner.chains.remove(key);
+            }
+        }
+        drop(inner);
+        leave(die, Ok(()))
+    }
+
+    fn settle(&self) -> Result<(), KernelError> {
+        let die = self.enter(Call::Settle)?;
+        let mut inner = self.lock();
+        for late in std::mem::take(&mut inner.in_flight) {
+            inner.count(&late.key, late.generation, &late.verdicts);
+        }
+        drop(inner);
+        leave(die, Ok(()))
+    }
+
+    fn cells(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberCells>, KernelError> {
+        let die = self.enter(Call::Cells)?;
+        let cells = self.lock().generation(key, generation).map(|found| found.cells.clone());
+        leave(die, cells)
+    }
+
+    fn map_entries(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        member: &ProgramName,
+        map: &str,
+        limit: usize,
+    ) -> Result<Vec<MapEntry>, KernelError> {
+        let inner = self.lock();
+        let found = inner.generation(key, generation)?;
+        let Some(contents) = found.maps.get(&(member.clone(), map.to_owned())) else {
+            return Err(no_such(&format!("open map {map} of {member}")));
+        };
+        let contents = contents.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(contents
+            .iter()
+            .take(limit)
+            .map(|(key, value)| (key.clone(), vec![value.clone()]))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Member;
+
+    fn key() -> ChainKey {
+        ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+    }
+
+    fn build(generation: u64, names: &[&str]) -> ChainBuild {
+        let members = names
+            .iter()
+            .map(|name| Member {
+                name: name.parse().unwrap(),
+                object: Arc::from(&b"elf"[..]),
+                function: (*name).to_owned(),
+                frags: false,
+                proceed_on: VerdictSet::default_for(Hook::Xdp),
+                globals: Vec::new(),
+                map_entries: Vec::new(),
+                carry: Carry::Nothing,
+                max_entries: Vec::new(),
+                shared_maps: Vec::new(),
+            })
+            .collect();
+        ChainBuild { key: key(), generation, xdp_mode: XdpMode::Best, members }
+    }
+
+    #[test]
+    fn a_switch_compares_before_it_swaps() {
+        let kernel = FakeKernel::default();
+        kernel.add_interface(&key().interface);
+        kernel.prepare(&build(1, &["a"])).unwrap();
+        assert_eq!(kernel.running(&key()), None, "prepare attaches nothing");
+        kernel.switch(&key(), 1, XdpMode::Best, Expect::Nothing).unwrap();
+        kernel.prepare(&build(2, &["a"])).unwrap();
+        for wrong in [Expect::Nothing, Expect::Generation(2)] {
+            assert!(kernel.switch(&key(), 2, XdpMode::Best, wrong).is_err());
+            assert_eq!(kernel.running(&key()), Some(1));
+        }
+        kernel.switch(&key(), 2, XdpMode::Best, Expect::Generation(1)).unwrap();
+        assert_eq!(kernel.running(&key()), Some(2));
+    }
+
+    #[test]
+    fn exits_account_for_every_packet() {
+        const DROP: u8 = 1;
+        const PASS: u8 = 2;
+        let kernel = FakeKernel::default();
+        kernel.add_interface(&key().interface);
+        kernel.prepare(&build(1, &["a", "b"])).unwrap();
+        kernel.switch(&key(), 1, XdpMode::Best, Expect::Nothing).unwrap();
+        kernel.packet(&key(), &[DROP]);
+        kernel.packet(&key(), &[PASS, PASS]);
+        kernel.packet_in_flight(&key(), &[PASS, DROP]);
+        let runs = |kernel: &FakeKernel| {
+            let cells = kernel.cells(&key(), 1).unwrap();
+            cells.iter().map(MemberCells::runs).collect::<Vec<_>>()
+        };
+        assert_eq!(runs(&kernel), [2, 1]);
+        kernel.settle().unwrap();
+        assert_eq!(runs(&kernel), [3, 2]);
+    }
+}

@@ -1,0 +1,285 @@
+//! The port between Canopy and the kernel: what the loader asks of it, the errors, and
+//! [`fake::FakeKernel`] for logic that would otherwise need root.
+//!
+//! **Owns:** the [`Kernel`] trait and its vocabulary. **Must not know:** aya, syscalls, the bus,
+//! packages' manifests, desired state on disk.
+//!
+//! All calls block; callers on an async runtime use `spawn_blocking`. One chain is changed by one
+//! caller at a time (the loader serialises); different chains may be changed in parallel.
+
+pub mod fake;
+
+use canopy_api::{
+    ChainKey, InterfaceName, ProgramName, VerdictSet, XdpMode,
+    verdict::CELLS,
+    wire::{Fact, ObservedChain},
+};
+use std::sync::Arc;
+
+/// A chain to be built: everything resolved, nothing left to look up.
+#[derive(Clone, Debug)]
+pub struct ChainBuild {
+    /// Which chain.
+    pub key: ChainKey,
+    /// The generation being built; unique and rising for this chain.
+    pub generation: u64,
+    /// How XDP is to be attached; ignored elsewhere.
+    pub xdp_mode: XdpMode,
+    /// The members, in the order in which they run.
+    pub members: Vec<Member>,
+}
+
+/// One program of a chain to be built.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// The ELF object.
+    pub object: Arc<[u8]>,
+    /// The function in it.
+    pub function: String,
+    /// Whether the program declares that it handles multi-buffer (frags) packets.
+    pub frags: bool,
+    /// Verdicts after which the chain goes on.
+    pub proceed_on: VerdictSet,
+    /// Initial values of global variables, by symbol name; lengths must match the symbol's. A data
+    /// section that is carried over keeps its values.
+    pub globals: Vec<(String, Vec<u8>)>,
+    /// Contents of maps: each map named here and created for this generation starts with exactly
+    /// these entries. A map that is carried over keeps what it holds; one that was to be carried
+    /// and cannot be is created with these.
+    pub map_entries: Vec<MapContents>,
+    /// Which maps of the generation that runs now are kept.
+    pub carry: Carry,
+    /// `max_entries` by map name, over the object's own (needed where the object says 0).
+    pub max_entries: Vec<(String, u32)>,
+    /// Maps shared with other members under a scope's name instead of being this member's own.
+    pub shared_maps: Vec<SharedMap>,
+}
+
+/// What a map holds at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapContents {
+    /// The map's name in the object.
+    pub map: String,
+    /// Key and value bytes as the kernel takes them.
+    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A map that several members use together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedMap {
+    /// The map's name in the object.
+    pub map: String,
+    /// Who shares it.
+    pub scope: ShareScope,
+}
+
+/// Who shares a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShareScope {
+    /// The members of this chain and of the interface's other hooks.
+    Interface,
+    /// Every chain of the host.
+    Host,
+}
+
+/// Which maps survive from the running generation, where their shape is the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Carry {
+    /// None: everything starts fresh.
+    #[default]
+    Nothing,
+    /// All but these. Data sections (`.data`, `.bss`, `.rodata`) count as maps by section name;
+    /// `.data` and `.rodata` stand for their relatives (`.data.x`) as well.
+    AllBut(Vec<String>),
+    /// Only these.
+    Only(Vec<String>),
+}
+
+/// A generation that is loaded and pinned, and not attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Kernel id of the fused program.
+    pub program_id: u32,
+    /// Instructions the verifier walked for the whole chain.
+    pub verified_instructions: u32,
+    /// Worth telling the person: maps kept, maps that could not be kept and why, a licence.
+    pub notes: Vec<String>,
+}
+
+/// What must be attached now for a switch to go ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing of ours: the first generation, or a link that somebody destroyed.
+    Nothing,
+    /// The program of this generation, compared by the kernel in the same step.
+    Generation(u64),
+    /// Whatever is there, through the link we hold. Only to undo a foreign update.
+    Anything,
+}
+
+/// A chain found in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Which chain.
+    pub key: ChainKey,
+    /// How it stands.
+    pub state: LinkState,
+    /// Every generation that is pinned, oldest first.
+    pub generations: Vec<u64>,
+}
+
+/// How a chain's attachment stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Our link, our program.
+    Attached(ObservedChain),
+    /// Our link, another program in it.
+    Replaced {
+        /// Kernel id of the program that runs now.
+        program_id: u32,
+    },
+    /// Our link is dead or gone; the interface is there.
+    Detached,
+    /// The interface is not there.
+    InterfaceMissing,
+}
+
+/// Per-CPU cells of one member, summed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberCells {
+    /// The member.
+    pub name: ProgramName,
+    /// Packets whose way ended at this member, by slot.
+    pub exits: [u64; CELLS],
+    /// Packets that went on after this member, by slot (zero where it can be derived is not
+    /// assumed: these are the counted ones plus, for a single proceed-on verdict, the derived one).
+    pub proceeds: [u64; CELLS],
+}
+
+impl MemberCells {
+    /// Packets the member saw, by verdict slot.
+    pub fn verdicts(&self) -> [u64; CELLS] {
+        std::array::from_fn(|slot| {
+            let at = |cells: &[u64; CELLS]| cells.get(slot).copied().unwrap_or(0);
+            at(&self.exits) + at(&self.proceeds)
+        })
+    }
+
+    /// Packets the member saw.
+    pub fn runs(&self) -> u64 {
+        self.verdicts().iter().sum()
+    }
+}
+
+/// One entry of a map: the key, and a value for each CPU (one for maps that are not per-CPU).
+pub type MapEntry = (Vec<u8>, Vec<Vec<u8>>);
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: InterfaceName,
+    /// Its index.
+    pub index: u32,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+}
+
+/// Why the kernel (or the composer in front of it) did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No such interface.
+    #[error("there is no interface \"{name}\"")]
+    InterfaceNotFound {
+        /// Its name.
+        name: InterfaceName,
+    },
+    /// A program, or the whole chain, cannot run as asked.
+    #[error("{}{reason}", member.as_ref().map(|name| format!("program \"{name}\": ")).unwrap_or_default())]
+    Refused {
+        /// The member to blame, where it is one.
+        member: Option<ProgramName>,
+        /// Why, in one line.
+        reason: String,
+        /// What to do, in one line.
+        remedy: String,
+        /// The end of the verifier's log, where it spoke.
+        log: Option<String>,
+    },
+    /// This kernel cannot.
+    #[error("{what}")]
+    Unsupported {
+        /// What it cannot do.
+        what: String,
+        /// What to do instead.
+        remedy: String,
+    },
+    /// Somebody else changed it at the same time, or holds the hook.
+    #[error("{what}")]
+    Conflict {
+        /// What is in the way.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A call failed for another reason.
+    #[error("{operation} failed")]
+    Os {
+        /// The call, with its object: "pin /sys/fs/bpf/canopy/…".
+        operation: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The kernel of this host.
+pub trait Kernel: Send + Sync + 'static {
+    /// Kernel release, as in `uname -r`.
+    fn release(&self) -> String;
+
+    /// What this kernel and machine can do, probed.
+    fn facts(&self) -> Vec<Fact>;
+
+    /// Every interface of the network namespace.
+    fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;
+
+    /// Every chain whose pins exist, compared with what is attached.
+    fn observe(&self) -> Result<Vec<Observed>, KernelError>;
+
+    /// Verifies each member alone, creates or carries over the maps, composes, loads and pins the
+    /// generation. Attaches nothing; a failure leaves nothing behind.
+    fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError>;
+
+    /// Attaches a prepared generation, atomically, and reads back what is attached.
+    fn switch(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        mode: XdpMode,
+        expect: Expect,
+    ) -> Result<ObservedChain, KernelError>;
+
+    /// Detaches the chain and removes its link; its generations stay pinned.
+    fn detach(&self, key: &ChainKey) -> Result<(), KernelError>;
+
+    /// Removes a generation's pins. What is attached stays attached.
+    fn discard(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError>;
+
+    /// Returns when no packet is still inside a program that was detached or replaced before.
+    fn settle(&self) -> Result<(), KernelError>;
+
+    /// Exact accounting of a pinned generation, in chain order.
+    fn cells(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberCells>, KernelError>;
+
+    /// The entries of a member's map, at most `limit`.
+    fn map_entries(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+        member: &ProgramName,
+        map: &str,
+        limit: usize,
+    ) -> Result<Vec<MapEntry>, KernelError>;
+}

@@ -1,0 +1,355 @@
+//! What the schema cannot say about a manifest: names, references, bounds.
+
+use crate::{
+    bind,
+    manifest::{Bind, Manifest, Metric, Parameter, ParameterType, Select},
+    near,
+};
+use canopy_api::{Hook, Problem, Problems, desired::parse_proceed_on};
+use std::collections::BTreeMap;
+
+/// Names the loader itself gives to labels of a package's metrics.
+const RESERVED_LABELS: [&str; 6] = ["host", "interface", "hook", "program", "package", "version"];
+
+/// Longest string setting, bytes.
+const STRING_LIMIT: u64 = 4096;
+
+impl Manifest {
+    /// Checks everything that can be checked without the objects; every mistake at once.
+    pub fn check(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        self.check_head(&mut problems);
+        self.check_programs(&mut problems);
+        self.check_config(&mut problems);
+        for (i, metric) in self.metrics.iter().enumerate() {
+            self.check_metric(metric, &format!("metrics[{i}]"), &mut problems);
+        }
+        unique(self.metrics.iter().map(|metric| metric.name.as_str()), "metrics", &mut problems);
+        unique(self.maps.iter().map(|map| map.name.as_str()), "maps", &mut problems);
+        for (i, map) in self.maps.iter().enumerate() {
+            let at = format!("maps[{i}]");
+            if map.name.is_empty() {
+                problems.push(Problem::new(format!("{at}.name"), "the name is empty"));
+            }
+            if map.max_entries == Some(0) {
+                problems.push(
+                    Problem::new(format!("{at}.max_entries"), "a map needs room for one entry")
+                        .remedy("write 1 or more, or leave it out"),
+                );
+            }
+        }
+        problems.into_result()
+    }
+
+    fn check_head(&self, problems: &mut Problems) {
+        one_line(&self.description, 200, "description", problems);
+        one_line(&self.license, 100, "license", problems);
+        if let Some(kernel) = &self.requires.kernel
+            && release(kernel).is_none()
+        {
+            problems.push(
+                Problem::new("requires.kernel", format!("\"{kernel}\" is not a kernel release"))
+                    .remedy("write major.minor, such as 5.15, in quotes"),
+            );
+        }
+        if self.programs.is_empty() {
+            problems.push(
+                Problem::new("programs", "a package has at least one program")
+                    .remedy("describe one: name, object, function, hooks"),
+            );
+        }
+    }
+
+    fn check_programs(&self, problems: &mut Problems) {
+        unique(self.programs.iter().map(|program| program.name.as_str()), "programs", problems);
+        for (i, program) in self.programs.iter().enumerate() {
+            let at = format!("programs[{i}]");
+            if !is_token(&program.name) {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.name"),
+                        format!("\"{}\" is not a program name", program.name),
+                    )
+                    .remedy("1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit"),
+                );
+            }
+            if program.function.is_empty() {
+                problems.push(Problem::new(format!("{at}.function"), "the name is empty"));
+            }
+            let xdp = program.hooks.iter().filter(|hook| **hook == Hook::Xdp).count();
+            if program.hooks.is_empty() {
+                problems.push(
+                    Problem::new(format!("{at}.hooks"), "a program has at least one hook")
+                        .remedy("one of [xdp], [tc-ingress], [tc-egress], [tc-ingress, tc-egress]"),
+                );
+            } else if xdp != 0 && xdp != program.hooks.len() {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.hooks"),
+                        "xdp and tc hooks need programs of different types",
+                    )
+                    .remedy("describe two programs, each with its own function"),
+                );
+            }
+            let Some(names) = &program.proceed_on else { continue };
+            for hook in program.hooks.iter().take(1) {
+                if let Err(bad) = parse_proceed_on(names, *hook, &format!("{at}.proceed_on")) {
+                    problems.0.extend(bad.0);
+                }
+            }
+        }
+    }
+
+    fn check_config(&self, problems: &mut Problems) {
+        unique(self.config.iter().map(|parameter| parameter.name.as_str()), "config", problems);
+        for (i, parameter) in self.config.iter().enumerate() {
+            check_parameter(parameter, &format!("config[{i}]"), problems);
+        }
+        let mut sizes = BTreeMap::new();
+        for (i, parameter) in self.config.iter().enumerate() {
+            let Bind::Slot { map, slot, value_size, .. } = &parameter.bind else { continue };
+            let first = *sizes.entry((map, slot)).or_insert(*value_size);
+            if first != *value_size {
+                problems.push(
+                    Problem::new(
+                        format!("config[{i}].bind.value_size"),
+                        format!("slot {slot} of {map} has {first} bytes in another setting"),
+                    )
+                    .remedy("write the size of the whole value in both"),
+                );
+            }
+        }
+        for (i, place) in bind::overlaps(&self.config) {
+            problems.push(
+                Problem::new(
+                    format!("config[{i}].bind"),
+                    format!("another setting is bound to the same bytes ({place})"),
+                )
+                .remedy("bind each setting to its own place"),
+            );
+        }
+    }
+
+    fn check_metric(&self, metric: &Metric, at: &str, problems: &mut Problems) {
+        if !is_identifier(&metric.name) {
+            problems.push(
+                Problem::new(
+                    format!("{at}.name"),
+                    format!("\"{}\" is not a metric name", metric.name),
+                )
+                .remedy("1 to 63 of a-z, 0-9 and '_', starting with a letter"),
+            );
+        }
+        one_line(&metric.help, 300, &format!("{at}.help"), problems);
+        if metric.map.is_empty() {
+            problems.push(Problem::new(format!("{at}.map"), "the name is empty"));
+        }
+        let mut labels = Vec::new();
+        match &metric.select {
+            Select::Slot(_) | Select::Count | Select::Total => {}
+            Select::Items { label, config, .. } => {
+                labels.push((format!("{at}.select.items.label"), label.as_str()));
+                self.check_items(config, &format!("{at}.select.items.config"), problems);
+            }
+            Select::Top { count, labels: read } => {
+                if !(1..=100).contains(count) {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.select.top.count"),
+                            format!("{count} is not a number of 1 to 100"),
+                        )
+                        .remedy("each entry becomes a time series of its own: keep it small"),
+                    );
+                }
+                if read.is_empty() {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.select.top.labels"),
+                            "nothing tells the entries apart",
+                        )
+                        .remedy("read at least one label from the key, or use select: total"),
+                    );
+                }
+                for (l, label) in read.iter().enumerate() {
+                    let at = format!("{at}.select.top.labels[{l}].label");
+                    labels.push((at, label.label.as_str()));
+                }
+            }
+        }
+        let mut seen = Vec::new();
+        for (at, label) in labels {
+            if !is_identifier(label) || RESERVED_LABELS.contains(&label) {
+                problems.push(Problem::new(at, format!("\"{label}\" is not a label name")).remedy(
+                    format!(
+                        "a-z, 0-9 and '_', starting with a letter, none of {}",
+                        RESERVED_LABELS.join(", ")
+                    ),
+                ));
+            } else if seen.contains(&label) {
+                problems.push(Problem::new(at, format!("the label \"{label}\" is there twice")));
+            }
+            seen.push(label);
+        }
+    }
+
+    fn check_items(&self, config: &str, at: &str, problems: &mut Problems) {
+        let found = self.config.iter().find(|parameter| parameter.name == config);
+        let lists = || {
+            let list = self.config.iter().filter(|parameter| is_list(parameter.kind));
+            list.map(|parameter| parameter.name.as_str())
+        };
+        let problem = match found {
+            Some(parameter) if is_list(parameter.kind) => return,
+            Some(_) => Problem::new(at, format!("the setting \"{config}\" is not a list")),
+            None => Problem::new(at, format!("there is no setting \"{config}\"")),
+        };
+        problems.push(match near::nearest(config, lists()) {
+            Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
+            None => problem.remedy("name a setting of type ports or prefixes"),
+        });
+    }
+}
+
+fn is_list(kind: ParameterType) -> bool {
+    match kind {
+        ParameterType::Ports | ParameterType::Prefixes => true,
+        ParameterType::U32
+        | ParameterType::U64
+        | ParameterType::Bool
+        | ParameterType::Duration
+        | ParameterType::Port
+        | ParameterType::Mac
+        | ParameterType::String => false,
+    }
+}
+
+fn check_parameter(parameter: &Parameter, at: &str, problems: &mut Problems) {
+    if !is_identifier(&parameter.name) {
+        problems.push(
+            Problem::new(
+                format!("{at}.name"),
+                format!("\"{}\" is not a setting's name", parameter.name),
+            )
+            .remedy("1 to 63 of a-z, 0-9 and '_', starting with a letter"),
+        );
+    }
+    one_line(&parameter.description, 300, &format!("{at}.description"), problems);
+    if let (Some(min), Some(max)) = (parameter.min, parameter.max)
+        && min > max
+    {
+        problems.push(
+            Problem::new(format!("{at}.min"), format!("min {min} is more than max {max}"))
+                .remedy("exchange them"),
+        );
+    }
+    if parameter.kind == ParameterType::String {
+        match parameter.max {
+            None => problems.push(
+                Problem::new(format!("{at}.max"), "a string needs its greatest length")
+                    .remedy("write max: the size of the variable less one"),
+            ),
+            Some(max) if max > STRING_LIMIT => problems.push(
+                Problem::new(
+                    format!("{at}.max"),
+                    format!("{max} bytes are more than {STRING_LIMIT}"),
+                )
+                .remedy("shorten the string"),
+            ),
+            Some(_) => {}
+        }
+    }
+    check_bind(parameter, at, problems);
+    // The default is a value like any other.
+    if let Some(default) = &parameter.default
+        && let Err(bad) = bind::parse(parameter, default, &format!("{at}.default"))
+    {
+        problems.0.extend(bad.0);
+    }
+}
+
+fn check_bind(parameter: &Parameter, at: &str, problems: &mut Problems) {
+    let fits = match (&parameter.bind, parameter.kind) {
+        (Bind::Global { .. } | Bind::Slot { .. }, kind) => !is_list(kind),
+        (Bind::Keys { .. }, kind) => kind == ParameterType::Ports,
+        (Bind::Prefixes { .. }, kind) => kind == ParameterType::Prefixes,
+    };
+    if !fits {
+        let remedy = match parameter.kind {
+            ParameterType::Ports => "bind it as { keys: <hash map> }",
+            ParameterType::Prefixes => "bind it as { lpm_v4: <LPM trie>, lpm_v6: <LPM trie> }",
+            _ => "bind it as { global: <variable> } or { map: <array>, slot: …, value_size: … }",
+        };
+        problems.push(
+            Problem::new(format!("{at}.bind"), "a setting of this type cannot be bound there")
+                .remedy(remedy),
+        );
+    }
+    if let Bind::Slot { offset, value_size, .. } = &parameter.bind {
+        let end = u64::from(*offset) + u64::from(bind::size(parameter));
+        if end > u64::from(*value_size) {
+            problems.push(
+                Problem::new(
+                    format!("{at}.bind.value_size"),
+                    format!("the setting ends at byte {end} of a value of {value_size}"),
+                )
+                .remedy("write the size of the whole value"),
+            );
+        } else if *value_size > 1 << 20 {
+            problems.push(Problem::new(
+                format!("{at}.bind.value_size"),
+                format!("{value_size} bytes are more than {}", 1 << 20),
+            ));
+        }
+    }
+    if let Bind::Prefixes { lpm_v4, lpm_v6 } = &parameter.bind
+        && lpm_v4 == lpm_v6
+    {
+        problems.push(
+            Problem::new(format!("{at}.bind.lpm_v6"), "IPv4 and IPv6 need a map each")
+                .remedy("keys of different sizes cannot share a map"),
+        );
+    }
+}
+
+/// `5.15`, `6.1.0` to numbers.
+pub fn release(text: &str) -> Option<Vec<u32>> {
+    let parts: Vec<_> = text.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+    (2..=3).contains(&parts.len()).then_some(parts)
+}
+
+fn one_line(text: &str, limit: usize, at: &str, problems: &mut Problems) {
+    if text.trim().is_empty() {
+        problems.push(Problem::new(at, "it is empty").remedy("write one line"));
+    } else if text.contains(char::is_control) || text.chars().count() > limit {
+        problems.push(
+            Problem::new(at, format!("it is not one line of at most {limit} characters"))
+                .remedy("shorten it; details belong into README.md"),
+        );
+    }
+}
+
+fn unique<'a>(names: impl Iterator<Item = &'a str>, list: &str, problems: &mut Problems) {
+    let mut seen = BTreeMap::new();
+    for (i, name) in names.enumerate() {
+        if let Some(first) = seen.insert(name, i) {
+            problems.push(
+                Problem::new(
+                    format!("{list}[{i}].name"),
+                    format!("\"{name}\" is already the name of {list}[{first}]"),
+                )
+                .remedy("give each its own name"),
+            );
+        }
+    }
+}
+
+fn is_token(text: &str) -> bool {
+    text.parse::<canopy_api::ProgramName>().is_ok()
+}
+
+/// `[a-z][a-z0-9_]{0,62}`
+fn is_identifier(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}

@@ -1,0 +1,254 @@
+//! Whether the objects are what the manifest says.
+
+use crate::{
+    archive::Package,
+    bind,
+    elf::{MapShape, ObjectFile},
+    manifest::{Bind, KeyType, Metric, Parameter, Select, ValueType},
+    near,
+};
+use canopy_api::{Problem, Problems};
+use std::collections::BTreeMap;
+
+/// `enum bpf_map_type`, as far as the manifest speaks of it.
+const HASH: u32 = 1;
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
+const LPM_TRIE: u32 = 11;
+
+impl Package {
+    /// Compares the manifest with what is in the objects; every mistake at once.
+    pub fn check_objects(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        let mut objects = BTreeMap::new();
+        for (name, bytes) in &self.objects {
+            match ObjectFile::read(bytes) {
+                Ok(object) => {
+                    objects.insert(name.as_str(), object);
+                }
+                Err(error) => {
+                    let place = self.manifest.programs.iter().position(|p| p.object == *name);
+                    let at = format!("programs[{}].object", place.unwrap_or(0));
+                    problems.push(
+                        Problem::new(at, format!("{name} cannot be used: {error}"))
+                            .remedy("compile it with `clang -target bpf -g -O2 -c`"),
+                    );
+                }
+            }
+        }
+        // Without all objects, what is missing elsewhere would be guesswork.
+        problems.into_result()?;
+        let mut check = Check { package: self, objects, problems: Problems::default() };
+        check.programs();
+        for (i, parameter) in self.manifest.config.iter().enumerate() {
+            check.parameter(parameter, &format!("config[{i}].bind"));
+        }
+        for (i, metric) in self.manifest.metrics.iter().enumerate() {
+            check.metric(metric, &format!("metrics[{i}]"));
+        }
+        for (i, map) in self.manifest.maps.iter().enumerate() {
+            check.maps(&map.name, &format!("maps[{i}].name"));
+        }
+        check.problems.into_result()
+    }
+}
+
+struct Check<'a> {
+    package: &'a Package,
+    objects: BTreeMap<&'a str, ObjectFile>,
+    problems: Problems,
+}
+
+impl Check<'_> {
+    fn push(&mut self, at: &str, message: String, remedy: &str) {
+        self.problems.push(Problem::new(at, message).remedy(remedy));
+    }
+
+    fn missing<'n>(
+        &mut self,
+        at: &str,
+        kind: &str,
+        name: &str,
+        known: impl Iterator<Item = &'n str> + Clone,
+    ) {
+        let problem = Problem::new(at, format!("no object has a {kind} \"{name}\""));
+        let all: Vec<_> = known.clone().collect();
+        self.problems.push(match near::nearest(name, known) {
+            Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
+            None if all.is_empty() => problem.remedy(format!("there is no {kind} at all")),
+            None => problem.remedy(format!("one of {}", all.join(", "))),
+        });
+    }
+
+    fn programs(&mut self) {
+        for (i, program) in self.package.manifest.programs.iter().enumerate() {
+            let Some(object) = self.objects.get(program.object.as_str()) else { continue };
+            if object.functions.iter().any(|function| function.name == program.function) {
+                continue;
+            }
+            let names: Vec<_> = object.functions.iter().map(|f| f.name.clone()).collect();
+            let at = format!("programs[{i}].function");
+            self.missing(&at, "function", &program.function, names.iter().map(String::as_str));
+        }
+    }
+
+    /// The maps of that name, one an object at most, sizes overridden by the manifest; none is a
+    /// problem.
+    fn maps(&mut self, name: &str, at: &str) -> Vec<MapShape> {
+        let all = || self.objects.values().flat_map(|object| &object.maps);
+        let mut found: Vec<_> = all().filter(|map| map.name == name).cloned().collect();
+        if found.is_empty() {
+            let names: Vec<_> = all().map(|map| map.name.clone()).collect();
+            self.missing(at, "map", name, names.iter().map(String::as_str));
+        }
+        let overridden = self.package.manifest.maps.iter().find(|map| map.name == name);
+        if let Some(entries) = overridden.and_then(|map| map.max_entries) {
+            for map in &mut found {
+                map.max_entries = Some(entries);
+            }
+        }
+        found
+    }
+
+    fn kind(&mut self, map: &MapShape, kinds: &[u32], words: &str, at: &str) {
+        if let Some(kind) = map.kind.filter(|kind| !kinds.contains(kind)) {
+            let message = format!("map \"{}\" is of type {kind}, not {words}", map.name);
+            self.push(at, message, "change the map in the source, or bind to another");
+        }
+    }
+
+    fn sizes(&mut self, map: &MapShape, key: u32, value: u32, at: &str) {
+        for (what, wanted, found) in [("key", key, map.key_size), ("value", value, map.value_size)]
+        {
+            if let Some(found) = found.filter(|found| *found != wanted) {
+                let message = format!(
+                    "map \"{}\" has a {what} of {found} bytes where {wanted} are needed",
+                    map.name
+                );
+                self.push(at, message, "see the layout of the setting's type in the reference");
+            }
+        }
+    }
+
+    fn room(&mut self, map: &MapShape, needed: u64, at: &str) {
+        if let Some(entries) = map.max_entries.filter(|entries| u64::from(*entries) < needed) {
+            let message =
+                format!("map \"{}\" has room for {entries} entries, not for {needed}", map.name);
+            self.push(at, message, "set max on the list, or max_entries on the map");
+        }
+    }
+
+    fn parameter(&mut self, parameter: &Parameter, at: &str) {
+        let items = parameter.max.unwrap_or(bind::LIST_LIMIT);
+        match &parameter.bind {
+            Bind::Global { global } => self.global(parameter, global, &format!("{at}.global")),
+            Bind::Slot { map, slot, value_size, .. } => {
+                let at = format!("{at}.map");
+                for map in self.maps(map, &at) {
+                    self.kind(&map, &[ARRAY], "an array", &at);
+                    self.sizes(&map, 4, *value_size, &at);
+                    self.room(&map, u64::from(*slot) + 1, &at);
+                }
+            }
+            Bind::Keys { keys } => {
+                let at = format!("{at}.keys");
+                for map in self.maps(keys, &at) {
+                    self.kind(&map, &[HASH, LRU_HASH], "a hash", &at);
+                    self.sizes(&map, 2, 4, &at);
+                    self.room(&map, items, &at);
+                }
+            }
+            Bind::Prefixes { lpm_v4, lpm_v6 } => {
+                for (field, name, key) in [("lpm_v4", lpm_v4, 8), ("lpm_v6", lpm_v6, 20)] {
+                    let at = format!("{at}.{field}");
+                    for map in self.maps(name, &at) {
+                        self.kind(&map, &[LPM_TRIE], "an LPM trie", &at);
+                        self.sizes(&map, key, 8, &at);
+                        self.room(&map, items, &at);
+                    }
+                }
+            }
+        }
+    }
+
+    fn global(&mut self, parameter: &Parameter, name: &str, at: &str) {
+        let all = || self.objects.values().flat_map(|object| &object.globals);
+        let found: Vec<_> = all().filter(|global| global.name == name).cloned().collect();
+        if found.is_empty() {
+            let names: Vec<_> = all().map(|global| global.name.clone()).collect();
+            self.missing(at, "global variable", name, names.iter().map(String::as_str));
+        }
+        let wanted = bind::size(parameter);
+        for global in found.iter().filter(|global| global.size != u64::from(wanted)) {
+            let message = format!(
+                "variable \"{name}\" in {} has {} bytes, the setting has {wanted}",
+                global.section, global.size
+            );
+            self.push(at, message, "give both the same type");
+        }
+    }
+
+    fn metric(&mut self, metric: &Metric, at: &str) {
+        let width = match metric.value {
+            ValueType::U32 => 4,
+            ValueType::U64 => 8,
+        };
+        for map in self.maps(&metric.map, &format!("{at}.map")) {
+            let end = u64::from(metric.offset) + width;
+            let counted = matches!(metric.select, Select::Count);
+            if let Some(size) = map.value_size.filter(|size| !counted && u64::from(*size) < end) {
+                let message = format!(
+                    "the value ends at byte {end}, an entry of map \"{}\" has {size}",
+                    map.name
+                );
+                self.push(&format!("{at}.offset"), message, "correct offset or value");
+            }
+            let select = format!("{at}.select");
+            match &metric.select {
+                Select::Slot(slot) => {
+                    self.kind(&map, &[ARRAY, PERCPU_ARRAY], "an array", &select);
+                    self.room(&map, u64::from(*slot) + 1, &select);
+                }
+                Select::Items { config, first, .. } => {
+                    self.kind(&map, &[ARRAY, PERCPU_ARRAY], "an array", &select);
+                    let list = self.package.manifest.config.iter().find(|p| p.name == *config);
+                    let items = list.and_then(|p| p.max).unwrap_or(bind::LIST_LIMIT);
+                    self.room(&map, u64::from(*first) + items, &select);
+                }
+                Select::Count => {
+                    if matches!(map.kind, Some(ARRAY | PERCPU_ARRAY)) {
+                        let message = format!(
+                            "map \"{}\" is an array: the number of its entries never changes",
+                            map.name
+                        );
+                        self.push(&select, message, "select slot or total");
+                    }
+                }
+                Select::Total => {}
+                Select::Top { labels, .. } => {
+                    for (l, label) in labels.iter().enumerate() {
+                        let end = u64::from(label.offset) + key_width(label.kind);
+                        if let Some(size) = map.key_size.filter(|size| u64::from(*size) < end) {
+                            let message = format!(
+                                "the label ends at byte {end}, a key of map \"{}\" has {size}",
+                                map.name
+                            );
+                            let at = format!("{select}.top.labels[{l}].offset");
+                            self.push(&at, message, "correct offset or type");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn key_width(kind: KeyType) -> u64 {
+    match kind {
+        KeyType::U8 | KeyType::Protocol => 1,
+        KeyType::U16 | KeyType::Be16 => 2,
+        KeyType::U32 => 4,
+        KeyType::Ip => 16,
+    }
+}

@@ -1,0 +1,203 @@
+//! `index.json`: the signed list of what a repository holds.
+//!
+//! It answers the attacks a signature on each file cannot: an older state of the repository
+//! (version), a frozen one (expiry), and a mixture of files from different times (name, version,
+//! digest and length of each file bound together).
+
+use crate::{
+    archive::Limits,
+    error::PackageError,
+    sign::{SecretKey, TrustedKey, verify_index},
+};
+use canopy_api::{Digest, PackageName};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A repository's index.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// Rises by one with each publication; a reader refuses to go back.
+    pub version: u64,
+    /// Seconds since the epoch after which the index is stale.
+    pub expires: u64,
+    /// What the repository holds, by name, then version.
+    pub packages: Vec<IndexEntry>,
+}
+
+/// One package version in an index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IndexEntry {
+    /// The package.
+    pub name: PackageName,
+    /// The version.
+    pub version: semver::Version,
+    /// Digest of the package file.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub length: u64,
+    /// Withdrawn.
+    #[serde(default)]
+    pub yanked: bool,
+}
+
+/// Largest index that is read, bytes: some 100,000 versions.
+pub const INDEX_LIMIT: usize = 32 << 20;
+
+/// Days an index counts after it was signed, unless the publisher says otherwise.
+pub const DEFAULT_LIFETIME_DAYS: u64 = 90;
+
+impl Index {
+    /// Verifies signature, expiry and version (`at_least` is the highest seen before) and parses.
+    pub fn open(
+        bytes: &[u8],
+        signature: &str,
+        keys: &[TrustedKey],
+        now: u64,
+        at_least: u64,
+    ) -> Result<Self, PackageError> {
+        size(bytes)?;
+        verify_index(bytes, signature, keys, now)?;
+        let index = Self::open_unsigned(bytes)?;
+        if index.version < at_least {
+            return Err(PackageError::IndexRolledBack { version: index.version, at_least });
+        }
+        if index.expires < now {
+            return Err(PackageError::IndexExpired { expires: index.expires });
+        }
+        Ok(index)
+    }
+
+    /// Verifies the signature only: for a publisher, who signs what is there anew and must not
+    /// sign what somebody else put there. An expired index is what a publisher refreshes.
+    pub fn open_to_extend(
+        bytes: &[u8],
+        signature: &str,
+        keys: &[TrustedKey],
+        now: u64,
+    ) -> Result<Self, PackageError> {
+        size(bytes)?;
+        verify_index(bytes, signature, keys, now)?;
+        Self::open_unsigned(bytes)
+    }
+
+    /// Parses without any check of who wrote it or when: for `unsigned-development`.
+    pub fn open_unsigned(bytes: &[u8]) -> Result<Self, PackageError> {
+        size(bytes)?;
+        let index: Self = serde_json::from_slice(bytes)
+            .map_err(|error| PackageError::IndexFormat { reason: error.to_string() })?;
+        for pair in index.packages.windows(2) {
+            if let [a, b] = pair
+                && a.key() >= b.key()
+            {
+                let reason = format!("{} {} is twice in it or out of order", b.name, b.version);
+                return Err(PackageError::IndexFormat { reason });
+            }
+        }
+        let limit = Limits::default().archive_bytes as u64;
+        if let Some(entry) = index.packages.iter().find(|entry| entry.length > limit) {
+            let what = format!("{} {}", entry.name, entry.version);
+            return Err(PackageError::TooLarge { what, limit });
+        }
+        Ok(index)
+    }
+
+    /// The bytes of `index.json`; the same content gives the same bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, PackageError> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| PackageError::IndexFormat { reason: error.to_string() })?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// The bytes of `index.json` and the content of its `.minisig`.
+    pub fn sign(&self, key: &SecretKey) -> Result<(Vec<u8>, String), PackageError> {
+        let bytes = self.to_bytes()?;
+        let signature = key.sign_index(&bytes, self.version)?;
+        Ok((bytes, signature))
+    }
+
+    /// Every version of a package, newest first.
+    pub fn versions<'a>(
+        &'a self,
+        name: &'a PackageName,
+    ) -> impl Iterator<Item = &'a IndexEntry> + 'a {
+        let from = self.packages.partition_point(|entry| entry.name < *name);
+        let to = self.packages.partition_point(|entry| entry.name <= *name);
+        self.packages.get(from..to).unwrap_or_default().iter().rev()
+    }
+
+    /// The versions that fulfil a requirement, newest first. Yanked ones are left out, and
+    /// pre-releases too unless the requirement names one (Cargo's rule).
+    pub fn matching<'a>(
+        &'a self,
+        name: &'a PackageName,
+        requirement: &'a semver::VersionReq,
+    ) -> impl Iterator<Item = &'a IndexEntry> + 'a {
+        self.versions(name).filter(|entry| !entry.yanked && requirement.matches(&entry.version))
+    }
+
+    /// One version.
+    pub fn entry(&self, name: &PackageName, version: &semver::Version) -> Option<&IndexEntry> {
+        self.packages
+            .binary_search_by(|entry| entry.key().cmp(&(name, version)))
+            .ok()
+            .and_then(|found| self.packages.get(found))
+    }
+
+    /// Every package name, sorted.
+    pub fn names(&self) -> Vec<&PackageName> {
+        let mut names: Vec<_> = self.packages.iter().map(|entry| &entry.name).collect();
+        names.dedup();
+        names
+    }
+
+    /// Adds a version in its place. The same bytes again change nothing (but end a withdrawal).
+    pub(crate) fn insert(&mut self, entry: IndexEntry) -> Result<(), PackageError> {
+        match self.packages.binary_search_by(|known| known.key().cmp(&entry.key())) {
+            Ok(found) => {
+                if let Some(known) = self.packages.get_mut(found) {
+                    if known.digest != entry.digest {
+                        let IndexEntry { name, version, .. } = entry;
+                        return Err(PackageError::AlreadyPublished { name, version });
+                    }
+                    known.yanked = entry.yanked;
+                }
+            }
+            Err(place) => self.packages.insert(place, entry),
+        }
+        Ok(())
+    }
+}
+
+impl IndexEntry {
+    fn key(&self) -> (&PackageName, &semver::Version) {
+        (&self.name, &self.version)
+    }
+
+    /// Whether these bytes are the ones the index names.
+    pub fn check(&self, bytes: &[u8]) -> Result<(), PackageError> {
+        if bytes.len() as u64 != self.length {
+            return Err(PackageError::WrongLength {
+                wanted: self.length,
+                found: bytes.len() as u64,
+            });
+        }
+        let found = Digest::of(bytes);
+        if found != self.digest {
+            return Err(PackageError::WrongDigest { wanted: self.digest.clone(), found });
+        }
+        Ok(())
+    }
+}
+
+fn size(bytes: &[u8]) -> Result<(), PackageError> {
+    if bytes.len() > INDEX_LIMIT {
+        return Err(PackageError::TooLarge {
+            what: "the index".to_owned(),
+            limit: INDEX_LIMIT as u64,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! The common block of every service's configuration, and reading a configuration file.
+
+use canopy_api::{
+    document::{self, Format},
+    problem::{Problem, Problems},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, de::DeserializeOwned};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+/// A service's configuration file.
+pub trait ServiceConfig: DeserializeOwned + JsonSchema + Send + 'static {
+    /// The common block.
+    fn runtime(&self) -> &RuntimeConfig;
+
+    /// What the schema cannot check; paths are paths in the file.
+    fn check(&self) -> Result<(), Problems> {
+        Ok(())
+    }
+}
+
+/// Logs, metrics, traces: the block `runtime`, the same in every service.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// The listener for metrics and health.
+    pub admin: AdminConfig,
+    /// Logs, on standard error.
+    pub log: LogConfig,
+    /// Where traces go. Without it none are made.
+    pub otlp: Option<OtlpConfig>,
+    /// A file to write the admin listener's address to once it is bound (`127.0.0.1:40213`), for
+    /// whoever asked for port 0.
+    pub address_file: Option<PathBuf>,
+}
+
+/// The admin listener: `/metrics` (Prometheus), `/live`, `/ready` (`?verbose` for the reasons).
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Address and port; port 0 for any free one. Loopback only: the listener has no
+    /// authentication yet.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0) }
+    }
+}
+
+/// Logs.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `human` (default) or `json`, one object a line.
+    pub format: LogFormat,
+    /// What is logged: `error`, `warn`, `info` (default), `debug`, `trace`, or filters by module
+    /// such as `info,canopy_bus=debug` (syntax of tracing-subscriber's `EnvFilter`).
+    pub level: Option<String>,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Export of traces by OTLP over HTTP.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OtlpConfig {
+    /// The collector, such as `http://127.0.0.1:4318/v1/traces`.
+    pub endpoint: String,
+}
+
+impl RuntimeConfig {
+    /// What the schema cannot check. `at` is the path of this block.
+    pub fn check(&self, at: &str) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        if !self.admin.listen.ip().is_loopback() {
+            problems.push(
+                Problem::new(
+                    format!("{at}.admin.listen"),
+                    format!("{} is not a loopback address, and the admin listener has no authentication yet", self.admin.listen),
+                )
+                .remedy("listen on 127.0.0.1 or [::1] and put an authenticating proxy in front"),
+            );
+        }
+        if let Some(level) = &self.log.level
+            && let Err(error) = level.parse::<tracing_subscriber::EnvFilter>()
+        {
+            problems.push(
+                Problem::new(
+                    format!("{at}.log.level"),
+                    format!("\"{level}\" is not a log filter: {error}"),
+                )
+                .remedy("one of error, warn, info, debug, trace, or filters such as info,canopy_bus=debug"),
+            );
+        }
+        if let Some(otlp) = &self.otlp
+            && !(otlp.endpoint.starts_with("http://") || otlp.endpoint.starts_with("https://"))
+        {
+            problems.push(
+                Problem::new(
+                    format!("{at}.otlp.endpoint"),
+                    format!("\"{}\" is not an HTTP address", otlp.endpoint),
+                )
+                .remedy("write it as http://127.0.0.1:4318/v1/traces"),
+            );
+        }
+        problems.into_result()
+    }
+}
+
+/// Reads and checks a configuration file: JSON or YAML by extension, all mistakes at once.
+pub fn load<C: ServiceConfig>(path: &Path) -> Result<C, Problems> {
+    let format = Format::of(path).ok_or_else(|| {
+        Problem::new("", format!("{} is neither JSON nor YAML by its name", path.display()))
+            .remedy("name it .json, .yaml or .yml")
+    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Problem::new("", format!("cannot read {}: {error}", path.display())))?;
+    let config: C = document::load(&text, format)?;
+    let mut problems = Problems::default();
+    for check in [config.runtime().check("runtime"), config.check()] {
+        if let Err(found) = check {
+            problems.0.extend(found.0);
+        }
+    }
+    problems.into_result()?;
+    Ok(config)
+}

@@ -1,0 +1,56 @@
+//! What a running service is handed.
+
+use crate::{health::Readiness, metrics::Common};
+use canopy_api::{endpoint::Service, wire::Health};
+use std::time::Duration;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A service's surroundings. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Which service runs.
+    pub service: Service,
+    /// Cancelled when the process is asked to end.
+    pub shutdown: CancellationToken,
+    /// Background work; the process waits for it (with a limit) before it ends.
+    pub tasks: TaskTracker,
+    /// What `/metrics` shows.
+    pub metrics: prometheus::Registry,
+    /// What `/ready` shows.
+    pub readiness: Readiness,
+    pub(crate) common: Common,
+}
+
+impl Context {
+    /// A context of its own, for tests and tools that start a service inside themselves.
+    pub fn new(service: Service) -> Result<Self, prometheus::Error> {
+        let metrics = prometheus::Registry::new();
+        let common = Common::register(service, &metrics)?;
+        Ok(Self {
+            service,
+            shutdown: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            metrics,
+            readiness: Readiness::default(),
+            common,
+        })
+    }
+
+    /// Answers `health` from the readiness latches.
+    pub fn health(&self) -> impl Fn() -> Health + Send + Sync + 'static {
+        let readiness = self.readiness.clone();
+        move || readiness.health()
+    }
+
+    /// Counts what happens on the bus connection.
+    pub fn bus_events(&self) -> impl Fn(&'static str) + Send + Sync + 'static {
+        let common = self.common.clone();
+        move |event| common.bus_event(event)
+    }
+
+    /// Counts a served request: verb, code (`ok` or the error's), time taken.
+    pub fn observe(&self) -> impl Fn(&str, &str, Duration) + Send + Sync + 'static {
+        let common = self.common.clone();
+        move |verb, code, took| common.served(verb, code, took)
+    }
+}

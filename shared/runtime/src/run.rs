@@ -1,0 +1,171 @@
+//! How a service starts and ends.
+
+use crate::{
+    VERSION, admin,
+    args::{self, Command},
+    config::{self, ServiceConfig},
+    context::Context,
+    metrics::{self, MetricSpec},
+    telemetry::Telemetry,
+};
+use anyhow::Context as _;
+use canopy_api::endpoint::Service;
+use schemars::schema_for;
+use serde_json::json;
+use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long the work in flight may take to end after a signal.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
+
+/// The command line did not make sense, or the configuration is wrong.
+const EXIT_USAGE: u8 = 2;
+
+/// Runs a service: reads its arguments and configuration, starts logs, traces and the admin
+/// listener, runs `start` until it ends or SIGTERM or SIGINT arrives, then waits for the work in
+/// flight (at most 15 s). Exit codes: 0 ended as asked, 1 failed, 2 wrong arguments or
+/// configuration.
+pub fn run<C, F, Fut>(service: Service, metrics: &'static [MetricSpec], start: F) -> ExitCode
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Context) -> Fut + Send + 'static,
+    Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let command = match args::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            say_error(&format!("canopy-{service}: {error}\n\n{}", usage(service)));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match command {
+        Command::Help => say(&usage(service)),
+        Command::Version => say(&format!("canopy-{service} {VERSION}\n")),
+        Command::Schema => say(&format!("{:#}\n", schema_for!(C).to_value())),
+        Command::Metrics => say(&format!("{:#}\n", declared(service, metrics))),
+        Command::Check(path) => match read::<C>(service, &path) {
+            Ok(_) => say(&format!("{} is a good configuration\n", path.display())),
+            Err(code) => code,
+        },
+        Command::Run(path) => match read::<C>(service, &path) {
+            Ok(config) => supervise(service, config, start),
+            Err(code) => code,
+        },
+    }
+}
+
+fn usage(service: Service) -> String {
+    args::USAGE.replace("PROGRAM", &format!("canopy-{service}"))
+}
+
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn say_error(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn read<C: ServiceConfig>(service: Service, path: &Path) -> Result<C, ExitCode> {
+    config::load(path).map_err(|problems| {
+        for problem in &problems.0 {
+            say_error(&format!("canopy-{service}: {}: {problem}\n", path.display()));
+        }
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+/// Every metric of the service, the runtime's own first.
+fn declared(service: Service, own: &[MetricSpec]) -> serde_json::Value {
+    let common = metrics::common().into_iter().map(|(name, kind, labels, help)| {
+        json!({ "name": metrics::name(service, name), "kind": kind, "labels": labels, "help": help })
+    });
+    common.chain(own.iter().map(|spec| json!(spec))).collect()
+}
+
+fn supervise<C, F, Fut>(service: Service, config: C, start: F) -> ExitCode
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Context) -> Fut + Send + 'static,
+    Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say_error(&format!("canopy-{service}: cannot start: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let telemetry = Telemetry::start(service, config.runtime())?;
+        let outcome = live(service, config, start).await;
+        if let Err(error) = &outcome {
+            tracing::error!("{error:#}");
+        }
+        telemetry.stop().await;
+        outcome
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_error(&format!("canopy-{service}: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn live<C, F, Fut>(service: Service, config: C, start: F) -> anyhow::Result<()>
+where
+    C: ServiceConfig,
+    F: FnOnce(C, Context) -> Fut + Send + 'static,
+    Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let cx = Context::new(service).context("cannot register metrics")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    // The admin listener outlives the work, so that /ready says 503 while the work ends.
+    let admin = tokio_util::sync::CancellationToken::new();
+    let runtime = config.runtime().clone();
+    let address =
+        admin::serve(&cx, runtime.admin.listen, runtime.address_file.as_deref(), admin.clone())
+            .await?;
+    tracing::info!(version = VERSION, pid = std::process::id(), admin = %address, "started");
+
+    let mut work = tokio::spawn(start(config, cx.clone()));
+    let ended = tokio::select! {
+        ended = &mut work => Some(ended),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    cx.shutdown.cancel();
+    let outcome = if let Some(ended) = ended {
+        ended.context("the service panicked")?
+    } else {
+        tracing::info!("asked to end");
+        match tokio::time::timeout(SHUTDOWN_LIMIT, &mut work).await {
+            Ok(ended) => ended.context("the service panicked")?,
+            Err(_) => Err(anyhow::anyhow!(
+                "work in flight did not end within {} s; ended without it",
+                SHUTDOWN_LIMIT.as_secs()
+            )),
+        }
+    };
+    cx.tasks.close();
+    if tokio::time::timeout(SHUTDOWN_LIMIT, cx.tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = cx.tasks.len(), "background work did not end in time");
+    }
+    admin.cancel();
+    if let Some(file) = &runtime.address_file {
+        // A stale address would send whoever reads it to somebody else's port.
+        let _ = std::fs::remove_file(file);
+    }
+    if outcome.is_ok() {
+        tracing::info!("ended");
+    }
+    outcome
+}

@@ -1,0 +1,17 @@
+//! What tests share: a real nats-server, network namespaces, traffic, compiled objects.
+//!
+//! **Must not know:** any service. Everything made here is removed when its guard is dropped, also
+//! by a test that fails.
+
+pub mod bpffs;
+mod compile;
+pub mod nats;
+pub mod netns;
+pub mod packet;
+pub mod pair;
+pub mod service;
+pub mod traffic;
+mod wait;
+
+pub use compile::{compile, compile_text, compile_with, repository};
+pub use wait::wait_for;

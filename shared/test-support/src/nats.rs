@@ -1,0 +1,236 @@
+//! A real nats-server on a free port, with the generated configuration and a certificate for each
+//! of its users.
+
+use anyhow::{Context as _, Result, bail};
+use canopy_api::{
+    name::HostId,
+    nats::{ServerConfig, TlsPaths, User, spiffe_id},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// A running server; stopped and removed when dropped.
+#[derive(Debug)]
+pub struct NatsServer {
+    dir: TempDir,
+    child: Option<Child>,
+    address: SocketAddr,
+    users: Vec<User>,
+}
+
+/// Where a client's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// Address of the server.
+    pub url: String,
+    /// The authority.
+    pub ca: PathBuf,
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl NatsServer {
+    /// Starts a server with the users of a development stack for these hosts.
+    pub fn start(hosts: &[&str]) -> Result<Self> {
+        let hosts = hosts.iter().map(|host| host.parse()).collect::<Result<Vec<HostId>, _>>()?;
+        Self::with_users(User::development(&hosts)?)
+    }
+
+    /// Starts a server with these users.
+    pub fn with_users(users: Vec<User>) -> Result<Self> {
+        let dir = tempfile::tempdir().context("a directory for nats-server")?;
+        let names = users.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
+        make_certificates(dir.path(), &names)?;
+        let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), ServerConfig::RANDOM_PORT);
+        let mut server = Self { dir, child: None, address: listen, users };
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        format!("tls://{}", self.address)
+    }
+
+    /// Process id of the running server.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// A directory of this server's own, gone with it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The files of a client, by principal (`u-admin`, `h-web1-loader`, `sys`).
+    pub fn client(&self, principal: &str) -> ClientFiles {
+        let file = |ending| self.dir.path().join(format!("{principal}.{ending}"));
+        ClientFiles {
+            url: self.url(),
+            ca: self.dir.path().join("ca.crt"),
+            cert: file("crt"),
+            key: file("key"),
+        }
+    }
+
+    /// Makes a certificate for a name that the server has no user for.
+    pub fn stranger(&self, name: &str) -> Result<ClientFiles> {
+        make_certificates(&self.dir.path().join("other"), &[name.to_owned()])?;
+        let other = self.dir.path().join("other");
+        Ok(ClientFiles {
+            url: self.url(),
+            ca: self.dir.path().join("ca.crt"),
+            cert: other.join(format!("{name}.crt")),
+            key: other.join(format!("{name}.key")),
+        })
+    }
+
+    /// Makes every certificate anew, with a new authority, in the same files. The server reads them
+    /// at its next [`Self::restart`].
+    pub fn renew_certificates(&self) -> Result<()> {
+        let names = self.users.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
+        make_certificates(self.dir.path(), &names)
+    }
+
+    /// Kills the server, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Already gone is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills the server where it runs, and starts it on the same port.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill();
+        let dir = self.dir.path();
+        let config = ServerConfig {
+            name: "test".to_owned(),
+            listen: self.address,
+            monitor: None,
+            tls: TlsPaths {
+                ca: dir.join("ca.crt"),
+                cert: dir.join("server.crt"),
+                key: dir.join("server.key"),
+            },
+            jetstream_dir: dir.join("jetstream"),
+            ports_file_dir: Some(dir.to_owned()),
+            pid_file: None,
+            users: self.users.clone(),
+        };
+        let file = dir.join("nats.conf");
+        fs::write(&file, config.to_text()?).context("nats.conf")?;
+        let log = dir.join("nats.log");
+        let output = fs::File::create(&log).context("nats.log")?;
+        let child = Command::new(nats_server()?)
+            .arg("-c")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .context("nats-server")?;
+        let ports = dir.join(format!("nats-server_{}.ports", child.id()));
+        self.child = Some(child);
+        self.address = self.wait_for_ports(&ports, &log)?;
+        Ok(())
+    }
+
+    fn wait_for_ports(&mut self, ports: &Path, log: &Path) -> Result<SocketAddr> {
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            let ended = match self.child.as_mut() {
+                Some(child) => child.try_wait()?,
+                None => None,
+            };
+            if let Some(status) = ended {
+                bail!("nats-server ended ({status}):\n{}", fs::read_to_string(log)?);
+            }
+            // The file may be seen before it is whole.
+            let address = fs::read_to_string(ports)
+                .ok()
+                .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok())
+                .and_then(|ports| {
+                    ports.get("nats")?.get(0)?.as_str()?.split_once("://")?.1.parse().ok()
+                });
+            if let Some(address) = address {
+                return Ok(address);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("nats-server did not say its port:\n{}", fs::read_to_string(log)?)
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The server's program: `tools/nats-server` in the target directory, else on PATH.
+pub fn nats_server() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let in_tools = own.ancestors().map(|dir| dir.join("tools/nats-server")).find(|p| p.is_file());
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|dir| dir.join("nats-server")).find(|p| p.is_file())
+    };
+    in_tools.or_else(on_path).context(
+        "no nats-server (2.10 or newer) in <target>/tools nor on PATH; `cargo xtask test` installs one",
+    )
+}
+
+/// A CA, a certificate for the server, one for each name; PEM files `<name>.crt` and `<name>.key`.
+fn make_certificates(dir: &Path, names: &[String]) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name = common_name("Canopy test CA");
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    fs::write(dir.join("ca.crt"), ca.pem())?;
+    let loopback = SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let localhost = SanType::DnsName("localhost".try_into()?);
+    write_certificate(dir, &ca, "server", vec![loopback, localhost])?;
+    for name in names {
+        write_certificate(dir, &ca, name, vec![SanType::URI(spiffe_id(name).try_into()?)])?;
+    }
+    Ok(())
+}
+
+fn write_certificate(
+    dir: &Path,
+    ca: &CertifiedIssuer<'_, KeyPair>,
+    name: &str,
+    sans: Vec<SanType>,
+) -> Result<()> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name(name);
+    params.subject_alt_names = sans;
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, ca)?;
+    fs::write(dir.join(format!("{name}.crt")), certificate.pem())?;
+    fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
+    Ok(())
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}

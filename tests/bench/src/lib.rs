@@ -1,0 +1,10 @@
+//! Benchmarks of Canopy, each against what else one could do, measured side by side in one run.
+//!
+//! **Owns:** what is measured and how it is reported. **Must not know:** any service.
+//!
+//! Figures are ratios first: they hold on another machine where nanoseconds do not.
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+pub mod chain;
+pub mod hop;
+pub mod report;

@@ -1,0 +1,137 @@
+//! What the datapath does not notice, and what comes back by itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::float_cmp,
+    reason = "tests: a failure is the message"
+)]
+
+use canopy_api::{Hook, endpoint::Service, wire::ChainState};
+use canopy_e2e::{BLOCKED, World};
+use canopy_test_support::pair::PEER_IP;
+use nix::sys::signal::Signal;
+use std::time::Duration;
+use xtask::{outside, stack::Stack};
+
+/// Longest time an attached chain may be gone after somebody detached it.
+const RESTORE_LIMIT: Duration = Duration::from_millis(1500);
+
+#[test]
+fn a_detached_chain_is_restored_without_bus_and_enforcer() {
+    let world = World::start().unwrap();
+    world.apply(&World::firewall()).unwrap();
+    let link = world.kernel_link().unwrap().unwrap().id;
+    world
+        .inside(|stack| {
+            stack.process(Service::Enforcer).stop()?;
+            stack.bus().stop()
+        })
+        .unwrap();
+
+    let gap = world.gap(Duration::from_secs(2), |_| outside::detach_link(link)).unwrap();
+    assert!(gap.leaked > 0, "the tampering did not work: {gap:?}");
+    assert!(gap.lasted <= RESTORE_LIMIT, "{gap:?}");
+    let after = world.kernel_link().unwrap().unwrap();
+    assert_ne!(after.id, link, "a detached link never comes back");
+
+    world
+        .inside(|stack| {
+            stack.start_bus()?;
+            stack.wait_for_bus()?;
+            stack.start_service(Service::Enforcer)?;
+            stack.wait_ready(Service::Loader)
+        })
+        .unwrap();
+    let chain = world
+        .wait_for_chain("the loader says that it restored", |chain| chain.restored == 1)
+        .unwrap();
+    assert_eq!(chain.state, ChainState::Active);
+    world.end().unwrap();
+}
+
+/// Kills or stops the loader while the blocked source floods, starts it again, and compares.
+fn loader_is_restarted(signal: Signal) {
+    let world = World::start().unwrap();
+    world.apply(&World::firewall()).unwrap();
+    assert_eq!(world.send(PEER_IP, 50).unwrap(), 50);
+    let links = world.kernel_link().unwrap();
+    let runs = world.program("limit").unwrap().runs;
+    assert_eq!(runs, 50);
+
+    let arrived = world.arrived().unwrap();
+    let flood = world.flood(BLOCKED).unwrap();
+    let loader = world.stack().process(Service::Loader);
+    loader.signal(signal).unwrap();
+    canopy_test_support::wait_for(Duration::from_secs(15), "the loader ends", || {
+        loader.pid().map_or(Ok(()), Err)
+    })
+    .unwrap();
+    // Nobody is there to count, and the packets are dropped and counted all the same.
+    assert_eq!(world.kernel_link().unwrap(), links);
+    world
+        .inside(|stack| {
+            stack.start_service(Service::Loader)?;
+            stack.wait_ready(Service::Loader)
+        })
+        .unwrap();
+    let sent = flood.stop().unwrap();
+    assert!(sent > 0);
+    assert_eq!(world.arrived().unwrap(), arrived, "blocked packets came through");
+    assert_eq!(world.kernel_link().unwrap(), links, "adopted, not attached anew");
+
+    assert_eq!(world.send(PEER_IP, 50).unwrap(), 50);
+    let limit = world
+        .wait_for_chain("totals go on", |chain| {
+            chain.programs.iter().any(|p| p.name.as_str() == "limit" && p.runs == 100)
+        })
+        .unwrap();
+    assert_eq!(limit.state, ChainState::Active);
+    let blocklist = world.program("blocklist").unwrap();
+    assert_eq!(blocklist.exits.get("drop"), Some(&sent), "packets nobody counted");
+    world.end().unwrap();
+}
+
+#[test]
+fn a_killed_loader_is_not_noticed_by_packets() {
+    loader_is_restarted(Signal::SIGKILL);
+}
+
+#[test]
+fn a_stopped_loader_is_not_noticed_by_packets() {
+    loader_is_restarted(Signal::SIGTERM);
+}
+
+#[test]
+fn everything_killed_at_once_comes_back_as_it_was() {
+    let world = World::start().unwrap();
+    world.apply(&World::firewall()).unwrap();
+    let links = world.kernel_link().unwrap();
+    for process in world.stack().processes() {
+        process.signal(Signal::SIGKILL).unwrap();
+    }
+    for process in world.stack().processes() {
+        process.stop().unwrap();
+    }
+    assert_eq!(world.send(BLOCKED, 20).unwrap(), 0, "the chain needs none of them");
+    world.inside(Stack::start).unwrap();
+    let chain = world
+        .wait_for_chain("the chain is adopted", |chain| chain.state == ChainState::Active)
+        .unwrap();
+    assert_eq!(chain.hook, Hook::Xdp);
+    assert_eq!(world.kernel_link().unwrap(), links);
+    world.end().unwrap();
+}
+
+#[test]
+fn a_chain_is_changed_while_the_registry_is_away() {
+    let world = World::start().unwrap();
+    world.apply(&World::firewall()).unwrap();
+    world.inside(|stack| stack.process(Service::Registry).stop()).unwrap();
+    // The packages are in the host's cache, and the lock says which they are.
+    assert_eq!(world.send(BLOCKED, 10).unwrap(), 0);
+    let answer = world.canopy_as("operator", &["delete", "chain", "v0", "xdp"]).unwrap();
+    answer.text().unwrap();
+    assert!(world.kernel_link().unwrap().is_none());
+    world.end().unwrap();
+}

@@ -1,0 +1,16 @@
+//! What the kernel tests share: chains of test programs without an interface, starter packages as
+//! the loader would load them, hand-made packets.
+//!
+//! All of it needs root and a bpffs at `/sys/fs/bpf`; every test pins below a directory of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "test code: a failure is a panic"
+)]
+
+pub mod chain;
+pub mod live;
+pub mod package;
+pub mod packet;
