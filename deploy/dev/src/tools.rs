@@ -18,6 +18,8 @@ pub enum Need {
     /// What the tests compare with: a foreign bus client, the reference implementation of
     /// signatures.
     Tests,
+    /// What `check` needs besides Rust's own tools.
+    Check,
 }
 
 struct Requirement {
@@ -44,6 +46,7 @@ const REQUIREMENTS: &[Requirement] = &[
     Requirement { need: Need::Tests, package: "python3", present: || has("python3") },
     Requirement { need: Need::Tests, package: "python3-pip", present: || python_module("pip") },
     Requirement { need: Need::Tests, package: "minisign", present: || has("minisign") },
+    Requirement { need: Need::Check, package: "clang-format", present: || has("clang-format") },
 ];
 
 fn has(program: &str) -> bool {

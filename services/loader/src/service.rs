@@ -72,7 +72,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
-        .on_ready(cx.readiness.latch("bus").reporter())
+        .on_ready(cx.bus.reporter())
         .idempotency_file(config.state_dir.join("requests"));
     let ended = Handlers::new(engine, fetcher).register(server).serve(cx.shutdown.clone()).await;
     bus.close().await;

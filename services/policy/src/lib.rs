@@ -25,7 +25,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
-        .on_ready(cx.readiness.latch("bus").reporter())
+        .on_ready(cx.bus.reporter())
         .serve(cx.shutdown.clone())
         .await?;
     bus.close().await;

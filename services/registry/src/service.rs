@@ -30,7 +30,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
-        .on_ready(cx.readiness.latch("bus").reporter());
+        .on_ready(cx.bus.reporter());
     let ended = handlers::register(server, &registry).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)

@@ -1,6 +1,9 @@
 //! What a running service is handed.
 
-use crate::{health::Readiness, metrics::Common};
+use crate::{
+    health::{Latch, Readiness},
+    metrics::Common,
+};
 use canopy_api::{endpoint::Service, wire::Health};
 use std::time::Duration;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,6 +21,9 @@ pub struct Context {
     pub metrics: prometheus::Registry,
     /// What `/ready` shows.
     pub readiness: Readiness,
+    /// Whether the service is served over the bus. It is among what `/ready` shows from the first
+    /// moment, so that no process says it is ready before it has begun.
+    pub bus: Latch,
     pub(crate) common: Common,
 }
 
@@ -26,12 +32,14 @@ impl Context {
     pub fn new(service: Service) -> Result<Self, prometheus::Error> {
         let metrics = prometheus::Registry::new();
         let common = Common::register(service, &metrics)?;
+        let readiness = Readiness::default();
         Ok(Self {
             service,
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
             metrics,
-            readiness: Readiness::default(),
+            bus: readiness.latch("bus"),
+            readiness,
             common,
         })
     }
@@ -52,5 +60,21 @@ impl Context {
     pub fn observe(&self) -> impl Fn(&str, &str, Duration) + Send + Sync + 'static {
         let common = self.common.clone();
         move |verb, code, took| common.served(verb, code, took)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_has_not_begun_is_not_ready() {
+        let cx = Context::new(Service::Registry).unwrap();
+        assert!(!cx.readiness.is_ready());
+        // Whatever else is there already: it is not served before the bus says so.
+        cx.readiness.latch("repositories").set(true, "read");
+        assert!(!cx.readiness.is_ready());
+        cx.bus.set(true, "connected");
+        assert!(cx.readiness.is_ready());
     }
 }

@@ -41,8 +41,8 @@ int cut_tail(struct xdp_md *ctx)
 SEC("tc")
 int tag(struct __sk_buff *skb)
 {
-	return bpf_skb_vlan_push(skb, 0x81 /* ETH_P_8021Q, big endian */, 42) ? TC_ACT_SHOT :
-										TC_ACT_OK;
+	return bpf_skb_vlan_push(skb, 0x81 /* ETH_P_8021Q, big endian */, 42) ? TC_ACT_SHOT
+									      : TC_ACT_OK;
 }
 
 SEC("tc")

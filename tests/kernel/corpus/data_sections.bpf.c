@@ -4,7 +4,7 @@
 #include <bpf/bpf_helpers.h>
 
 const volatile __u32 limit = 3;
-const __u8 table[4] = { 1, 2, 3, 4 };
+const __u8 table[4] = {1, 2, 3, 4};
 __u32 start = 40;
 __u64 counted;
 __u64 SEC(".data.own") own = 7;

@@ -37,11 +37,11 @@ int xdp_drop_port(struct xdp_md *ctx)
 SEC("tc")
 int tc_drop_port(struct __sk_buff *skb)
 {
-	if (bpf_skb_pull_data(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
-					   sizeof(struct udphdr)))
+	if (bpf_skb_pull_data(skb,
+			      sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr)))
 		return TC_ACT_OK;
-	return unwanted((void *)(long)skb->data, (void *)(long)skb->data_end) ? TC_ACT_SHOT :
-										TC_ACT_OK;
+	return unwanted((void *)(long)skb->data, (void *)(long)skb->data_end) ? TC_ACT_SHOT
+									      : TC_ACT_OK;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -52,12 +52,12 @@ int long_walk(struct xdp_md *ctx)
 	return sum == 1 ? XDP_DROP : XDP_PASS;
 }
 
-#define MAP(name)                                \
-	struct {                                 \
-		__uint(type, BPF_MAP_TYPE_ARRAY);\
-		__uint(max_entries, 1);          \
-		__type(key, __u32);              \
-		__type(value, __u64);            \
+#define MAP(name)                                 \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, 1);           \
+		__type(key, __u32);               \
+		__type(value, __u64);             \
 	} name SEC(".maps")
 
 MAP(one);

@@ -19,7 +19,7 @@ struct {
 	__type(key, __u32);
 	__array(values, struct inner);
 } by_index SEC(".maps") = {
-	.values = { [1] = &first, [3] = &second },
+	.values = {[1] = &first, [3] = &second},
 };
 
 struct {

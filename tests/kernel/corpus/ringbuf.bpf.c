@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* A ring buffer whose size is left to the configuration, and a perf event array sized by the CPUs. */
+/* A ring buffer whose size the configuration gives, and a perf event array sized by the CPUs. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -27,8 +27,8 @@ int report(struct xdp_md *ctx)
 		*event = ++reported;
 		bpf_ringbuf_submit(event, 0);
 	}
-	last_error = bpf_perf_event_output(ctx, &samples, BPF_F_CURRENT_CPU, &sample,
-					   sizeof(sample));
+	last_error =
+		bpf_perf_event_output(ctx, &samples, BPF_F_CURRENT_CPU, &sample, sizeof(sample));
 	return XDP_PASS;
 }
 

@@ -15,7 +15,7 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__array(values, int(struct xdp_md *));
 } inner_jumps SEC(".maps") = {
-	.values = { [1] = (void *)&second },
+	.values = {[1] = (void *)&second},
 };
 
 struct {
@@ -24,7 +24,7 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__array(values, int(struct xdp_md *));
 } jumps SEC(".maps") = {
-	.values = { [2] = (void *)&first },
+	.values = {[2] = (void *)&first},
 };
 
 SEC("xdp/first")
