@@ -51,6 +51,7 @@ impl Trouble {
                 StoreError::TooLarge { .. } => Code::Denied,
                 StoreError::NotFound { .. }
                 | StoreError::TimedOut { .. }
+                | StoreError::Credentials { .. }
                 | StoreError::Failed { .. } => Code::Unavailable,
             },
             // A package that is refused is refused whoever asks, and not the caller's mistake.
@@ -70,8 +71,9 @@ impl Trouble {
                     "look at the repository: the file is not what the index names".to_owned()
                 }
                 StoreError::TimedOut { .. } | StoreError::Failed { .. } => {
-                    "see whether the registry's user can read the repository".to_owned()
+                    "see whether the registry's user can reach and read the repository".to_owned()
                 }
+                StoreError::Credentials { remedy, .. } => remedy.clone(),
             },
             Self::Refused(error) => error.remedy(),
             Self::IndexGone(_) => {

@@ -2,7 +2,7 @@
 
 use crate::{
     artifacts::{Artifact, Artifacts},
-    config::{RepositoryConfig, Trust},
+    config::{RepositoryConfig, Transport, Trust},
     core::{
         choose::{CANDIDATES, Platform, absent, lacking},
         route::{Pattern, route},
@@ -71,14 +71,22 @@ impl Registry {
         metrics: Metrics,
         now: Clock,
     ) -> Self {
-        let repositories: Vec<_> = repositories.iter().map(Repository::new).collect();
-        for repository in &repositories {
+        let configured = repositories;
+        let repositories: Vec<_> = configured.iter().map(Repository::new).collect();
+        for (config, repository) in configured.iter().zip(&repositories) {
             let unsigned = repository.trust == Trust::UnsignedDevelopment;
             if unsigned {
                 tracing::warn!(
                     repository = %repository.name,
                     "DANGER: packages of this repository are trusted without signatures \
                      (trust: unsigned-development)"
+                );
+            }
+            if config.store.transport == Transport::Plaintext {
+                tracing::warn!(
+                    repository = %repository.name,
+                    "DANGER: the way to this repository is not protected \
+                     (store.transport: plaintext)"
                 );
             }
             let labels = &[repository.name.as_str()];

@@ -5,6 +5,7 @@ use crate::{
     config::{RepositoryConfig, Trust},
     core::route::Pattern,
     error::Trouble,
+    location::Location,
     store::{Store, StoreError},
 };
 use bytes::Bytes;
@@ -90,13 +91,14 @@ impl Repository {
     /// From its configuration, which was checked; nothing is read yet.
     pub fn new(config: &RepositoryConfig) -> Self {
         let limit = Duration::from_secs(config.timeout_seconds);
-        let directory = config.directory().unwrap_or_else(|| PathBuf::from("/nonexistent"));
+        let location = Location::parse(&config.url)
+            .unwrap_or_else(|_| Location::Directory(PathBuf::from("/nonexistent")));
         Self {
             name: config.name.clone(),
             patterns: config.packages.iter().filter_map(|text| text.parse().ok()).collect(),
             trust: config.trust,
             keys: config.keys.clone(),
-            store: Store::directory(directory, limit),
+            store: Store::new(location, config.store.clone(), limit),
             limits: Limits::default(),
             patience: limit,
             state: Mutex::default(),

@@ -1,14 +1,15 @@
 //! A repository's files: bounded reads with a time limit, from an object store.
 
+use crate::{config::StoreConfig, location::Location, open::open};
 use bytes::Bytes;
+use canopy_runtime::clock;
 use futures::TryStreamExt as _;
-use object_store::{
-    ObjectStore, ObjectStoreExt as _, local::LocalFileSystem, path::Path as ObjectPath,
-};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path as ObjectPath};
 use std::{
+    error::Error,
     path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::timeout;
 
@@ -38,36 +39,73 @@ pub enum StoreError {
         seconds: u64,
     },
     /// The store fails.
-    #[error("{path} cannot be read: {source}")]
+    #[error("{path} cannot be read: {reason}")]
     Failed {
         /// Path in the repository.
         path: String,
-        /// What the store said.
-        source: object_store::Error,
+        /// What the store said, and what lies at the bottom of it.
+        reason: String,
+    },
+    /// A file that the way to the store needs cannot be used.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it; never what stands in it.
+        reason: String,
+        /// What to do.
+        remedy: String,
     },
 }
 
+impl StoreError {
+    pub(crate) fn of(path: &str, source: object_store::Error) -> Self {
+        let path = path.to_owned();
+        match source {
+            object_store::Error::NotFound { .. } => Self::NotFound { path },
+            source => Self::Failed { path, reason: in_full(&source) },
+        }
+    }
+}
+
+/// The error and, where its own words leave it out, the cause at the bottom: "error sending request"
+/// helps nobody, "invalid peer certificate" does.
+fn in_full(error: &dyn Error) -> String {
+    let said = error.to_string();
+    let mut bottom = error;
+    while let Some(cause) = bottom.source() {
+        bottom = cause;
+    }
+    let cause = bottom.to_string();
+    if said.contains(&cause) { said } else { format!("{said}: {cause}") }
+}
+
+/// A store that tells changes by a time of whole seconds alone may hide a second change in the same
+/// second: a file this young is read again.
+const YOUNG: Duration = Duration::from_secs(2);
+
 /// Where a repository's files are.
 pub struct Store {
-    root: PathBuf,
-    /// Made at the first use that finds the directory.
+    location: Location,
+    config: StoreConfig,
+    /// Made at the first use that succeeds.
     opened: OnceLock<Arc<dyn ObjectStore>>,
     limit: Duration,
 }
 
 impl Store {
-    /// A directory; each read may take this long.
-    pub fn directory(root: PathBuf, limit: Duration) -> Self {
-        Self { root, opened: OnceLock::new(), limit }
+    /// Files at `location`, reached as `config` says; each read may take `limit`. Nothing is opened
+    /// yet.
+    pub fn new(location: Location, config: StoreConfig, limit: Duration) -> Self {
+        Self { location, config, opened: OnceLock::new(), limit }
     }
 
     fn store(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         if let Some(store) = self.opened.get() {
             return Ok(store.clone());
         }
-        let made = LocalFileSystem::new_with_prefix(&self.root)
-            .map_err(|source| failed(&self.root.display().to_string(), source))?;
-        Ok(self.opened.get_or_init(|| Arc::new(made)).clone())
+        let made = open(&self.location, &self.config, self.limit)?;
+        Ok(self.opened.get_or_init(|| made).clone())
     }
 
     /// What changes whenever the file does; `None` when there is no such file.
@@ -75,9 +113,7 @@ impl Store {
         let store = self.store()?;
         let location = location(path)?;
         match self.within(path, store.head(&location)).await {
-            Ok(meta) => Ok(Some(meta.e_tag.unwrap_or_else(|| {
-                format!("{}-{}", meta.last_modified.timestamp_micros(), meta.size)
-            }))),
+            Ok(meta) => Ok(Some(tag_of(meta, clock::now()))),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -89,14 +125,16 @@ impl Store {
         let location = location(path)?;
         let too_large = || StoreError::TooLarge { path: path.to_owned(), limit };
         let reading = async {
-            let found = store.get(&location).await.map_err(|error| failed(path, error))?;
+            let found = store.get(&location).await.map_err(|error| StoreError::of(path, error))?;
             if found.meta.size > limit {
                 return Err(too_large());
             }
             // What a store says about a size is not believed.
             let mut stream = found.into_stream();
             let mut bytes = Vec::new();
-            while let Some(chunk) = stream.try_next().await.map_err(|error| failed(path, error))? {
+            while let Some(chunk) =
+                stream.try_next().await.map_err(|error| StoreError::of(path, error))?
+            {
                 bytes.extend_from_slice(&chunk);
                 if bytes.len() as u64 > limit {
                     return Err(too_large());
@@ -113,7 +151,9 @@ impl Store {
         let listing = async {
             let mut stream = store.list(None);
             let mut paths = Vec::new();
-            while let Some(meta) = stream.try_next().await.map_err(|error| failed("/", error))? {
+            while let Some(meta) =
+                stream.try_next().await.map_err(|error| StoreError::of("/", error))?
+            {
                 let path = meta.location.to_string();
                 if path.ends_with(ending) {
                     paths.push(path);
@@ -137,7 +177,7 @@ impl Store {
         work: impl Future<Output = Result<T, object_store::Error>>,
     ) -> Result<T, StoreError> {
         match timeout(self.limit, work).await {
-            Ok(done) => done.map_err(|error| failed(path, error)),
+            Ok(done) => done.map_err(|error| StoreError::of(path, error)),
             Err(_) => Err(self.timed_out(path)),
         }
     }
@@ -148,13 +188,40 @@ impl Store {
 }
 
 fn location(path: &str) -> Result<ObjectPath, StoreError> {
-    ObjectPath::parse(path).map_err(|error| failed(path, error.into()))
+    ObjectPath::parse(path).map_err(|error| StoreError::of(path, error.into()))
 }
 
-fn failed(path: &str, source: object_store::Error) -> StoreError {
-    let path = path.to_owned();
-    match source {
-        object_store::Error::NotFound { .. } => StoreError::NotFound { path },
-        source => StoreError::Failed { path, source },
+fn tag_of(meta: ObjectMeta, now: SystemTime) -> String {
+    if let Some(tag) = meta.e_tag {
+        return tag;
+    }
+    let modified = SystemTime::from(meta.last_modified);
+    let tag = format!("{}-{}", meta.last_modified.timestamp_micros(), meta.size);
+    // Within a margin in both directions: the store's clock is not ours.
+    let old = now.duration_since(modified).is_ok_and(|age| age > YOUNG);
+    if old {
+        return tag;
+    }
+    format!("{tag}-{}", now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_young_file_without_a_tag_is_taken_as_changed() {
+        let meta = || ObjectMeta {
+            location: ObjectPath::from("index.json"),
+            last_modified: (UNIX_EPOCH + Duration::from_secs(100)).into(),
+            size: 5,
+            e_tag: None,
+            version: None,
+        };
+        let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        assert_ne!(tag_of(meta(), at(100_500)), tag_of(meta(), at(100_501)));
+        assert_eq!(tag_of(meta(), at(103_000)), tag_of(meta(), at(900_000)));
+        let tagged = ObjectMeta { e_tag: Some("x".to_owned()), ..meta() };
+        assert_eq!(tag_of(tagged, at(100_500)), "x");
     }
 }

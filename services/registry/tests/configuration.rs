@@ -42,7 +42,10 @@ fn mistakes_are_told_with_their_place() {
         one[field] = value;
         paths(&json!([one]))
     };
-    assert_eq!(with("url", json!("s3://bucket")), ["repositories[0].url"]);
+    assert_eq!(with("url", json!("ftp://host/x")), ["repositories[0].url"]);
+    assert_eq!(with("url", json!("https://me:secret@host/x")), ["repositories[0].url"]);
+    assert_eq!(with("url", json!("http://host/x")), ["repositories[0].url"]);
+    assert_eq!(with("url", json!("s3://bucket")), ["repositories[0].store.region"]);
     assert_eq!(with("url", json!("file://relative")), ["repositories[0].url"]);
     assert_eq!(with("name", json!("Not A Name")), ["repositories[0].name"]);
     assert_eq!(with("packages", json!(["a", "B"])), ["repositories[0].packages[1]"]);
@@ -52,6 +55,44 @@ fn mistakes_are_told_with_their_place() {
     let bad = with("keys", json!([{ "key": "RWQ" }]));
     assert!(bad.iter().all(|path| path.starts_with("repositories[0].keys")), "{bad:?}");
     assert!(!paths(&json!([])).is_empty(), "a registry without repositories");
+}
+
+#[test]
+fn the_way_to_a_store_has_to_fit_it() {
+    let with = |url: &str, store: Value| {
+        let mut one = repository("one", &["*"]);
+        one["url"] = json!(url);
+        one["store"] = store;
+        let said = paths(&json!([one]));
+        said.into_iter().map(|path| path.replace("repositories[0].", "")).collect::<Vec<_>>()
+    };
+    let minio = "https://minio.internal:9000";
+    for (url, store) in [
+        ("https://host/x", json!({ "ca": "/etc/canopy/ca.crt" })),
+        ("http://host/x", json!({ "transport": "plaintext" })),
+        ("s3://bucket/x", json!({ "region": "eu-north-1" })),
+        ("s3://bucket/x", json!({ "credentials": "environment" })),
+        ("s3://bucket/x", json!({ "endpoint": minio, "credentials": { "file": "/etc/keys" } })),
+        ("s3://bucket/x", json!({ "endpoint": minio, "credentials": "anonymous" })),
+    ] {
+        assert_eq!(with(url, store), [""; 0], "{url}");
+    }
+    let all = json!({ "endpoint": minio, "region": "x", "ca": "y", "transport": "plaintext" });
+    assert_eq!(
+        with("file:///srv/x", all),
+        ["store.endpoint", "store.region", "store.ca", "store.transport"]
+    );
+    assert_eq!(with("https://h/x", json!({ "credentials": "anonymous" })), ["store.credentials"]);
+    assert_eq!(with("s3://bucket", json!({ "endpoint": "minio:9000" })), ["store.endpoint"]);
+    assert_eq!(with("s3://bucket", json!({ "endpoint": "http://m" })), ["store.endpoint"]);
+    // A secret has no place in a configuration, by any name.
+    assert!(!with("s3://bucket", json!({ "region": "x", "secret_access_key": "y" })).is_empty());
+
+    let mut unsigned = repository("one", &["*"]);
+    unsigned["keys"] = json!([]);
+    unsigned["trust"] = json!("unsigned-development");
+    unsigned["url"] = json!("https://host/x");
+    assert_eq!(paths(&json!([unsigned])), ["repositories[0].trust"]);
 }
 
 #[test]

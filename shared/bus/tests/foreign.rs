@@ -12,7 +12,10 @@
 mod common;
 
 use canopy_api::reference::subjects_markdown;
-use canopy_test_support::nats::{ClientFiles, NatsServer};
+use canopy_test_support::{
+    nats::{ClientFiles, NatsServer},
+    python,
+};
 use common::{loader, raw, registry};
 use serde_json::Value;
 use std::{
@@ -30,30 +33,6 @@ fn program() -> String {
     let page = subjects_markdown();
     let (_, rest) = page.split_once("```python\n").expect("a program on the page");
     rest.split_once("\n```").expect("its end").0.to_owned()
-}
-
-/// Installs the packages once, beside the other tools in the target directory.
-fn python_path() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let target = own.ancestors().nth(3).expect("a target directory");
-    let dir = target.join("tools/python").join(PACKAGES.join("-").replace("==", "-"));
-    if dir.join("installed").exists() {
-        return dir;
-    }
-    let output = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
-        .args(["--upgrade", "--target"])
-        .arg(&dir)
-        .args(PACKAGES)
-        .output()
-        .expect("python3 is needed: apt-get install python3 python3-pip");
-    assert!(
-        output.status.success(),
-        "pip is needed (apt-get install python3-pip), and a package index:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    std::fs::write(dir.join("installed"), "").unwrap();
-    dir
 }
 
 struct Python {
@@ -92,7 +71,7 @@ impl Python {
 fn written(dir: &Path) -> Python {
     let file = dir.join("call.py");
     std::fs::write(&file, program()).unwrap();
-    Python { program: file, path: python_path() }
+    Python { program: file, path: python::packages(&PACKAGES).unwrap() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

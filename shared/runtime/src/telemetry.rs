@@ -67,6 +67,9 @@ impl Telemetry {
 }
 
 fn exporter(service: Service, endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
+    // The exporter's client takes the process's TLS library. Fails when it is installed already,
+    // which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let exporter = SpanExporter::builder()
         .with_http()
         .with_endpoint(endpoint)

@@ -9,6 +9,7 @@ pub mod nats;
 pub mod netns;
 pub mod packet;
 pub mod pair;
+pub mod python;
 pub mod service;
 pub mod traffic;
 mod wait;

@@ -1,0 +1,224 @@
+//! Opening a repository's store: the one place that makes clients and reads credentials.
+
+use crate::{
+    config::{Credentials, StoreConfig, Transport},
+    location::Location,
+    store::StoreError,
+};
+use object_store::{
+    BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    http::HttpBuilder,
+    local::LocalFileSystem,
+    prefix::PrefixStore,
+};
+use serde::Deserialize;
+use std::{
+    fs::File, io::Read as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration,
+};
+
+/// How often a failing request is tried again.
+const RETRIES: usize = 3;
+
+/// Longest file of credentials or certificates, bytes.
+const FILE_LIMIT: u64 = 64 * 1024;
+
+/// A file of credentials for S3.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct S3Keys {
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: Option<String>,
+}
+
+/// Opens the store; `limit` is how long one read may take.
+pub(crate) fn open(
+    location: &Location,
+    config: &StoreConfig,
+    limit: Duration,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match location {
+        Location::Directory(root) => LocalFileSystem::new_with_prefix(root)
+            .map(|store| Arc::new(store) as _)
+            .map_err(|source| StoreError::of(&root.display().to_string(), source)),
+        Location::Web(url) => HttpBuilder::new()
+            .with_url(url.as_str())
+            .with_client_options(client(config, limit)?)
+            .with_retry(retry(limit))
+            .build()
+            .map(|store| Arc::new(store) as _)
+            .map_err(|source| StoreError::of(url.as_str(), source)),
+        Location::S3 { bucket, prefix } => {
+            let store = s3(bucket, config, limit)?;
+            Ok(if prefix.is_empty() {
+                Arc::new(store)
+            } else {
+                Arc::new(PrefixStore::new(store, prefix.as_str()))
+            })
+        }
+    }
+}
+
+fn s3(
+    bucket: &str,
+    config: &StoreConfig,
+    limit: Duration,
+) -> Result<object_store::aws::AmazonS3, StoreError> {
+    let mut builder = match &config.credentials {
+        Credentials::Environment => AmazonS3Builder::from_env(),
+        Credentials::Instance | Credentials::Anonymous | Credentials::File(_) => {
+            AmazonS3Builder::new()
+        }
+    };
+    if config.credentials == Credentials::Anonymous {
+        builder = builder.with_skip_signature(true);
+    }
+    if let Credentials::File(path) = &config.credentials {
+        let text = secret(path)?;
+        // The parser's message may repeat what it met; only the place is told.
+        let keys: S3Keys =
+            serde_json::from_str(&text).map_err(|error| StoreError::Credentials {
+                path: path.clone(),
+                reason: format!(
+                    "line {}, column {} is not as it should be",
+                    error.line(),
+                    error.column()
+                ),
+                remedy:
+                    "write {\"access_key_id\": …, \"secret_access_key\": …} and, if there is one, \
+                         \"session_token\""
+                        .to_owned(),
+            })?;
+        builder = builder
+            .with_access_key_id(keys.access_key_id)
+            .with_secret_access_key(keys.secret_access_key);
+        if let Some(token) = keys.session_token {
+            builder = builder.with_token(token);
+        }
+    }
+    if let Some(region) = &config.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    builder
+        .with_config(AmazonS3ConfigKey::Bucket, bucket)
+        .with_client_options(client(config, limit)?)
+        .with_retry(retry(limit))
+        .build()
+        .map_err(|source| StoreError::of(bucket, source))
+}
+
+fn retry(limit: Duration) -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_secs(1),
+            base: 2.,
+        },
+        max_retries: RETRIES,
+        retry_timeout: limit,
+    }
+}
+
+fn client(config: &StoreConfig, limit: Duration) -> Result<ClientOptions, StoreError> {
+    // Fails when it is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut options = ClientOptions::new()
+        .with_timeout(limit)
+        .with_connect_timeout(limit)
+        .with_allow_http(config.transport == Transport::Plaintext);
+    if let Some(ca) = &config.ca {
+        let bad = |reason: String| StoreError::Credentials {
+            path: ca.clone(),
+            reason,
+            remedy: "name a readable file of certificates in PEM".to_owned(),
+        };
+        let mut text = String::new();
+        File::open(ca)
+            .and_then(|file| file.take(FILE_LIMIT).read_to_string(&mut text))
+            .map_err(|error| bad(error.to_string()))?;
+        let certificates = Certificate::from_pem_bundle(text.as_bytes())
+            .map_err(|error| bad(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(bad("there is no certificate in it".to_owned()));
+        }
+        for certificate in certificates {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
+
+/// Reads a file that only its owner, who is this process's user, may read.
+fn secret(path: &Path) -> Result<String, StoreError> {
+    let bad = |reason: String, remedy: String| StoreError::Credentials {
+        path: path.to_owned(),
+        reason,
+        remedy,
+    };
+    let unreadable = |error: std::io::Error| {
+        bad(error.to_string(), "name a file that the registry's user can read".to_owned())
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    // Of the file that is open: another one may have the name by now.
+    let found = file.metadata().map_err(unreadable)?;
+    if found.mode() & 0o077 != 0 {
+        return Err(bad(
+            format!("others may use it (mode {:04o})", found.mode() & 0o7777),
+            format!("chmod 600 {}", path.display()),
+        ));
+    }
+    let me = nix::unistd::geteuid().as_raw();
+    if found.uid() != me {
+        return Err(bad(
+            format!("it belongs to user {}, the registry runs as {me}", found.uid()),
+            format!("chown {me} {}", path.display()),
+        ));
+    }
+    let mut text = String::new();
+    file.take(FILE_LIMIT).read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_file_of_credentials_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s3.json");
+        fs::write(&path, "{}").unwrap();
+        for mode in [0o640, 0o604, 0o620] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let StoreError::Credentials { reason, remedy, .. } = secret(&path).unwrap_err() else {
+                panic!("not a matter of credentials")
+            };
+            assert!(reason.contains(&format!("{mode:04o}")), "{reason}");
+            assert!(remedy.starts_with("chmod 600 /"), "{remedy}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        assert_eq!(secret(&path).unwrap(), "{}");
+    }
+
+    #[test]
+    fn what_stands_in_a_file_of_credentials_is_not_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s3.json");
+        fs::write(&path, "{\"access_key_id\": \"a\", \"secret_accesskey\": \"hunter2\"}").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let config = StoreConfig {
+            credentials: Credentials::File(path),
+            region: Some("eu-north-1".to_owned()),
+            ..StoreConfig::default()
+        };
+        let error = s3("b", &config, Duration::from_secs(1)).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(error.to_string().contains("line 1"), "{error}");
+    }
+}

@@ -1,0 +1,225 @@
+//! The registry over every kind of store: the same questions, the same answers; and what a store
+//! that fails, hangs or lies can and cannot do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests"
+)]
+
+mod common;
+mod servers;
+
+use canopy_api::{
+    ApiError, Code,
+    wire::{ArtifactRequest, ResolveReply, ResolveRequest},
+};
+use canopy_package::repository::artifact_path;
+use canopy_registry::Registry;
+use common::{Directory, package, registry};
+use serde_json::{Value, json};
+use servers::{Answer, FaultyServer, S3Server, WebServer};
+use std::time::{Duration, Instant};
+
+async fn resolve(
+    registry: &Registry,
+    name: &str,
+    requirement: &str,
+) -> Result<ResolveReply, ApiError> {
+    let request = ResolveRequest {
+        package: name.parse().unwrap(),
+        requirement: requirement.to_owned(),
+        arch: None,
+        kernel: None,
+    };
+    Ok(registry.resolve(&request).await?)
+}
+
+async fn fetch(registry: &Registry, reply: &ResolveReply) -> Vec<u8> {
+    let mut fetched = Vec::new();
+    loop {
+        let offset = fetched.len() as u64;
+        let request = ArtifactRequest { digest: reply.version.digest.clone(), offset };
+        let chunk = registry.artifact(&request).await.unwrap();
+        fetched.extend(chunk.data.0);
+        if fetched.len() as u64 == chunk.total {
+            return fetched;
+        }
+    }
+}
+
+/// What every store has to do. `change` says where the store is; `mirror` copies the publisher's
+/// directory there, as it stands.
+async fn a_repository_of_any_kind(
+    directory: &Directory,
+    change: Value,
+    mirror: impl AsyncFn(&Directory),
+) {
+    let registry = registry(&[directory.config("any", &["*"], &change)]);
+    mirror(directory).await;
+    assert_eq!(resolve(&registry, "p", "*").await.unwrap_err().code, Code::NotFound);
+
+    let first = directory.publish(&package("p", "0.1.0", ""));
+    mirror(directory).await;
+    let reply = resolve(&registry, "p", "*").await.unwrap();
+    assert_eq!(reply.version.version, "0.1.0");
+    assert_eq!(fetch(&registry, &reply).await, first);
+
+    // What was published before a question is part of the answer, however soon the question.
+    for version in ["0.1.1", "0.1.2"] {
+        directory.publish(&package("p", version, ""));
+        mirror(directory).await;
+        assert_eq!(resolve(&registry, "p", "^0.1").await.unwrap().version.version, version);
+    }
+
+    // Other bytes under a name that the index knows.
+    directory.publish(&package("p", "0.2.0", ""));
+    let path = directory.path(&artifact_path(&"p".parse().unwrap(), &"0.2.0".parse().unwrap()));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    mirror(directory).await;
+    let error = resolve(&registry, "p", "*").await.unwrap_err();
+    assert_eq!(error.code, Code::Denied, "{error:?}");
+    let older = resolve(&registry, "p", "=0.1.2").await.unwrap();
+    assert_eq!(older.version.version, "0.1.2");
+
+    // A file the index names that is not there.
+    directory.publish(&package("q", "1.0.0", ""));
+    std::fs::remove_file(
+        directory.path(&artifact_path(&"q".parse().unwrap(), &"1.0.0".parse().unwrap())),
+    )
+    .unwrap();
+    mirror(directory).await;
+    let error = resolve(&registry, "q", "*").await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error:?}");
+    assert!(error.message.contains("there is no "), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_directory() {
+    let directory = Directory::new();
+    a_repository_of_any_kind(&directory, json!({}), async |_| {}).await;
+}
+
+#[tokio::test]
+async fn a_web_server() {
+    let directory = Directory::new();
+    let server = WebServer::start(directory.dir.path());
+    let change = json!({ "url": server.url(), "store": { "ca": server.ca() } });
+    a_repository_of_any_kind(&directory, change, async |_| {}).await;
+}
+
+#[tokio::test]
+async fn a_web_server_that_nobody_vouches_for_is_refused() {
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    let server = WebServer::start(directory.dir.path());
+    let change = json!({ "url": server.url() });
+    let registry = registry(&[directory.config("any", &["*"], &change)]);
+    let error = resolve(&registry, "p", "*").await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error:?}");
+    let said = format!("{} {}", error.message, error.remedy.clone().unwrap_or_default());
+    assert!(said.contains("certificate"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_and_a_folder_in_a_bucket() {
+    let server = S3Server::start();
+    for (bucket, folder) in [("whole", ""), ("shared", "team/canopy")] {
+        let directory = Directory::new();
+        server.make_bucket(bucket).await;
+        let change = json!({
+            "url": format!("s3://{bucket}/{folder}"),
+            "store": {
+                "endpoint": server.endpoint(),
+                "region": "us-east-1",
+                "credentials": { "file": server.credentials() },
+                "transport": "plaintext",
+            },
+        });
+        let mirror = async |directory: &Directory| {
+            server.mirror(directory.dir.path(), bucket, folder).await;
+        };
+        a_repository_of_any_kind(&directory, change, mirror).await;
+    }
+}
+
+type Fault = fn(u64, &str) -> Option<Answer>;
+
+/// Case matters in paths.
+fn is_package(path: &str) -> bool {
+    path.strip_suffix(".cpkg").is_some()
+}
+
+fn plain(server: &FaultyServer) -> Value {
+    json!({ "url": server.url(), "store": { "transport": "plaintext" }, "timeout_seconds": 1 })
+}
+
+#[tokio::test]
+async fn a_store_that_fails_now_and_then_is_asked_again() {
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    // Two of three requests fail.
+    let server = FaultyServer::start(directory.dir.path(), |number, _| {
+        (number % 3 != 2).then_some(Answer::Status(503))
+    });
+    let registry = registry(&[directory.config("any", &["*"], &plain(&server))]);
+    assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.1.0");
+    assert!(server.requests() >= 12, "{} requests", server.requests());
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_fails_or_lies_hurts_itself_alone() {
+    let directory = Directory::new();
+    let bytes = directory.publish(&package("p", "0.1.0", ""));
+    let good = Directory::new();
+    good.publish(&package("net", "0.1.0", ""));
+    let cases: [(&str, Fault, Code); 6] = [
+        ("it says nothing", |_, _| Some(Answer::Silence), Code::Unavailable),
+        ("it always fails", |_, _| Some(Answer::Status(500)), Code::Unavailable),
+        ("it refuses", |_, _| Some(Answer::Status(403)), Code::Unavailable),
+        (
+            "it ends in the middle of a package",
+            |_, path| is_package(path).then_some(Answer::CutShort),
+            Code::Unavailable,
+        ),
+        (
+            "it says that a package is very large",
+            |_, path| is_package(path).then_some(Answer::Claims(1 << 40)),
+            Code::Denied,
+        ),
+        (
+            "it gives the package's signature as the package",
+            |_, path| is_package(path).then_some(Answer::File(".minisig")),
+            Code::Denied,
+        ),
+    ];
+    for (case, fault, code) in cases {
+        let server = FaultyServer::start(directory.dir.path(), fault);
+        let registry = registry(&[
+            directory.config("faulty", &["*"], &plain(&server)),
+            good.config("good", &["net"], &json!({})),
+        ]);
+        let begin = Instant::now();
+        let (faulty, healthy) = tokio::join!(resolve(&registry, "p", "*"), async {
+            let reply = resolve(&registry, "net", "*").await;
+            (reply, begin.elapsed())
+        });
+        let error = faulty.unwrap_err();
+        assert_eq!(error.code, code, "{case}: {error:?}");
+        let (reply, took) = healthy;
+        assert_eq!(reply.unwrap().version.version, "0.1.0", "{case}");
+        // The faulty one has a second; the other does not wait for it.
+        assert!(took < Duration::from_millis(900), "{case}: {took:?}");
+    }
+
+    // The same repository without a fault: the cases above failed for their reasons.
+    let server = FaultyServer::start(directory.dir.path(), |_, _| None);
+    let registry = registry(&[directory.config("faulty", &["*"], &plain(&server))]);
+    let reply = resolve(&registry, "p", "*").await.unwrap();
+    assert_eq!(fetch(&registry, &reply).await, bytes);
+}
