@@ -12,7 +12,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// Where packages come from, and whose signatures count.
+/// Where packages come from, and whose signatures count. The file is looked at every second: new
+/// `repositories`, `refresh_seconds` and `cache_bytes` are used without a restart, and a file with a
+/// mistake changes nothing; `bus` and `runtime` are read at the start only.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -48,7 +50,7 @@ fn default_timeout() -> u64 {
 }
 
 /// A repository.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// Its name, for people: `starter`.

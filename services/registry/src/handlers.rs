@@ -1,29 +1,29 @@
 //! The registry's endpoints.
 
-use crate::registry::Registry;
+use crate::current::Current;
 use canopy_api::endpoint::registry::{Artifact, Describe, List, Resolve};
 use canopy_bus::Server;
 use std::sync::Arc;
 
 /// Adds the registry's verbs to a server.
-pub fn register(server: Server, registry: &Arc<Registry>) -> Server {
-    let of = || Arc::clone(registry);
+pub(crate) fn register(server: Server, current: &Arc<Current>) -> Server {
+    let of = || Arc::clone(current);
     let (list, describe, resolve, artifact) = (of(), of(), of(), of());
     server
         .handle::<List, _, _>(move |_, request| {
-            let registry = Arc::clone(&list);
+            let registry = list.get();
             async move { Ok(registry.list(&request).await?) }
         })
         .handle::<Describe, _, _>(move |_, request| {
-            let registry = Arc::clone(&describe);
+            let registry = describe.get();
             async move { Ok(registry.describe(&request).await?) }
         })
         .handle::<Resolve, _, _>(move |_, request| {
-            let registry = Arc::clone(&resolve);
+            let registry = resolve.get();
             async move { Ok(registry.resolve(&request).await?) }
         })
         .handle::<Artifact, _, _>(move |_, request| {
-            let registry = Arc::clone(&artifact);
+            let registry = artifact.get();
             async move { Ok(registry.artifact(&request).await?) }
         })
 }

@@ -8,7 +8,8 @@
 //! 2. What was published before a question is part of the answer.
 //! 3. One repository's trouble is its own: the others answer, and what was verified before keeps
 //!    being served while it is in memory and its index has not expired.
-//! 4. A damaged or tampered newest version is an error, never a silent step back to an older one.
+//! 4. A changed configuration is used without a restart; one with a mistake changes nothing.
+//! 5. A damaged or tampered newest version is an error, never a silent step back to an older one.
 //!
 //! **Owns:** repositories, their indexes, verified package files in memory.
 //!
@@ -21,8 +22,9 @@
 pub mod artifacts;
 pub mod config;
 pub mod core;
+mod current;
 pub mod error;
-pub mod handlers;
+mod handlers;
 pub mod location;
 pub mod metrics;
 mod open;

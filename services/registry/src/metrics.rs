@@ -49,9 +49,25 @@ const SENT: MetricSpec = MetricSpec::counter(
     "Bytes of package files sent to hosts",
 );
 
+const CONFIGURATION: MetricSpec = MetricSpec::gauge(
+    "canopy_registry_configuration_current",
+    &[],
+    "1 when the configuration file as it stands is in use, 0 when it has a mistake or needs a restart",
+);
+
 /// Every metric of this service beside the runtime's own.
-pub const METRICS: &[MetricSpec] =
-    &[UP, UNSIGNED, INDEX_VERSION, INDEX_EXPIRES, VERSIONS, REFUSED, CACHE, CACHE_BYTES, SENT];
+pub const METRICS: &[MetricSpec] = &[
+    UP,
+    UNSIGNED,
+    INDEX_VERSION,
+    INDEX_EXPIRES,
+    VERSIONS,
+    REFUSED,
+    CACHE,
+    CACHE_BYTES,
+    SENT,
+    CONFIGURATION,
+];
 
 /// The metrics, registered.
 #[derive(Clone, Debug)]
@@ -65,6 +81,7 @@ pub struct Metrics {
     pub(crate) lookups: IntCounterVec,
     pub(crate) kept_bytes: IntGaugeVec,
     pub(crate) sent: IntCounterVec,
+    pub(crate) configuration: IntGaugeVec,
 }
 
 impl Metrics {
@@ -80,6 +97,22 @@ impl Metrics {
             lookups: int_counter_vec(registry, &CACHE)?,
             kept_bytes: int_gauge_vec(registry, &CACHE_BYTES)?,
             sent: int_counter_vec(registry, &SENT)?,
+            configuration: int_gauge_vec(registry, &CONFIGURATION)?,
         })
+    }
+
+    /// Shows nothing of that repository any more; what was counted stays.
+    pub(crate) fn forget(&self, repository: &str) {
+        for gauge in
+            [&self.up, &self.unsigned, &self.index_version, &self.index_expires, &self.versions]
+        {
+            // Fails for a repository that was never read, which is as good.
+            let _ = gauge.remove_label_values(&[repository]);
+        }
+    }
+
+    /// Says whether the configuration file as it stands is in use.
+    pub(crate) fn configured(&self, current: bool) {
+        self.configuration.with_label_values::<&str>(&[]).set(i64::from(current));
     }
 }

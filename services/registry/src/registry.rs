@@ -35,7 +35,7 @@ const DESCRIPTIONS: usize = 10_000;
 
 /// All repositories.
 pub struct Registry {
-    repositories: Vec<Repository>,
+    repositories: Vec<Arc<Repository>>,
     patterns: Vec<Vec<Pattern>>,
     artifacts: Artifacts,
     /// A line about each package file once seen, so that a list need not keep the files.
@@ -71,9 +71,43 @@ impl Registry {
         metrics: Metrics,
         now: Clock,
     ) -> Self {
-        let configured = repositories;
-        let repositories: Vec<_> = configured.iter().map(Repository::new).collect();
-        for (config, repository) in configured.iter().zip(&repositories) {
+        let opened = repositories.iter().map(|config| Arc::new(Repository::new(config))).collect();
+        Self::over(opened, cache_bytes, metrics, now)
+    }
+
+    /// A registry over other repositories, which were checked. One whose configuration is the same
+    /// is taken over as it is, with what is known of it; one that is at the same place keeps the
+    /// highest index version seen there. No package file verified before is taken over: keys may
+    /// have changed.
+    #[must_use]
+    pub fn successor(&self, repositories: &[RepositoryConfig], cache_bytes: u64) -> Self {
+        let known = |name: &str| self.repositories.iter().find(|one| one.name == name);
+        let opened: Vec<_> = repositories
+            .iter()
+            .map(|config| match known(&config.name) {
+                Some(same) if same.config() == config => Arc::clone(same),
+                Some(before) if before.config().url == config.url => {
+                    Arc::new(Repository::new(config).seen(before.highest()))
+                }
+                Some(_) | None => Arc::new(Repository::new(config)),
+            })
+            .collect();
+        for gone in &self.repositories {
+            if !opened.iter().any(|repository| repository.name == gone.name) {
+                self.metrics.forget(&gone.name);
+            }
+        }
+        Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
+    }
+
+    fn over(
+        repositories: Vec<Arc<Repository>>,
+        cache_bytes: u64,
+        metrics: Metrics,
+        now: Clock,
+    ) -> Self {
+        for repository in &repositories {
+            let config = repository.config();
             let unsigned = repository.trust == Trust::UnsignedDevelopment;
             if unsigned {
                 tracing::warn!(

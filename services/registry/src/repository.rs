@@ -48,7 +48,7 @@ pub struct Repository {
     pub patterns: Vec<Pattern>,
     /// What must be signed.
     pub trust: Trust,
-    keys: Vec<TrustedKey>,
+    config: RepositoryConfig,
     store: Store,
     limits: Limits,
     /// How long looking at the repository may take, all reads together.
@@ -97,7 +97,7 @@ impl Repository {
             name: config.name.clone(),
             patterns: config.packages.iter().filter_map(|text| text.parse().ok()).collect(),
             trust: config.trust,
-            keys: config.keys.clone(),
+            config: config.clone(),
             store: Store::new(location, config.store.clone(), limit),
             limits: Limits::default(),
             patience: limit,
@@ -106,6 +106,23 @@ impl Repository {
             refreshing: AsyncMutex::new(()),
             loading: AsyncMutex::new(()),
         }
+    }
+
+    /// As it was configured.
+    pub fn config(&self) -> &RepositoryConfig {
+        &self.config
+    }
+
+    /// The highest index version verified, 0 for none.
+    pub fn highest(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).highest
+    }
+
+    /// As one of which an index of that version was seen: an older one is refused.
+    #[must_use]
+    pub fn seen(self, version: u64) -> Self {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).highest = version;
+        self
     }
 
     /// What it holds as far as is known, and what is wrong with it. An index that has expired is
@@ -215,7 +232,7 @@ impl Repository {
             Trust::UnsignedDevelopment => (Index::open_unsigned(&bytes)?, None),
             Trust::Signed => {
                 let signature = self.read_signature(INDEX_SIGNATURE, "the index").await?;
-                let (keys, copy) = (self.keys.clone(), (bytes.clone(), signature.clone()));
+                let (keys, copy) = (self.config.keys.clone(), (bytes.clone(), signature.clone()));
                 let index =
                     spawn_blocking(move || Index::open(&copy.0, &copy.1, &keys, now, highest))
                         .await
@@ -306,7 +323,7 @@ impl Repository {
                 Some(self.read_signature(&path, "the package file").await?)
             }
         };
-        let (entry, keys, limits) = (entry.clone(), self.keys.clone(), self.limits);
+        let (entry, keys, limits) = (entry.clone(), self.config.keys.clone(), self.limits);
         let verified = spawn_blocking(move || verify(bytes, signature, &entry, &keys, limits, now));
         Ok(verified.await.map_err(|_| Trouble::Defect)??)
     }
@@ -327,7 +344,7 @@ impl Repository {
     /// Whether a key's time ended between two moments: what it signed is looked at again.
     fn keys_ended(&self, from: u64, to: u64) -> bool {
         let ended = |end: u64| end >= from && end < to;
-        self.keys.iter().any(|key| key.not_after.is_some_and(ended))
+        self.config.keys.iter().any(|key| key.not_after.is_some_and(ended))
     }
 }
 

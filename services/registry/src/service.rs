@@ -2,27 +2,32 @@
 
 use crate::{
     config::Config,
+    current::Current,
     handlers,
     metrics::Metrics,
     registry::{Registry, RepositoryHealth},
 };
 use canopy_api::{endpoint::Service, permission};
 use canopy_bus::{Bus, Server};
-use canopy_runtime::{Context, Latch, clock};
+use canopy_runtime::{ConfigFile, Context, Latch, clock};
 use std::{
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
+/// How often the configuration file is looked at.
+const CONFIGURATION: Duration = Duration::from_secs(1);
+
 /// Runs the registry until it is asked to end.
 pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let latch = cx.readiness.latch("repositories");
     let metrics = Metrics::register(&cx.metrics)?;
     let registry =
-        Arc::new(Registry::new(&config.repositories, config.cache_bytes, metrics, seconds));
+        Registry::new(&config.repositories, config.cache_bytes, metrics.clone(), seconds);
+    let current = Arc::new(Current::new(registry, metrics, &config));
     let every = Duration::from_secs(config.refresh_seconds);
-    cx.tasks.spawn(watch(Arc::clone(&registry), every, latch, cx.clone()));
+    cx.tasks.spawn(watch(Arc::clone(&current), every, latch, cx.clone()));
 
     let principal = permission::daemon_principal(Service::Registry, None)?;
     let bus = Bus::connect(&config.bus, principal).await?;
@@ -31,22 +36,42 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
-    let ended = handlers::register(server, &registry).serve(cx.shutdown.clone()).await;
+    let ended = handlers::register(server, &current).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
 }
 
-/// Looks at the repositories again and again.
-async fn watch(registry: Arc<Registry>, every: Duration, latch: Latch, cx: Context) {
-    let mut timer = interval(every);
+/// Looks at the repositories again and again, and at the configuration.
+async fn watch(current: Arc<Current>, mut every: Duration, latch: Latch, cx: Context) {
+    let mut file = cx.config_file.clone();
+    let mut timer = interval(CONFIGURATION);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut due = clock::monotonic();
     loop {
         tokio::select! {
             () = cx.shutdown.cancelled() => return,
             _ = timer.tick() => {}
         }
-        let health = registry.refresh().await;
-        latch.set(health.iter().any(|one| one.usable), said(&health));
+        let looked = tokio::task::spawn_blocking(move || {
+            let changed = file.as_mut().and_then(ConfigFile::changed::<Config>);
+            (file, changed)
+        });
+        let Ok((kept, changed)) = looked.await else {
+            tracing::error!("the configuration is not followed any more; restart the registry");
+            return;
+        };
+        file = kept;
+        if let Some(loaded) = changed
+            && let Some(config) = current.change(loaded).await
+        {
+            every = Duration::from_secs(config.refresh_seconds);
+            due = clock::monotonic();
+        }
+        if clock::monotonic() >= due {
+            let health = current.get().refresh().await;
+            latch.set(health.iter().any(|one| one.usable), said(&health));
+            due = clock::monotonic() + every;
+        }
     }
 }
 

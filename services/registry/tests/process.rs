@@ -11,15 +11,20 @@
 mod common;
 
 use canopy_api::{
-    Code,
+    ApiError, Code,
     endpoint::registry::{Artifact, Describe, Health, List, Resolve},
     subject::Target,
     wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest},
 };
 use canopy_bus::{Bus, BusConfig, CallError};
+use canopy_package::{
+    SecretKey,
+    repository::{INDEX, INDEX_SIGNATURE},
+};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
     service::{ServiceProcess, check},
+    wait_for,
 };
 use common::{Directory, package};
 use serde_json::{Value, json};
@@ -97,6 +102,77 @@ async fn a_host_gets_a_package_over_the_bus() {
         assert!(metrics.contains(expected), "{expected} is not in\n{metrics}");
     }
     assert!(process.end().unwrap().success());
+}
+
+/// Waits until the process says that of itself.
+fn wait_metric(process: &ServiceProcess, line: &str) {
+    wait_for(Duration::from_secs(10), line, || {
+        let (_, metrics) = process.get("/metrics").unwrap();
+        metrics.lines().any(|one| one == line).then_some(()).ok_or(metrics)
+    })
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_configuration_is_used_and_a_bad_one_changes_nothing() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    let good = config(&server, &directory);
+    let process = ServiceProcess::start(Path::new(PROGRAM), good.clone()).unwrap();
+    process.wait_status(200).unwrap();
+    let (central, loader) = (Target::Central, connect(&server, "h-web1-loader").await);
+    loader.call::<Resolve>(&central, &resolve("p")).await.unwrap();
+
+    let mut bad = good.clone();
+    bad["repositories"][0]["url"] = json!("file://relative");
+    process.configure(bad).unwrap();
+    wait_metric(&process, "canopy_registry_configuration_current 0");
+    assert!(process.log().contains("repositories[0].url"), "{}", process.log());
+    loader.call::<Resolve>(&central, &resolve("p")).await.unwrap();
+
+    // A key that is lost: what it signed is refused from now on, also what was verified before.
+    let mut revoked = good.clone();
+    let another = SecretKey::generate().unwrap().public().unwrap();
+    revoked["repositories"][0]["keys"] = json!([
+        { "key": directory.trusted()[0].key, "revoked": true },
+        { "key": another },
+    ]);
+    process.configure(revoked).unwrap();
+    wait_metric(&process, "canopy_registry_configuration_current 1");
+    let refused = loader.call::<Resolve>(&central, &resolve("p")).await.unwrap_err();
+    assert_eq!(refused.to_api_error().code, Code::Denied);
+
+    // Another repository instead, and what the first one was counted as is gone.
+    let second = Directory::new();
+    second.publish(&package("q", "2.0.0", ""));
+    let mut other = good.clone();
+    other["repositories"][0]["name"] = json!("second");
+    other["repositories"][0]["url"] = json!(format!("file://{}", second.dir.path().display()));
+    other["repositories"][0]["keys"] = json!(second.trusted());
+    process.configure(other).unwrap();
+    wait_metric(&process, "canopy_registry_repository_up{repository=\"second\"} 1");
+    loader.call::<Resolve>(&central, &resolve("q")).await.unwrap();
+    let (_, metrics) = process.get("/metrics").unwrap();
+    assert!(!metrics.contains("_up{repository=\"starter\"}"), "{metrics}");
+    assert!(process.end().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_configuration_that_changes_does_not_forget_the_index_seen() {
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    let files = [INDEX, INDEX_SIGNATURE];
+    let old = files.map(|file| (file.to_owned(), std::fs::read(directory.path(file)).unwrap()));
+    directory.publish(&package("p", "0.2.0", ""));
+    let first = directory.registry();
+    first.resolve(&resolve("p")).await.unwrap();
+
+    let slower = directory.config("test", &["*"], &json!({ "timeout_seconds": 9 }));
+    let next = first.successor(&[slower], 1 << 20);
+    directory.write(&old);
+    let error = ApiError::from(next.resolve(&resolve("p")).await.unwrap_err());
+    assert_eq!(error.code, Code::Denied, "{error:?}");
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ pub trait ServiceConfig: DeserializeOwned + JsonSchema + Send + 'static {
 }
 
 /// Logs, metrics, traces: the block `runtime`, the same in every service.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
     /// The listener for metrics and health.
@@ -38,7 +38,7 @@ pub struct RuntimeConfig {
 }
 
 /// The admin listener: `/metrics` (Prometheus), `/live`, `/ready` (`?verbose` for the reasons).
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// Address and port; port 0 for any free one. Loopback only: the listener has no
@@ -53,7 +53,7 @@ impl Default for AdminConfig {
 }
 
 /// Logs.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// `human` (default) or `json`, one object a line.
@@ -75,7 +75,7 @@ pub enum LogFormat {
 }
 
 /// Export of traces by OTLP over HTTP.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OtlpConfig {
     /// The collector, such as `http://127.0.0.1:4318/v1/traces`.
@@ -123,13 +123,21 @@ impl RuntimeConfig {
 
 /// Reads and checks a configuration file: JSON or YAML by extension, all mistakes at once.
 pub fn load<C: ServiceConfig>(path: &Path) -> Result<C, Problems> {
+    parse(path, &read_text(path)?)
+}
+
+pub(crate) fn read_text(path: &Path) -> Result<String, Problem> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Problem::new("", format!("cannot read {}: {error}", path.display())))
+}
+
+/// Checks the text of the configuration file `path`.
+pub(crate) fn parse<C: ServiceConfig>(path: &Path, text: &str) -> Result<C, Problems> {
     let format = Format::of(path).ok_or_else(|| {
         Problem::new("", format!("{} is neither JSON nor YAML by its name", path.display()))
             .remedy("name it .json, .yaml or .yml")
     })?;
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Problem::new("", format!("cannot read {}: {error}", path.display())))?;
-    let config: C = document::load(&text, format)?;
+    let config: C = document::load(text, format)?;
     let mut problems = Problems::default();
     for check in [config.runtime().check("runtime"), config.check()] {
         if let Err(found) = check {

@@ -1,6 +1,7 @@
 //! What a running service is handed.
 
 use crate::{
+    config_file::ConfigFile,
     health::{Latch, Readiness},
     metrics::Common,
 };
@@ -24,6 +25,9 @@ pub struct Context {
     /// Whether the service is served over the bus. It is among what `/ready` shows from the first
     /// moment, so that no process says it is ready before it has begun.
     pub bus: Latch,
+    /// The configuration file the process was started with; none for a service that was started
+    /// inside a test or a tool.
+    pub config_file: Option<ConfigFile>,
     pub(crate) common: Common,
 }
 
@@ -40,6 +44,7 @@ impl Context {
             metrics,
             bus: readiness.latch("bus"),
             readiness,
+            config_file: None,
             common,
         })
     }

@@ -37,6 +37,7 @@ mod admin;
 mod args;
 pub mod clock;
 mod config;
+mod config_file;
 mod context;
 mod health;
 pub mod metrics;
@@ -46,6 +47,7 @@ mod telemetry;
 pub use config::{
     AdminConfig, LogConfig, LogFormat, OtlpConfig, RuntimeConfig, ServiceConfig, load,
 };
+pub use config_file::ConfigFile;
 pub use context::Context;
 pub use health::{Latch, Readiness};
 pub use metrics::MetricSpec;

@@ -4,12 +4,13 @@ use crate::{
     VERSION, admin,
     args::{self, Command},
     config::{self, ServiceConfig},
+    config_file::ConfigFile,
     context::Context,
     metrics::{self, MetricSpec},
     telemetry::Telemetry,
 };
 use anyhow::Context as _;
-use canopy_api::endpoint::Service;
+use canopy_api::{endpoint::Service, problem::Problems};
 use schemars::schema_for;
 use serde_json::json;
 use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
@@ -48,7 +49,7 @@ where
             Err(code) => code,
         },
         Command::Run(path) => match read::<C>(service, &path) {
-            Ok(config) => supervise(service, config, start),
+            Ok((config, file)) => supervise(service, config, file, start),
             Err(code) => code,
         },
     }
@@ -70,8 +71,12 @@ fn say_error(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-fn read<C: ServiceConfig>(service: Service, path: &Path) -> Result<C, ExitCode> {
-    config::load(path).map_err(|problems| {
+fn read<C: ServiceConfig>(service: Service, path: &Path) -> Result<(C, ConfigFile), ExitCode> {
+    let loaded = config::read_text(path).map_err(Problems::from).and_then(|text| {
+        let config = config::parse(path, &text)?;
+        Ok((config, ConfigFile::new(path, text)))
+    });
+    loaded.map_err(|problems| {
         for problem in &problems.0 {
             say_error(&format!("canopy-{service}: {}: {problem}\n", path.display()));
         }
@@ -87,7 +92,7 @@ fn declared(service: Service, own: &[MetricSpec]) -> serde_json::Value {
     common.chain(own.iter().map(|spec| json!(spec))).collect()
 }
 
-fn supervise<C, F, Fut>(service: Service, config: C, start: F) -> ExitCode
+fn supervise<C, F, Fut>(service: Service, config: C, file: ConfigFile, start: F) -> ExitCode
 where
     C: ServiceConfig,
     F: FnOnce(C, Context) -> Fut + Send + 'static,
@@ -102,7 +107,7 @@ where
     };
     let outcome = runtime.block_on(async {
         let telemetry = Telemetry::start(service, config.runtime())?;
-        let outcome = live(service, config, start).await;
+        let outcome = live(service, config, file, start).await;
         if let Err(error) = &outcome {
             tracing::error!("{error:#}");
         }
@@ -119,13 +124,19 @@ where
     }
 }
 
-async fn live<C, F, Fut>(service: Service, config: C, start: F) -> anyhow::Result<()>
+async fn live<C, F, Fut>(
+    service: Service,
+    config: C,
+    file: ConfigFile,
+    start: F,
+) -> anyhow::Result<()>
 where
     C: ServiceConfig,
     F: FnOnce(C, Context) -> Fut + Send + 'static,
     Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let cx = Context::new(service).context("cannot register metrics")?;
+    let mut cx = Context::new(service).context("cannot register metrics")?;
+    cx.config_file = Some(file);
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // The admin listener outlives the work, so that /ready says 503 while the work ends.

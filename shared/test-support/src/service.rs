@@ -30,17 +30,11 @@ pub struct ServiceProcess {
 impl ServiceProcess {
     /// Starts the program with this configuration, whose `runtime` is given an address file, and
     /// waits until its admin listener is there.
-    pub fn start(program: &Path, mut config: Value) -> Result<Self> {
+    pub fn start(program: &Path, config: Value) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let address_file = dir.path().join("admin");
-        if let Some(fields) = config.as_object_mut() {
-            let runtime = fields.entry("runtime").or_insert_with(|| json!({}));
-            if let Some(runtime) = runtime.as_object_mut() {
-                runtime.insert("address_file".into(), json!(address_file));
-            }
-        }
         let file = dir.path().join("config.json");
-        fs::write(&file, config.to_string())?;
+        write_config(dir.path(), config)?;
         let mut child = Command::new(program)
             .arg("--config")
             .arg(&file)
@@ -63,6 +57,12 @@ impl ServiceProcess {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Replaces the configuration file of the running process; like [`Self::start`], it adds where
+    /// the address is written.
+    pub fn configure(&self, config: Value) -> Result<()> {
+        write_config(self.dir.path(), config)
     }
 
     /// What it logged so far.
@@ -117,6 +117,20 @@ impl Drop for ServiceProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Writes `config.json`, whole at every moment.
+fn write_config(dir: &Path, mut config: Value) -> Result<()> {
+    if let Some(fields) = config.as_object_mut() {
+        let runtime = fields.entry("runtime").or_insert_with(|| json!({}));
+        if let Some(runtime) = runtime.as_object_mut() {
+            runtime.insert("address_file".into(), json!(dir.join("admin")));
+        }
+    }
+    let new = dir.join("config.json.new");
+    fs::write(&new, config.to_string())?;
+    fs::rename(&new, dir.join("config.json"))?;
+    Ok(())
 }
 
 /// Runs the program with `--check` on this configuration.

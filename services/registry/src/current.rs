@@ -1,0 +1,58 @@
+//! The registry in use, exchanged when the configuration changes.
+
+use crate::{config::Config, metrics::Metrics, registry::Registry};
+use canopy_api::Problems;
+use canopy_bus::BusConfig;
+use canopy_runtime::RuntimeConfig;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The registry that answers. A question keeps the one it began with.
+pub(crate) struct Current {
+    registry: RwLock<Arc<Registry>>,
+    metrics: Metrics,
+    /// What only a restart changes.
+    started_with: (BusConfig, RuntimeConfig),
+}
+
+impl Current {
+    pub(crate) fn new(registry: Registry, metrics: Metrics, config: &Config) -> Self {
+        metrics.configured(true);
+        let started_with = (config.bus.clone(), config.runtime.clone());
+        Self { registry: RwLock::new(Arc::new(registry)), metrics, started_with }
+    }
+
+    pub(crate) fn get(&self) -> Arc<Registry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over a changed configuration; one with mistakes changes nothing. The new repositories
+    /// are read before anybody is answered from them. Returns the configuration that is in use now,
+    /// if it is another one.
+    pub(crate) async fn change(&self, loaded: Result<Config, Problems>) -> Option<Config> {
+        let config = match loaded {
+            Ok(config) => config,
+            Err(problems) => {
+                self.metrics.configured(false);
+                for problem in &problems.0 {
+                    tracing::error!(
+                        "the changed configuration is not used, the one before stays: {problem}"
+                    );
+                }
+                return None;
+            }
+        };
+        let next = self.get().successor(&config.repositories, config.cache_bytes);
+        next.refresh().await;
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        tracing::info!(
+            repositories = config.repositories.len(),
+            "the changed configuration is in use"
+        );
+        let whole = self.started_with == (config.bus.clone(), config.runtime.clone());
+        if !whole {
+            tracing::warn!("`bus` or `runtime` changed too: restart the registry to use that");
+        }
+        self.metrics.configured(whole);
+        Some(config)
+    }
+}
