@@ -315,6 +315,46 @@ fn a_new_key_takes_over_where_the_old_one_is_named() {
 }
 
 #[test]
+fn a_version_is_withdrawn_and_brought_back() {
+    let dir = workshop();
+    let yank = |version: &'static str| {
+        let mut args = vec!["package", "yank", "--repository", "repo", "--key", "keys/canopy.key"];
+        args.push(version);
+        args
+    };
+    fails(4, &yank("demo@0.1.0"), dir.path());
+    ok(&publish("demo.cpkg"), dir.path());
+    let file = snapshot(&dir.path().join("repo/demo"));
+    assert!(ok(&yank("demo@0.1.0"), dir.path()).contains("withdrawn now"));
+    let withdrawn = index(dir.path());
+    assert_eq!(withdrawn["packages"][0]["yanked"], true);
+    assert_eq!(withdrawn["version"], 2);
+    // The file stays for the hosts that run it, and twice is as good as once.
+    assert_eq!(snapshot(&dir.path().join("repo/demo")), file);
+    assert!(ok(&yank("demo@0.1.0"), dir.path()).contains("withdrawn already"));
+    assert_eq!(index(dir.path())["version"], 2);
+
+    let mut undo = yank("demo@0.1.0");
+    undo.push("--undo");
+    ok(&undo, dir.path());
+    // `yanked` is left out where it is false.
+    assert_ne!(index(dir.path())["packages"][0]["yanked"], true);
+
+    let said = fails(4, &yank("demo@0.9.0"), dir.path());
+    assert!(said.contains("0.9.0"), "{said}");
+    let said = fails(2, &yank("demo"), dir.path());
+    assert!(said.contains("name@1.2.3"), "{said}");
+
+    // Who may not sign the index may not withdraw either.
+    ok(&["package", "keygen", "-o", "other"], dir.path());
+    let before = snapshot(&dir.path().join("repo"));
+    let mut other = yank("demo@0.1.0");
+    other[5] = "other/canopy.key";
+    fails(6, &other, dir.path());
+    assert_eq!(snapshot(&dir.path().join("repo")), before);
+}
+
+#[test]
 fn publishers_at_the_same_time_lose_nothing() {
     let dir = workshop();
     let manifest = dir.path().join("demo/package.yaml");

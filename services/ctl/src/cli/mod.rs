@@ -2,7 +2,7 @@
 
 mod package;
 
-pub use package::{PackageCommand, PublishArgs};
+pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
 
 use crate::output::Format;
 use canopy_api::{Hook, HostId, InterfaceName, PackageName, PackageRef, Principal, ProgramName};

@@ -3,6 +3,7 @@
 use super::{OutputArgs, duration, hook};
 use canopy_api::{Hook, PackageName, PackageRef};
 use clap::{Args, Subcommand};
+use semver::Version;
 use std::{path::PathBuf, time::Duration};
 
 /// `package`
@@ -67,6 +68,8 @@ pub enum PackageCommand {
     },
     /// Add package files to a directory repository and sign its index
     Publish(PublishArgs),
+    /// Withdraw a published version: it is not chosen any more; hosts that run it keep it
+    Yank(YankArgs),
     /// Show one package of the repositories (as `describe package`)
     Show {
         /// name, or name@requirement
@@ -94,10 +97,24 @@ pub struct PublishArgs {
     /// Package files; each is signed on the way unless its .minisig is beside it
     #[arg(required_unless_present_any = ["refresh_index", "rebuild_index"])]
     pub files: Vec<PathBuf>,
-    /// The repository's directory; made if it is not there
-    #[arg(long, value_name = "DIR")]
-    pub repository: PathBuf,
-    /// Secret key file; signs the index, and the packages that are not signed
+    /// The repository, and who signs; packages that are not signed are signed too.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+    /// Sign the index again, even if nothing is added
+    #[arg(long, conflicts_with = "rebuild_index")]
+    pub refresh_index: bool,
+    /// Make the index anew from the packages that are there and rightly signed
+    #[arg(long)]
+    pub rebuild_index: bool,
+}
+
+/// A directory repository that is changed, and by whom.
+#[derive(Debug, Args)]
+pub struct RepositoryArgs {
+    /// The repository's directory; `publish` makes it if it is not there
+    #[arg(long = "repository", value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Secret key file that signs
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
     /// Public key of somebody else whose signatures readers of the repository trust; may be repeated
@@ -106,10 +123,31 @@ pub struct PublishArgs {
     /// How long the index counts, such as 90d; publish or refresh again before
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "90d")]
     pub expires_in: Duration,
-    /// Sign the index again, even if nothing is added
-    #[arg(long, conflicts_with = "rebuild_index")]
-    pub refresh_index: bool,
-    /// Make the index anew from the packages that are there and rightly signed
+}
+
+/// `package yank`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The file stays, and a host that runs the version keeps it over restarts. Withdrawing twice changes \
+nothing.")]
+pub struct YankArgs {
+    /// The version, as name@1.2.3
+    #[arg(value_parser = exact_version)]
+    pub version: (PackageName, Version),
+    /// Bring it back
     #[arg(long)]
-    pub rebuild_index: bool,
+    pub undo: bool,
+    /// The repository, and who signs.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+}
+
+fn exact_version(text: &str) -> Result<(PackageName, Version), String> {
+    let (name, version) =
+        text.split_once('@').ok_or("write one exact version: name@1.2.3".to_owned())?;
+    let name = name.parse().map_err(|error| format!("{error}"))?;
+    let version = version
+        .parse()
+        .map_err(|error| format!("\"{version}\" is not an exact version ({error}): name@1.2.3"))?;
+    Ok((name, version))
 }

@@ -4,6 +4,8 @@ pub mod build;
 pub mod init;
 pub mod keys;
 pub mod publish;
+mod repository;
+pub mod yank;
 
 use crate::{
     cli::PackageCommand,
@@ -32,6 +34,7 @@ pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failur
         PackageCommand::Sign { files, key } => keys::sign(files, key, screen),
         PackageCommand::Comment { file } => keys::comment(file, screen),
         PackageCommand::Publish(args) => publish::run(args, screen),
+        PackageCommand::Yank(args) => yank::run(args, screen),
         PackageCommand::Show { .. } | PackageCommand::List { .. } => {
             Err(Failure::new(Exit::Failed, "this needs a connection"))
         }
