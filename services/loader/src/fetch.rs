@@ -200,6 +200,12 @@ impl Fetcher {
 
     /// Whether a package of this host could still come to it: its key may have been revoked since.
     async fn still_trusted(&self, trust: &Trust, located: &Located) -> Result<(), FetchError> {
+        let manifest = &located.package.manifest;
+        let what = format!("{} {} of this host", manifest.name, manifest.version);
+        if trust.revoked.contains(&located.digest) {
+            let digest = located.digest.clone();
+            return Err(refused(&what, PackageError::DigestRevoked { digest }));
+        }
         if trust.signatures == SignatureCheck::SkipForDevelopment {
             return Ok(());
         }
@@ -213,7 +219,7 @@ impl Fetcher {
             let signature = cache.signature(digest).unwrap_or_default();
             verify_package(&bytes, &signature, &keys, now, name, version, digest)
                 .map(drop)
-                .map_err(|source| refused(&format!("{name} {version} of this host"), source))
+                .map_err(|source| refused(&what, source))
         })
         .await
     }

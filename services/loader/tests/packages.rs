@@ -210,6 +210,7 @@ impl World {
         let rules = vec![Trust {
             packages: vec!["w*".to_owned()],
             keys: vec![TrustedKey::from(key.public().unwrap())],
+            revoked: Vec::new(),
             signatures,
         }];
         let memory = Arc::clone(&engine) as _;
@@ -534,15 +535,15 @@ async fn a_change_whose_caller_has_gone_is_not_made_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_refused_without_a_registry_too() {
+async fn a_revoked_key_or_file_is_refused_with_and_without_a_registry() {
     let world = World::new(SignatureCheck::Required).await;
     world.apply("wall@^1").await.unwrap();
-    world.registry.cancel();
-    let locate = |revoked: bool| {
+    let locate = |revoked: bool, revoked_file: Option<Digest>| {
         let trusted = TrustedKey { revoked, ..TrustedKey::from(world.key.public().unwrap()) };
         let rules = vec![Trust {
             packages: vec!["*".to_owned()],
             keys: vec![trusted],
+            revoked: revoked_file.into_iter().collect(),
             signatures: SignatureCheck::Required,
         }];
         let (cache, memory) = (Arc::clone(&world.cache), Arc::clone(&world.engine) as _);
@@ -550,11 +551,21 @@ async fn a_revoked_key_is_refused_without_a_registry_too() {
         let fetcher = Fetcher::new(bus, cache, rules, limits, memory, "6.18".to_owned());
         async move { fetcher.locate(&"wall@^1".parse().unwrap()).await }
     };
+    // An honest registry that still offers the file.
+    let offered = Digest::of(&world.answers.lock().unwrap().artifact);
+    let error = locate(false, Some(offered)).await.unwrap_err().into_api();
+    assert!(error.message.contains("revoked"), "{error:?}");
+    world.registry.cancel();
     for _ in 0..200 {
-        if matches!(locate(false).await, Ok((_, Some(note))) if note.contains("cannot be asked")) {
-            let error = locate(true).await.unwrap_err().into_api();
-            assert_eq!(error.code, Code::Denied, "{error:?}");
-            assert!(error.message.contains("revoked"), "{error:?}");
+        let found = locate(false, None).await;
+        if let Ok((located, Some(note))) = found
+            && note.contains("cannot be asked")
+        {
+            let refused = [locate(true, None).await, locate(false, Some(located.digest)).await];
+            for error in refused.map(|outcome| outcome.unwrap_err().into_api()) {
+                assert_eq!(error.code, Code::Denied, "{error:?}");
+                assert!(error.message.contains("revoked"), "{error:?}");
+            }
             return;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;

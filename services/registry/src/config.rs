@@ -4,7 +4,7 @@ use crate::{
     core::route::{Pattern, overlaps},
     location::Location,
 };
-use canopy_api::{Problem, Problems};
+use canopy_api::{Digest, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_package::TrustedKey;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
@@ -69,6 +69,9 @@ pub struct RepositoryConfig {
     /// Keys whose signatures count, on packages and index.
     #[serde(default)]
     pub keys: Vec<TrustedKey>,
+    /// Digests of package files (`sha256:…`) that are refused, whoever signed them.
+    #[serde(default)]
+    pub revoked: Vec<Digest>,
     /// What must be signed. Default `signed`.
     #[serde(default)]
     pub trust: Trust,

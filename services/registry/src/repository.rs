@@ -287,6 +287,7 @@ impl Repository {
         kept: &Artifacts,
         now: u64,
     ) -> Result<(Arc<Artifact>, bool), Trouble> {
+        entry.not_revoked(&self.config.revoked)?;
         let usable = |kept: &Artifacts| {
             kept.get(&entry.digest).filter(|artifact| {
                 !self.keys_ended(artifact.verified, now)

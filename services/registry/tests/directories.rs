@@ -108,6 +108,20 @@ async fn a_version_is_found_fetched_in_chunks_and_verifies_again() {
 }
 
 #[tokio::test]
+async fn a_revoked_file_is_refused_and_nothing_else() {
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    let bad = Digest::of(&directory.publish(&package("p", "0.1.1", "")));
+    let change = json!({ "revoked": [bad] });
+    let registry = registry(&[directory.config("test", &["*"], &change)]);
+    refused(&registry, "p", Code::Denied, "is revoked").await;
+    assert_eq!(resolve(&registry, "p", "=0.1.0").await.unwrap().version.version, "0.1.0");
+    let request = ArtifactRequest { digest: bad, offset: 0 };
+    let error = ApiError::from(registry.artifact(&request).await.unwrap_err());
+    assert_eq!(error.code, Code::Denied, "{error:?}");
+}
+
+#[tokio::test]
 async fn what_was_just_published_is_found() {
     let directory = Directory::new();
     let registry = directory.registry();

@@ -109,6 +109,12 @@ pub enum PackageError {
         /// Id of the key.
         key: String,
     },
+    /// That very file was revoked, however well signed.
+    #[error("the package file {digest} is revoked")]
+    DigestRevoked {
+        /// Its digest.
+        digest: Digest,
+    },
     /// The bytes are not those that were signed.
     #[error("{what} does not match its signature by key {key}: it was changed after signing")]
     Tampered {
@@ -230,6 +236,7 @@ impl PackageError {
             | Self::UntrustedKey { .. }
             | Self::KeyExpired { .. }
             | Self::KeyRevoked { .. }
+            | Self::DigestRevoked { .. }
             | Self::Tampered { .. }
             | Self::SignedForAnother { .. }
             | Self::WrongDigest { .. }
@@ -260,6 +267,7 @@ impl PackageError {
             Self::UntrustedKey { .. } => "untrusted_key",
             Self::KeyExpired { .. } => "key_expired",
             Self::KeyRevoked { .. } => "key_revoked",
+            Self::DigestRevoked { .. } => "digest_revoked",
             Self::Tampered { .. } => "tampered",
             Self::SignedForAnother { .. } => "signed_for_another",
             Self::WrongDigest { .. } => "wrong_digest",
@@ -315,6 +323,10 @@ impl PackageError {
             ),
             Self::KeyExpired { .. } | Self::KeyRevoked { .. } => {
                 "sign it again with a key that is trusted".to_owned()
+            }
+            Self::DigestRevoked { .. } => {
+                "ask for another version; its publisher should withdraw this one: `canopy package yank`"
+                    .to_owned()
             }
             Self::Tampered { .. } => "do not use it; find out who changed it, then publish the \
                  genuine one again"

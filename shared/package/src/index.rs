@@ -172,6 +172,14 @@ impl Index {
 }
 
 impl IndexEntry {
+    /// Refuses a file that is on a list of revoked ones, whoever signed it.
+    pub fn not_revoked(&self, revoked: &[Digest]) -> Result<(), PackageError> {
+        if revoked.contains(&self.digest) {
+            return Err(PackageError::DigestRevoked { digest: self.digest.clone() });
+        }
+        Ok(())
+    }
+
     fn key(&self) -> (&PackageName, &semver::Version) {
         (&self.name, &self.version)
     }

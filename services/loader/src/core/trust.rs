@@ -1,7 +1,7 @@
 //! Whose packages may run here, and the checks that make it so. The registry checks first; what it
 //! says counts for nothing here.
 
-use canopy_api::{PackageName, Problem, Problems, wire::ResolveReply};
+use canopy_api::{Digest, PackageName, Problem, Problems, wire::ResolveReply};
 use canopy_package::{
     Index, Limits, Package, PackageError, TrustedKey, index::IndexEntry, sign::verify_package,
 };
@@ -18,6 +18,10 @@ pub struct Trust {
     /// Keys whose signatures count; any of them.
     #[serde(default)]
     pub keys: Vec<TrustedKey>,
+    /// Digests of package files (`sha256:…`) that are refused, whoever signed them. What runs already
+    /// goes on until it is changed.
+    #[serde(default)]
+    pub revoked: Vec<Digest>,
     /// Whether signatures are needed.
     #[serde(default)]
     pub signatures: SignatureCheck,
@@ -100,6 +104,7 @@ pub fn check_index(
                 length: reply.version.length,
                 yanked: reply.version.yanked,
             };
+            entry.not_revoked(&rule.revoked)?;
             return Ok((entry, None));
         }
     };
@@ -113,6 +118,7 @@ pub fn check_index(
             found: reply.version.digest.clone(),
         });
     }
+    entry.not_revoked(&rule.revoked)?;
     Ok((entry.clone(), Some(index)))
 }
 
