@@ -145,6 +145,9 @@ pub struct Journal {
     pub drained: bool,
     /// Each chain that it changes.
     pub changes: Vec<Change>,
+    /// Whether it failed and whoever asked was told so: it may only be taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
 }
 
 /// What a journal does to one chain.

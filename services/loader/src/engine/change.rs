@@ -249,6 +249,7 @@ impl<K: Kernel> Engine<K> {
             generation: inner.state.generation + u64::from(desired_changes),
             drained: false,
             changes,
+            failed: false,
         };
         let mut after = self.carry_out(&mut inner, &journal, &seen)?;
         after.append(&mut so);
@@ -324,7 +325,8 @@ impl<K: Kernel> Engine<K> {
             });
         }
         if !dry_run && !unchanged {
-            let journal = Journal { generation: inner.state.generation, drained, changes };
+            let journal =
+                Journal { generation: inner.state.generation, drained, changes, failed: false };
             let after = self.carry_out(&mut inner, &journal, &seen)?;
             for outcome in &mut outcomes {
                 let key = ChainKey { interface: outcome.interface.clone(), hook: outcome.hook };

@@ -41,6 +41,7 @@ impl<K: Kernel> Engine<K> {
             }
             Err(error) => {
                 self.back_out(inner, journal);
+                self.keep_failed(inner);
                 Err(error)
             }
         }
@@ -230,8 +231,19 @@ impl<K: Kernel> Engine<K> {
         self.sweep(inner);
     }
 
+    /// Notes of a change that could not be taken back that it failed. Its caller has been told, so it
+    /// must not come true later, when the kernel is asked which side it is on.
+    fn keep_failed(&self, inner: &mut Inner) {
+        let Some(journal) = inner.state.journal.as_mut() else { return };
+        journal.failed = true;
+        if let Err(error) = self.parts.store.save(&inner.state) {
+            tracing::error!(%error, "a change failed; this could not be written down");
+        }
+    }
+
     /// Settles a change that was begun and neither committed nor taken back, by asking the kernel
-    /// which side it is on: with any chain on the new side the rest follows, else all go back.
+    /// which side it is on: with any chain on the new side the rest follows, else all go back. One
+    /// whose caller was told that it failed goes back in any case.
     pub(super) fn settle_journal(&self, inner: &mut Inner) {
         let Some(journal) = inner.state.journal.clone() else { return };
         let seen = match self.parts.kernel.observe() {
@@ -241,9 +253,10 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
         };
-        let forward = journal.changes.iter().any(|change| {
-            change.from != change.to && on_new_side(change, find(&seen, &change.key))
-        });
+        let forward = !journal.failed
+            && journal.changes.iter().any(|change| {
+                change.from != change.to && on_new_side(change, find(&seen, &change.key))
+            });
         if forward {
             let made = self.make(&journal, &seen).and_then(|_| self.commit(inner, &journal));
             match made {

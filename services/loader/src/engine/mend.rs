@@ -174,6 +174,7 @@ impl<K: Kernel> Engine<K> {
                 from_mode: record.wanted.xdp_mode,
                 record: Some(record),
             }],
+            failed: false,
         };
         if let Err(error) = self.carry_out(inner, &journal, &seen) {
             if !inner.state.needs(key, build.generation) {

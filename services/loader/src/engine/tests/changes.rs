@@ -150,6 +150,32 @@ fn a_refused_program_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_change_that_was_refused_does_not_come_true_later() {
+    let world = World::new();
+    let engine = world.start();
+    world.apply(&engine, document(&[chain("eth0", &[("a", "block", &[])])])).unwrap();
+    let before = get(&engine).chains[0].programs.clone();
+    // One chain goes, the other cannot come, and the first cannot come back either.
+    world.kernel.inject(Call::Switch, 0, Fault::Fail);
+    world.kernel.inject(Call::Switch, 0, Fault::Fail);
+    let swap = document(&[chain("eth0", &[]), chain("eth1", &[("a", "block", &[])])]);
+    world.apply(&engine, swap.clone()).unwrap_err();
+    assert_eq!(world.kernel.running(&eth0()), None, "the fault did not do what it is for");
+
+    // The caller was told that it failed: once the kernel lets us, it is as before, also by a
+    // loader that was started anew in between.
+    drop(engine);
+    let engine = world.start();
+    engine.tick();
+    let after = get(&engine);
+    assert_eq!(after.chains.len(), 1);
+    assert_eq!(after.chains[0].programs, before);
+    assert!(world.kernel.running(&eth0()).is_some());
+    assert_eq!(world.kernel.running(&eth1()), None);
+    world.apply(&engine, swap).unwrap();
+}
+
+#[test]
 fn a_switch_that_fails_takes_the_whole_request_back() {
     let world = World::new();
     let engine = world.start();

@@ -239,8 +239,13 @@ impl Run {
     }
 }
 
+/// `cargo xtask test --full` looks longer.
+fn cases() -> u32 {
+    if std::env::var_os("CANOPY_TEST_FULL").is_some() { 12_000 } else { 512 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_events_ends_as_the_model_says(ops in prop::collection::vec(op(), 1..40)) {
