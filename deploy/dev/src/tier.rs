@@ -20,7 +20,7 @@ use std::{
 /// A group of tests by what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Tier {
-    /// Nothing but the crates.
+    /// No root.
     Unit,
     /// A real nats-server on a free port.
     Bus,

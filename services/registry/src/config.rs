@@ -209,15 +209,16 @@ impl RepositoryConfig {
                 }
             }
         }
-        if is_s3 && store.region.is_none() && store.endpoint.is_none() {
-            let from_service_manager = store.credentials == Credentials::Environment;
-            if !from_service_manager {
-                problem(
-                    "store.region",
-                    "the bucket's region is not said".to_owned(),
-                    "write it, such as eu-north-1; or the endpoint of another store",
-                );
-            }
+        // The service manager's environment can name a region too.
+        let placed = store.region.is_some()
+            || store.endpoint.is_some()
+            || store.credentials == Credentials::Environment;
+        if is_s3 && !placed {
+            problem(
+                "store.region",
+                "the bucket's region is not said".to_owned(),
+                "write it, such as eu-north-1; or the endpoint of another store",
+            );
         }
         let addresses = match location {
             Location::Web(url) => Some(("url", url.as_str())),

@@ -41,9 +41,11 @@ impl Current {
                 return None;
             }
         };
-        let next = self.get().successor(&config.repositories, config.cache_bytes);
+        let before = self.get();
+        let next = Arc::new(before.successor(&config.repositories, config.cache_bytes));
         next.refresh().await;
-        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        next.forget_gone(&before);
         tracing::info!(
             repositories = config.repositories.len(),
             "the changed configuration is in use"

@@ -27,7 +27,6 @@ pub mod error;
 mod handlers;
 pub mod location;
 pub mod metrics;
-mod open;
 pub mod registry;
 pub mod repository;
 mod service;

@@ -73,14 +73,6 @@ impl Location {
             }
         }
     }
-
-    /// Whether files can be listed there.
-    pub fn lists(&self) -> bool {
-        match self {
-            Self::Directory(_) | Self::S3 { .. } => true,
-            Self::Web(_) => false,
-        }
-    }
 }
 
 #[cfg(test)]

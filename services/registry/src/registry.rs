@@ -92,12 +92,17 @@ impl Registry {
                 Some(_) | None => Arc::new(Repository::new(config)),
             })
             .collect();
-        for gone in &self.repositories {
-            if !opened.iter().any(|repository| repository.name == gone.name) {
+        Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
+    }
+
+    /// Shows nothing any more of the repositories that `before` had and this one has not. Once this
+    /// one is in use: until then the other looks at them, and shows what it sees.
+    pub fn forget_gone(&self, before: &Self) {
+        for gone in &before.repositories {
+            if !self.repositories.iter().any(|repository| repository.name == gone.name) {
                 self.metrics.forget(&gone.name);
             }
         }
-        Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
     }
 
     fn over(

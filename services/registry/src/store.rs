@@ -1,6 +1,8 @@
 //! A repository's files: bounded reads with a time limit, from an object store.
 
-use crate::{config::StoreConfig, location::Location, open::open};
+mod open;
+
+use crate::{config::StoreConfig, location::Location};
 use bytes::Bytes;
 use canopy_runtime::clock;
 use futures::TryStreamExt as _;
@@ -59,7 +61,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn of(path: &str, source: object_store::Error) -> Self {
+    fn of(path: &str, source: object_store::Error) -> Self {
         let path = path.to_owned();
         match source {
             object_store::Error::NotFound { .. } => Self::NotFound { path },
@@ -104,7 +106,7 @@ impl Store {
         if let Some(store) = self.opened.get() {
             return Ok(store.clone());
         }
-        let made = open(&self.location, &self.config, self.limit)?;
+        let made = open::open(&self.location, &self.config, self.limit)?;
         Ok(self.opened.get_or_init(|| made).clone())
     }
 

@@ -63,7 +63,6 @@ impl Python {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .expect("python3 is needed: apt-get install python3");
         let mut line = String::new();

@@ -1,9 +1,9 @@
 //! Opening a repository's store: the one place that makes clients and reads credentials.
 
+use super::StoreError;
 use crate::{
     config::{Credentials, StoreConfig, Transport},
     location::Location,
-    store::StoreError,
 };
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
@@ -33,7 +33,7 @@ struct S3Keys {
 }
 
 /// Opens the store; `limit` is how long one read may take.
-pub(crate) fn open(
+pub(super) fn open(
     location: &Location,
     config: &StoreConfig,
     limit: Duration,
