@@ -47,7 +47,10 @@ pub(crate) fn attach(
         Place::TcxEgress => tcx(prog, interface, TcAttachType::Egress),
     }?;
     link.pin(pin).map_err(|error| as_io(&error))?;
-    sys::obj_get(pin)
+    sys::obj_get(pin).inspect_err(|_| {
+        // The pin would keep the link attached, and nobody would know.
+        let _ = pins::remove_file(pin);
+    })
 }
 
 fn xdp(prog: &Path, ifindex: u32, mode: XdpMode) -> io::Result<FdLink> {

@@ -65,7 +65,8 @@ pub struct AyaKernel {
 }
 
 impl AyaKernel {
-    /// The kernel, with `root` (on bpffs; made when missing) for our pins.
+    /// The kernel, with `root` (on bpffs; made when missing) for our pins. Whatever a process left
+    /// there that died while it attached a chain is removed; nobody else may be attaching.
     ///
     /// # Errors
     ///
@@ -73,6 +74,7 @@ impl AyaKernel {
     pub fn new(root: impl Into<PathBuf>) -> Result<Self, KernelError> {
         let pins = Pins::new(root);
         pins.claim()?;
+        link::clean_up(&pins)?;
         Ok(Self { pins, held: Mutex::default() })
     }
 

@@ -5,7 +5,7 @@ use crate::{
     attach::{self, Place},
     held::Held,
     netif, observe,
-    pins::{self, os},
+    pins::{self, Pins, os},
     shared_maps, sys,
 };
 use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
@@ -73,6 +73,7 @@ pub(crate) fn detach(kernel: &AyaKernel, key: &ChainKey) -> Result<(), KernelErr
         }
     }
     pins::remove_file(&kernel.pins.link(key))?;
+    forget_unfinished(&kernel.pins, key);
     kernel.held().remove(key);
     pins::prune(kernel.pins.root(), &kernel.pins.chain(key));
     Ok(())
@@ -130,11 +131,32 @@ fn adopt(
     link: OwnedFd,
     prog: OwnedFd,
 ) -> Result<(), KernelError> {
-    pins::make_dir(&kernel.pins.chain(key))?;
-    pins::pin(&link, &kernel.pins.link(key))?;
+    let path = kernel.pins.link(key);
+    let pinned = pins::make_dir(&kernel.pins.chain(key)).and_then(|()| pins::pin(&link, &path));
+    if pinned.is_err() {
+        // A new link has a pin already, by which it would stay attached and nobody would look.
+        forget_unfinished(&kernel.pins, key);
+    }
+    pinned?;
     let mut held = kernel.held();
     let next = Held::new(&kernel.pins, key, generation, link, prog, held.remove(key))?;
     held.insert(key.clone(), next);
+    Ok(())
+}
+
+/// Removes a link that was made and did not get as far as its place: with its only pin it goes.
+fn forget_unfinished(pins: &Pins, key: &ChainKey) {
+    let path = pins::unfinished(&pins.link(key));
+    if let Err(error) = pins::remove_file(&path) {
+        tracing::error!(%key, %error, "a link that should not be there stays attached");
+    }
+}
+
+/// Removes what a process that died while it attached chains has left.
+pub(crate) fn clean_up(pins: &Pins) -> Result<(), KernelError> {
+    for key in pins.chains()? {
+        forget_unfinished(pins, &key);
+    }
     Ok(())
 }
 

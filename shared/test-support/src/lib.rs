@@ -11,6 +11,7 @@ pub mod packet;
 pub mod pair;
 pub mod python;
 pub mod service;
+pub mod tracee;
 pub mod traffic;
 mod wait;
 

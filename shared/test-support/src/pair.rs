@@ -45,8 +45,15 @@ impl Pair {
     /// Makes it.
     pub fn new() -> Result<Self> {
         let pair = Self { host: Netns::new()?, peer: Netns::new()? };
-        let peer_netns = pair.peer.path();
-        pair.host.exec(&[
+        pair.plug()?;
+        Ok(pair)
+    }
+
+    /// Makes the two interfaces, also anew after somebody deleted them; they are up when this
+    /// returns.
+    pub fn plug(&self) -> Result<()> {
+        let peer_netns = self.peer.path();
+        self.host.exec(&[
             "ip",
             "link",
             "add",
@@ -64,8 +71,8 @@ impl Pair {
             &peer_netns,
         ])?;
         let ends = [
-            (&pair.host, HOST_LINK, HOST_IP, PEER_IP, PEER_MAC),
-            (&pair.peer, PEER_LINK, PEER_IP, HOST_IP, HOST_MAC),
+            (&self.host, HOST_LINK, HOST_IP, PEER_IP, PEER_MAC),
+            (&self.peer, PEER_LINK, PEER_IP, HOST_IP, HOST_MAC),
         ];
         for (netns, link, own, other, other_mac) in ends {
             netns.exec(&["ip", "address", "add", &format!("{own}/24"), "dev", link])?;
@@ -95,7 +102,7 @@ impl Pair {
                 }
             })?;
         }
-        Ok(pair)
+        Ok(())
     }
 
     /// What `v0` has counted.

@@ -148,12 +148,20 @@ pub struct Flood {
 impl Flood {
     /// Starts it, out of an interface of a namespace. Each round sends every frame once.
     pub fn start(netns: &Netns, link: &str, frames: Vec<Vec<u8>>) -> Result<Self> {
+        Self::paced(netns, link, frames, Duration::ZERO)
+    }
+
+    /// The same with a pause after each round, which leaves the processors to others.
+    pub fn paced(netns: &Netns, link: &str, frames: Vec<Vec<u8>>, pause: Duration) -> Result<Self> {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted, link) = (stop.clone(), sent.clone(), link.to_owned());
         let thread = netns.spawn(move || {
             let sender = FrameSender::new(&link)?;
             while !stopped.load(Ordering::Relaxed) {
                 counted.fetch_add(sender.send(&frames)?, Ordering::Relaxed);
+                if !pause.is_zero() {
+                    std::thread::sleep(pause);
+                }
             }
             Ok(())
         })?;

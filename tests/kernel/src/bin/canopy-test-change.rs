@@ -1,0 +1,15 @@
+//! Makes one change of a loader's chains, for a test that kills it in the middle.
+
+use std::process::ExitCode;
+
+#[allow(clippy::print_stderr, reason = "read by the test")]
+fn main() -> ExitCode {
+    let task = std::env::args().nth(1).unwrap_or_default();
+    match canopy_kernel_tests::host::perform(&task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(3)
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A loader without a bus: its directories, the packages it may need, one change. The test's own
+//! process and one that is killed in the middle do the same with it.
+
+use anyhow::{Context as _, Result, anyhow};
+use canopy_api::{Digest, wire::ApplyReply};
+use canopy_kernel_aya::AyaKernel;
+use canopy_loader::{
+    cache::Cache,
+    core::resolve::{self, Located},
+    engine::{Engine, Options, Parts, Stage},
+    error::LoaderError,
+    store::Store,
+};
+use canopy_package::{Limits, Package};
+use canopy_test_support::tracee;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+/// The loader's directories, and the files of packages by what a document calls them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Site {
+    /// Its `state_dir`.
+    pub state: PathBuf,
+    /// Its directory on bpffs.
+    pub bpffs: PathBuf,
+    /// What a registry would answer: for `firewall@*` the file of a package.
+    pub packages: BTreeMap<String, PathBuf>,
+}
+
+/// A change that another process is to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Task {
+    /// Where.
+    pub site: Site,
+    /// The desired state.
+    pub document: Value,
+}
+
+/// A loader at a site.
+pub struct Loader {
+    /// The loader.
+    pub engine: Engine<AyaKernel>,
+    cache: Arc<Cache>,
+    site: Site,
+}
+
+/// Seconds that the loaders of this process are ahead of the clock.
+static AHEAD: AtomicU64 = AtomicU64::new(0);
+
+/// Lets time go by for the loaders of this process: what they wait for is due.
+pub fn wait(seconds: u64) {
+    AHEAD.fetch_add(seconds, Ordering::Relaxed);
+}
+
+fn now() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::Relaxed))
+}
+
+impl Loader {
+    /// Starts one: what a crash left open is settled when this returns.
+    pub fn start(site: &Site, on_stage: fn(Stage)) -> Result<Self> {
+        let store = Store::open(&site.state)?;
+        let cache = Arc::new(Cache::new(&site.state.join("cache"), Limits::default())?);
+        let engine = Engine::start(Parts {
+            host: "web1".parse()?,
+            version: "0".to_owned(),
+            kernel: Arc::new(AyaKernel::new(&site.bpffs)?),
+            store,
+            packages: Arc::clone(&cache) as _,
+            now,
+            on_stage,
+        })?;
+        Ok(Self { engine, cache, site: site.clone() })
+    }
+
+    /// Fetches what is not in the cache, as from a registry, and applies a document.
+    pub fn apply(&self, document: &Value) -> Result<ApplyReply, LoaderError> {
+        let located = self.fetch().map_err(|source| LoaderError::Fetch {
+            path: "document".to_owned(),
+            source: Box::new(canopy_loader::fetch::FetchError::Cache(std::io::Error::other(
+                format!("{source:#}"),
+            ))),
+        })?;
+        let document = resolve::check(document.clone())?;
+        let asked = resolve::resolve(&document, &located, &BTreeMap::new())?;
+        let options = Options { expected_generation: None, dry_run: false, by: by() };
+        self.engine.apply(asked, &options)
+    }
+
+    fn fetch(&self) -> Result<BTreeMap<String, Located>> {
+        let mut located = BTreeMap::new();
+        for (reference, path) in &self.site.packages {
+            let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let digest = Digest::of(&bytes);
+            if self.cache.bytes(&digest).is_none() {
+                self.cache.keep(&digest, &bytes, None)?;
+            }
+            let package = Package::open(&bytes, &Limits::default())?;
+            located.insert(reference.clone(), Located { digest, package: Arc::new(package) });
+        }
+        Ok(located)
+    }
+}
+
+fn by() -> canopy_api::Principal {
+    "u-test".parse().unwrap()
+}
+
+/// Where a site keeps a package file.
+pub fn cached(site: &Site, package: &Path) -> Result<PathBuf> {
+    let digest = Digest::of(&fs::read(package)?);
+    Ok(site.state.join("cache").join(format!("{}.cpkg", digest.hex())))
+}
+
+/// What the process of a [`Task`] does: it marks the start of the change and each stage of it, and
+/// fails as the change does.
+pub fn perform(task: &str) -> Result<()> {
+    let task: Task = serde_json::from_str(task).context("read the task")?;
+    let loader = Loader::start(&task.site, |_| tracee::mark())?;
+    tracee::mark();
+    loader.apply(&task.document).map(drop).map_err(|error| {
+        let api = error.into_api();
+        anyhow!("{api}")
+    })
+}
