@@ -46,6 +46,8 @@ const REQUIREMENTS: &[Requirement] = &[
     Requirement { need: Need::Tests, package: "python3", present: || has("python3") },
     Requirement { need: Need::Tests, package: "python3-pip", present: || python_module("pip") },
     Requirement { need: Need::Tests, package: "minisign", present: || has("minisign") },
+    Requirement { need: Need::Tests, package: "systemd", present: || has("systemd-analyze") },
+    Requirement { need: Need::Tests, package: "util-linux", present: || has("setpriv") },
     Requirement { need: Need::Check, package: "clang-format", present: || has("clang-format") },
 ];
 

@@ -18,6 +18,7 @@ use canopy_kernel::Kernel;
 use canopy_kernel_aya::AyaKernel;
 use canopy_package::Limits;
 use canopy_runtime::{Context, Latch, VERSION, clock};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,6 +31,7 @@ const ALIVE: Duration = Duration::from_secs(10);
 
 /// Runs the loader until it is asked to end. The chains do not wait for the bus.
 pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
+    more_descriptors();
     let state = cx.readiness.latch("state");
     let limits = Limits::default();
     let (dir, bpffs) = (config.state_dir.clone(), config.bpffs.clone());
@@ -77,6 +79,17 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let ended = Handlers::new(engine, fetcher).register(server).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
+}
+
+/// Each map of each chain is held by a descriptor: as many as the hard limit allows, where the usual
+/// soft one of 1,024 is for programs that call select(2).
+fn more_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Says whether the state is sound.

@@ -77,7 +77,8 @@ pub(crate) fn facts(pins: &Pins) -> Vec<Fact> {
             "memlock",
             Required,
             memlock(),
-            "raise the limit: LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited",
+            "give the loader's control group more memory; before Linux 5.11, raise the limit: \
+             LimitMEMLOCK=infinity in the unit",
         ),
         fact("btf", Required, btf(), "a kernel with CONFIG_DEBUG_INFO_BTF=y"),
         fact("jit", Optional, jit(), "sysctl net.core.bpf_jit_enable=1"),

@@ -1,10 +1,7 @@
 //! What of an attached chain is held besides its pins, so that removing the pins neither detaches it
 //! nor loses its counters.
 
-use crate::{
-    pins::{self, Pins, os},
-    sys::{self, Kind},
-};
+use crate::pins::{self, Pins};
 use canopy_api::ChainKey;
 use canopy_kernel::KernelError;
 use std::{
@@ -18,11 +15,9 @@ pub(crate) struct Held {
     pub(crate) link: OwnedFd,
     pub(crate) generation: u64,
     prog: OwnedFd,
-    /// No program uses this map, so the descriptor is all that keeps it.
-    meta: Option<OwnedFd>,
-    /// The maps that the program keeps, by pin and kernel id: a descriptor for each would soon
-    /// reach the limit of a process.
-    maps: Vec<(PathBuf, u32)>,
+    /// Every map, by pin. A descriptor for each, although the program keeps most of them: only
+    /// `CAP_SYS_ADMIN` turns the kernel's ids into descriptors.
+    maps: Vec<(PathBuf, OwnedFd)>,
 }
 
 impl Held {
@@ -38,34 +33,27 @@ impl Held {
         if let Some(before) = before.filter(|before| before.generation == generation) {
             return Ok(Self { link, prog, ..before });
         }
-        let mut paths = vec![pins.cells(key, generation), pins.constants(key, generation)];
+        let mut paths = vec![
+            pins.cells(key, generation),
+            pins.constants(key, generation),
+            pins.meta(key, generation),
+        ];
         for (member, map) in pins.member_maps(key, generation)? {
             paths.push(pins.map(key, generation, &member, &map));
         }
         let mut maps = Vec::with_capacity(paths.len());
         for path in paths {
             if let Some(map) = pins::open(&path)? {
-                let info = sys::map_info(&map)
-                    .map_err(|error| os(format!("read {}", path.display()), error))?;
-                maps.push((path, info.id));
+                maps.push((path, map));
             }
         }
-        let meta = pins::open(&pins.meta(key, generation))?;
-        Ok(Self { link, generation, prog, meta, maps })
+        Ok(Self { link, generation, prog, maps })
     }
 
     /// Pins again what somebody unpinned.
     pub(crate) fn repair(&self, pins: &Pins, key: &ChainKey) -> Result<(), KernelError> {
-        for (path, id) in &self.maps {
-            if !path.exists() {
-                // A map that the program does not use went with its pin.
-                if let Ok(map) = sys::fd_by_id(Kind::Map, *id) {
-                    pin_again(&map, path)?;
-                }
-            }
-        }
-        if let Some(meta) = &self.meta {
-            restore(meta, &pins.meta(key, self.generation))?;
+        for (path, map) in &self.maps {
+            restore(map, path)?;
         }
         // Last, as in preparing: what has its program is whole.
         restore(&self.prog, &pins.prog(key, self.generation))?;
@@ -74,10 +62,9 @@ impl Held {
 }
 
 fn restore(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
-    if path.exists() { Ok(()) } else { pin_again(object, path) }
-}
-
-fn pin_again(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
+    if path.exists() {
+        return Ok(());
+    }
     tracing::warn!(pin = %path.display(), "a pin was removed; pinned again");
     if let Some(dir) = path.parent() {
         pins::make_dir(dir)?;

@@ -22,6 +22,9 @@ pub(crate) struct Meta {
     pub(crate) members: Vec<(ProgramName, VerdictSet)>,
     /// By member index and map name: a number that is the same for the same layout of key and value.
     pub(crate) layouts: Vec<(usize, String, u64)>,
+    /// The names of the program's functions, in order, less the generated `main`. The program's own
+    /// types tell them too, to whoever has `CAP_SYS_ADMIN`.
+    pub(crate) functions: Vec<String>,
 }
 
 impl Meta {
@@ -43,6 +46,9 @@ impl Meta {
         for (member, map, layout) in &self.layouts {
             let _ = writeln!(text, "map {member} {} {layout:x}", crate::pins::escape(map));
         }
+        for function in &self.functions {
+            let _ = writeln!(text, "function {}", crate::pins::escape(function));
+        }
         text
     }
 
@@ -57,6 +63,7 @@ impl Meta {
             frags: frags == "1",
             members: Vec::new(),
             layouts: Vec::new(),
+            functions: Vec::new(),
         };
         for line in lines {
             let mut words = line.split(' ');
@@ -70,6 +77,7 @@ impl Meta {
                     unescape(map)?,
                     u64::from_str_radix(layout, 16).ok()?,
                 )),
+                (Some("function"), Some(name), None, None) => meta.functions.push(unescape(name)?),
                 _ => return None,
             }
         }
@@ -119,6 +127,7 @@ mod tests {
                 ("2nd".parse().unwrap(), VerdictSet::from_bits(0)),
             ],
             layouts: vec![(0, ".bss".to_owned(), u64::MAX), (1, "flows x".to_owned(), 0)],
+            functions: vec!["p0_fire_wall".to_owned(), "p1_2nd.part.0".to_owned()],
         };
         assert_eq!(Meta::from_text(&meta.to_text()), Some(meta.clone()));
         assert_eq!(meta.layout(&"fire-wall".parse().unwrap(), ".bss"), Some(u64::MAX));

@@ -1,6 +1,6 @@
 //! What the kernel says about our chains, never what we remember of them.
 
-use crate::{AyaKernel, held::Held, link, netif, pins, pins::os, sys};
+use crate::{AyaKernel, held::Held, link, meta::Meta, netif, pins, pins::os, sys};
 use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
 use canopy_chain::btf::Btf;
 use canopy_kernel::{KernelError, LinkState, Observed};
@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 /// How often a chain is looked at again while it changes under the eyes.
@@ -49,7 +50,7 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
         };
         let prog = link::open_prog(kernel, key, generation)?;
         // Interface and link were asked one after the other; a switch in between is no tampering.
-        if let Some(observed) = describe(key, generation, &device, &info, &prog)? {
+        if let Some(observed) = describe(kernel, key, generation, &device, &info, &prog)? {
             let before = held.remove(key);
             let next = Held::new(&kernel.pins, key, generation, link, prog, before)?;
             held.insert(key.clone(), next);
@@ -85,13 +86,14 @@ pub(crate) fn read_back(
             remedy: "apply again, after finding out who changes this interface".to_owned(),
         });
     }
-    describe(key, generation, &device, &info, &prog)?
+    describe(kernel, key, generation, &device, &info, &prog)?
         .ok_or_else(|| failed("the interface does not list the program that its link runs"))
 }
 
 /// The chain as link, program and interface tell it; `None` when the interface does not agree with
 /// the link.
 fn describe(
+    kernel: &AyaKernel,
     key: &ChainKey,
     generation: u64,
     device: &netif::Device,
@@ -114,6 +116,7 @@ fn describe(
         }
     };
     let info = sys::prog_info(prog).map_err(failed)?;
+    let meta = kernel.pins.meta(key, generation);
     Ok(Some(ObservedChain {
         program_id: info.id,
         link_id: link.id,
@@ -123,16 +126,23 @@ fn describe(
         generation,
         verified_instructions: info.verified_instructions,
         jited_bytes: info.jited_bytes,
-        functions: functions(prog, &info).map_err(failed)?,
+        functions: functions(&meta, prog, &info).map_err(failed)?,
     }))
 }
 
-/// The names of a program's functions, in order, less the generated `main`.
-fn functions(prog: &impl AsFd, info: &sys::ProgInfo) -> io::Result<Vec<String>> {
+/// The names of a program's functions, in order, less the generated `main`: as its types tell them,
+/// or, without the right to read those, as the description at `meta` does.
+fn functions(meta: &Path, prog: &impl AsFd, info: &sys::ProgInfo) -> io::Result<Vec<String>> {
     if info.btf_id == 0 {
         return Ok(Vec::new());
     }
-    let bytes = sys::btf_bytes(&sys::fd_by_id(sys::Kind::Btf, info.btf_id)?)?;
+    let types = match sys::fd_by_id(sys::Kind::Btf, info.btf_id) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            return Ok(Meta::read(meta).map(|meta| meta.functions).unwrap_or_default());
+        }
+        types => types?,
+    };
+    let bytes = sys::btf_bytes(&types)?;
     let btf = Btf::parse(&bytes).map_err(io::Error::other)?;
     let name = |id| btf.get(id).map(|function| btf.string(function.name).to_owned());
     Ok(sys::prog_records(prog)?.function_types.into_iter().skip(1).filter_map(name).collect())

@@ -108,7 +108,7 @@ fn assemble(
             .map(|composed| Composed { frags: loading.frags, ..composed })
             .map_err(|error| member::compose_error(&error))
     };
-    let composed = compose(Shape::Inlined)?;
+    let mut composed = compose(Shape::Inlined)?;
     if composed.constants.is_some() {
         notes.push("constant data of the programs shares one map: there would be too many".into());
     }
@@ -121,13 +121,14 @@ fn assemble(
         .map(create_constants)
         .transpose()
         .map_err(|error| os(key, "make the map of constants", error))?;
-    let load = |composed| load(loading, composed, &members, &cells, constants.as_ref());
+    let load = |composed: &Composed| load(loading, composed, &members, &cells, constants.as_ref());
     let prog = match load(&composed) {
         // Each loads alone. What the verifier does not follow through all of them in one function,
         // it may take one by one; and only then its complaint names a member.
         Err(error) if composed.inlined > 0 => {
             tracing::debug!(chain = %key, %error, "the members are called instead of inlined");
-            load(&compose(Shape::Calls)?)
+            composed = compose(Shape::Calls)?;
+            load(&composed)
         }
         result => result,
     }?;
@@ -144,6 +145,7 @@ fn assemble(
                 member.layouts.iter().map(move |(map, layout)| (index, map.clone(), *layout))
             })
             .collect(),
+        functions: composed.functions.iter().skip(1).cloned().collect(),
     };
     let meta = meta.write().map_err(|error| os(key, "make the description", error))?;
 

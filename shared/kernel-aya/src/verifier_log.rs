@@ -17,7 +17,8 @@ pub(crate) struct Complaint {
 }
 
 /// Complaints by a part of their text, and what helps.
-const REMEDIES: [(&str, &str); 21] = [
+const REMEDIES: [(&str, &str); 22] = [
+    ("prohibited for !root", "run the loader with CAP_PERFMON as well, or as root"),
     ("unknown#195896080", "guard the field with bpf_core_field_exists: this kernel lacks it"),
     ("GPL", "declare a GPL-compatible licence in the object if that is so, or avoid the helper"),
     ("invalid access to packet", "compare the access with data_end before it"),

@@ -2,7 +2,11 @@
 //! process and one that is killed in the middle do the same with it.
 
 use anyhow::{Context as _, Result, anyhow};
-use canopy_api::{Digest, wire::ApplyReply};
+use canopy_api::{
+    Digest,
+    wire::{ApplyReply, Fact, GetReply, GetRequest},
+};
+use canopy_kernel::Kernel as _;
 use canopy_kernel_aya::AyaKernel;
 use canopy_loader::{
     cache::Cache,
@@ -44,6 +48,9 @@ pub struct Task {
     pub site: Site,
     /// The desired state.
     pub document: Value,
+    /// Whether to probe the kernel afterwards, remove all pins, and let the loader's check find that.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// A loader at a site.
@@ -123,13 +130,22 @@ pub fn cached(site: &Site, package: &Path) -> Result<PathBuf> {
 }
 
 /// What the process of a [`Task`] does: it marks the start of the change and each stage of it, and
-/// fails as the change does.
-pub fn perform(task: &str) -> Result<()> {
+/// fails as the change does. How the host is afterwards, and the facts if more was asked for.
+pub fn perform(task: &str) -> Result<(GetReply, Vec<Fact>)> {
     let task: Task = serde_json::from_str(task).context("read the task")?;
     let loader = Loader::start(&task.site, |_| tracee::mark())?;
     tracee::mark();
-    loader.apply(&task.document).map(drop).map_err(|error| {
+    loader.apply(&task.document).map_err(|error| {
         let api = error.into_api();
-        anyhow!("{api}")
-    })
+        anyhow!("{api}; {}", api.remedy.as_deref().unwrap_or_default())
+    })?;
+    let mut facts = Vec::new();
+    if task.more {
+        facts = loader.engine.kernel().facts();
+        for entry in fs::read_dir(&task.site.bpffs)? {
+            fs::remove_dir_all(entry?.path())?;
+        }
+        loader.engine.tick();
+    }
+    Ok((loader.engine.get(&GetRequest::default())?, facts))
 }

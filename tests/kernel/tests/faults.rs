@@ -394,8 +394,11 @@ impl World {
 
     /// Runs the operation in a process of its own.
     fn perform(&self, operation: Operation, at: impl FnMut(Step) -> Act + Send) -> Ran {
-        let task =
-            Task { site: self.site(operation.is_new_version()), document: operation.document() };
+        let task = Task {
+            site: self.site(operation.is_new_version()),
+            document: operation.document(),
+            more: false,
+        };
         let said = self.dir.path().join("said");
         let end = self.here(|| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_canopy-test-change"));

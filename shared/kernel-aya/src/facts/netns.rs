@@ -6,7 +6,10 @@ use crate::{
     netif,
     sys::{self, LinkOrder, LinkTarget},
 };
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+};
 use std::{io, os::fd::OwnedFd, thread};
 
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -14,6 +17,8 @@ const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const RETURN_NEXT: [u8; 16] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0];
 
 const VETH: &str = "probe0";
+/// The number of no interface.
+const NOWHERE: u32 = 0x7fff_ffff;
 
 /// What was seen there.
 pub(super) struct Network {
@@ -22,7 +27,7 @@ pub(super) struct Network {
     pub(super) tcx: Seen,
 }
 
-/// Tries everything.
+/// Tries everything. A namespace takes `CAP_SYS_ADMIN`; without it the kernel is only asked.
 pub(super) fn probe() -> Network {
     let all = |why: String| Network {
         xdp_native: Err(why.clone()),
@@ -30,9 +35,11 @@ pub(super) fn probe() -> Network {
         tcx: Err(why),
     };
     let thread = thread::Builder::new().name("canopy-probe".to_owned()).spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|error| format!("make a network namespace to try in: {error}"))?;
-        Ok(in_namespace())
+        match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => Ok(in_namespace()),
+            Err(Errno::EPERM) => Ok(asked()),
+            Err(error) => Err(format!("make a network namespace to try in: {error}")),
+        }
     });
     match thread.map(thread::JoinHandle::join) {
         Ok(Ok(Ok(network))) => network,
@@ -62,6 +69,49 @@ fn in_namespace() -> Network {
     }
 }
 
+/// What can be told without attaching. A TCX link on an interface that is not there is refused by
+/// `ENODEV` where the kernel knows such links, else by `EINVAL`. For XDP it is `EINVAL` either way,
+/// so that the kernel's version has to do (`bpf_xdp_link_attach` came with 5.9).
+fn asked() -> Network {
+    const UNTRIED: &str = "not tried: that takes cap_sys_admin";
+    let xdp = || {
+        let release = super::release();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if version >= (5, 9) {
+            Ok(format!("Linux {release} has such links ({UNTRIED})"))
+        } else {
+            Err(format!("Linux {release} has no such links"))
+        }
+    };
+    let tcx = || -> io::Result<()> {
+        let program = next()?;
+        for target in
+            [LinkTarget::TcxIngress(LinkOrder::First), LinkTarget::TcxEgress(LinkOrder::First)]
+        {
+            match sys::link_create(&program, NOWHERE, target) {
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Err(io::Error::other("an interface of that number is there")),
+            }
+        }
+        Ok(())
+    };
+    Network {
+        xdp_native: xdp(),
+        xdp_generic: xdp(),
+        tcx: tcx()
+            .map(|()| format!("the kernel knows such links ({UNTRIED})"))
+            .map_err(|error| format!("ask for a link: {error}")),
+    }
+}
+
+fn next() -> io::Result<OwnedFd> {
+    let name = "canopy_probe";
+    sys::prog_load(&sys::ProgLoad::new(BPF_PROG_TYPE_SCHED_CLS, &RETURN_NEXT, "GPL", name))
+        .map_err(|rejected| rejected.error)
+}
+
 fn attach_xdp(index: u32, target: LinkTarget<'_>, on: &str) -> Seen {
     let seen = || -> io::Result<()> {
         let (one, other) = (super::pass()?, super::pass()?);
@@ -74,13 +124,8 @@ fn attach_xdp(index: u32, target: LinkTarget<'_>, on: &str) -> Seen {
 }
 
 fn attach_tcx(index: u32) -> Seen {
-    let load = || {
-        let name = "canopy_probe";
-        sys::prog_load(&sys::ProgLoad::new(BPF_PROG_TYPE_SCHED_CLS, &RETURN_NEXT, "GPL", name))
-            .map_err(|rejected| rejected.error)
-    };
     let seen = || -> io::Result<()> {
-        let (one, other) = (load()?, load()?);
+        let (one, other) = (next()?, next()?);
         for target in
             [LinkTarget::TcxIngress(LinkOrder::First), LinkTarget::TcxEgress(LinkOrder::First)]
         {

@@ -1,0 +1,173 @@
+//! The loader needs three capabilities and no more.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code: a failure is a panic")]
+
+use canopy_api::wire::{ChainState, Fact, GetReply};
+use canopy_kernel_tests::{
+    chain,
+    host::{Site, Task},
+    package,
+};
+use canopy_package::{Manifest, Package};
+use canopy_test_support::{
+    bpffs::BpffsDir,
+    pair::{HOST_LINK, PEER_IP, Pair},
+    traffic::ping,
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+    sync::Arc,
+};
+
+/// A host on which everything runs with these capabilities.
+struct Host {
+    pair: Pair,
+    bpffs: BpffsDir,
+    dir: tempfile::TempDir,
+    capabilities: &'static str,
+}
+
+impl Host {
+    fn new(capabilities: &'static str) -> Self {
+        let host = Self {
+            pair: Pair::new().unwrap(),
+            bpffs: BpffsDir::new().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+            capabilities,
+        };
+        host.add(package::manifest("firewall").unwrap(), &|file| {
+            package::object("firewall", file).unwrap()
+        });
+        host.add(package::manifest("flowmeter").unwrap(), &|file| {
+            package::object("flowmeter", file).unwrap()
+        });
+        // Too large to lie inside the generated function: it keeps its name.
+        let mut functions = package::manifest("firewall").unwrap();
+        functions.name = "functions".parse().unwrap();
+        "functions".clone_into(&mut functions.programs[0].function);
+        functions.config.clear();
+        functions.metrics.clear();
+        functions.maps.clear();
+        host.add(functions, &|_| chain::object("functions"));
+        host
+    }
+
+    fn add(&self, manifest: Manifest, object: &dyn Fn(&str) -> Arc<[u8]>) {
+        let file = manifest.programs[0].object.clone();
+        let name = manifest.name.to_string();
+        let objects = [(file.clone(), object(&file).to_vec())].into();
+        let package = Package { manifest, objects, readme: None, license_text: None };
+        fs::write(self.dir.path().join(name), package.build().unwrap()).unwrap();
+    }
+
+    /// Applies a document; with `more`, the kernel is probed and all pins are removed afterwards.
+    fn change(&self, document: Value, more: bool) -> Output {
+        let file = |name: &str| (format!("{name}@*"), self.dir.path().join(name));
+        let site = Site {
+            state: self.dir.path().join("state"),
+            bpffs: self.bpffs.path().to_owned(),
+            packages: BTreeMap::from([file("firewall"), file("flowmeter"), file("functions")]),
+        };
+        let task = serde_json::to_string(&Task { site, document, more }).unwrap();
+        self.pair
+            .host
+            .run(|| {
+                Ok(Command::new("setpriv")
+                    .arg(format!("--bounding-set={}", self.capabilities))
+                    .arg(format!("--inh-caps={}", self.capabilities))
+                    .arg("--no-new-privs")
+                    .arg(env!("CARGO_BIN_EXE_canopy-test-change"))
+                    .arg(task)
+                    .output()?)
+            })
+            .unwrap()
+    }
+}
+
+fn chains(blocked: &[&str]) -> Value {
+    json!({ "chains": [
+        { "interface": HOST_LINK, "hook": "xdp", "programs": [
+            { "name": "wall", "package": "firewall", "config": { "blocked": blocked } },
+            { "name": "many", "package": "functions" },
+        ]},
+        { "interface": HOST_LINK, "hook": "tc-ingress", "programs": [
+            { "name": "meter", "package": "flowmeter" },
+        ]},
+    ]})
+}
+
+fn pins(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(pins(&path));
+        } else {
+            found.push(path.display().to_string());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn three_capabilities_suffice() {
+    let host = Host::new("-all,+bpf,+net_admin,+perfmon");
+    let peer = PEER_IP.to_string();
+    let done = |output: Output| -> (GetReply, Vec<Fact>) {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    assert_eq!(ping(&host.pair, 2).unwrap(), 2);
+    // Made; then, by another process, adopted and exchanged.
+    for (blocked, replies) in [(vec![], 2), (vec![peer.as_str()], 0)] {
+        let (reply, _) = done(host.change(chains(&blocked), false));
+        let functions: Vec<_> = reply
+            .chains
+            .iter()
+            .map(|chain| {
+                assert_eq!(chain.state, ChainState::Active, "{chain:?}");
+                chain.observed.as_ref().unwrap().functions.join(",")
+            })
+            .collect();
+        assert!(functions.iter().any(|names| names.contains("_many,step")), "{functions:?}");
+        assert_eq!(ping(&host.pair, 2).unwrap(), replies);
+    }
+    // What somebody unpins is pinned again: the counts are not lost.
+    let before = pins(host.bpffs.path());
+    let (reply, facts) = done(host.change(chains(&[&peer]), true));
+    let failed: Vec<_> = facts.iter().filter(|fact| fact.required && !fact.ok).collect();
+    assert!(failed.is_empty() && facts.len() > 5, "{failed:?}");
+    assert_eq!(pins(host.bpffs.path()), before);
+    let xdp = reply.chains.iter().find(|chain| chain.hook.as_str() == "xdp").unwrap();
+    let wall = xdp.programs.iter().find(|program| program.name.as_str() == "wall").unwrap();
+    assert_eq!((wall.runs, wall.exits["drop"]), (4, 2));
+    // Removed.
+    let nothing = json!({ "chains": [
+        { "interface": HOST_LINK, "hook": "xdp", "programs": [] },
+        { "interface": HOST_LINK, "hook": "tc-ingress", "programs": [] },
+    ]});
+    done(host.change(nothing, false));
+    assert_eq!(ping(&host.pair, 2).unwrap(), 2);
+    assert_eq!(pins(host.bpffs.path()), Vec::<String>::new());
+}
+
+#[test]
+fn each_of_the_three_is_needed_and_its_lack_is_told() {
+    for (without, told) in [
+        ("-all,+net_admin,+perfmon", "CAP_BPF"),
+        ("-all,+bpf,+perfmon", "CAP_NET_ADMIN"),
+        ("-all,+bpf,+net_admin", "CAP_PERFMON"),
+    ] {
+        let host = Host::new(without);
+        let output = host.change(chains(&[]), false);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{without} will do");
+        assert!(said.contains(told), "{without}: {said}");
+        assert_eq!(ping(&host.pair, 2).unwrap(), 2, "{without}");
+    }
+}
