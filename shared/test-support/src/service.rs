@@ -98,8 +98,13 @@ impl ServiceProcess {
     }
 
     /// Sends SIGTERM and waits for the end.
-    pub fn end(mut self) -> Result<ExitStatus> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+    pub fn end(self) -> Result<ExitStatus> {
+        self.end_by(Signal::SIGTERM)
+    }
+
+    /// Sends a signal that ends it and waits for the end.
+    pub fn end_by(mut self, signal: Signal) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal)?;
         let until = Instant::now() + LIMIT;
         while Instant::now() < until {
             if let Some(status) = self.child.try_wait()? {
@@ -107,7 +112,7 @@ impl ServiceProcess {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        bail!("still running {LIMIT:?} after SIGTERM:\n{}", self.log())
+        bail!("still running {LIMIT:?} after {signal}:\n{}", self.log())
     }
 }
 

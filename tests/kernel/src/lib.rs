@@ -11,6 +11,7 @@
 )]
 
 pub mod chain;
+pub mod files;
 pub mod host;
 pub mod live;
 pub mod package;

@@ -3,11 +3,9 @@
 
 use canopy_api::wire::{ChainState, Fact, GetReply};
 use canopy_kernel_tests::{
-    chain,
+    files,
     host::{Site, Task},
-    package,
 };
-use canopy_package::{Manifest, Package};
 use canopy_test_support::{
     bpffs::BpffsDir,
     pair::{HOST_LINK, PEER_IP, Pair},
@@ -19,7 +17,6 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
-    sync::Arc,
 };
 
 /// A host on which everything runs with these capabilities.
@@ -32,44 +29,26 @@ struct Host {
 
 impl Host {
     fn new(capabilities: &'static str) -> Self {
-        let host = Self {
+        Self {
             pair: Pair::new().unwrap(),
             bpffs: BpffsDir::new().unwrap(),
             dir: tempfile::tempdir().unwrap(),
             capabilities,
-        };
-        host.add(package::manifest("firewall").unwrap(), &|file| {
-            package::object("firewall", file).unwrap()
-        });
-        host.add(package::manifest("flowmeter").unwrap(), &|file| {
-            package::object("flowmeter", file).unwrap()
-        });
-        // Too large to lie inside the generated function: it keeps its name.
-        let mut functions = package::manifest("firewall").unwrap();
-        functions.name = "functions".parse().unwrap();
-        "functions".clone_into(&mut functions.programs[0].function);
-        functions.config.clear();
-        functions.metrics.clear();
-        functions.maps.clear();
-        host.add(functions, &|_| chain::object("functions"));
-        host
-    }
-
-    fn add(&self, manifest: Manifest, object: &dyn Fn(&str) -> Arc<[u8]>) {
-        let file = manifest.programs[0].object.clone();
-        let name = manifest.name.to_string();
-        let objects = [(file.clone(), object(&file).to_vec())].into();
-        let package = Package { manifest, objects, readme: None, license_text: None };
-        fs::write(self.dir.path().join(name), package.build().unwrap()).unwrap();
+        }
     }
 
     /// Applies a document; with `more`, the kernel is probed and all pins are removed afterwards.
     fn change(&self, document: Value, more: bool) -> Output {
-        let file = |name: &str| (format!("{name}@*"), self.dir.path().join(name));
+        let dir = self.dir.path();
         let site = Site {
-            state: self.dir.path().join("state"),
+            state: dir.join("state"),
             bpffs: self.bpffs.path().to_owned(),
-            packages: BTreeMap::from([file("firewall"), file("flowmeter"), file("functions")]),
+            packages: BTreeMap::from([
+                ("firewall@*".to_owned(), files::write(dir, &files::starter("firewall"))),
+                ("flowmeter@*".to_owned(), files::write(dir, &files::starter("flowmeter"))),
+                // Too large to lie inside the generated function: it keeps its name.
+                ("functions@*".to_owned(), files::write(dir, &files::corpus("functions", &[]))),
+            ]),
         };
         let task = serde_json::to_string(&Task { site, document, more }).unwrap();
         self.pair

@@ -16,20 +16,17 @@
 )]
 
 use canopy_api::{
-    ChainKey, Digest, Hook,
+    ChainKey, Hook,
     wire::{ChainState, ChainStatus, GetReply, GetRequest},
 };
 use canopy_kernel_aya::sys;
 use canopy_kernel_tests::{
+    files,
     host::{Loader, Site, Task, cached, wait},
-    package,
 };
-use canopy_package::Package;
 use canopy_test_support::{
-    compile_with,
     packet::Udp4,
     pair::{HOST_LINK, PEER_LINK, Pair, udp_counter},
-    repository,
     tracee::{self, Act, End, Step},
     traffic::{Flood, send_frames},
     wait_for,
@@ -158,32 +155,10 @@ struct Packages {
 
 impl Packages {
     fn build(dir: &Path) -> Self {
-        let write = |package: &Package| {
-            let bytes = package.build().unwrap();
-            let path = dir.join(format!("{}.cpkg", Digest::of(&bytes).hex()));
-            fs::write(&path, bytes).unwrap();
-            path
-        };
-        let of = |name: &str| {
-            let manifest = package::manifest(name).unwrap();
-            let file = manifest.programs[0].object.clone();
-            let object = package::object(name, &file).unwrap().to_vec();
-            Package { manifest, objects: [(file, object)].into(), readme: None, license_text: None }
-        };
-        let firewall = of("firewall");
-        // The next version: other bytes of the same program.
-        let mut newer = firewall.clone();
-        newer.manifest.version = "0.2.0".parse().unwrap();
-        let object = dir.join("newer.o");
-        let source = repository().join("ebpf/packages/firewall/firewall.bpf.c");
-        compile_with(&source, &object, &["-DVERSION=2", "-O1"]).unwrap();
-        let file = newer.manifest.programs[0].object.clone();
-        newer.objects = [(file, fs::read(&object).unwrap())].into();
-        assert_ne!(newer.objects, firewall.objects);
         Self {
-            firewall: write(&firewall),
-            newer: write(&newer),
-            flowmeter: write(&of("flowmeter")),
+            firewall: files::write(dir, &files::starter("firewall")),
+            newer: files::write(dir, &files::newer_firewall()),
+            flowmeter: files::write(dir, &files::starter("flowmeter")),
         }
     }
 }
