@@ -2,7 +2,10 @@
 
 use crate::{chain, package};
 use canopy_api::{Digest, Hook};
-use canopy_package::{Package, manifest::ManifestMap};
+use canopy_package::{
+    Package,
+    manifest::{Bind, ManifestMap, ManifestProgram, Parameter, ParameterType},
+};
 use canopy_test_support::{compile_with, repository};
 use std::{
     fs,
@@ -69,3 +72,33 @@ pub fn write(dir: &Path, package: &Package) -> PathBuf {
     fs::write(&path, bytes).unwrap();
     path
 }
+
+/// `port-dropper`: drops UDP to its `port`, on XDP and on TC.
+pub fn port_dropper() -> Package {
+    let mut package = corpus("drop_port", &[]);
+    let manifest = &mut package.manifest;
+    manifest.name = "port-dropper".parse().unwrap();
+    manifest.config.push(Parameter {
+        name: "port".to_owned(),
+        kind: ParameterType::Port,
+        description: "What is dropped".to_owned(),
+        unit: None,
+        default: None,
+        min: None,
+        max: None,
+        bind: Bind::Global { global: "port".to_owned() },
+    });
+    let xdp = manifest.programs[0].clone();
+    manifest.programs = [("xdp_drop_port", vec![Hook::Xdp]), ("tc_drop_port", TC.to_vec())]
+        .map(|(name, hooks)| ManifestProgram {
+            name: name.to_owned(),
+            function: name.to_owned(),
+            hooks,
+            proceed_on: None,
+            ..xdp.clone()
+        })
+        .to_vec();
+    package
+}
+
+const TC: [Hook; 2] = [Hook::TcIngress, Hook::TcEgress];

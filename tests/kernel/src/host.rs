@@ -3,11 +3,11 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use canopy_api::{
-    Digest,
+    Digest, Hook, Principal,
     wire::{ApplyReply, Fact, GetReply, GetRequest},
 };
 use canopy_kernel::Kernel as _;
-use canopy_kernel_aya::AyaKernel;
+use canopy_kernel_aya::{AyaKernel, sys};
 use canopy_loader::{
     cache::Cache,
     core::resolve::{self, Located},
@@ -16,7 +16,11 @@ use canopy_loader::{
     store::Store,
 };
 use canopy_package::{Limits, Package};
-use canopy_test_support::tracee;
+use canopy_test_support::{
+    pair::{HOST_LINK, Pair},
+    tracee,
+};
+use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
@@ -119,8 +123,26 @@ impl Loader {
     }
 }
 
-fn by() -> canopy_api::Principal {
+/// Who changes things.
+pub fn by() -> Principal {
     "u-test".parse().unwrap()
+}
+
+/// The programs attached to the host end of a pair, by the kernel; called in its namespace. (Debian
+/// 12's bpftool does not know TCX.)
+pub fn attached(pair: &Pair) -> BTreeMap<Hook, u32> {
+    let mut attached = BTreeMap::new();
+    let seen = pair.host.exec(&["ip", "-j", "link", "show", HOST_LINK]).unwrap();
+    let links: Value = serde_json::from_str(&seen).unwrap();
+    if let Some(id) = links[0]["xdp"]["prog"]["id"].as_u64() {
+        attached.insert(Hook::Xdp, u32::try_from(id).unwrap());
+    }
+    let index = if_nametoindex(HOST_LINK).unwrap();
+    for (hook, egress) in [(Hook::TcIngress, false), (Hook::TcEgress, true)] {
+        let programs = sys::tcx_query(index, egress).unwrap();
+        attached.extend(programs.into_iter().map(|program| (hook, program.prog_id)));
+    }
+    attached
 }
 
 /// Where a site keeps a package file.

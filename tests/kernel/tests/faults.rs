@@ -19,10 +19,9 @@ use canopy_api::{
     ChainKey, Hook,
     wire::{ChainState, ChainStatus, GetReply, GetRequest},
 };
-use canopy_kernel_aya::sys;
 use canopy_kernel_tests::{
     files,
-    host::{Loader, Site, Task, cached, wait},
+    host::{Loader, Site, Task, attached, cached, wait},
 };
 use canopy_test_support::{
     packet::Udp4,
@@ -34,7 +33,6 @@ use canopy_test_support::{
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
-    net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -202,23 +200,6 @@ impl World {
         umount2(&self.dir.path().join(name), MntFlags::MNT_DETACH).unwrap();
     }
 
-    /// The programs attached to the interface, by the kernel; called in its namespace. (Debian 12's
-    /// bpftool does not know TCX.)
-    fn attached(&self) -> BTreeMap<Hook, u32> {
-        let mut attached = BTreeMap::new();
-        let seen = self.pair.host.exec(&["ip", "-j", "link", "show", HOST_LINK]).unwrap();
-        let links: Value = serde_json::from_str(&seen).unwrap();
-        if let Some(id) = links[0]["xdp"]["prog"]["id"].as_u64() {
-            attached.insert(Hook::Xdp, u32::try_from(id).unwrap());
-        }
-        let index = if_nametoindex(HOST_LINK).unwrap();
-        for (hook, egress) in [(Hook::TcIngress, false), (Hook::TcEgress, true)] {
-            let programs = sys::tcx_query(index, egress).unwrap();
-            attached.extend(programs.into_iter().map(|program| (hook, program.prog_id)));
-        }
-        attached
-    }
-
     /// Packets that arrived in all.
     fn arrived(&self) -> u64 {
         self.pair.host.run(|| udp_counter("NoPorts")).unwrap()
@@ -361,7 +342,7 @@ impl World {
         self.unmount("bpf");
         self.unmount("state");
         wait_for(Duration::from_secs(10), "the chains to be gone", || {
-            let attached = self.here(|| self.attached());
+            let attached = self.here(|| attached(&self.pair));
             if attached.is_empty() { Ok(()) } else { Err(attached) }
         })
         .unwrap();
@@ -576,7 +557,7 @@ impl World {
             loader.engine.tick();
             reply = loader.engine.get(&GetRequest::default()).unwrap();
         }
-        let attached = self.attached();
+        let attached = attached(&self.pair);
         if loader.engine.lost().is_some() {
             let first = case.operation == Operation::Apply && case.fault == Fault::StateTorn;
             assert!(first, "{what}: there was a state before, and it is not used");
@@ -637,6 +618,9 @@ fn cases(recorded: &BTreeMap<Operation, Recorded>, full: bool) -> Vec<Case> {
             before(2) == Some("bpf link create") && before(1) == Some("bpf pin")
         });
         cases.extend(half.map(|step| case(Fault::KilledBefore, step, 0)));
+        // The new chains run and have counted, and the state cannot be written.
+        let commit = steps.iter().position(|step| *step == (4, "write"));
+        cases.extend(commit.map(|step| case(Fault::DiskFull, step, 0)));
         for fault in FAULTS {
             let exhaustive =
                 matches!(fault, Fault::KilledBefore | Fault::KilledAfter | Fault::CallFails);

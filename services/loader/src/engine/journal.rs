@@ -222,12 +222,18 @@ impl<K: Kernel> Engine<K> {
             .filter(|(key, to)| find(&seen, key).is_some_and(|now| now.generations.contains(to)))
             .collect();
         // They may have run for a moment.
-        self.fold(inner, &mut next, made);
-        if let Err(error) = self.parts.store.save(&next) {
-            // The journal on disk leads a restart to the same side.
-            tracing::error!(%error, "a change was taken back; this could not be written down");
+        let mut counted = next.clone();
+        self.fold(inner, &mut counted, made.clone());
+        match self.parts.store.save(&counted) {
+            Ok(()) => inner.state = counted,
+            Err(error) => {
+                // The journal on disk leads a restart to the same side. What they counted stays in
+                // their pins until it can be written down.
+                tracing::error!(%error, "a change was taken back; this could not be written down");
+                next.retired.extend(made);
+                inner.state = next;
+            }
         }
-        inner.state = next;
         self.sweep(inner);
     }
 
