@@ -65,6 +65,15 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// A request until the chain is attached, against loading and attaching alone: milliseconds.
+    Apply {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each variant is measured.
+        #[arg(long, default_value_t = 40)]
+        runs: u32,
+    },
     /// A fused chain against tail calls and a bare program: nanoseconds a packet.
     Chain {
         /// Write the figures to this file too.
@@ -121,6 +130,7 @@ fn run(task: Task) -> Result<()> {
             compile::binaries()?;
             docs::generate()
         }
+        Task::Bench { what: Bench::Apply { json, runs } } => bench::apply(json.as_deref(), runs),
         Task::Bench { what: Bench::Chain { json, loads, runs } } => {
             bench::chain(json.as_deref(), loads, runs)
         }

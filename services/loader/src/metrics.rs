@@ -65,6 +65,11 @@ const OBSERVED: MetricSpec = MetricSpec::gauge(
     &[],
     "1 when the kernel could be read for this answer, else 0",
 );
+const KERNEL_TIME: MetricSpec = MetricSpec::counter(
+    "canopy_loader_kernel_seconds_total",
+    &[],
+    "Time spent inside the kernel for the chains: verifying, attaching, reading, waiting, seconds",
+);
 
 /// Every metric of the loader. Beside these, each metric a package declares is
 /// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
@@ -80,6 +85,7 @@ pub const METRICS: &[MetricSpec] = &[
     GENERATION,
     DRAINED,
     OBSERVED,
+    KERNEL_TIME,
 ];
 
 /// Reads the engine when the registry gathers. Blocks; the admin listener gathers on a thread
@@ -113,6 +119,7 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
         let (generation, drained) = self.engine.generation();
         families.add(&GENERATION, &[], float(generation));
         families.add(&DRAINED, &[], f64::from(u8::from(drained)));
+        families.add(&KERNEL_TIME, &[], self.engine.kernel().spent().as_secs_f64());
         match self.engine.report(&GetRequest::default()) {
             Ok(reports) => {
                 families.add(&OBSERVED, &[], 1.0);

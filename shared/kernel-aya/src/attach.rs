@@ -40,12 +40,13 @@ pub(crate) fn attach(
     pin: &Path,
 ) -> io::Result<OwnedFd> {
     pins::remove_file(pin).map_err(io::Error::other)?;
-    let link = match place {
+    // Nearly all of it is the kernel's, which for XDP waits for a grace period.
+    let link = sys::timed(|| match place {
         Place::XdpNative => xdp(prog, ifindex, XdpMode::Driver),
         Place::XdpGeneric => xdp(prog, ifindex, XdpMode::Skb),
         Place::TcxIngress => tcx(prog, interface, TcAttachType::Ingress),
         Place::TcxEgress => tcx(prog, interface, TcAttachType::Egress),
-    }?;
+    })?;
     link.pin(pin).map_err(|error| as_io(&error))?;
     sys::obj_get(pin).inspect_err(|_| {
         // The pin would keep the link attached, and nobody would know.

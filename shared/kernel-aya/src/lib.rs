@@ -52,6 +52,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// The kernel of this host, with everything of ours pinned under one directory.
@@ -115,6 +116,10 @@ impl Kernel for AyaKernel {
 
     fn facts(&self) -> Vec<Fact> {
         facts::facts(&self.pins)
+    }
+
+    fn spent(&self) -> Duration {
+        sys::spent()
     }
 
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {

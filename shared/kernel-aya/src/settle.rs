@@ -1,6 +1,6 @@
 //! Waiting until no packet is inside a program that is no longer attached.
 
-use crate::pins::os;
+use crate::{pins::os, sys};
 use canopy_kernel::KernelError;
 use std::{io, thread, time::Duration};
 
@@ -15,7 +15,7 @@ const UNTOLD: Duration = Duration::from_millis(200);
 /// XDP and TC programs run inside one RCU read-side section per packet, so after a grace period
 /// every packet that had entered an old program has left it and been counted.
 pub(crate) fn settle() -> Result<(), KernelError> {
-    match membarrier() {
+    match sys::timed(membarrier) {
         Ok(()) => Ok(()),
         Err(error)
             if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) =>

@@ -27,6 +27,8 @@ use std::{
     ffi::c_long,
     io,
     os::fd::{FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 /// Bytes a kernel object's name may have, its terminating zero included (`BPF_OBJ_NAME_LEN`).
@@ -62,6 +64,24 @@ enum Cmd {
     LinkDetach = 34,
 }
 
+/// Nanoseconds; see [`spent`].
+static SPENT: AtomicU64 = AtomicU64::new(0);
+
+/// Time this process has spent inside the kernel for its chains, all threads together: verifying,
+/// attaching, reading, waiting for packets to leave.
+pub fn spent() -> Duration {
+    Duration::from_nanos(SPENT.load(Ordering::Relaxed))
+}
+
+/// Makes a call whose time counts as [`spent`]. Not within another.
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = call();
+    let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    SPENT.fetch_add(took, Ordering::Relaxed);
+    result
+}
+
 /// The one system call.
 ///
 /// # Safety
@@ -70,12 +90,14 @@ enum Cmd {
 /// `cmd` uses; every address in it must be valid, for as many bytes as the kernel reads or writes
 /// there, until this returns.
 unsafe fn bpf<A>(cmd: Cmd, attr: &mut A) -> io::Result<c_long> {
-    // SAFETY: `attr` is a live exclusive reference of the size given; the rest is the caller's
-    // promise.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, cmd as u32, std::ptr::from_mut(attr), size_of::<A>())
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    timed(|| {
+        // SAFETY: `attr` is a live exclusive reference of the size given; the rest is the caller's
+        // promise.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, cmd as u32, std::ptr::from_mut(attr), size_of::<A>())
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    })
 }
 
 /// Like [`bpf`], for commands that return a new descriptor.

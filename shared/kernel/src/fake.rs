@@ -26,6 +26,7 @@ use canopy_api::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// A call of the port that can be counted, or made to fail.
@@ -380,6 +381,10 @@ impl Kernel for FakeKernel {
 
     fn facts(&self) -> Vec<Fact> {
         self.lock().facts.clone()
+    }
+
+    fn spent(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {

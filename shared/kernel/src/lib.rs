@@ -14,7 +14,7 @@ use canopy_api::{
     verdict::CELLS,
     wire::{Fact, ObservedChain},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// A chain to be built: everything resolved, nothing left to look up.
 #[derive(Clone, Debug)]
@@ -241,6 +241,10 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// What this kernel and machine can do, probed.
     fn facts(&self) -> Vec<Fact>;
+
+    /// Time this process has spent inside the kernel for its chains since it started, all threads
+    /// together.
+    fn spent(&self) -> Duration;
 
     /// Every interface of the network namespace.
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;

@@ -5,6 +5,7 @@
 //! Figures are ratios first: they hold on another machine where nanoseconds do not.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
+pub mod apply;
 pub mod chain;
 pub mod hop;
 pub mod report;

@@ -1,7 +1,9 @@
 //! `canopy-bench`: what `cargo xtask bench` runs.
 
+use canopy_bench::report::Report;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 /// Benchmarks of Canopy. Needs root, a bpffs at /sys/fs/bpf and clang.
 #[derive(Parser)]
@@ -13,6 +15,15 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// A request over the bus until the chain is attached, read back and answered, against loading
+    /// and attaching the same objects in one process; milliseconds.
+    Apply {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::apply::Options,
+    },
     /// A fused chain against tail calls and against a bare program, nanoseconds a packet.
     Chain {
         /// Write the result as JSON too.
@@ -25,13 +36,16 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
+        Bench::Apply { json, options } => {
+            finish(&canopy_bench::apply::run(&options)?, json.as_deref())
+        }
         Bench::Chain { json, options } => {
-            let report = canopy_bench::chain::run(&options)?;
-            report.print();
-            if let Some(path) = json {
-                report.write(&path)?;
-            }
+            finish(&canopy_bench::chain::run(&options)?, json.as_deref())
         }
     }
-    Ok(())
+}
+
+fn finish<R: Serialize>(report: &Report<R>, json: Option<&Path>) -> anyhow::Result<()> {
+    report.print();
+    json.map_or(Ok(()), |path| report.write(path))
 }

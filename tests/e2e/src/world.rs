@@ -86,11 +86,16 @@ pub struct Gap {
 impl World {
     /// A stack with the starter packages published, every service ready, and no chain.
     pub fn start() -> Result<Self> {
+        Self::start_under(&std::env::temp_dir())
+    }
+
+    /// The same, with its files in a directory of this one.
+    pub fn start_under(parent: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let compiled = COMPILED.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
         let nats_server = tools::nats_server()?;
-        let dir = TempDir::with_prefix("canopy-e2e-")?;
+        let dir = TempDir::with_prefix_in("canopy-e2e-", parent)?;
         let layout = Layout {
             dir: dir.path().join("stack"),
             bpffs: format!("/sys/fs/bpf/canopy-e2e-{}-{number}", process::id()).into(),
