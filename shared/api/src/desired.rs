@@ -68,6 +68,28 @@ pub enum XdpMode {
     Generic,
 }
 
+/// How a TC chain is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcMode {
+    /// By a TCX link where the kernel has those, else by clsact; the reply says which.
+    #[default]
+    Best,
+    /// By a TCX link (Linux 6.6), or not at all.
+    Tcx,
+    /// By a direct-action filter of a clsact qdisc; works on every kernel. Whoever administers
+    /// traffic control can remove or replace it, and it is put back.
+    Clsact,
+}
+
+impl TcMode {
+    /// Whether nothing was chosen.
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    pub fn is_best(&self) -> bool {
+        *self == Self::Best
+    }
+}
+
 /// Which chain: one interface, one hook.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
@@ -164,6 +186,9 @@ pub struct ChainSpec {
     /// How an XDP chain is attached; only with `hook: xdp`. Default `best`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xdp_mode: Option<XdpMode>,
+    /// How a TC chain is attached; only with `hook: tc-ingress` and `tc-egress`. Default `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// The programs; an empty list removes the chain.
     pub programs: Vec<ProgramSpec>,
 }
@@ -241,14 +266,20 @@ impl DesiredState {
                     .remedy("merge the two: a chain is replaced as a whole"),
                 );
             }
-            if chain.xdp_mode.is_some() && chain.hook != Hook::Xdp {
-                problems.push(
-                    Problem::new(
-                        format!("{at}.xdp_mode"),
-                        format!("xdp_mode has no meaning on {}", chain.hook),
-                    )
-                    .remedy("remove it"),
-                );
+            let xdp = chain.hook == Hook::Xdp;
+            for (field, misplaced) in [
+                ("xdp_mode", chain.xdp_mode.is_some() && !xdp),
+                ("tc_mode", chain.tc_mode.is_some() && xdp),
+            ] {
+                if misplaced {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.{field}"),
+                            format!("{field} has no meaning on {}", chain.hook),
+                        )
+                        .remedy("remove it"),
+                    );
+                }
             }
             let mut names = BTreeMap::new();
             for (p, program) in chain.programs.iter().enumerate() {

@@ -193,12 +193,13 @@ mod tests {
             ],
         ),
         (
-            "chains:\n- {interface: eth0, hook: tc-ingress, xdp_mode: native, programs: []}\n- {interface: eth0, hook: tc-ingress, programs: [{name: a, package: f, proceed_on: [drop]}, {name: a, package: g}]}\n",
+            "chains:\n- {interface: eth0, hook: tc-ingress, xdp_mode: native, programs: []}\n- {interface: eth0, hook: tc-ingress, programs: [{name: a, package: f, proceed_on: [drop]}, {name: a, package: g}]}\n- {interface: eth0, hook: xdp, tc_mode: clsact, programs: []}\n",
             &[
                 "chains[0].xdp_mode: xdp_mode has no meaning on tc-ingress",
                 "chains[1]: eth0/tc-ingress is already described by chains[0]",
                 "chains[1].programs[0].proceed_on[0]: \"drop\" is not a verdict of tc-ingress",
                 "chains[1].programs[1].name: \"a\" is already the name of programs[0]",
+                "chains[2].tc_mode: tc_mode has no meaning on xdp",
             ],
         ),
     ];

@@ -32,7 +32,9 @@ pub mod verdict;
 pub mod wire;
 
 pub use blob::Blob;
-pub use desired::{ChainKey, ChainSpec, DesiredState, Hook, PackageRef, ProgramSpec, XdpMode};
+pub use desired::{
+    ChainKey, ChainSpec, DesiredState, Hook, PackageRef, ProgramSpec, TcMode, XdpMode,
+};
 pub use error::{ApiError, Code};
 pub use name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName};
 pub use problem::{Problem, Problems};

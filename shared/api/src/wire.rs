@@ -292,13 +292,13 @@ pub struct MetricValue {
 pub struct ObservedChain {
     /// Kernel id of the fused program.
     pub program_id: u32,
-    /// Kernel id of the link.
+    /// Kernel id of the link; 0 for a chain attached by a filter of clsact, which has none.
     pub link_id: u32,
     /// Tag of the fused program, 16 hexadecimal digits.
     pub tag: String,
     /// Index of the interface it hangs on.
     pub ifindex: u32,
-    /// `native`, `generic` or `tcx`.
+    /// `native`, `generic`, `tcx` or `clsact`.
     pub mode: String,
     /// The chain's generation.
     pub generation: u64,

@@ -21,7 +21,8 @@ pub enum Attachment {
     /// TC by a TCX link: `ok`, `pipe` and `unspec` become `TCX_NEXT`, so that TCX programs of others
     /// still run; `stolen`, `queued` and `trap`, which TCX would deliver, become `shot`.
     Tcx,
-    /// TC by a direct-action filter of a clsact qdisc. Verdicts are returned as they are.
+    /// TC by a direct-action filter of a clsact qdisc: `ok` becomes `unspec`, so that filters of
+    /// others behind it still run; what else is returned the kernel takes as it always has.
     Clsact,
 }
 
@@ -39,6 +40,14 @@ impl Attachment {
         match self {
             Self::Xdp => Hook::Xdp,
             Self::Tcx | Self::Clsact => Hook::TcIngress,
+        }
+    }
+
+    /// The name of the generated `main`, which is the program's in the kernel.
+    pub fn main(self) -> &'static str {
+        match self {
+            Self::Xdp => "canopy_xdp",
+            Self::Tcx | Self::Clsact => "canopy_tc",
         }
     }
 
@@ -160,10 +169,7 @@ impl Builder {
             })
             .collect();
         let main = main_program::generate(self.attachment, &steps, inlined.stack);
-        let name = match self.attachment {
-            Attachment::Xdp => "canopy_xdp",
-            Attachment::Tcx | Attachment::Clsact => "canopy_tc",
-        };
+        let name = self.attachment.main();
         let type_id = self.entry_type(name);
         self.function(0, name, type_id);
         self.line(0, "canopy", "the chain begins");

@@ -39,7 +39,8 @@ const TC_ACT_PIPE: i32 = 3;
 const TC_ACT_STOLEN: i32 = 4;
 const TC_ACT_QUEUED: i32 = 5;
 const TC_ACT_TRAP: i32 = 8;
-const TCX_NEXT: i32 = -1;
+/// `TCX_NEXT`, which is `TC_ACT_UNSPEC`.
+const NEXT: i32 = -1;
 
 /// `main` and what has to be filled in.
 #[derive(Clone, Debug)]
@@ -255,20 +256,25 @@ pub(crate) fn generate(attachment: Attachment, steps: &[Step<'_>], stack: u32) -
 }
 
 /// Returns `r0`. TCX lets the next program run only on -1, and delivers what it does not know:
-/// verdicts that mean "this packet is taken" become a drop.
+/// verdicts that mean "this packet is taken" become a drop. A filter of clsact lets the next one run
+/// on the same -1, to which the kernel turns what it does not know (`cls_bpf_exec_opcode`).
 fn finish(asm: &mut Assembler, attachment: Attachment) {
-    if attachment == Attachment::Tcx {
+    if attachment != Attachment::Xdp {
         asm.jump(Insn::jump_eq(0, TC_ACT_OK, 0), Label::Next);
+    }
+    if attachment == Attachment::Tcx {
         asm.jump(Insn::jump_eq(0, TC_ACT_PIPE, 0), Label::Next);
         for taken in [TC_ACT_STOLEN, TC_ACT_QUEUED, TC_ACT_TRAP] {
             asm.jump(Insn::jump_eq(0, taken, 0), Label::Shot);
         }
     }
     asm.emit(Insn::exit());
-    if attachment == Attachment::Tcx {
+    if attachment != Attachment::Xdp {
         asm.label(Label::Next);
-        asm.emit(Insn::mov32_imm(0, TCX_NEXT));
+        asm.emit(Insn::mov32_imm(0, NEXT));
         asm.emit(Insn::exit());
+    }
+    if attachment == Attachment::Tcx {
         asm.label(Label::Shot);
         asm.emit(Insn::mov32_imm(0, TC_ACT_SHOT));
         asm.emit(Insn::exit());

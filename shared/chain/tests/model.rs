@@ -162,7 +162,7 @@ fn model(
         counts[i][usize::from(goes_on)][slot] += 1;
         if !goes_on {
             return match (attachment, verdict.cast_signed()) {
-                (Attachment::Tcx, -1 | 0 | 3) => u32::MAX,
+                (Attachment::Tcx, -1 | 0 | 3) | (Attachment::Clsact, 0) => u32::MAX,
                 (Attachment::Tcx, 4 | 5 | 8) => 2,
                 _ => *verdict,
             };

@@ -59,6 +59,8 @@ pub(crate) fn facts(pins: &Pins) -> Vec<Fact> {
     use Need::{Optional, Required};
     let network = netns::probe();
     let tracing = tracing_probe::Targets::new();
+    // Without TCX it is the only way to attach TC chains.
+    let clsact = if network.tcx.is_ok() { Optional } else { Required };
     vec![
         fact("kernel", Required, Ok(kernel()), ""),
         fact(
@@ -89,7 +91,13 @@ pub(crate) fn facts(pins: &Pins) -> Vec<Fact> {
             "generic XDP is used instead, more slowly; drivers differ",
         ),
         fact("xdp-generic", Required, network.xdp_generic, "Linux 5.9 or newer (XDP links)"),
-        fact("tcx", Required, network.tcx, "Linux 6.6 or newer; without it there are no TC chains"),
+        fact("tcx", Optional, network.tcx, "Linux 6.6 or newer; clsact is used instead"),
+        fact(
+            "clsact",
+            clsact,
+            network.clsact,
+            "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
+        ),
         fact("ring-buffer", Optional, ring_buffer(), "Linux 5.8 or newer"),
         fact(
             "grace-period",

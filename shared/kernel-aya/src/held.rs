@@ -1,7 +1,11 @@
 //! What of an attached chain is held besides its pins, so that removing the pins neither detaches it
 //! nor loses its counters.
 
-use crate::pins::{self, Pins};
+use crate::{
+    clsact, link, netif,
+    pins::{self, Pins, os},
+    sys,
+};
 use canopy_api::ChainKey;
 use canopy_kernel::KernelError;
 use std::{
@@ -12,7 +16,8 @@ use std::{
 /// An attached generation, held by descriptor.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) link: OwnedFd,
+    /// `None` for a chain attached by a filter of clsact.
+    pub(crate) link: Option<OwnedFd>,
     pub(crate) generation: u64,
     prog: OwnedFd,
     /// Every map, by pin. A descriptor for each, although the program keeps most of them: only
@@ -26,7 +31,7 @@ impl Held {
         pins: &Pins,
         key: &ChainKey,
         generation: u64,
-        link: OwnedFd,
+        link: Option<OwnedFd>,
         prog: OwnedFd,
         before: Option<Self>,
     ) -> Result<Self, KernelError> {
@@ -57,7 +62,22 @@ impl Held {
         }
         // Last, as in preparing: what has its program is whole.
         restore(&self.prog, &pins.prog(key, self.generation))?;
-        restore(&self.link, &pins.link(key))
+        match &self.link {
+            Some(link) => restore(link, &pins.link(key)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is attached, as far as it can be seen without its pins.
+    pub(crate) fn is_attached(&self, key: &ChainKey) -> Result<bool, KernelError> {
+        if let Some(link) = &self.link {
+            return Ok(link::link_index(link, key)? != 0);
+        }
+        let Some(device) = netif::device(&key.interface)? else { return Ok(false) };
+        let Some(filter) = clsact::filter(key, &device)? else { return Ok(false) };
+        let ours = sys::prog_info(&self.prog)
+            .map_err(|error| os(format!("read the program of {key}"), error))?;
+        Ok(filter.program_id == ours.id)
     }
 }
 

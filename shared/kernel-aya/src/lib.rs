@@ -19,6 +19,7 @@
 mod attach;
 mod btf_ext;
 mod cells;
+mod clsact;
 mod core_relocate;
 mod elf;
 mod facts;
@@ -29,6 +30,7 @@ mod member;
 mod member_maps;
 mod meta;
 mod netif;
+mod netlink;
 mod object;
 mod object_maps;
 mod observe;
@@ -91,10 +93,9 @@ impl AyaKernel {
 
     /// The chain's link: the pinned one, else the one we hold.
     fn link(&self, key: &ChainKey, held: Option<&Held>) -> Result<Option<OwnedFd>, KernelError> {
-        match (pins::open(&self.pins.link(key))?, held) {
+        match (pins::open(&self.pins.link(key))?, held.and_then(|held| held.link.as_ref())) {
             (Some(link), _) => Ok(Some(link)),
-            (None, Some(held)) => held
-                .link
+            (None, Some(link)) => link
                 .try_clone()
                 .map(Some)
                 .map_err(|error| pins::os(format!("duplicate the link of {key}"), error)),

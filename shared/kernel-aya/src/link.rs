@@ -3,8 +3,11 @@
 use crate::{
     AyaKernel,
     attach::{self, Place},
+    clsact,
     held::Held,
-    netif, observe,
+    meta::Meta,
+    netif,
+    observe::{self, Now},
     pins::{self, Pins, os},
     shared_maps, sys,
 };
@@ -26,43 +29,108 @@ pub(crate) fn switch(
     let device = netif::device(&key.interface)?
         .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
     let prog = open_prog(kernel, key, generation)?;
-    // A link that hangs on another interface (renamed, re-created) is as good as dead to this chain.
-    let link = match kernel.link(key, kernel.held().get(key))? {
-        Some(link) if link_index(&link, key)? == device.index => Some(link),
-        _ => None,
-    };
-    match (link, expect) {
-        (None, Expect::Nothing) => {
-            let link = create(kernel, key, generation, &device, mode)?;
-            adopt(kernel, key, generation, link, prog)?;
+    let now = Now::look(kernel, key, kernel.held().get(key), &device)?;
+    if by_filter(kernel, key, generation)? {
+        compare(kernel, key, &now, expect)?;
+        clsact::attach(&kernel.pins, key, &device, &prog, now.filter.as_ref())?;
+        adopt(kernel, key, generation, None, prog)?;
+        if let Some((link, _)) = now.link {
+            sys::link_detach(&link).map_err(|error| os(format!("detach {key}"), error))?;
         }
-        (None, Expect::Generation(_) | Expect::Anything) => {
-            return Err(KernelError::Conflict {
-                what: format!("{key}: nothing of ours is attached; somebody detached it"),
-                remedy: "apply again: what is attached now is looked at anew".to_owned(),
-            });
+        pins::remove_file(&kernel.pins.link(key))?;
+    } else {
+        if now.filter.is_some() {
+            compare(kernel, key, &now, expect)?;
         }
-        (Some(link), Expect::Nothing) => {
-            let id = sys::link_info(&link).map(|info| info.prog_id).unwrap_or_default();
-            return Err(KernelError::Conflict {
-                what: format!("{key}: our link is there already and runs program {id}"),
-                remedy: "apply again: what is attached now is looked at anew".to_owned(),
-            });
+        match (now.link, expect) {
+            (None, _) if now.filter.is_some() || expect == Expect::Nothing => {
+                let link = create(kernel, key, generation, &device, mode)?;
+                adopt(kernel, key, generation, Some(link), prog)?;
+            }
+            (None, _) => return Err(nothing_attached(key)),
+            (Some((_, info)), Expect::Nothing) => return Err(attached(key, info.prog_id)),
+            (Some((link, _)), Expect::Generation(old)) => {
+                let old = open_prog(kernel, key, old)?;
+                replace(kernel, key, generation, mode, link, prog, Some(&old))?;
+            }
+            (Some((link, _)), Expect::Anything) => {
+                replace(kernel, key, generation, mode, link, prog, None)?;
+            }
         }
-        (Some(link), Expect::Generation(old)) => {
-            let old = open_prog(kernel, key, old)?;
-            replace(kernel, key, generation, mode, link, prog, Some(&old))?;
-        }
-        (Some(link), Expect::Anything) => {
-            replace(kernel, key, generation, mode, link, prog, None)?;
+        // Only now: for a moment packets go through both, and none through neither.
+        if now.filter.is_some() {
+            clsact::detach(&kernel.pins, key, &device)?;
         }
     }
     observe::read_back(kernel, key, generation)
 }
 
+/// Whether a generation is to be attached by a filter of clsact.
+fn by_filter(kernel: &AyaKernel, key: &ChainKey, generation: u64) -> Result<bool, KernelError> {
+    if key.hook == Hook::Xdp {
+        return Ok(false);
+    }
+    Meta::read(&kernel.pins.meta(key, generation))
+        .map(|meta| meta.clsact)
+        .map_err(|error| os(format!("read what generation {generation} of {key} is"), error))
+}
+
+/// Compares what is attached with what is expected, where the kernel does not do it in the step.
+fn compare(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    now: &Now,
+    expect: Expect,
+) -> Result<(), KernelError> {
+    let generation = |id| kernel.pins.generation_of(key, id);
+    match (now.program(), expect) {
+        (None, Expect::Nothing) | (Some(_), Expect::Anything) => Ok(()),
+        (None, Expect::Generation(_) | Expect::Anything) => Err(nothing_attached(key)),
+        // Its pins were removed while nobody held it, so nothing of it was known.
+        (Some(id), Expect::Nothing)
+            if now.link.is_none() && generation(id)?.is_none() && clsact::composed_here(id) =>
+        {
+            Ok(())
+        }
+        (Some(id), Expect::Nothing) => Err(attached(key, id)),
+        (Some(id), Expect::Generation(old)) if generation(id)? == Some(old) => Ok(()),
+        (Some(_), Expect::Generation(_)) => Err(other_program(key)),
+    }
+}
+
+fn nothing_attached(key: &ChainKey) -> KernelError {
+    KernelError::Conflict {
+        what: format!("{key}: nothing of ours is attached; somebody detached it"),
+        remedy: "apply again: what is attached now is looked at anew".to_owned(),
+    }
+}
+
+fn attached(key: &ChainKey, id: u32) -> KernelError {
+    KernelError::Conflict {
+        what: format!("{key}: program {id} is attached there already, in our link or our place"),
+        remedy: "apply again: what is attached now is looked at anew".to_owned(),
+    }
+}
+
+fn other_program(key: &ChainKey) -> KernelError {
+    KernelError::Conflict {
+        what: format!("{key}: another program has been put in the place of ours meanwhile"),
+        remedy: "apply again, after finding out who changes this interface".to_owned(),
+    }
+}
+
 /// Detaches a chain; see [`canopy_kernel::Kernel::detach`].
 pub(crate) fn detach(kernel: &AyaKernel, key: &ChainKey) -> Result<(), KernelError> {
     let link = kernel.link(key, kernel.held().get(key))?;
+    match netif::device(&key.interface)? {
+        Some(device) => {
+            let now = Now::look(kernel, key, None, &device)?;
+            if now.filter.is_some() {
+                clsact::detach(&kernel.pins, key, &device)?;
+            }
+        }
+        None => pins::remove_tree(&kernel.pins.qdisc(key))?,
+    }
     if let Some(link) = link {
         let failed = |error| os(format!("detach {key}"), error);
         sys::link_detach(&link).map_err(failed)?;
@@ -123,21 +191,23 @@ pub(crate) fn link_index(link: &impl AsFd, key: &ChainKey) -> Result<u32, Kernel
 }
 
 /// Pins a new link and holds it. Dropping the old one's last descriptor detaches it from wherever it
-/// still hung.
+/// still hung. Without a link the program is held: a filter keeps itself.
 fn adopt(
     kernel: &AyaKernel,
     key: &ChainKey,
     generation: u64,
-    link: OwnedFd,
+    link: Option<OwnedFd>,
     prog: OwnedFd,
 ) -> Result<(), KernelError> {
-    let path = kernel.pins.link(key);
-    let pinned = pins::make_dir(&kernel.pins.chain(key)).and_then(|()| pins::pin(&link, &path));
-    if pinned.is_err() {
-        // A new link has a pin already, by which it would stay attached and nobody would look.
-        forget_unfinished(&kernel.pins, key);
+    if let Some(link) = &link {
+        let path = kernel.pins.link(key);
+        let pinned = pins::make_dir(&kernel.pins.chain(key)).and_then(|()| pins::pin(link, &path));
+        if pinned.is_err() {
+            // A new link has a pin already, by which it would stay attached and nobody would look.
+            forget_unfinished(&kernel.pins, key);
+        }
+        pinned?;
     }
-    pinned?;
     let mut held = kernel.held();
     let next = Held::new(&kernel.pins, key, generation, link, prog, held.remove(key))?;
     held.insert(key.clone(), next);
@@ -174,12 +244,9 @@ fn replace(
         return change_mode(kernel, key, generation, mode, &link, prog, old);
     }
     match sys::link_update(&link, &prog, old) {
-        Ok(()) => adopt(kernel, key, generation, link, prog),
+        Ok(()) => adopt(kernel, key, generation, Some(link), prog),
         Err(error) => Err(match error.raw_os_error() {
-            Some(libc::EPERM) if old.is_some() => KernelError::Conflict {
-                what: format!("{key}: another program has been put into our link meanwhile"),
-                remedy: "apply again, after finding out who changes this interface".to_owned(),
-            },
+            Some(libc::EPERM) if old.is_some() => other_program(key),
             Some(libc::ENOLINK) => KernelError::Conflict {
                 what: format!("{key}: our link was detached meanwhile"),
                 remedy: "apply again: what is attached now is looked at anew".to_owned(),
@@ -205,10 +272,7 @@ fn change_mode(
     if let Some(old) = old
         && sys::prog_info(old).map_err(failed)?.id != running
     {
-        return Err(KernelError::Conflict {
-            what: format!("{key}: another program has been put into our link meanwhile"),
-            remedy: "apply again, after finding out who changes this interface".to_owned(),
-        });
+        return Err(other_program(key));
     }
     let before = kernel.pins.generation_of(key, running)?;
     let device = netif::device(&key.interface)?
@@ -216,13 +280,13 @@ fn change_mode(
     let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
     sys::link_detach(link).map_err(failed)?;
     match create(kernel, key, generation, &device, mode) {
-        Ok(link) => adopt(kernel, key, generation, link, prog),
+        Ok(link) => adopt(kernel, key, generation, Some(link), prog),
         Err(refused) => {
             // As it was before: a failed change leaves the old chain running. A program that
             // somebody else had put into our link is not brought back.
             if let Some(before) = before {
                 let link = create(kernel, key, before, &device, was)?;
-                adopt(kernel, key, before, link, open_prog(kernel, key, before)?)?;
+                adopt(kernel, key, before, Some(link), open_prog(kernel, key, before)?)?;
             }
             Err(refused)
         }
@@ -282,7 +346,7 @@ fn refused(key: &ChainKey, device: &netif::Device, mode: XdpMode, error: io::Err
         }
         (Hook::TcIngress | Hook::TcEgress, Some(libc::EINVAL)) => KernelError::Unsupported {
             what: format!("{key}: this kernel has no TCX links"),
-            remedy: "Linux 6.6 or newer is needed for TC chains".to_owned(),
+            remedy: "set `tc_mode: best` or `clsact`, or use Linux 6.6 or newer".to_owned(),
         },
         _ => os(format!("attach {key}"), error),
     }

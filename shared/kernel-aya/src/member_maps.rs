@@ -7,6 +7,7 @@ use crate::{
     meta::Meta,
     object::Object,
     object_maps::{ARRAY, MapDef, PROG_ARRAY},
+    observe,
     pins::{self, Pins},
     sys,
 };
@@ -82,7 +83,7 @@ impl<'a> MapMaker<'a> {
     /// For one chain. Maps are taken over from the generation that runs, else (the link was
     /// destroyed) from the newest that is whole.
     pub(crate) fn new(pins: &'a Pins, key: &'a ChainKey) -> Result<Self, KernelError> {
-        let mut old = pins.running(key)?;
+        let mut old = observe::running(pins, key)?;
         if old.is_none() {
             for generation in pins.generations(key)?.into_iter().rev() {
                 if pins::open(&pins.prog(key, generation))?.is_some() {

@@ -18,6 +18,8 @@ pub(crate) struct Meta {
     pub(crate) hook: Hook,
     /// Whether every member handles multi-buffer packets.
     pub(crate) frags: bool,
+    /// Whether it was made to be attached by a filter of clsact; else by a link.
+    pub(crate) clsact: bool,
     /// The members, in the order in which they run.
     pub(crate) members: Vec<(ProgramName, VerdictSet)>,
     /// By member index and map name: a number that is the same for the same layout of key and value.
@@ -39,7 +41,8 @@ impl Meta {
 
     fn to_text(&self) -> String {
         use std::fmt::Write as _;
-        let mut text = format!("{HEAD}\nhook {} {}\n", self.hook, u8::from(self.frags));
+        let mut text = format!("{HEAD}\nhook {} {}", self.hook, u8::from(self.frags));
+        text.push_str(if self.clsact { " clsact\n" } else { "\n" });
         for (name, proceed_on) in &self.members {
             let _ = writeln!(text, "member {name} {:x}", proceed_on.bits());
         }
@@ -57,10 +60,11 @@ impl Meta {
         if lines.next() != Some(HEAD) {
             return None;
         }
-        let (hook, frags) = lines.next()?.strip_prefix("hook ")?.split_once(' ')?;
+        let mut words = lines.next()?.strip_prefix("hook ")?.split(' ');
         let mut meta = Self {
-            hook: hook.parse().ok()?,
-            frags: frags == "1",
+            hook: words.next()?.parse().ok()?,
+            frags: words.next()? == "1",
+            clsact: words.next() == Some("clsact"),
             members: Vec::new(),
             layouts: Vec::new(),
             functions: Vec::new(),
@@ -119,9 +123,10 @@ mod tests {
 
     #[test]
     fn it_reads_what_it_wrote() {
-        let meta = Meta {
+        let mut meta = Meta {
             hook: Hook::TcEgress,
             frags: true,
+            clsact: false,
             members: vec![
                 ("fire-wall".parse().unwrap(), VerdictSet::default_for(Hook::TcEgress)),
                 ("2nd".parse().unwrap(), VerdictSet::from_bits(0)),
@@ -129,7 +134,10 @@ mod tests {
             layouts: vec![(0, ".bss".to_owned(), u64::MAX), (1, "flows x".to_owned(), 0)],
             functions: vec!["p0_fire_wall".to_owned(), "p1_2nd.part.0".to_owned()],
         };
-        assert_eq!(Meta::from_text(&meta.to_text()), Some(meta.clone()));
+        for clsact in [true, false] {
+            meta.clsact = clsact;
+            assert_eq!(Meta::from_text(&meta.to_text()), Some(meta.clone()));
+        }
         assert_eq!(meta.layout(&"fire-wall".parse().unwrap(), ".bss"), Some(u64::MAX));
         assert_eq!(meta.layout(&"2nd".parse().unwrap(), ".bss"), None);
         assert_eq!(Meta::from_text("something else"), None);

@@ -1,6 +1,14 @@
 //! What the kernel says about our chains, never what we remember of them.
 
-use crate::{AyaKernel, held::Held, link, meta::Meta, netif, pins, pins::os, sys};
+use crate::{
+    AyaKernel, clsact,
+    held::Held,
+    link,
+    meta::Meta,
+    netif,
+    pins::{self, Pins, os},
+    sys,
+};
 use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
 use canopy_chain::btf::Btf;
 use canopy_kernel::{KernelError, LinkState, Observed};
@@ -31,7 +39,7 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
     // Locked from reading the link to remembering it: what is remembered last is what was read last.
     let mut held = kernel.held();
     if let Some(held) = held.get(key)
-        && link::link_index(&held.link, key)? != 0
+        && held.is_attached(key)?
     {
         held.repair(&kernel.pins, key)?;
     }
@@ -39,25 +47,100 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
         let Some(device) = netif::device(&key.interface)? else {
             return Ok(LinkState::InterfaceMissing);
         };
-        let Some(link) = kernel.link(key, held.get(key))? else { return Ok(LinkState::Detached) };
-        let info =
-            sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
-        if info.ifindex != Some(device.index) {
-            return Ok(LinkState::Detached);
-        }
-        let Some(generation) = kernel.pins.generation_of(key, info.prog_id)? else {
-            return Ok(LinkState::Replaced { program_id: info.prog_id });
+        let now = Now::look(kernel, key, held.get(key), &device)?;
+        let Some(program_id) = now.program() else { return Ok(LinkState::Detached) };
+        let Some(generation) = kernel.pins.generation_of(key, program_id)? else {
+            return Ok(LinkState::Replaced { program_id });
+        };
+        let link_id = match &now {
+            // A move from one to the other was cut short: another switch completes it.
+            Now { link: Some(_), filter: Some(_) } => {
+                return Ok(LinkState::Replaced { program_id });
+            }
+            Now { link: Some((_, info)), .. } => Some(info.id),
+            Now { link: None, .. } => None,
         };
         let prog = link::open_prog(kernel, key, generation)?;
         // Interface and link were asked one after the other; a switch in between is no tampering.
-        if let Some(observed) = describe(kernel, key, generation, &device, &info, &prog)? {
+        let described = describe(kernel, key, generation, &device, link_id, program_id, &prog)?;
+        if let Some(observed) = described {
             let before = held.remove(key);
+            let link = now.link.map(|(link, _)| link);
             let next = Held::new(&kernel.pins, key, generation, link, prog, before)?;
             held.insert(key.clone(), next);
             return Ok(LinkState::Attached(observed));
         }
     }
     Ok(LinkState::Detached)
+}
+
+/// What of ours hangs on a chain's hook.
+pub(crate) struct Now {
+    /// A link that is alive, on this interface.
+    pub(crate) link: Option<(OwnedFd, sys::LinkInfo)>,
+    /// The filter in our place.
+    pub(crate) filter: Option<clsact::Filter>,
+}
+
+impl Now {
+    /// Looks.
+    pub(crate) fn look(
+        kernel: &AyaKernel,
+        key: &ChainKey,
+        held: Option<&Held>,
+        device: &netif::Device,
+    ) -> Result<Self, KernelError> {
+        let mut link = None;
+        if let Some(found) = kernel.link(key, held)? {
+            let info = sys::link_info(&found)
+                .map_err(|error| os(format!("read the link of {key}"), error))?;
+            // One that hangs on another interface (renamed, re-created) is as good as dead to this
+            // chain.
+            if info.ifindex == Some(device.index) {
+                link = Some((found, info));
+            }
+        }
+        let filter = match clsact::filter(key, device)? {
+            Some(filter) if is_ours(&kernel.pins, key, filter.program_id)? => Some(filter),
+            _ => None,
+        };
+        Ok(Self { link, filter })
+    }
+
+    /// The program that runs.
+    pub(crate) fn program(&self) -> Option<u32> {
+        let link = self.link.as_ref().map(|(_, info)| info.prog_id);
+        link.or(self.filter.as_ref().map(|filter| filter.program_id))
+    }
+}
+
+/// Whether what is in the filter's place is the chain's, or was put there in its stead. A chain that
+/// was never attached by a filter has no claim to the place.
+fn is_ours(pins: &Pins, key: &ChainKey, program_id: u32) -> Result<bool, KernelError> {
+    if pins.generation_of(key, program_id)?.is_some() || clsact::composed_here(program_id) {
+        return Ok(true);
+    }
+    let clsact = |generation: &u64| {
+        Meta::read(&pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
+    };
+    Ok(pins.generations(key)?.iter().any(clsact))
+}
+
+/// The generation that runs; `None` when nothing of ours is attached, or when something else is in
+/// its place.
+pub(crate) fn running(pins: &Pins, key: &ChainKey) -> Result<Option<u64>, KernelError> {
+    if let Some(link) = pins::open(&pins.link(key))? {
+        let info =
+            sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
+        if info.ifindex.unwrap_or(0) != 0 {
+            return pins.generation_of(key, info.prog_id);
+        }
+    }
+    let Some(device) = netif::device(&key.interface)? else { return Ok(None) };
+    match clsact::filter(key, &device)? {
+        Some(filter) => pins.generation_of(key, filter.program_id),
+        None => Ok(None),
+    }
 }
 
 /// What is attached after a switch, which must be that generation.
@@ -69,47 +152,48 @@ pub(crate) fn read_back(
     let device = netif::device(&key.interface)?
         .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
     let failed = |what: &str| os(format!("read back {key}"), io::Error::other(what.to_owned()));
-    let link =
-        pins::open(&kernel.pins.link(key))?.ok_or_else(|| failed("the link is not pinned"))?;
     let prog = link::open_prog(kernel, key, generation)?;
-    let info =
-        sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
     let wanted = sys::prog_info(&prog).map_err(|error| os(format!("read back {key}"), error))?.id;
-    if info.prog_id != wanted || info.ifindex != Some(device.index) {
-        return Err(KernelError::Conflict {
-            what: format!(
-                "{key}: was switched to program {wanted}, and the link now runs program {} on \
-                 interface index {}",
-                info.prog_id,
-                info.ifindex.unwrap_or(0)
-            ),
-            remedy: "apply again, after finding out who changes this interface".to_owned(),
-        });
+    let now = Now::look(kernel, key, None, &device)?;
+    if now.link.is_some() && now.filter.is_some() {
+        return Err(failed("a link and a filter are attached"));
     }
-    describe(kernel, key, generation, &device, &info, &prog)?
+    match now.program() {
+        Some(program) if program == wanted => {}
+        program => {
+            let program = program.map_or("nothing".to_owned(), |id| format!("program {id}"));
+            return Err(KernelError::Conflict {
+                what: format!("{key}: was switched to program {wanted}, and now runs {program}"),
+                remedy: "apply again, after finding out who changes this interface".to_owned(),
+            });
+        }
+    }
+    let link_id = now.link.map(|(_, info)| info.id);
+    describe(kernel, key, generation, &device, link_id, wanted, &prog)?
         .ok_or_else(|| failed("the interface does not list the program that its link runs"))
 }
 
 /// The chain as link, program and interface tell it; `None` when the interface does not agree with
-/// the link.
+/// the link. Without a link it is a filter, which the interface itself has told.
 fn describe(
     kernel: &AyaKernel,
     key: &ChainKey,
     generation: u64,
     device: &netif::Device,
-    link: &sys::LinkInfo,
+    link_id: Option<u32>,
+    program_id: u32,
     prog: &OwnedFd,
 ) -> Result<Option<ObservedChain>, KernelError> {
     let failed = |error| os(format!("read the program of {key}"), error);
-    let mode = match key.hook {
-        Hook::Xdp if device.xdp_native == link.prog_id => "native",
-        Hook::Xdp if device.xdp_generic == link.prog_id => "generic",
-        Hook::Xdp => return Ok(None),
-        Hook::TcIngress | Hook::TcEgress => {
+    let mode = match (key.hook, link_id) {
+        (Hook::Xdp, _) if device.xdp_native == program_id => "native",
+        (Hook::Xdp, _) if device.xdp_generic == program_id => "generic",
+        (Hook::Xdp, _) => return Ok(None),
+        (Hook::TcIngress | Hook::TcEgress, None) => "clsact",
+        (Hook::TcIngress | Hook::TcEgress, Some(link_id)) => {
             let listed = sys::tcx_query(device.index, key.hook == Hook::TcEgress)
                 .map_err(|error| os(format!("list the programs of {key}"), error))?;
-            if !listed.iter().any(|entry| entry.link_id == link.id && entry.prog_id == link.prog_id)
-            {
+            if !listed.iter().any(|entry| entry.link_id == link_id && entry.prog_id == program_id) {
                 return Ok(None);
             }
             "tcx"
@@ -119,7 +203,7 @@ fn describe(
     let meta = kernel.pins.meta(key, generation);
     Ok(Some(ObservedChain {
         program_id: info.id,
-        link_id: link.id,
+        link_id: link_id.unwrap_or(0),
         tag: info.tag.clone(),
         ifindex: device.index,
         mode: mode.to_owned(),

@@ -6,6 +6,7 @@
 //!                                  /cells
 //!                                  /meta
 //!                                  /maps/<member>/<map>
+//!                   /clsact/<interface's index>
 //! <root>/@shared/<interface or "@host">/<map>
 //! ```
 //!
@@ -68,6 +69,12 @@ impl Pins {
     /// The chain's link.
     pub fn link(&self, key: &ChainKey) -> PathBuf {
         self.chain(key).join("link")
+    }
+
+    /// Says which interface, by index, has a clsact qdisc that was made for one of its chains: the
+    /// name of a directory in this one. Beside the hooks, and none of them.
+    pub fn qdisc(&self, key: &ChainKey) -> PathBuf {
+        self.root.join(escape(key.interface.as_str())).join("clsact")
     }
 
     /// One generation's directory.
@@ -146,18 +153,6 @@ impl Pins {
             .collect();
         found.sort_unstable();
         Ok(found)
-    }
-
-    /// The generation whose program the chain's link runs; `None` without a live link, or when
-    /// something else is in it.
-    pub fn running(&self, key: &ChainKey) -> Result<Option<u64>, KernelError> {
-        let Some(link) = open(&self.link(key))? else { return Ok(None) };
-        let info =
-            sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
-        if info.ifindex.unwrap_or(0) == 0 {
-            return Ok(None);
-        }
-        self.generation_of(key, info.prog_id)
     }
 
     /// The generation whose program has this kernel id.

@@ -6,10 +6,11 @@ use crate::{
     meta::Meta,
     netif,
     object_maps::{ARRAY, RDONLY_PROG},
+    observe,
     pins::{self, Pins},
     shared_maps, sys, verifier_log,
 };
-use canopy_api::{ChainKey, Hook, XdpMode};
+use canopy_api::{ChainKey, Hook, TcMode, XdpMode};
 use canopy_chain::{self as chain, Attachment, Composed, MapSource, Shape, cells, compose_as};
 use canopy_kernel::{ChainBuild, KernelError, Prepared};
 use std::{
@@ -21,12 +22,24 @@ use std::{
 /// `BPF_MAP_TYPE_PERCPU_ARRAY`
 const PERCPU_ARRAY: u32 = 6;
 
-/// How a hook's chains are attached.
-fn attachment(hook: Hook) -> Attachment {
-    match hook {
-        Hook::Xdp => Attachment::Xdp,
-        Hook::TcIngress | Hook::TcEgress => Attachment::Tcx,
+/// How a chain will be attached.
+fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
+    let key = &build.key;
+    match (key.hook, build.tc_mode) {
+        (Hook::Xdp, _) => Ok(Attachment::Xdp),
+        (_, TcMode::Best | TcMode::Tcx) if has_tcx() => Ok(Attachment::Tcx),
+        (_, TcMode::Best | TcMode::Clsact) => Ok(Attachment::Clsact),
+        (_, TcMode::Tcx) => Err(KernelError::Unsupported {
+            what: format!("{key}: this kernel has no TCX links"),
+            remedy: "set `tc_mode: best` or `clsact`, or use Linux 6.6 or newer".to_owned(),
+        }),
     }
+}
+
+/// Whether the kernel knows TCX: asked about loopback, which every namespace has.
+fn has_tcx() -> bool {
+    let loopback = 1;
+    !matches!(sys::tcx_query(loopback, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// Verifies each member alone, makes or takes over the maps, composes, loads and pins.
@@ -35,14 +48,14 @@ fn attachment(hook: Hook) -> Attachment {
 /// pinned is unpinned.
 pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, KernelError> {
     let key = &build.key;
-    if pins.running(key)? == Some(build.generation) {
+    if observe::running(pins, key)? == Some(build.generation) {
         return Err(KernelError::Conflict {
             what: format!("generation {} of {key} is running", build.generation),
             remedy: "prepare a newer generation".to_owned(),
         });
     }
     let loading = Loading {
-        attachment: attachment(key.hook),
+        attachment: attachment(build)?,
         frags: key.hook == Hook::Xdp && build.members.iter().all(|member| member.frags),
     };
     one_buffer(build)?;
@@ -93,6 +106,9 @@ fn assemble(
 ) -> Result<Prepared, KernelError> {
     let key = &build.key;
     let mut notes = Vec::new();
+    if loading.attachment == Attachment::Clsact && build.tc_mode == TcMode::Best {
+        notes.push("attached by a filter of clsact: this kernel has no TCX links".to_owned());
+    }
     let mut members = Vec::with_capacity(build.members.len());
     for member in &build.members {
         let mut loaded = member::prepare(member, loading, maker)?;
@@ -137,6 +153,7 @@ fn assemble(
     let meta = Meta {
         hook: key.hook,
         frags: loading.frags,
+        clsact: loading.attachment == Attachment::Clsact,
         members: build.members.iter().map(|m| (m.name.clone(), m.proceed_on)).collect(),
         layouts: members
             .iter()

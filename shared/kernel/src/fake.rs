@@ -19,7 +19,7 @@ use crate::{
     Observed, Prepared,
 };
 use canopy_api::{
-    ChainKey, Hook, InterfaceName, ProgramName, VerdictSet, XdpMode,
+    ChainKey, Hook, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::{CELLS, OTHER},
     wire::{Fact, ObservedChain},
 };
@@ -79,6 +79,7 @@ type Contents = Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>;
 #[derive(Debug)]
 struct Generation {
     program_id: u32,
+    tc_mode: TcMode,
     members: Vec<(ProgramName, String, VerdictSet)>,
     cells: Vec<MemberCells>,
     maps: BTreeMap<(ProgramName, String), Contents>,
@@ -489,7 +490,7 @@ impl Kernel for FakeKernel {
                 proceeds: [0; CELLS],
             })
             .collect();
-        let generation = Generation { program_id, members, cells, maps };
+        let generation = Generation { program_id, tc_mode: build.tc_mode, members, cells, maps };
         inner
             .chains
             .entry(build.key.clone())
@@ -511,7 +512,7 @@ impl Kernel for FakeKernel {
         let die = self.enter(Call::Switch)?;
         let mut inner = self.lock();
         let ifindex = inner.ifindex(key)?;
-        inner.generation(key, generation)?;
+        let tc_mode = inner.generation(key, generation)?.tc_mode;
         let id = inner.id();
         let Some(chain) = inner.chains.get_mut(key) else {
             return Err(no_such(&format!("open {key}")));
@@ -523,7 +524,10 @@ impl Kernel for FakeKernel {
         let mode = match (key.hook, mode) {
             (Hook::Xdp, XdpMode::Generic) => "generic",
             (Hook::Xdp, XdpMode::Native | XdpMode::Best) => "native",
-            (Hook::TcIngress | Hook::TcEgress, _) => "tcx",
+            (Hook::TcIngress | Hook::TcEgress, _) => match tc_mode {
+                TcMode::Best | TcMode::Tcx => "tcx",
+                TcMode::Clsact => "clsact",
+            },
         };
         match (&mut chain.link, expect) {
             (None, Expect::Nothing) => {
@@ -636,7 +640,13 @@ mod tests {
                 shared_maps: Vec::new(),
             })
             .collect();
-        ChainBuild { key: key(), generation, xdp_mode: XdpMode::Best, members }
+        ChainBuild {
+            key: key(),
+            generation,
+            xdp_mode: XdpMode::Best,
+            tc_mode: TcMode::Best,
+            members,
+        }
     }
 
     #[test]

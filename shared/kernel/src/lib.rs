@@ -10,7 +10,7 @@
 pub mod fake;
 
 use canopy_api::{
-    ChainKey, InterfaceName, ProgramName, VerdictSet, XdpMode,
+    ChainKey, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::CELLS,
     wire::{Fact, ObservedChain},
 };
@@ -25,6 +25,8 @@ pub struct ChainBuild {
     pub generation: u64,
     /// How XDP is to be attached; ignored elsewhere.
     pub xdp_mode: XdpMode,
+    /// How TC is to be attached, which decides what the program returns; ignored elsewhere.
+    pub tc_mode: TcMode,
     /// The members, in the order in which they run.
     pub members: Vec<Member>,
 }
@@ -113,7 +115,8 @@ pub struct Prepared {
 pub enum Expect {
     /// Nothing of ours: the first generation, or a link that somebody destroyed.
     Nothing,
-    /// The program of this generation, compared by the kernel in the same step.
+    /// The program of this generation, compared by the kernel in the same step. A filter of clsact is
+    /// compared just before: the kernel has no such step for it.
     Generation(u64),
     /// Whatever is there, through the link we hold. Only to undo a foreign update.
     Anything,
@@ -256,7 +259,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// generation. Attaches nothing; a failure leaves nothing behind.
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError>;
 
-    /// Attaches a prepared generation, atomically, and reads back what is attached.
+    /// Attaches a prepared generation, atomically, and reads back what is attached. A TC chain is
+    /// attached as its generation was prepared for: where that changes, the new attachment is made
+    /// before the old one goes.
     fn switch(
         &self,
         key: &ChainKey,

@@ -7,6 +7,7 @@ pub mod bpffs;
 mod compile;
 pub mod nats;
 pub mod netns;
+pub mod old_kernel;
 pub mod packet;
 pub mod pair;
 pub mod python;

@@ -14,7 +14,7 @@ use crate::{
     report::{Report, Summary},
 };
 use anyhow::{Context, Result, anyhow, ensure};
-use canopy_api::{ChainKey, Hook, VerdictSet, XdpMode};
+use canopy_api::{ChainKey, Hook, TcMode, VerdictSet, XdpMode};
 use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member};
 use canopy_kernel_aya::{
     AyaKernel,
@@ -300,6 +300,7 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
             key: key.clone(),
             generation: GENERATION,
             xdp_mode: XdpMode::Best,
+            tc_mode: TcMode::Best,
             members,
         })
         .map_err(explain)?;

@@ -1,7 +1,7 @@
 //! Chains of test programs in the kernel, attached to nothing, and run on packets by
 //! `BPF_PROG_TEST_RUN`.
 
-use canopy_api::{ChainKey, Hook, ProgramName, VerdictSet, XdpMode};
+use canopy_api::{ChainKey, Hook, ProgramName, TcMode, VerdictSet, XdpMode};
 use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member, MemberCells, Prepared};
 use canopy_kernel_aya::{
     AyaKernel,
@@ -101,7 +101,13 @@ impl Chains {
         members: Vec<Member>,
     ) -> Result<Prepared, KernelError> {
         let key = Self::key(hook);
-        self.kernel.prepare(&ChainBuild { key, generation, xdp_mode: XdpMode::Best, members })
+        self.kernel.prepare(&ChainBuild {
+            key,
+            generation,
+            xdp_mode: XdpMode::Best,
+            tc_mode: TcMode::Best,
+            members,
+        })
     }
 
     /// Prepares a generation that has to load.

@@ -1,7 +1,7 @@
 //! Chains on a real interface: a veth pair in namespaces of its own.
 
 use crate::chain::{member, object};
-use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
+use canopy_api::{ChainKey, Hook, TcMode, XdpMode, wire::ObservedChain};
 use canopy_kernel::{
     ChainBuild, Expect, Kernel as _, KernelError, LinkState, Member, MemberCells, Observed,
 };
@@ -68,7 +68,23 @@ impl Live {
     ///
     /// When it does not.
     pub fn prepare(&self, key: &ChainKey, generation: u64, members: Vec<Member>) {
-        let build = ChainBuild { key: key.clone(), generation, xdp_mode: XdpMode::Best, members };
+        self.prepare_for(TcMode::Best, key, generation, members);
+    }
+
+    /// Prepares a generation for a way to attach it, which has to load.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub fn prepare_for(
+        &self,
+        tc_mode: TcMode,
+        key: &ChainKey,
+        generation: u64,
+        members: Vec<Member>,
+    ) {
+        let xdp_mode = XdpMode::Best;
+        let build = ChainBuild { key: key.clone(), generation, xdp_mode, tc_mode, members };
         self.kernel(|kernel| kernel.prepare(&build)).unwrap_or_else(|error| panic!("{error:?}"));
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, anyhow};
 use canopy_api::{
-    ChainKey, Hook, ProgramName, VerdictSet, XdpMode,
+    ChainKey, Hook, ProgramName, TcMode, VerdictSet, XdpMode,
     desired::parse_proceed_on,
     document::{self, Format},
 };
@@ -119,6 +119,7 @@ impl Loaded {
                 key: key.clone(),
                 generation: GENERATION,
                 xdp_mode: XdpMode::Best,
+                tc_mode: TcMode::Best,
                 members: vec![member],
             })
             .map_err(explain)?;

@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{Hook, VerdictSet};
+use canopy_api::{Hook, TcMode, VerdictSet};
 use canopy_kernel::{Expect, Kernel as _, Member, MemberCells};
 use canopy_kernel_aya::sys;
 use canopy_kernel_tests::{
@@ -171,7 +171,7 @@ fn tc_counts_are_exact_over_reorders() {
 
 /// Generations come and go under a flood; what they counted, folded together after a grace period,
 /// is what arrived, to the packet.
-fn exact_over_swaps(hook: Hook) {
+fn exact_over_swaps(hook: Hook, tc: TcMode) {
     const GENERATIONS: u64 = 25;
     let live = Live::new();
     let key = Live::key(hook);
@@ -186,7 +186,7 @@ fn exact_over_swaps(hook: Hook) {
             _ => vec![asker, dropper, dropper_twin(hook)],
         }
     };
-    live.prepare(&key, 1, members(1));
+    live.prepare_for(tc, &key, 1, members(1));
     live.switch(&key, 1, Expect::Nothing).unwrap();
     let (before, sent_before) =
         (live.pair.host_counters().unwrap(), live.pair.peer_counters().unwrap());
@@ -224,7 +224,7 @@ fn exact_over_swaps(hook: Hook) {
             if flood.sent() >= mark { Ok(()) } else { Err(flood.sent()) }
         })
         .unwrap();
-        live.prepare(&key, generation, members(generation));
+        live.prepare_for(tc, &key, generation, members(generation));
         live.switch(&key, generation, Expect::Generation(generation - 1)).unwrap();
         fold(generation - 1);
     }
@@ -254,10 +254,15 @@ fn dropper_twin(hook: Hook) -> Member {
 
 #[test]
 fn xdp_counts_are_exact_over_swaps_under_a_flood() {
-    exact_over_swaps(Hook::Xdp);
+    exact_over_swaps(Hook::Xdp, TcMode::Best);
 }
 
 #[test]
 fn tc_counts_are_exact_over_swaps_under_a_flood() {
-    exact_over_swaps(Hook::TcIngress);
+    exact_over_swaps(Hook::TcIngress, TcMode::Tcx);
+}
+
+#[test]
+fn clsact_counts_are_exact_over_swaps_under_a_flood() {
+    exact_over_swaps(Hook::TcIngress, TcMode::Clsact);
 }

@@ -203,7 +203,7 @@ fn a_swap_against_the_wrong_generation_changes_nothing() {
         assert!(what.contains("another program"), "{what}");
         assert!(!remedy.is_empty());
         let (what, _) = conflict(live.switch(&key, 3, Expect::Nothing).unwrap_err());
-        assert!(what.contains("our link is there already"), "{what}");
+        assert!(what.contains("is attached there already"), "{what}");
         assert_eq!(live.state(), LinkState::Attached(chain));
         assert_eq!(ping(&live.pair, 2).unwrap(), 0);
 

@@ -8,7 +8,7 @@
     reason = "test code: a failure is a panic"
 )]
 
-use canopy_api::{Hook, VerdictSet, XdpMode};
+use canopy_api::{Hook, TcMode, VerdictSet, XdpMode};
 use canopy_kernel::{
     ChainBuild, Kernel as _, KernelError, MapContents, Member, ShareScope, SharedMap,
 };
@@ -227,6 +227,7 @@ fn a_member_for_small_packets_on_a_jumbo_interface() {
             key,
             generation: 1,
             xdp_mode: XdpMode::Native,
+            tc_mode: TcMode::Best,
             members,
         })
     };

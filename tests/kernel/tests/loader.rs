@@ -231,6 +231,60 @@ fn three_hooks_of_an_interface_are_one_request() {
 }
 
 #[test]
+fn a_chain_by_clsact_lives_like_any_other() {
+    let host = Host::new();
+    let loader = host.start();
+    let chain = |mode: &str| {
+        json!([{ "interface": HOST_LINK, "hook": "tc-ingress", "tc_mode": mode, "programs": [
+            { "name": "meter", "package": "flowmeter" } ]}])
+    };
+    let mode = |loader: &Loader| host.status(loader, Hook::TcIngress).observed.unwrap().mode;
+    let runs = |loader: &Loader| host.status(loader, Hook::TcIngress).programs[0].runs;
+    let reply = host.apply(&loader, &chain("clsact")).unwrap();
+    assert_eq!(reply.chains[0].observed.as_ref().unwrap().mode, "clsact");
+    assert_eq!((host.pings(), runs(&loader)), (3, 3));
+    let again = host.apply(&loader, &chain("clsact")).unwrap();
+    assert_eq!(again.chains[0].action, Action::Unchanged);
+
+    // Removed by whoever administers traffic control, the qdisc as well.
+    for removal in [
+        &["tc", "filter", "del", "dev", HOST_LINK, "ingress"][..],
+        &["tc", "qdisc", "del", "dev", HOST_LINK, "clsact"],
+    ] {
+        host.exec(removal);
+        let events = host.here(|| loader.tick());
+        let [Event::Restored(event)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!(event.found, "detached");
+    }
+    assert_eq!((host.pings(), runs(&loader)), (3, 6));
+
+    // A new loader finds it, and moves it to TCX and back; the counts go on.
+    drop(loader);
+    assert_eq!(host.pings(), 3, "the filter needs no loader");
+    let loader = host.start();
+    assert_eq!(host.here(|| loader.tick()), []);
+    assert_eq!((mode(&loader).as_str(), runs(&loader)), ("clsact", 9));
+    for other in ["tcx", "clsact", "best"] {
+        let reply = host.apply(&loader, &chain(other)).unwrap();
+        assert!(reply.chains[0].steps.contains(&"TC mode changes".to_owned()), "{reply:?}");
+        assert_eq!(mode(&loader), if other == "clsact" { "clsact" } else { "tcx" });
+        host.pings();
+    }
+    assert_eq!(runs(&loader), 18);
+    host.apply(&loader, &chain("clsact")).unwrap();
+    let request = DeleteRequest {
+        interface: HOST_LINK.parse().unwrap(),
+        hook: Hook::TcIngress,
+        program: None,
+        expected_generation: None,
+        dry_run: false,
+    };
+    host.here(|| loader.delete(&request, &options())).unwrap();
+    assert!(!host.exec(&["tc", "qdisc", "show", "dev", HOST_LINK]).contains("clsact"));
+    assert_eq!((host.pins(), host.pings()), (0, 3));
+}
+
+#[test]
 fn a_refused_chain_leaves_the_running_one_untouched() {
     let host = Host::new();
     let loader = host.start();

@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{Hook, XdpMode};
+use canopy_api::{Hook, TcMode, XdpMode};
 use canopy_kernel::{Expect, Kernel as _, Member};
 use canopy_kernel_tests::{
     chain::{member, object},
@@ -45,7 +45,7 @@ fn udp(live: &Live, counter: &str) -> u64 {
 }
 
 /// `swaps` changes from one chain to another under a flood.
-fn swaps_leak_nothing(hook: Hook, mode: XdpMode, swaps: u64, at_least: u64) {
+fn swaps_leak_nothing(hook: Hook, (mode, tc): (XdpMode, TcMode), swaps: u64, at_least: u64) {
     // One flood at a time: they would starve each other of the CPUs.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ fn swaps_leak_nothing(hook: Hook, mode: XdpMode, swaps: u64, at_least: u64) {
         vec![passer("first", hook), passer("second", hook), keep, passer("last", hook)],
     ];
     let versions = (1..).zip(versions).map(|(generation, members)| {
-        live.prepare(&key, generation, members);
+        live.prepare_for(tc, &key, generation, members);
         generation
     });
     let generations: Vec<u64> = versions.collect();
@@ -133,15 +133,20 @@ fn swaps_leak_nothing(hook: Hook, mode: XdpMode, swaps: u64, at_least: u64) {
 
 #[test]
 fn a_thousand_swaps_of_native_xdp_leak_nothing() {
-    swaps_leak_nothing(Hook::Xdp, XdpMode::Native, 1_000, 500_000);
+    swaps_leak_nothing(Hook::Xdp, (XdpMode::Native, TcMode::Best), 1_000, 500_000);
 }
 
 #[test]
 fn swaps_of_generic_xdp_leak_nothing() {
-    swaps_leak_nothing(Hook::Xdp, XdpMode::Generic, 200, 200_000);
+    swaps_leak_nothing(Hook::Xdp, (XdpMode::Generic, TcMode::Best), 200, 200_000);
 }
 
 #[test]
 fn a_thousand_swaps_of_tcx_leak_nothing() {
-    swaps_leak_nothing(Hook::TcIngress, XdpMode::Best, 1_000, 500_000);
+    swaps_leak_nothing(Hook::TcIngress, (XdpMode::Best, TcMode::Tcx), 1_000, 500_000);
+}
+
+#[test]
+fn a_thousand_swaps_of_a_clsact_filter_leak_nothing() {
+    swaps_leak_nothing(Hook::TcIngress, (XdpMode::Best, TcMode::Clsact), 1_000, 500_000);
 }

@@ -102,7 +102,7 @@ impl Answer for Chains {
                 opt(seen.map(|o| o.generation)),
                 opt(seen.map(|o| o.program_id)),
                 (&chain.restored).into(),
-                opt(seen.map(|o| o.link_id)),
+                opt(seen.map(|o| o.link_id).filter(|id| *id != 0)),
                 opt(seen.map(|o| &o.tag)),
                 opt(seen.map(|o| o.verified_instructions)),
                 opt(seen.map(|o| o.jited_bytes)),
@@ -159,7 +159,10 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
         let mut fields = Fields::default();
         fields
             .add("program id", format!("{} (tag {})", seen.program_id, seen.tag))
-            .add("link id", seen.link_id)
+            .add(
+                "link id",
+                if seen.link_id == 0 { "none".to_owned() } else { seen.link_id.to_string() },
+            )
             .add("interface index", seen.ifindex)
             .add("mode", &seen.mode)
             .add("generation", seen.generation)

@@ -60,7 +60,13 @@ pub fn build(
             member(program, before, packages)
         })
         .collect::<Result<_, _>>()?;
-    Ok(ChainBuild { key: key.clone(), generation, xdp_mode: wanted.xdp_mode, members })
+    Ok(ChainBuild {
+        key: key.clone(),
+        generation,
+        xdp_mode: wanted.xdp_mode,
+        tc_mode: wanted.tc_mode,
+        members,
+    })
 }
 
 fn member(

@@ -151,6 +151,9 @@ fn differences(before: &Wanted, after: &Wanted, hook: Hook) -> Vec<String> {
     if before.xdp_mode != after.xdp_mode {
         lines.push("XDP mode changes".to_owned());
     }
+    if before.tc_mode != after.tc_mode {
+        lines.push("TC mode changes".to_owned());
+    }
     lines
 }
 
@@ -158,7 +161,7 @@ fn differences(before: &Wanted, after: &Wanted, hook: Hook) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::core::state::Chain;
-    use canopy_api::{Digest, VerdictSet, XdpMode, wire::ObservedChain};
+    use canopy_api::{Digest, TcMode, VerdictSet, XdpMode, wire::ObservedChain};
     use proptest::{prelude::*, sample::select};
     use std::collections::BTreeMap;
 
@@ -188,7 +191,7 @@ mod tests {
         let some = prop::collection::vec(one, 1..4).prop_map(|mut programs| {
             programs.sort_by(|a, b| a.name.cmp(&b.name));
             programs.dedup_by(|a, b| a.name == b.name);
-            Wanted { xdp_mode: XdpMode::Best, programs }
+            Wanted { xdp_mode: XdpMode::Best, tc_mode: TcMode::Best, programs }
         });
         prop::option::of(some)
     }

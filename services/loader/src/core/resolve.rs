@@ -115,8 +115,11 @@ pub fn resolve(
         }
         // Low runs first, equal ones by name.
         programs.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
-        let wanted = (!chain.programs.is_empty())
-            .then(|| Wanted { xdp_mode: chain.xdp_mode.unwrap_or_default(), programs });
+        let wanted = (!chain.programs.is_empty()).then(|| Wanted {
+            xdp_mode: chain.xdp_mode.unwrap_or_default(),
+            tc_mode: chain.tc_mode.unwrap_or_default(),
+            programs,
+        });
         let notes = chain
             .programs
             .iter()

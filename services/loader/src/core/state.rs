@@ -3,7 +3,7 @@
 
 use super::totals::Totals;
 use canopy_api::{
-    ChainKey, Digest, HostId, PackageName, Principal, ProgramName, VerdictSet, XdpMode,
+    ChainKey, Digest, HostId, PackageName, Principal, ProgramName, TcMode, VerdictSet, XdpMode,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -102,6 +102,9 @@ pub struct Chain {
 pub struct Wanted {
     /// How XDP is attached.
     pub xdp_mode: XdpMode,
+    /// How TC is attached.
+    #[serde(default, skip_serializing_if = "TcMode::is_best")]
+    pub tc_mode: TcMode,
     /// The programs, in the order in which they run; at least one.
     pub programs: Vec<WantedProgram>,
 }

@@ -3,7 +3,7 @@
 
 use super::Seen;
 use crate::{
-    netif,
+    clsact, netif,
     sys::{self, LinkOrder, LinkTarget},
 };
 use nix::{
@@ -25,6 +25,7 @@ pub(super) struct Network {
     pub(super) xdp_native: Seen,
     pub(super) xdp_generic: Seen,
     pub(super) tcx: Seen,
+    pub(super) clsact: Seen,
 }
 
 /// Tries everything. A namespace takes `CAP_SYS_ADMIN`; without it the kernel is only asked.
@@ -32,7 +33,8 @@ pub(super) fn probe() -> Network {
     let all = |why: String| Network {
         xdp_native: Err(why.clone()),
         xdp_generic: Err(why.clone()),
-        tcx: Err(why),
+        tcx: Err(why.clone()),
+        clsact: Err(why),
     };
     let thread = thread::Builder::new().name("canopy-probe".to_owned()).spawn(|| {
         match unshare(CloneFlags::CLONE_NEWNET) {
@@ -66,6 +68,7 @@ fn in_namespace() -> Network {
         xdp_native: veth.and_then(|veth| attach_xdp(veth, LinkTarget::XdpNative, "veth")),
         xdp_generic: attach_xdp(loopback, LinkTarget::XdpGeneric, "loopback"),
         tcx: attach_tcx(loopback),
+        clsact: attach_clsact(loopback),
     }
 }
 
@@ -103,13 +106,8 @@ fn asked() -> Network {
         tcx: tcx()
             .map(|()| format!("the kernel knows such links ({UNTRIED})"))
             .map_err(|error| format!("ask for a link: {error}")),
+        clsact: Ok(format!("in Linux since 4.5, where NET_SCH_INGRESS is built ({UNTRIED})")),
     }
-}
-
-fn next() -> io::Result<OwnedFd> {
-    let name = "canopy_probe";
-    sys::prog_load(&sys::ProgLoad::new(BPF_PROG_TYPE_SCHED_CLS, &RETURN_NEXT, "GPL", name))
-        .map_err(|rejected| rejected.error)
 }
 
 fn attach_xdp(index: u32, target: LinkTarget<'_>, on: &str) -> Seen {
@@ -121,6 +119,20 @@ fn attach_xdp(index: u32, target: LinkTarget<'_>, on: &str) -> Seen {
     seen()
         .map(|()| format!("attached, replaced and detached by link on a {on} interface"))
         .map_err(|error| format!("attach to a {on} interface: {error}"))
+}
+
+/// A TC program that lets the next one run.
+fn next() -> io::Result<OwnedFd> {
+    let name = "canopy_probe";
+    sys::prog_load(&sys::ProgLoad::new(BPF_PROG_TYPE_SCHED_CLS, &RETURN_NEXT, "GPL", name))
+        .map_err(|rejected| rejected.error)
+}
+
+fn attach_clsact(index: u32) -> Seen {
+    next()
+        .and_then(|one| clsact::probe(index, &one, &next()?))
+        .map(|()| "attached, replaced and removed as a filter on loopback, both ways".to_owned())
+        .map_err(|error| format!("attach to loopback: {error}"))
 }
 
 fn attach_tcx(index: u32) -> Seen {

@@ -1,0 +1,185 @@
+//! rtnetlink: a request, its answers, attributes.
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Only if it is not there.
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+/// Made if it is not there.
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+
+/// `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER` are flags in an attribute's type.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// Changes something, and returns once the kernel has done it.
+pub(crate) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let netlink = request(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body)?;
+    let mut buffer = vec![0; 8 << 10];
+    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    match Message::first(buffer.get(..length).unwrap_or_default()) {
+        Some(Message { kind: NLMSG_ERROR, body, .. }) => match u32_at(body, 0).cast_signed() {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        },
+        _ => Err(io::Error::other("rtnetlink gave no answer")),
+    }
+}
+
+/// Everything of a kind, each as `read` takes it from the body of a message of kind `answer`.
+pub(crate) fn list<T>(
+    kind: u16,
+    body: &[u8],
+    answer: u16,
+    read: impl Fn(&[u8]) -> T,
+) -> io::Result<Vec<T>> {
+    // A list that changed while it was read is read again; where nothing ever stands still, the
+    // last one has to do.
+    let mut found = Vec::new();
+    for _ in 0..8 {
+        let (list, whole) = dump(kind, body, answer, &read)?;
+        found = list;
+        if whole {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Sends a request; its answers come from the socket returned.
+fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut message = Vec::with_capacity(HEADER + body.len());
+    message.extend(u32::try_from(HEADER + body.len()).map_err(io::Error::other)?.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // Sequence number and port: one request a socket, so neither matters.
+    message.resize(HEADER, 0);
+    message.extend(body);
+    sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    Ok(netlink)
+}
+
+fn dump<T>(
+    kind: u16,
+    body: &[u8],
+    answer: u16,
+    read: &impl Fn(&[u8]) -> T,
+) -> io::Result<(Vec<T>, bool)> {
+    let netlink = request(kind, NLM_F_REQUEST | NLM_F_DUMP, body)?;
+    let mut found = Vec::new();
+    let mut whole = true;
+    // The kernel fills at most 32 KiB a read of a dump.
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = buffer.get(..length).unwrap_or_default();
+        while let Some(message) = Message::first(rest) {
+            whole &= message.flags & NLM_F_DUMP_INTR == 0;
+            match message.kind {
+                NLMSG_DONE => return Ok((found, whole)),
+                NLMSG_ERROR => {
+                    let errno = u32_at(message.body, 0).cast_signed();
+                    return Err(io::Error::from_raw_os_error(-errno));
+                }
+                kind if kind == answer => found.push(read(message.body)),
+                _ => {}
+            }
+            rest = rest.get(message.stride..).unwrap_or_default();
+        }
+    }
+}
+
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    body: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> Message<'a> {
+    fn first(bytes: &'a [u8]) -> Option<Self> {
+        let length = u32_at(bytes, 0) as usize;
+        let body = bytes.get(HEADER..length)?;
+        Some(Self {
+            kind: u16_at(bytes, 4),
+            flags: u16_at(bytes, 6),
+            body,
+            stride: length.next_multiple_of(4),
+        })
+    }
+}
+
+/// One attribute, padded.
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// The value of a text attribute.
+pub(crate) fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(value.get(..end).unwrap_or_default()).into_owned()
+}
+
+/// The attributes of a message or of a nested attribute.
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0));
+        let value = bytes.get(4..length)?;
+        let kind = u16_at(bytes, 2) & NLA_TYPE_MASK;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// A number in the machine's order; 0 where the bytes end before.
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_ne_bytes(*bytes))
+}
+
+/// A number in the machine's order; 0 where the bytes end before.
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_off_message_is_no_message() {
+        assert!(Message::first(&[]).is_none());
+        assert!(Message::first(&[255, 0, 0, 0, 16, 0, 0, 0]).is_none());
+        assert!(attributes(&[1, 0, 3, 0]).next().is_none());
+    }
+
+    #[test]
+    fn attributes_are_read_as_written() {
+        let bytes = [attribute(1, b"bpf\0"), attribute(7, b"x"), attribute(9, &[])].concat();
+        let read: Vec<_> = attributes(&bytes).collect();
+        assert_eq!(read, [(1, &b"bpf\0"[..]), (7, b"x"), (9, b"")]);
+        assert_eq!(text(b"bpf\0"), "bpf");
+    }
+}
