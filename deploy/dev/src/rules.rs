@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-api", &[]),
     ("canopy-chain", &["canopy-api"]),
     ("canopy-package", &["canopy-api"]),
+    ("canopy-values", &["canopy-api", "canopy-chain"]),
     ("canopy-kernel", &["canopy-api"]),
     ("canopy-kernel-aya", &["canopy-api", "canopy-chain", "canopy-kernel"]),
     ("canopy-bus", &["canopy-api"]),
@@ -33,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Bytes in, verdict out.
-const PURE: &[&str] = &["canopy-api", "canopy-chain", "canopy-package"];
+const PURE: &[&str] = &["canopy-api", "canopy-chain", "canopy-package", "canopy-values"];
 
 /// What a pure crate does not use.
 const IMPURE_CRATES: &[&str] =
