@@ -26,6 +26,7 @@ mod facts;
 mod held;
 mod layout;
 mod link;
+mod maps;
 mod member;
 mod member_maps;
 mod meta;
@@ -47,7 +48,8 @@ use canopy_api::{
     wire::{Fact, ObservedChain},
 };
 use canopy_kernel::{
-    ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MemberCells, Observed, Prepared,
+    ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MapPage, MapPlace, MemberCells,
+    MemberMap, Observed, Prepared, WriteWhen,
 };
 use std::{
     collections::BTreeMap,
@@ -170,5 +172,40 @@ impl Kernel for AyaKernel {
         limit: usize,
     ) -> Result<Vec<MapEntry>, KernelError> {
         cells::map_entries(self, key, generation, member, map, limit)
+    }
+
+    fn maps(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberMap>, KernelError> {
+        maps::maps(self, key, generation)
+    }
+
+    fn map_lookup(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+    ) -> Result<Option<Vec<Vec<u8>>>, KernelError> {
+        maps::lookup(self, place, entry)
+    }
+
+    fn map_update(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+        values: &[Vec<u8>],
+        when: WriteWhen,
+    ) -> Result<(), KernelError> {
+        maps::update(self, place, entry, values, when)
+    }
+
+    fn map_delete(&self, place: MapPlace<'_>, entry: &[u8]) -> Result<bool, KernelError> {
+        maps::delete(self, place, entry)
+    }
+
+    fn map_page(
+        &self,
+        place: MapPlace<'_>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<MapPage, KernelError> {
+        maps::page(self, place, after, limit)
     }
 }

@@ -14,7 +14,9 @@ pub use link::{
     LinkInfo, LinkOrder, LinkTarget, TcxProgram, link_create, link_create_tracing, link_detach,
     link_info, link_update, tcx_query,
 };
-pub use map::{Map, MapCreate, MapInfo, map_create, map_info, possible_cpus};
+pub use map::{
+    Batch, Map, MapCreate, MapInfo, MapState, map_create, map_info, map_state, possible_cpus,
+};
 pub use object::{
     BtfInfo, Kind, btf_bytes, btf_info, btf_load, fd_by_id, next_id, obj_get, obj_pin,
 };
@@ -57,6 +59,7 @@ enum Cmd {
     BtfGetFdById = 19,
     MapFreeze = 22,
     BtfGetNextId = 23,
+    MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkGetFdById = 30,

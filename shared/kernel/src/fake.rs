@@ -15,8 +15,8 @@
 //! ```
 
 use crate::{
-    Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MemberCells,
-    Observed, Prepared,
+    Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
+    MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, WriteWhen,
 };
 use canopy_api::{
     ChainKey, Hook, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
@@ -46,13 +46,15 @@ pub enum Call {
     Settle,
     /// [`Kernel::cells`].
     Cells,
+    /// [`Kernel::map_update`] and [`Kernel::map_delete`].
+    MapWrite,
 }
 
 impl Call {
     /// Whether the call changes the kernel.
     pub fn changes(self) -> bool {
         match self {
-            Self::Prepare | Self::Switch | Self::Detach | Self::Discard => true,
+            Self::Prepare | Self::Switch | Self::Detach | Self::Discard | Self::MapWrite => true,
             Self::Observe | Self::Settle | Self::Cells => false,
         }
     }
@@ -73,8 +75,20 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crashed;
 
-/// The contents of a map, shared by the generations that carry it.
-type Contents = Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>;
+/// A map, shared by the generations that carry it.
+type Contents = Arc<FakeMap>;
+
+#[derive(Debug, Default)]
+struct FakeMap {
+    id: u32,
+    entries: Mutex<BTreeMap<Vec<u8>, Vec<Vec<u8>>>>,
+}
+
+impl FakeMap {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, Vec<Vec<u8>>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[derive(Debug)]
 struct Generation {
@@ -122,6 +136,7 @@ struct Inner {
     refused: Vec<String>,
     in_flight: Vec<InFlight>,
     facts: Vec<Fact>,
+    shapes: BTreeMap<String, MapShape>,
 }
 
 impl Inner {
@@ -142,6 +157,28 @@ impl Inner {
             .get(key)
             .and_then(|chain| chain.generations.get(&generation))
             .ok_or_else(|| no_such(&format!("open generation {generation} of {key}")))
+    }
+
+    /// The shape of maps of this name; for one that nobody described, that of a small hash map.
+    fn shape(&self, map: &str) -> MapShape {
+        self.shapes.get(map).copied().unwrap_or(MapShape {
+            kind: MapKind::HASH,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1024,
+            flags: 0,
+            frozen: false,
+            values: 1,
+        })
+    }
+
+    fn map(&self, place: MapPlace<'_>) -> Result<(Contents, MapShape), KernelError> {
+        let MapPlace { key, generation, member, map } = place;
+        let found = self.generation(key, generation)?;
+        match found.maps.get(&(member.clone(), map.to_owned())) {
+            Some(contents) => Ok((Arc::clone(contents), self.shape(map))),
+            None => Err(no_such(&format!("open map {map} of {member}"))),
+        }
     }
 
     fn count(&mut self, key: &ChainKey, generation: u64, verdicts: &[u8]) {
@@ -241,6 +278,12 @@ impl FakeKernel {
         self.lock().refused.push(function.to_owned());
     }
 
+    /// Every member that is built from now on has a map of this name and shape. What is not said of
+    /// a map is not checked either: keys and values may have any length.
+    pub fn shape_map(&self, map: &str, shape: MapShape) {
+        self.lock().shapes.insert(map.to_owned(), shape);
+    }
+
     /// What [`Kernel::facts`] answers.
     pub fn set_facts(&self, facts: Vec<Fact>) {
         self.lock().facts = facts;
@@ -300,10 +343,7 @@ impl FakeKernel {
             return;
         };
         let contents = found.maps.entry((member.clone(), map.to_owned())).or_default();
-        contents
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(entry_key.to_vec(), value.to_vec());
+        contents.lock().insert(entry_key.to_vec(), vec![value.to_vec()]);
     }
 
     /// The generation of ours that runs on a chain.
@@ -470,9 +510,14 @@ impl Kernel for FakeKernel {
                     }
                 }
             }
-            for contents in &member.map_entries {
-                maps.entry((member.name.clone(), contents.map.clone())).or_insert_with(|| {
-                    Arc::new(Mutex::new(contents.entries.iter().cloned().collect()))
+            let filled = member.map_entries.iter().map(|given| (&given.map, given.entries.clone()));
+            let shaped: Vec<String> = inner.shapes.keys().cloned().collect();
+            let empty = shaped.iter().map(|map| (map, Vec::new()));
+            for (map, entries) in filled.chain(empty) {
+                let name = (member.name.clone(), map.clone());
+                maps.entry(name).or_insert_with(|| {
+                    let entries = entries.into_iter().map(|(key, value)| (key, vec![value]));
+                    Arc::new(FakeMap { id: inner.id(), entries: Mutex::new(entries.collect()) })
                 });
             }
         }
@@ -601,17 +646,87 @@ impl Kernel for FakeKernel {
         map: &str,
         limit: usize,
     ) -> Result<Vec<MapEntry>, KernelError> {
+        let (contents, _) = self.lock().map(MapPlace { key, generation, member, map })?;
+        let contents = contents.lock();
+        Ok(contents.iter().take(limit).map(|(key, values)| (key.clone(), values.clone())).collect())
+    }
+
+    fn maps(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberMap>, KernelError> {
         let inner = self.lock();
         let found = inner.generation(key, generation)?;
-        let Some(contents) = found.maps.get(&(member.clone(), map.to_owned())) else {
-            return Err(no_such(&format!("open map {map} of {member}")));
+        let told = found.maps.iter().map(|((member, name), contents)| MemberMap {
+            member: member.clone(),
+            name: name.clone(),
+            id: contents.id,
+            shape: inner.shape(name),
+            memory: None,
+        });
+        Ok(told.collect())
+    }
+
+    fn map_lookup(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+    ) -> Result<Option<Vec<Vec<u8>>>, KernelError> {
+        let (contents, _) = self.lock().map(place)?;
+        let values = contents.lock().get(entry).cloned();
+        Ok(values)
+    }
+
+    fn map_update(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+        values: &[Vec<u8>],
+        when: WriteWhen,
+    ) -> Result<(), KernelError> {
+        let die = self.enter(Call::MapWrite)?;
+        let (contents, shape) = self.lock().map(place)?;
+        let mut contents = contents.lock();
+        let conflict = |what: &str| KernelError::Conflict {
+            what: what.to_owned(),
+            remedy: "read the map, then decide anew".to_owned(),
         };
-        let contents = contents.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(contents
-            .iter()
-            .take(limit)
-            .map(|(key, value)| (key.clone(), vec![value.clone()]))
-            .collect())
+        let there = contents.contains_key(entry);
+        match when {
+            WriteWhen::Absent if there => return Err(conflict("the entry is there already")),
+            WriteWhen::Present if !there => return Err(conflict("there is no such entry")),
+            WriteWhen::Any | WriteWhen::Absent | WriteWhen::Present => {}
+        }
+        if !there && contents.len() >= shape.max_entries as usize {
+            return Err(conflict("it is full"));
+        }
+        contents.insert(entry.to_vec(), values.to_vec());
+        drop(contents);
+        leave(die, Ok(()))
+    }
+
+    fn map_delete(&self, place: MapPlace<'_>, entry: &[u8]) -> Result<bool, KernelError> {
+        let die = self.enter(Call::MapWrite)?;
+        let (contents, _) = self.lock().map(place)?;
+        let there = contents.lock().remove(entry).is_some();
+        leave(die, Ok(there))
+    }
+
+    fn map_page(
+        &self,
+        place: MapPlace<'_>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<MapPage, KernelError> {
+        let (contents, _) = self.lock().map(place)?;
+        let contents = contents.lock();
+        let mut rest =
+            contents.iter().filter(|(key, _)| after.is_none_or(|last| key.as_slice() > last));
+        let entries: Vec<MapEntry> = rest
+            .by_ref()
+            .take(limit.max(1))
+            .map(|(key, values)| (key.clone(), values.clone()))
+            .collect();
+        let last = entries.last().map(|(key, _)| key.clone());
+        let more = rest.next().is_some();
+        Ok(MapPage { entries, next: last.filter(|_| more) })
     }
 }
 

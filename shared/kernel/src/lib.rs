@@ -8,6 +8,9 @@
 //! caller at a time (the loader serialises); different chains may be changed in parallel.
 
 pub mod fake;
+pub mod maps;
+
+pub use maps::{MapAccess, MapEntry, MapKind, MapPage, MapPlace, MapShape, MemberMap, WriteWhen};
 
 use canopy_api::{
     ChainKey, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
@@ -176,9 +179,6 @@ impl MemberCells {
     }
 }
 
-/// One entry of a map: the key, and a value for each CPU (one for maps that are not per-CPU).
-pub type MapEntry = (Vec<u8>, Vec<Vec<u8>>);
-
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -291,4 +291,37 @@ pub trait Kernel: Send + Sync + 'static {
         map: &str,
         limit: usize,
     ) -> Result<Vec<MapEntry>, KernelError>;
+
+    /// The maps of a generation's members, in order of member and name.
+    fn maps(&self, key: &ChainKey, generation: u64) -> Result<Vec<MemberMap>, KernelError>;
+
+    /// The values under a key, one for each CPU in a per-CPU map; `None` when there is no such
+    /// entry. The length of `entry` must be the map's.
+    fn map_lookup(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+    ) -> Result<Option<Vec<Vec<u8>>>, KernelError>;
+
+    /// Writes one entry: a value for each CPU in a per-CPU map, else one. A conflict when the entry
+    /// is (not) there against `when`, or when the map is full.
+    fn map_update(
+        &self,
+        place: MapPlace<'_>,
+        entry: &[u8],
+        values: &[Vec<u8>],
+        when: WriteWhen,
+    ) -> Result<(), KernelError>;
+
+    /// Removes one entry; whether there was one.
+    fn map_delete(&self, place: MapPlace<'_>, entry: &[u8]) -> Result<bool, KernelError>;
+
+    /// About `limit` entries from where the last page ended; from the beginning for `None`. A map
+    /// that changes meanwhile may show an entry twice or not at all.
+    fn map_page(
+        &self,
+        place: MapPlace<'_>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<MapPage, KernelError>;
 }

@@ -138,6 +138,27 @@ pub fn map_info(map: &impl AsFd) -> io::Result<MapInfo> {
     })
 }
 
+/// What the kernel says about a map only in `/proc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapState {
+    /// Bytes of memory it takes (`memlock`; since 6.4 what it really takes).
+    pub memory: Option<u64>,
+    /// Whether it is closed to writes from user space.
+    pub frozen: bool,
+}
+
+/// What the kernel says about a map of this process in `/proc`.
+pub fn map_state(map: &impl AsFd) -> io::Result<MapState> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", raw(map)))?;
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    };
+    Ok(MapState {
+        memory: field("memlock").and_then(|bytes| bytes.parse().ok()),
+        frozen: field("frozen") == Some("1"),
+    })
+}
+
 /// CPUs the kernel may ever have: a per-CPU value has one part for each.
 pub fn possible_cpus() -> io::Result<usize> {
     let path = "/sys/devices/system/cpu/possible";
@@ -199,6 +220,19 @@ impl Map {
             .filter_map(|part| part.get(..self.info.value_size as usize))
             .map(<[u8]>::to_vec)
             .collect()
+    }
+
+    /// Puts values together as they are transferred, the opposite of [`Self::split`].
+    pub fn join(&self, values: &[Vec<u8>]) -> Vec<u8> {
+        if !PER_CPU.contains(&self.info.map_type) {
+            return values.concat();
+        }
+        let mut whole = Vec::with_capacity(self.transfer);
+        for value in values {
+            whole.extend_from_slice(value);
+            whole.resize(whole.len().next_multiple_of(8), 0);
+        }
+        whole
     }
 
     /// The value under a key, as transferred (per-CPU maps: every CPU's part, see [`Self::split`]);
@@ -288,6 +322,53 @@ impl Map {
         }
     }
 
+    /// The entries of some buckets of a hash map (`BPF_MAP_LOOKUP_BATCH`), values split, and where
+    /// the next buckets begin; `None` after the last. `ENOSPC` when one bucket has more than `most`.
+    ///
+    /// For hash maps only: for others the kernel means something else by `from`.
+    pub fn lookup_batch(&self, from: Option<&[u8]>, most: usize) -> io::Result<Batch> {
+        // enum bpf_map_type: HASH, PERCPU_HASH, LRU_HASH, LRU_PERCPU_HASH
+        if !matches!(self.info.map_type, 1 | 5 | 9 | 10) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let from: Option<[u8; 4]> = from
+            .map(|from| from.try_into().map_err(|_| wrong_length("place", 4, from.len())))
+            .transpose()?;
+        let from = from.map(u32::from_ne_bytes);
+        let key_size = self.info.key_size as usize;
+        let room = |each: usize| most.checked_mul(each).ok_or(io::ErrorKind::OutOfMemory);
+        let mut keys = vec![0_u8; room(key_size)?];
+        let mut values = vec![0_u8; room(self.transfer)?];
+        let mut next = [0_u32];
+        let mut attr = BatchAttr {
+            from: from.as_ref().map_or(0, |from| address(std::slice::from_ref(from))),
+            next: address_mut(&mut next),
+            keys: address_mut(&mut keys),
+            values: address_mut(&mut values),
+            count: u32::try_from(most).map_err(io::Error::other)?,
+            map_fd: raw(&self.fd),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the layout is the kernel's; `from` and `next` are the bucket numbers that a hash
+        // map takes and gives; `keys` and `values` have room for the `count` entries that the
+        // kernel writes at most, each of the lengths of this map's shape; all outlive the call.
+        let ended = match unsafe { bpf(Cmd::MapLookupBatch, &mut attr) } {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let count = attr.count as usize;
+        let entries = keys
+            .chunks_exact(key_size.max(1))
+            .zip(values.chunks_exact(self.transfer.max(1)))
+            .take(count)
+            .map(|(key, value)| (key.to_vec(), self.split(value)))
+            .collect();
+        let [next] = next;
+        Ok((entries, (!ended).then(|| next.to_ne_bytes().to_vec())))
+    }
+
     /// Closes the map to writes from user space for good (`BPF_MAP_FREEZE`).
     pub fn freeze(&self) -> io::Result<()> {
         #[repr(C)]
@@ -323,6 +404,21 @@ fn wrong_length(what: &str, want: usize, have: usize) -> io::Error {
         io::ErrorKind::InvalidInput,
         format!("a {what} of this map has {want} bytes, not {have}"),
     )
+}
+
+/// Entries of a map, values split, and where the next ones begin.
+pub type Batch = (Vec<(Vec<u8>, Vec<Vec<u8>>)>, Option<Vec<u8>>);
+
+#[repr(C)]
+struct BatchAttr {
+    from: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
 #[repr(C)]
