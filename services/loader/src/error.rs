@@ -1,7 +1,9 @@
 //! Why the loader did not do what was asked, and what the caller is told.
 
 use crate::{core::build::BuildError, fetch::FetchError, store::StoreError};
-use canopy_api::{ApiError, ChainKey, Code, InterfaceName, Problem, Problems, ProgramName};
+use canopy_api::{
+    ApiError, ChainKey, Code, InterfaceName, Problem, Problems, ProgramName, wire::MapName,
+};
 use canopy_kernel::KernelError;
 
 /// Why a request was not done. Whatever it is, the chains run as before.
@@ -61,6 +63,17 @@ pub enum LoaderError {
         /// Those there are.
         known: Vec<String>,
     },
+    /// No such map of the program.
+    #[error("program \"{}\" of the chain on {} has no map \"{}\"", name.program, name.key(), name.map)]
+    NoMap {
+        /// What was asked for.
+        name: MapName,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// A map is not read or written so.
+    #[error("{0}")]
+    Map(Box<ApiError>),
     /// The kernel, or the composer in front of it, refused.
     #[error("{path}: the kernel did not take it")]
     Kernel {
@@ -101,7 +114,7 @@ impl LoaderError {
         match self {
             Self::Document(problems) => ApiError::invalid(problems),
             Self::Fetch { path, source } => (*source).into_api().at(path),
-            Self::Host(error) => *error,
+            Self::Host(error) | Self::Map(error) => *error,
             Self::Drained => ApiError::new(Code::Conflict, said)
                 .remedy("run `canopy drain --undo` on this host first"),
             Self::Generation { .. } => ApiError::new(Code::Conflict, said)
@@ -116,6 +129,9 @@ impl LoaderError {
             Self::NoProgram { known, .. } => ApiError::new(Code::NotFound, said)
                 .at("program")
                 .remedy(one_of("the chain", &known)),
+            Self::NoMap { known, .. } => ApiError::new(Code::NotFound, said)
+                .at("map.map")
+                .remedy(one_of("the program", &known)),
             Self::Kernel { path, source } => kernel(*source).at(path),
             Self::Disagrees { .. } => {
                 ApiError::new(Code::Conflict, said).remedy("look who else does, then try again")
@@ -132,6 +148,13 @@ impl LoaderError {
             Self::Unsettled => ApiError::new(Code::Unavailable, said)
                 .remedy("the loader keeps trying; its log says what is in the way"),
         }
+    }
+}
+
+impl From<ApiError> for LoaderError {
+    /// About a map: what else is told as it is says so itself.
+    fn from(error: ApiError) -> Self {
+        Self::Map(Box::new(error))
     }
 }
 

@@ -11,7 +11,7 @@ use canopy_api::{
     endpoint::loader,
     wire::{
         ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply, GetReply,
-        GetRequest,
+        GetRequest, MapChangeReply, MapDeleteRequest, MapSetRequest,
     },
 };
 use canopy_bus::{Caller, Server};
@@ -65,7 +65,7 @@ impl<K: Kernel> Handlers<K> {
     pub fn register(&self, server: Server) -> Server {
         let (get, facts, apply, delete, drain) =
             (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
-        server
+        self.register_maps(server)
             .handle::<loader::Get, _, _>(move |_, request| {
                 let me = get.clone();
                 async move { me.get(request).await }
@@ -85,6 +85,33 @@ impl<K: Kernel> Handlers<K> {
             .handle::<loader::Drain, _, _>(move |caller, request| {
                 let me = drain.clone();
                 async move { me.drain(&caller, request).await }
+            })
+    }
+
+    /// Puts the verbs about maps on a server.
+    fn register_maps(&self, server: Server) -> Server {
+        let (list, dump, get, set, delete) =
+            (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
+        server
+            .handle::<loader::MapList, _, _>(move |_, request| {
+                let me = list.clone();
+                async move { me.blocking(None, move |engine| engine.map_list(&request)).await }
+            })
+            .handle::<loader::MapDump, _, _>(move |_, request| {
+                let me = dump.clone();
+                async move { me.blocking(None, move |engine| engine.map_dump(&request)).await }
+            })
+            .handle::<loader::MapGet, _, _>(move |_, request| {
+                let me = get.clone();
+                async move { me.blocking(None, move |engine| engine.map_get(&request)).await }
+            })
+            .handle::<loader::MapSet, _, _>(move |caller, request| {
+                let me = set.clone();
+                async move { me.map_set(&caller, request).await }
+            })
+            .handle::<loader::MapDelete, _, _>(move |caller, request| {
+                let me = delete.clone();
+                async move { me.map_delete(&caller, request).await }
             })
     }
 
@@ -191,6 +218,32 @@ impl<K: Kernel> Handlers<K> {
         let by = &caller.principal;
         tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
         self.blocking(Some(turn), move |engine| engine.drain(request.undo, request.dry_run)).await
+    }
+
+    async fn map_set(
+        &self,
+        caller: &Caller,
+        request: MapSetRequest,
+    ) -> Result<MapChangeReply, ApiError> {
+        let turn = self.turn(caller).await?;
+        tracing::info!(
+            map = %request.map, entries = request.entries.len(), dry_run = request.dry_run,
+            by = %caller.principal, "map set"
+        );
+        self.blocking(Some(turn), move |engine| engine.map_set(&request)).await
+    }
+
+    async fn map_delete(
+        &self,
+        caller: &Caller,
+        request: MapDeleteRequest,
+    ) -> Result<MapChangeReply, ApiError> {
+        let turn = self.turn(caller).await?;
+        tracing::info!(
+            map = %request.map, entries = request.keys.len(), dry_run = request.dry_run,
+            by = %caller.principal, "map delete"
+        );
+        self.blocking(Some(turn), move |engine| engine.map_delete(&request)).await
     }
 
     /// Runs on a thread that may block. The turn is given back when the work ends, not when its

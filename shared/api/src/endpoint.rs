@@ -206,9 +206,12 @@ endpoints! {
         Apply = Write "apply" (30 s): wire::ApplyRequest => wire::ApplyReply, "Makes the chains of a document so, or says what would change";
         Delete = Write "delete" (30 s): wire::DeleteRequest => wire::ApplyReply, "Removes a chain, or one program of a chain";
         Drain = Write "drain" (30 s): wire::DrainRequest => wire::ApplyReply, "Detaches everything and keeps the intent, or brings it back";
+        MapList = Read "map-list" (5 s, idempotent): wire::MapListRequest => wire::MapListReply, "Maps of the programs in chains: types, sizes, what can be done with each";
+        MapDump = Read "map-dump" (10 s, idempotent): wire::MapDumpRequest => wire::MapDumpReply, "Contents of a map, decoded, page by page";
+        MapGet = Read "map-get" (5 s, idempotent): wire::MapGetRequest => wire::MapGetReply, "Single entries of a map, decoded";
+        MapSet = Write "map-set" (30 s): wire::MapSetRequest => wire::MapChangeReply, "Writes entries of a map";
+        MapDelete = Write "map-delete" (30 s): wire::MapDeleteRequest => wire::MapChangeReply, "Removes entries of a map";
     } planned {
-        Read "map-dump" "Contents of a map, decoded";
-        Write "map-set" "Writes entries of a map";
         Internal "repair" "Restores one object after tampering";
     }
     /// The package registry.

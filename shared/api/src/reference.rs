@@ -182,6 +182,18 @@ fn example(spec: &EndpointSpec) -> &'static str {
             r#"{"dry_run": true, "interface": "eth0", "hook": "xdp"}"#
         }
         (Service::Loader, Class::Write, "drain") => r#"{"dry_run": true}"#,
+        (Service::Loader, Class::Read, "map-dump") => {
+            r#"{"map": {"interface": "eth0", "hook": "xdp", "program": "blocklist", "map": "fw_totals"}}"#
+        }
+        (Service::Loader, Class::Read, "map-get") => {
+            r#"{"keys": [0], "map": {"interface": "eth0", "hook": "xdp", "program": "blocklist", "map": "fw_totals"}}"#
+        }
+        (Service::Loader, Class::Write, "map-set") => {
+            r#"{"dry_run": true, "entries": [{"key": 0, "value": 0}], "map": {"interface": "eth0", "hook": "xdp", "program": "blocklist", "map": "fw_totals"}}"#
+        }
+        (Service::Loader, Class::Write, "map-delete") => {
+            r#"{"dry_run": true, "keys": [{"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
+        }
         (Service::Registry, Class::Read, "describe") => r#"{"package": "firewall"}"#,
         (Service::Registry, Class::Read, "resolve") => {
             r#"{"package": "firewall", "requirement": "^0.1"}"#

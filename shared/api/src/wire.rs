@@ -2,6 +2,10 @@
 //!
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
+mod maps;
+
+pub use maps::*;
+
 use crate::{
     blob::Blob,
     desired::{ChainKey, Hook},

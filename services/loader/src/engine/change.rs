@@ -349,7 +349,7 @@ impl<K: Kernel> Engine<K> {
 }
 
 /// Nothing new begins while an earlier change is in between.
-fn no_journal(inner: &Inner) -> Result<(), LoaderError> {
+pub(super) fn no_journal(inner: &Inner) -> Result<(), LoaderError> {
     if inner.state.journal.is_some() { Err(LoaderError::Unsettled) } else { Ok(()) }
 }
 

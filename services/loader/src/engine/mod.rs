@@ -6,6 +6,7 @@
 
 mod change;
 mod journal;
+mod maps;
 mod mend;
 mod report;
 #[cfg(test)]

@@ -4,5 +4,6 @@ mod accounting;
 mod changes;
 mod crashes;
 mod healing;
+mod maps;
 mod model;
 mod world;

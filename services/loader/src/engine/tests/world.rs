@@ -115,7 +115,11 @@ impl World {
 
     /// A new version of a package becomes what its bare name means.
     pub(super) fn publish(&mut self, name: &str, version: &str) {
-        let object = format!("{name} {version}");
+        self.publish_object(name, version, format!("{name} {version}").as_bytes());
+    }
+
+    /// The same with this object in it.
+    pub(super) fn publish_object(&mut self, name: &str, version: &str, object: &[u8]) {
         let manifest = Manifest {
             name: name.parse().unwrap(),
             version: version.parse().unwrap(),
@@ -154,11 +158,11 @@ impl World {
         };
         let package = Package {
             manifest,
-            objects: [("main.o".to_owned(), object.clone().into_bytes())].into(),
+            objects: [("main.o".to_owned(), object.to_vec())].into(),
             readme: None,
             license_text: None,
         };
-        let digest = Digest::of(object.as_bytes());
+        let digest = Digest::of(object);
         let package = Arc::new(package);
         self.shelf.0.lock().unwrap().insert(digest.clone(), Arc::clone(&package));
         self.newest.insert(format!("{name}@*"), Located { digest, package });
