@@ -2,6 +2,8 @@
 
 use crate::failure::{Exit, Failure};
 use canopy_api::{DesiredState, Problem, document};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -95,6 +97,12 @@ impl Input {
     }
 }
 
+/// A file that holds a list, checked; every mistake at once.
+pub fn list<T: JsonSchema + DeserializeOwned>(path: &Path) -> Result<Vec<T>, Failure> {
+    let (name, text, format) = read(path)?;
+    document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems))
+}
+
 /// A file's display name, text and format.
 fn read(path: &Path) -> Result<(String, String, document::Format), Failure> {
     let stdin = path == Path::new("-");
@@ -122,9 +130,13 @@ fn read(path: &Path) -> Result<(String, String, document::Format), Failure> {
     Ok((name, text, format))
 }
 
-/// JSON documents start with a brace; anything else is read as YAML.
+/// JSON documents start with a brace or a bracket; anything else is read as YAML.
 fn guess(text: &str) -> document::Format {
-    if text.trim_start().starts_with('{') { document::Format::Json } else { document::Format::Yaml }
+    if text.trim_start().starts_with(['{', '[']) {
+        document::Format::Json
+    } else {
+        document::Format::Yaml
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +194,7 @@ mod tests {
     #[test]
     fn standard_input_may_be_either() {
         assert_eq!(guess("  {\"chains\": []}"), Json);
+        assert_eq!(guess("[{\"key\": 1}]"), Json);
         assert_eq!(guess("chains: []"), Yaml);
     }
 }

@@ -1,7 +1,9 @@
 //! The grammar of the command line. What the commands do is in [`crate::commands`].
 
+mod map;
 mod package;
 
+pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
 
 use crate::output::Format;
@@ -133,6 +135,9 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Detach everything on a host and keep the intent, or bring it back
     Drain(DrainArgs),
+    /// Show and change what the maps of programs hold
+    #[command(subcommand, visible_alias = "maps")]
+    Map(MapCommand),
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),

@@ -84,7 +84,8 @@ pub async fn states(
     Ok(replies)
 }
 
-fn nobody() -> Failure {
+/// No host answers.
+pub fn nobody() -> Failure {
     Failure::new(Exit::Unavailable, "no host answers")
         .fix("see that canopy-loader runs on the hosts and is connected; --timeout 5s waits longer")
 }

@@ -8,6 +8,7 @@ pub mod diff;
 pub mod doctor;
 pub mod drain;
 pub mod get;
+pub mod map;
 pub mod package;
 pub mod version;
 
@@ -50,6 +51,10 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         }
         Command::Drain(args) => {
             connected(&connection, async |remote| drain::run(&args, remote, screen).await)
+        }
+        Command::Map(command) => {
+            let entries = map::read(&command)?;
+            connected(&connection, async |remote| map::run(&command, entries, remote, screen).await)
         }
         Command::Package(PackageCommand::Show { package, output }) => {
             connected(&connection, async |remote| {

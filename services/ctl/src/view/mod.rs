@@ -5,6 +5,7 @@ pub mod change;
 pub mod diff;
 pub mod doctor;
 pub mod hosts;
+pub mod maps;
 pub mod packages;
 pub mod programs;
 
