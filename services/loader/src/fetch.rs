@@ -7,16 +7,18 @@ use crate::{
         trust::{SignatureCheck, Trust, check_index, check_package, rule},
     },
     error::LoaderError,
+    metrics::PackageMetrics,
 };
 use canopy_api::{
-    ApiError, Code, Digest, PackageName, PackageRef,
-    endpoint::registry,
+    ApiError, Code, Digest, HostId, PackageName, PackageRef,
+    endpoint::{Service, registry},
     subject::Target,
-    wire::{ArtifactRequest, ResolveReply, ResolveRequest},
+    time::rfc3339,
+    wire::{ArtifactRequest, PackageRefused, ResolveReply, ResolveRequest},
 };
 use canopy_bus::{Bus, CallError};
 use canopy_package::{Limits, PackageError, index::IndexEntry, sign::verify_package};
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 /// Why a package cannot be had, or is not to be trusted.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,19 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// In one word, why something was not believed; `None` when nothing came that could be.
+    pub fn disbelieved(&self) -> Option<&'static str> {
+        match self {
+            Self::NoTrust { .. } => Some("no_trust"),
+            Self::Answer { .. } => Some("answer"),
+            Self::Refused { source, .. } => Some(source.kind()),
+            Self::Downgrade { .. } => Some("downgrade"),
+            Self::Yanked { .. } => Some("withdrawn"),
+            Self::Length { .. } => Some("length"),
+            Self::Registry(_) | Self::Cache(_) | Self::Remember(_) | Self::Defect => None,
+        }
+    }
+
     /// What the caller is told.
     pub fn into_api(self) -> ApiError {
         let said = self.to_string();
@@ -137,6 +152,7 @@ pub struct Fetcher {
     limits: Limits,
     memory: Arc<dyn Memory>,
     kernel: String,
+    metrics: Option<PackageMetrics>,
 }
 
 impl Fetcher {
@@ -149,7 +165,42 @@ impl Fetcher {
         memory: Arc<dyn Memory>,
         kernel: String,
     ) -> Self {
-        Self { bus, cache, rules: rules.into(), limits, memory, kernel }
+        Self { bus, cache, rules: rules.into(), limits, memory, kernel, metrics: None }
+    }
+
+    /// With metrics.
+    #[must_use]
+    pub fn counted(mut self, metrics: PackageMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Counts, logs and tells the bus that a package was not believed; says nothing where none came.
+    pub async fn report(
+        &self,
+        host: &HostId,
+        package: &PackageName,
+        error: &FetchError,
+        now: SystemTime,
+    ) {
+        let Some(reason) = error.disbelieved() else { return };
+        if let Some(metrics) = &self.metrics {
+            metrics.refused.with_label_values(&[reason]).inc();
+        }
+        tracing::warn!(%package, reason, "package refused: {error}");
+        let refused = PackageRefused {
+            host: Some(host.clone()),
+            repository: None,
+            package: Some(package.clone()),
+            reason: reason.to_owned(),
+            message: error.to_string(),
+            time: rfc3339(now),
+        };
+        let told =
+            self.bus.publish_event(Service::Loader, "package", "refused", Some(host), &refused);
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "the bus was not told of a refused package");
+        }
     }
 
     /// The exact package a reference means today, verified and cached. When the registry cannot

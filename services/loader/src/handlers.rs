@@ -152,9 +152,14 @@ impl<K: Kernel> Handlers<K> {
                     .at(&path)
                     .remedy("see that the registry is well, then try again; nothing was changed")
             })?;
-            let (mut found, note) = found.map_err(|source| {
-                LoaderError::Fetch { path, source: Box::new(source) }.into_api()
-            })?;
+            let (mut found, note) = match found {
+                Ok(found) => found,
+                Err(source) => {
+                    let (host, now) = (self.engine.host(), self.engine.now());
+                    self.fetcher.report(host, &reference.name, &source, now).await;
+                    return Err(LoaderError::Fetch { path, source: Box::new(source) }.into_api());
+                }
+            };
             if let Some(note) = note {
                 notes.insert(text.clone(), note);
             }

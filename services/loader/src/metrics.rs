@@ -3,8 +3,9 @@
 use crate::engine::{Engine, Report};
 use canopy_api::wire::{ChainState, GetRequest};
 use canopy_kernel::Kernel;
-use canopy_runtime::MetricSpec;
+use canopy_runtime::{MetricSpec, metrics::int_counter_vec};
 use prometheus::{
+    IntCounterVec, Registry,
     core::{Collector, Desc},
     proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
@@ -71,6 +72,12 @@ const KERNEL_TIME: MetricSpec = MetricSpec::counter(
     "Time spent inside the kernel for the chains: verifying, attaching, reading, waiting, seconds",
 );
 
+const REFUSED: MetricSpec = MetricSpec::counter(
+    "canopy_loader_packages_refused_total",
+    &["reason"],
+    "Packages that were asked for and not believed, by reason",
+);
+
 /// Every metric of the loader. Beside these, each metric a package declares is
 /// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
 pub const METRICS: &[MetricSpec] = &[
@@ -86,7 +93,21 @@ pub const METRICS: &[MetricSpec] = &[
     DRAINED,
     OBSERVED,
     KERNEL_TIME,
+    REFUSED,
 ];
+
+/// What is counted of packages, registered.
+#[derive(Clone, Debug)]
+pub struct PackageMetrics {
+    pub(crate) refused: IntCounterVec,
+}
+
+impl PackageMetrics {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self { refused: int_counter_vec(registry, &REFUSED)? })
+    }
+}
 
 /// Reads the engine when the registry gathers. Blocks; the admin listener gathers on a thread
 /// that may.
@@ -100,6 +121,7 @@ impl<K: Kernel> LoaderCollector<K> {
     pub fn new(engine: Arc<Engine<K>>) -> Result<Self, prometheus::Error> {
         let descriptions = METRICS
             .iter()
+            .filter(|spec| spec.name != REFUSED.name)
             .map(|spec| {
                 let labels = spec.labels.iter().map(|label| (*label).to_owned()).collect();
                 Desc::new(spec.name.to_owned(), spec.help.to_owned(), labels, HashMap::new())

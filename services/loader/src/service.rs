@@ -8,7 +8,7 @@ use crate::{
     error::LoaderError,
     fetch::{Fetcher, Memory},
     handlers::Handlers,
-    metrics::LoaderCollector,
+    metrics::{LoaderCollector, PackageMetrics},
     store::Store,
 };
 use anyhow::Context as _;
@@ -69,7 +69,8 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         limits,
         Arc::clone(&engine) as _,
         engine.kernel().release(),
-    );
+    )
+    .counted(PackageMetrics::register(&cx.metrics)?);
     let server = Server::new(bus.clone(), Service::Loader, Some(config.host))
         .health(cx.health())
         .observe(cx.observe())

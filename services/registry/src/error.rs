@@ -45,6 +45,11 @@ impl Trouble {
         }
     }
 
+    /// Whether something was read and not believed, rather than not to be had.
+    pub fn disbelieved(&self) -> bool {
+        self.code() == Code::Denied
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Store(error) => match &**error {

@@ -13,10 +13,11 @@ use crate::{
 };
 use canopy_api::{
     Blob, Digest, PackageName,
+    time::rfc3339,
     wire::{
         ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest, ListReply,
-        ListRequest, PackageSummary, RepositoryTrouble, ResolveReply, ResolveRequest,
-        VersionSummary,
+        ListRequest, PackageRefused, PackageSummary, RepositoryTrouble, ResolveReply,
+        ResolveRequest, VersionSummary,
     },
 };
 use canopy_package::{IndexEntry, near};
@@ -25,7 +26,9 @@ use semver::VersionReq;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, UNIX_EPOCH},
 };
+use tokio::sync::mpsc::Sender;
 
 /// Reads the clock: seconds since the epoch.
 pub type Clock = fn() -> u64;
@@ -42,6 +45,8 @@ pub struct Registry {
     descriptions: Mutex<BTreeMap<Digest, String>>,
     metrics: Metrics,
     now: Clock,
+    /// Hears what was refused.
+    tell: Option<Sender<PackageRefused>>,
 }
 
 /// State of one repository, for health.
@@ -75,6 +80,13 @@ impl Registry {
         Self::over(opened, cache_bytes, metrics, now)
     }
 
+    /// Tells of what is refused: of an index when that is new, of a package file each time.
+    #[must_use]
+    pub fn telling(mut self, tell: Sender<PackageRefused>) -> Self {
+        self.tell = Some(tell);
+        self
+    }
+
     /// A registry over other repositories, which were checked. One whose configuration is the same
     /// is taken over as it is, with what is known of it; one that is at the same place keeps the
     /// highest index version seen there. No package file verified before is taken over: keys may
@@ -92,7 +104,10 @@ impl Registry {
                 Some(_) | None => Arc::new(Repository::new(config)),
             })
             .collect();
-        Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
+        Self {
+            tell: self.tell.clone(),
+            ..Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
+        }
     }
 
     /// Shows nothing any more of the repositories that `before` had and this one has not. Once this
@@ -138,6 +153,7 @@ impl Registry {
             descriptions: Mutex::default(),
             metrics,
             now,
+            tell: None,
         }
     }
 
@@ -203,9 +219,11 @@ impl Registry {
                 if before.is_none_or(|before| before.kind() != trouble.kind()) {
                     tracing::warn!(
                         repository = %repository.name,
+                        reason = trouble.kind(),
                         remedy = %trouble.remedy(),
                         "the repository cannot be used: {trouble}"
                     );
+                    self.told(repository, None, &trouble);
                 }
             }
         }
@@ -214,6 +232,21 @@ impl Registry {
     fn refused(&self, repository: &Repository, trouble: &Trouble) {
         let labels = &[repository.name.as_str(), trouble.kind()];
         self.metrics.refused.with_label_values(labels).inc();
+    }
+
+    /// Whoever hears of refusals must not keep anybody waiting: what there is no room for is in the
+    /// log alone.
+    fn told(&self, repository: &Repository, package: Option<&PackageName>, trouble: &Trouble) {
+        let Some(tell) = self.tell.as_ref().filter(|_| trouble.disbelieved()) else { return };
+        let time = UNIX_EPOCH.checked_add(Duration::from_secs((self.now)()));
+        let _ = tell.try_send(PackageRefused {
+            host: None,
+            repository: Some(repository.name.clone()),
+            package: package.cloned(),
+            reason: trouble.kind().to_owned(),
+            message: trouble.to_string(),
+            time: rfc3339(time.unwrap_or(UNIX_EPOCH)),
+        });
     }
 
     /// Which exact version a requirement means, with what a loader needs to check it again.
@@ -313,8 +346,10 @@ impl Registry {
         let loaded = repository.artifact(snapshot, entry, &self.artifacts, (self.now)()).await;
         let (artifact, hit) = loaded.map_err(|trouble| {
             self.refused(repository, &trouble);
+            self.told(repository, Some(&entry.name), &trouble);
             tracing::warn!(
                 repository = %repository.name,
+                reason = trouble.kind(),
                 package = %entry.name,
                 version = %entry.version,
                 "package file refused: {trouble}"

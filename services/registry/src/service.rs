@@ -7,14 +7,20 @@ use crate::{
     metrics::Metrics,
     registry::{Registry, RepositoryHealth},
 };
-use canopy_api::{endpoint::Service, permission};
+use canopy_api::{endpoint::Service, permission, wire::PackageRefused};
 use canopy_bus::{Bus, Server};
 use canopy_runtime::{ConfigFile, Context, Latch, clock};
 use std::{
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::mpsc::{self, Receiver},
+    time::{MissedTickBehavior, interval},
+};
+
+/// Refusals that wait to be told.
+const REFUSALS: usize = 64;
 
 /// How often the configuration file is looked at.
 const CONFIGURATION: Duration = Duration::from_secs(1);
@@ -23,14 +29,17 @@ const CONFIGURATION: Duration = Duration::from_secs(1);
 pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let latch = cx.readiness.latch("repositories");
     let metrics = Metrics::register(&cx.metrics)?;
+    let (tell, refused) = mpsc::channel(REFUSALS);
     let registry =
-        Registry::new(&config.repositories, config.cache_bytes, metrics.clone(), seconds);
+        Registry::new(&config.repositories, config.cache_bytes, metrics.clone(), seconds)
+            .telling(tell);
     let current = Arc::new(Current::new(registry, metrics, &config));
     let every = Duration::from_secs(config.refresh_seconds);
     cx.tasks.spawn(watch(Arc::clone(&current), every, latch, cx.clone()));
 
     let principal = permission::daemon_principal(Service::Registry, None)?;
     let bus = Bus::connect(&config.bus, principal).await?;
+    cx.tasks.spawn(publish(bus.clone(), refused, cx.clone()));
     let server = Server::new(bus.clone(), Service::Registry, None)
         .health(cx.health())
         .observe(cx.observe())
@@ -39,6 +48,21 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let ended = handlers::register(server, &current).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
+}
+
+/// Tells the bus what was refused.
+async fn publish(bus: Bus, mut refused: Receiver<PackageRefused>, cx: Context) {
+    loop {
+        let refused = tokio::select! {
+            () = cx.shutdown.cancelled() => return,
+            refused = refused.recv() => refused,
+        };
+        let Some(refused) = refused else { return };
+        let told = bus.publish_event(Service::Registry, "package", "refused", None, &refused);
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "the bus was not told of a refusal");
+        }
+    }
 }
 
 /// Looks at the repositories again and again, and at the configuration.

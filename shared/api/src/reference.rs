@@ -80,6 +80,13 @@ pub fn subjects_markdown() -> String {
     schema::fields(&mut out, &restored, &mut types);
     let _ = write!(
         out,
+        "\n### `{ROOT}.event.loader.package.refused.<host>`, `{ROOT}.event.registry.package.refused._`\n\n\
+         An index or a package file was read and not believed.\n\n"
+    );
+    let refused = schemars::schema_for!(crate::wire::PackageRefused).to_value();
+    schema::fields(&mut out, &refused, &mut types);
+    let _ = write!(
+        out,
         "\n## Audit records\n\n`{ROOT}.audit.<service>.<host or _>`: every request that changes something, and \
          every refusal. They go to the account DATA, which people do not see.\n\n"
     );

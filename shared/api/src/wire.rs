@@ -534,6 +534,27 @@ pub struct ChainRestored {
     pub time: String,
 }
 
+/// `event.loader.package.refused.<host>` and `event.registry.package.refused._`: an index or a package
+/// file was read and not believed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PackageRefused {
+    /// The host; absent when it was the registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// The repository, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// The package; absent when it was the index of a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<PackageName>,
+    /// Why, in one word: `index_rolled_back`, `wrong_digest`, `key_revoked`, …
+    pub reason: String,
+    /// Why, in words.
+    pub message: String,
+    /// When.
+    pub time: String,
+}
+
 // ---- audit -----------------------------------------------------------------------------------
 
 /// `audit.<service>.<host or "_">`: a request that changes something, or one that was refused.
