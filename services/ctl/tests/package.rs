@@ -7,6 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
+use canopy_package::index::split;
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -81,7 +82,8 @@ fn publish(file: &str) -> Vec<&str> {
 }
 
 fn index(dir: &Path) -> serde_json::Value {
-    serde_json::from_slice(&fs::read(dir.join("repo/index.json")).unwrap()).unwrap()
+    let file = fs::read(dir.join("repo/index.signed")).unwrap();
+    serde_json::from_slice(split(&file).unwrap().0).unwrap()
 }
 
 /// Every file of a directory with its content.
@@ -202,7 +204,7 @@ fn signatures_are_checked_by_key_and_content() {
     fs::copy(dir.path().join("demo.cpkg.minisig"), dir.path().join("next.cpkg.minisig")).unwrap();
     fails(6, &["package", "check", "next.cpkg", "--key", "keys/canopy.pub"], dir.path());
     fails(6, &publish("next.cpkg"), dir.path());
-    assert!(!dir.path().join("repo/index.json").exists());
+    assert!(!dir.path().join("repo/index.signed").exists());
 }
 
 #[test]
@@ -275,7 +277,7 @@ fn a_lost_file_is_put_back_by_publishing_again() {
 fn an_index_somebody_else_wrote_is_not_signed() {
     let dir = workshop();
     ok(&publish("demo.cpkg"), dir.path());
-    edit(&dir.path().join("repo/index.json"), "\"yanked\": false", "\"yanked\": true");
+    edit(&dir.path().join("repo/index.signed"), "\"yanked\": false", "\"yanked\": true");
     edit(&dir.path().join("demo/package.yaml"), "version: 0.1.0", "version: 0.2.0");
     ok(&["package", "build", "demo", "-o", "next.cpkg"], dir.path());
     let before = snapshot(&dir.path().join("repo"));
@@ -289,7 +291,7 @@ fn an_index_somebody_else_wrote_is_not_signed() {
     assert_eq!(index["packages"][0]["yanked"], false);
     assert!(index["version"].as_u64().unwrap() > 1_700_000_000, "it must outrun every earlier one");
 
-    fs::remove_file(dir.path().join("repo/index.json")).unwrap();
+    fs::remove_file(dir.path().join("repo/index.signed")).unwrap();
     fails(5, &publish("next.cpkg"), dir.path());
 }
 

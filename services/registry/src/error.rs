@@ -15,7 +15,7 @@ pub enum Trouble {
     #[error("{0}")]
     Refused(Arc<PackageError>),
     /// The index was there before and is not any more.
-    #[error("its index.json is gone; version {0} was seen before")]
+    #[error("its index.signed is gone; version {0} was seen before")]
     IndexGone(u64),
     /// A task of ours ended early.
     #[error("its verification ended unexpectedly")]
@@ -82,8 +82,7 @@ impl Trouble {
             },
             Self::Refused(error) => error.remedy(),
             Self::IndexGone(_) => {
-                "restore index.json and index.json.minisig, or rebuild them with \
-                 `canopy package publish --rebuild-index`"
+                "restore index.signed, or rebuild it with `canopy package publish --rebuild-index`"
                     .to_owned()
             }
             Self::Defect => "report this with the registry's log".to_owned(),

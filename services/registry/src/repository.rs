@@ -12,8 +12,8 @@ use bytes::Bytes;
 use canopy_api::Digest;
 use canopy_package::{
     Index, IndexEntry, Limits, Package, PackageError, TrustedKey,
-    index::INDEX_LIMIT,
-    repository::{INDEX, INDEX_SIGNATURE, artifact_path, signature_path},
+    index::{INDEX_LIMIT, split},
+    repository::{INDEX, artifact_path, signature_path},
     sign::verify_package,
 };
 use std::{
@@ -32,13 +32,6 @@ const SIGNATURE_LIMIT: u64 = 8 * 1024;
 
 /// Loose files an unsigned directory may hold.
 const LOOSE_FILES: usize = 1_000;
-
-/// Times an index that does not match its signature is read again: a publisher replaces the two
-/// one after the other.
-const ATTEMPTS: u32 = 6;
-
-/// Pause between them.
-const PAUSE: Duration = Duration::from_millis(25);
 
 /// A repository.
 pub struct Repository {
@@ -75,16 +68,11 @@ pub struct Snapshot {
     pub index: Index,
     /// The index's bytes and signature file; `None` in an unsigned repository.
     pub signed: Option<(Bytes, String)>,
-    tags: Tags,
+    /// Changes with the index; `None` when there is none.
+    tag: Option<String>,
     /// Where loose files lie.
     loose: BTreeMap<Digest, String>,
     verified: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Tags {
-    index: Option<String>,
-    signature: Option<String>,
 }
 
 impl Repository {
@@ -183,55 +171,39 @@ impl Repository {
         highest: u64,
         now: u64,
     ) -> Result<Option<Snapshot>, Trouble> {
-        let mut attempt = 1;
-        loop {
-            let tags = Tags {
-                index: self.store.tag(INDEX).await?,
-                signature: self.store.tag(INDEX_SIGNATURE).await?,
-            };
-            // Loose files have no one file that tells of a change.
-            let changed = known.as_ref().is_none_or(|known| {
-                known.tags != tags
-                    || (self.trust == Trust::UnsignedDevelopment && tags.index.is_none())
-                    || self.keys_ended(known.verified, now)
-            });
-            if !changed {
-                return Ok(None);
-            }
-            match self.read_index(tags, highest, now).await {
-                Ok(snapshot) => return Ok(Some(snapshot)),
-                // Half replaced: read both again.
-                Err(Trouble::Refused(error))
-                    if attempt < ATTEMPTS
-                        && matches!(
-                            *error,
-                            PackageError::Tampered { .. }
-                                | PackageError::Unsigned { .. }
-                                | PackageError::UntrustedKey { .. }
-                        ) =>
-                {
-                    attempt += 1;
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(trouble) => return Err(trouble),
-            }
+        let tag = self.store.tag(INDEX).await?;
+        // Loose files have no one file that tells of a change.
+        let changed = known.as_ref().is_none_or(|known| {
+            known.tag != tag
+                || (self.trust == Trust::UnsignedDevelopment && tag.is_none())
+                || self.keys_ended(known.verified, now)
+        });
+        if !changed {
+            return Ok(None);
         }
+        self.read_index(tag, highest, now).await.map(Some)
     }
 
-    async fn read_index(&self, tags: Tags, highest: u64, now: u64) -> Result<Snapshot, Trouble> {
-        if tags.index.is_none() {
+    async fn read_index(
+        &self,
+        tag: Option<String>,
+        highest: u64,
+        now: u64,
+    ) -> Result<Snapshot, Trouble> {
+        if tag.is_none() {
             return match self.trust {
                 Trust::UnsignedDevelopment => self.read_loose(now).await,
                 Trust::Signed if highest > 0 => Err(Trouble::IndexGone(highest)),
                 // Nothing was published yet.
-                Trust::Signed => Ok(Snapshot { tags, verified: now, ..Snapshot::default() }),
+                Trust::Signed => Ok(Snapshot { tag, verified: now, ..Snapshot::default() }),
             };
         }
-        let bytes = self.store.read(INDEX, INDEX_LIMIT as u64).await?;
+        let file = self.store.read(INDEX, INDEX_LIMIT as u64 + SIGNATURE_LIMIT).await?;
+        let (json, signature) = split(&file)?;
         let (index, signed) = match self.trust {
-            Trust::UnsignedDevelopment => (Index::open_unsigned(&bytes)?, None),
+            Trust::UnsignedDevelopment => (Index::open_unsigned(json)?, None),
             Trust::Signed => {
-                let signature = self.read_signature(INDEX_SIGNATURE, "the index").await?;
+                let (bytes, signature) = (file.slice_ref(json), signature.to_owned());
                 let (keys, copy) = (self.config.keys.clone(), (bytes.clone(), signature.clone()));
                 let index =
                     spawn_blocking(move || Index::open(&copy.0, &copy.1, &keys, now, highest))
@@ -240,7 +212,7 @@ impl Repository {
                 (index, Some((bytes, signature)))
             }
         };
-        Ok(Snapshot { index, signed, tags, loose: BTreeMap::new(), verified: now })
+        Ok(Snapshot { index, signed, tag, loose: BTreeMap::new(), verified: now })
     }
 
     /// A directory of package files without an index, for development.
@@ -276,7 +248,7 @@ impl Repository {
             loose.insert(digest, path);
         }
         let index = Index { packages: found.into_values().collect(), ..Index::default() };
-        Ok(Snapshot { index, signed: None, tags: Tags::default(), loose, verified: now })
+        Ok(Snapshot { index, signed: None, tag: None, loose, verified: now })
     }
 
     /// The verified file of a version: from memory, else read and verified, once for all who ask.
@@ -321,7 +293,7 @@ impl Repository {
             Trust::UnsignedDevelopment => None,
             Trust::Signed => {
                 let path = signature_path(&entry.name, &entry.version);
-                Some(self.read_signature(&path, "the package file").await?)
+                Some(self.read_signature(&path).await?)
             }
         };
         let (entry, keys, limits) = (entry.clone(), self.config.keys.clone(), self.limits);
@@ -329,7 +301,8 @@ impl Repository {
         Ok(verified.await.map_err(|_| Trouble::Defect)??)
     }
 
-    async fn read_signature(&self, path: &str, what: &'static str) -> Result<String, Trouble> {
+    async fn read_signature(&self, path: &str) -> Result<String, Trouble> {
+        let what = "the package file";
         let bytes = match self.store.read(path, SIGNATURE_LIMIT).await {
             Ok(bytes) => bytes,
             Err(StoreError::NotFound { .. }) => {

@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn a_young_file_without_a_tag_is_taken_as_changed() {
         let meta = || ObjectMeta {
-            location: ObjectPath::from("index.json"),
+            location: ObjectPath::from("index.signed"),
             last_modified: (UNIX_EPOCH + Duration::from_secs(100)).into(),
             size: 5,
             e_tag: None,

@@ -18,7 +18,8 @@ use canopy_api::{
 };
 use canopy_package::{
     Index, IndexEntry, SecretKey,
-    repository::{INDEX, INDEX_SIGNATURE, Publisher, artifact_path, signature_path},
+    index::join,
+    repository::{INDEX, Publisher, artifact_path, signature_path},
     sign::verify_package,
 };
 use canopy_registry::Registry;
@@ -244,8 +245,7 @@ async fn another_package_under_the_right_name_is_refused() {
     directory.write(&[
         (artifact, bytes),
         (artifact_signature, signature.into_bytes()),
-        (INDEX.to_owned(), index),
-        (INDEX_SIGNATURE.to_owned(), index_signature.into_bytes()),
+        (INDEX.to_owned(), join(&index, &index_signature)),
     ]);
     refused(&directory.registry(), "p", Code::Denied, "holds other 0.1.0, not p 0.1.0").await;
 }
@@ -264,14 +264,14 @@ async fn an_index_that_is_not_believed_serves_nothing_at_first() {
         let mut index = directory.index().unwrap();
         let sign = |index: &Index, key: &SecretKey| {
             let (bytes, signature) = index.sign(key).unwrap();
-            write(&directory.path(INDEX), &bytes);
-            write(&directory.path(INDEX_SIGNATURE), signature.as_bytes());
+            write(&directory.path(INDEX), &join(&bytes, &signature));
         };
         match spoil {
-            0 => std::fs::remove_file(directory.path(INDEX_SIGNATURE)).unwrap(),
+            0 => write(&directory.path(INDEX), &index.to_bytes().unwrap()),
             1 => {
+                let (_, signature) = index.sign(&directory.key).unwrap();
                 index.expires += 1;
-                write(&directory.path(INDEX), &index.to_bytes().unwrap());
+                write(&directory.path(INDEX), &join(&index.to_bytes().unwrap(), &signature));
             }
             2 => sign(&index, &SecretKey::generate().unwrap()),
             3 => {
@@ -279,9 +279,8 @@ async fn an_index_that_is_not_believed_serves_nothing_at_first() {
                 sign(&index, &directory.key);
             }
             _ => {
-                write(&directory.path(INDEX), b"garbage");
-                let signature = directory.key.sign_index(b"garbage", 1).unwrap();
-                write(&directory.path(INDEX_SIGNATURE), signature.as_bytes());
+                let signature = directory.key.sign_index(b"garbage\n", 1).unwrap();
+                write(&directory.path(INDEX), &join(b"garbage\n", &signature));
             }
         }
         let registry = directory.registry();
@@ -296,9 +295,7 @@ async fn a_bad_newer_index_leaves_the_good_one_in_use_and_is_reported() {
     directory.publish(&package("p", "0.1.0", ""));
     let registry = directory.registry();
     resolve(&registry, "p", "*").await.unwrap();
-    let old: Vec<_> = [INDEX, INDEX_SIGNATURE]
-        .map(|name| (name.to_owned(), std::fs::read(directory.path(name)).unwrap()))
-        .into();
+    let old = [(INDEX.to_owned(), std::fs::read(directory.path(INDEX)).unwrap())];
     directory.publish(&package("p", "0.2.0", ""));
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.2.0");
 
@@ -312,7 +309,7 @@ async fn a_bad_newer_index_leaves_the_good_one_in_use_and_is_reported() {
     std::fs::remove_file(directory.path(INDEX)).unwrap();
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.2.0");
     let detail = &registry.health()[0].detail;
-    assert!(detail.contains("index.json is gone"), "{detail}");
+    assert!(detail.contains("index.signed is gone"), "{detail}");
 }
 
 #[tokio::test]

@@ -17,10 +17,7 @@ use canopy_api::{
     wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest},
 };
 use canopy_bus::{Bus, BusConfig, CallError};
-use canopy_package::{
-    SecretKey,
-    repository::{INDEX, INDEX_SIGNATURE},
-};
+use canopy_package::{SecretKey, repository::INDEX};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
     service::{ServiceProcess, check},
@@ -162,8 +159,7 @@ async fn a_changed_configuration_is_used_and_a_bad_one_changes_nothing() {
 async fn a_configuration_that_changes_does_not_forget_the_index_seen() {
     let directory = Directory::new();
     directory.publish(&package("p", "0.1.0", ""));
-    let files = [INDEX, INDEX_SIGNATURE];
-    let old = files.map(|file| (file.to_owned(), std::fs::read(directory.path(file)).unwrap()));
+    let old = [(INDEX.to_owned(), std::fs::read(directory.path(INDEX)).unwrap())];
     directory.publish(&package("p", "0.2.0", ""));
     let first = directory.registry();
     first.resolve(&resolve("p")).await.unwrap();

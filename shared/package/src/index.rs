@@ -1,4 +1,13 @@
-//! `index.json`: the signed list of what a repository holds.
+//! `index.signed`: the signed list of what a repository holds, JSON with its minisign signature behind
+//! it. One file, so that nobody ever sees an index beside the signature of another one:
+//!
+//! ```text
+//! { "version": 7, "expires": 1798761600, "packages": [ … ] }
+//! untrusted comment: signature from canopy
+//! RUQ…
+//! trusted comment: index version=7
+//! mT8…
+//! ```
 //!
 //! It answers the attacks a signature on each file cannot: an older state of the repository
 //! (version), a frozen one (expiry), and a mixture of files from different times (name, version,
@@ -41,6 +50,9 @@ pub struct IndexEntry {
     #[serde(default)]
     pub yanked: bool,
 }
+
+/// How a signature begins; within the JSON no line can begin so.
+const SIGNATURE: &[u8] = b"\nuntrusted comment:";
 
 /// Largest index that is read, bytes: some 100,000 versions.
 pub const INDEX_LIMIT: usize = 32 << 20;
@@ -103,7 +115,7 @@ impl Index {
         Ok(index)
     }
 
-    /// The bytes of `index.json`; the same content gives the same bytes.
+    /// The JSON; the same content gives the same bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>, PackageError> {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| PackageError::IndexFormat { reason: error.to_string() })?;
@@ -111,7 +123,8 @@ impl Index {
         Ok(bytes)
     }
 
-    /// The bytes of `index.json` and the content of its `.minisig`.
+    /// The JSON, and its signature as a `.minisig` file would have it: [`join`] makes one file of
+    /// the two.
     pub fn sign(&self, key: &SecretKey) -> Result<(Vec<u8>, String), PackageError> {
         let bytes = self.to_bytes()?;
         let signature = key.sign_index(&bytes, self.version)?;
@@ -169,6 +182,23 @@ impl Index {
         }
         Ok(())
     }
+}
+
+/// The content of `index.signed`.
+pub fn join(index: &[u8], signature: &str) -> Vec<u8> {
+    [index, signature.as_bytes()].concat()
+}
+
+/// The JSON and the signature in `index.signed`; the signature is empty where there is none.
+pub fn split(file: &[u8]) -> Result<(&[u8], &str), PackageError> {
+    let start = file.windows(SIGNATURE.len()).rposition(|window| window == SIGNATURE);
+    let (index, signature) = file.split_at(start.map_or(file.len(), |newline| newline + 1));
+    size(index)?;
+    let signature = std::str::from_utf8(signature).map_err(|_| PackageError::SignatureFormat {
+        what: "the index",
+        reason: "it is not text".to_owned(),
+    })?;
+    Ok((index, signature))
 }
 
 impl IndexEntry {

@@ -2,31 +2,28 @@
 //! and writing, in the order given here.
 //!
 //! ```text
-//! index.json
-//! index.json.minisig
+//! index.signed
 //! <name>/<version>/<name>-<version>.cpkg
 //! <name>/<version>/<name>-<version>.cpkg.minisig
 //! ```
 //!
-//! A publisher holds a lock, reads `index.json` (nothing: a new repository), asks for a
-//! [`Publication`], and writes its files in order, each to a temporary name in the same directory
-//! and then renamed. The artifact and its signature come before the index that names them, so that
-//! a reader never sees a half-published version. Between the renames of index and index signature
-//! there is a moment when the two do not match: readers read both again.
+//! A publisher reads `index.signed` (nothing: a new repository), asks for a [`Publication`], and
+//! writes its files in order, each whole or not at all. The artifact and its signature come before
+//! the index that names them, so that a reader never sees a half-published version. The index is
+//! written only in the place of the one that was read: under a lock in a directory, by comparing and
+//! swapping in a bucket. Otherwise two publishers would lose each other's work.
 
 use crate::{
     archive::{Limits, Package},
     error::PackageError,
-    index::{DEFAULT_LIFETIME_DAYS, Index, IndexEntry},
+    index::{DEFAULT_LIFETIME_DAYS, Index, IndexEntry, join},
     sign::{SecretKey, TrustedKey, verify_package},
 };
 use canopy_api::{Digest, PackageName};
 use semver::Version;
 
 /// The index's name.
-pub const INDEX: &str = "index.json";
-/// The index signature's name.
-pub const INDEX_SIGNATURE: &str = "index.json.minisig";
+pub const INDEX: &str = "index.signed";
 /// The lock a publisher holds on a directory.
 pub const LOCK: &str = ".index.lock";
 
@@ -151,8 +148,7 @@ impl<'a> Publisher<'a> {
         index.version = index.version.saturating_add(1);
         index.expires = self.now.saturating_add(self.lifetime);
         let (bytes, signature) = index.sign(self.key)?;
-        let files =
-            vec![(INDEX_SIGNATURE.to_owned(), signature.into_bytes()), (INDEX.to_owned(), bytes)];
+        let files = vec![(INDEX.to_owned(), join(&bytes, &signature))];
         Ok(Publication { files, index })
     }
 }

@@ -12,6 +12,7 @@ mod common;
 
 use canopy_package::{
     Index, Limits, Package, PackageError,
+    index::split,
     repository::{self, Publisher},
 };
 use common::{everything, key, minimal};
@@ -47,17 +48,9 @@ fn a_repository_grows_and_its_index_is_believed() {
         let publication = publisher.publish(index.as_ref(), &bytes, &signature, &trusted).unwrap();
         let paths: Vec<_> = publication.files.iter().map(|(path, _)| path.as_str()).collect();
         let artifact = repository::artifact_path(name, &package.manifest.version);
-        assert_eq!(
-            paths,
-            [
-                artifact.as_str(),
-                &format!("{artifact}.minisig"),
-                repository::INDEX_SIGNATURE,
-                repository::INDEX
-            ]
-        );
-        let signature = String::from_utf8(publication.files[2].1.clone()).unwrap();
-        let read = Index::open(&publication.files[3].1, &signature, &trusted, 1_000, n).unwrap();
+        assert_eq!(paths, [artifact.as_str(), &format!("{artifact}.minisig"), repository::INDEX]);
+        let (json, signature) = split(&publication.files[2].1).unwrap();
+        let read = Index::open(json, signature, &trusted, 1_000, n).unwrap();
         assert_eq!(read, publication.index);
         assert_eq!(read.version, n);
         index = Some(read);

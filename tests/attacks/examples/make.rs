@@ -14,7 +14,8 @@ use canopy_attacks::{Attack, GENUINE, Lie, NAMES, NOW, Outcome, root};
 use canopy_package::{
     Index, IndexEntry, Manifest, Package, PackageError, SecretKey, TrustedKey,
     error::EntryFault,
-    repository::{INDEX, INDEX_SIGNATURE, artifact_path, signature_path},
+    index::{join, split},
+    repository::{INDEX, artifact_path, signature_path},
     sign::comment,
 };
 use std::{collections::BTreeMap, fs, path::Path};
@@ -251,7 +252,10 @@ impl World {
             }
             "index-of-another-time" => {
                 let older = repository(&self.owner, 1, EXPIRES, &[&self.old]);
-                files.insert(INDEX_SIGNATURE.to_owned(), older[INDEX_SIGNATURE].clone());
+                let (json, _) = split(&files[INDEX]).unwrap();
+                let (_, signature) = split(&older[INDEX]).unwrap();
+                let mixed = join(json, signature);
+                files.insert(INDEX.to_owned(), mixed);
                 attack.index(&PackageError::Tampered { what: index, key });
                 "The index of one time with the signature of another (mix and match)"
             }
@@ -284,12 +288,11 @@ impl World {
                 "A file in the package is named to be written elsewhere"
             }
             "path-in-package-name" => {
-                let text = String::from_utf8(files[INDEX].clone()).unwrap();
+                let text = str::from_utf8(split(&files[INDEX]).unwrap().0).unwrap();
                 let bytes = text.replacen("\"wall\"", "\"../../etc\"", 1).into_bytes();
                 let signature = self.owner.sign_index(&bytes, 2).unwrap();
                 attack.index(&Index::open_unsigned(&bytes).unwrap_err());
-                files.insert(INDEX.to_owned(), bytes);
-                files.insert(INDEX_SIGNATURE.to_owned(), signature.into_bytes());
+                files.insert(INDEX.to_owned(), join(&bytes, &signature));
                 "A package in the index is named to be read from elsewhere"
             }
             "registry-goes-back" => {
@@ -335,7 +338,8 @@ impl World {
                 "A lost key signs on"
             }
             "unsigned-index" => {
-                files.remove(INDEX_SIGNATURE);
+                let json = split(&files[INDEX]).unwrap().0.to_vec();
+                files.insert(INDEX.to_owned(), json);
                 attack.index(&PackageError::Unsigned { what: index });
                 "Nobody has signed the index"
             }
@@ -429,10 +433,7 @@ fn repository(key: &SecretKey, version: u64, expires: u64, packages: &[&Publishe
     let entries = packages.iter().map(|published| published.entry.clone()).collect();
     let index = Index { version, expires, packages: entries };
     let (bytes, signature) = index.sign(key).unwrap();
-    let mut files = Files::from([
-        (INDEX.to_owned(), bytes),
-        (INDEX_SIGNATURE.to_owned(), signature.into_bytes()),
-    ]);
+    let mut files = Files::from([(INDEX.to_owned(), join(&bytes, &signature))]);
     for published in packages {
         let (artifact, signature) = paths(&published.entry);
         files.insert(artifact, published.bytes.clone());

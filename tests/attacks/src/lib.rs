@@ -10,7 +10,8 @@ use canopy_api::{
 };
 use canopy_package::{
     Index, TrustedKey,
-    repository::{INDEX, INDEX_SIGNATURE, artifact_path, signature_path},
+    index::split,
+    repository::{INDEX, artifact_path, signature_path},
 };
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -142,10 +143,11 @@ pub fn unchecked(
     lie: &Lie,
 ) -> Result<(ResolveReply, Vec<u8>)> {
     let at = |path: &str| attack.join(repository).join(path);
-    let index = fs::read(at(INDEX)).context(INDEX)?;
+    let file = fs::read(at(INDEX)).context(INDEX)?;
+    let (index, index_signature) = split(&file)?;
     let text = |path: &str| fs::read_to_string(at(path)).ok();
     // Whoever checks nothing takes a name that is none for the one that was asked for.
-    let known = Index::open_unsigned(&index).unwrap_or_default();
+    let known = Index::open_unsigned(index).unwrap_or_default();
     let entry = match &lie.version {
         Some(version) => known.entry(&asks.name, version),
         None => known.matching(&asks.name, &asks.requirement).next(),
@@ -168,8 +170,8 @@ pub fn unchecked(
             yanked: false,
         },
         signature: text(&signature_path(&asks.name, &version)),
-        index: Some(Blob(index)),
-        index_signature: text(INDEX_SIGNATURE),
+        index: Some(Blob(index.to_vec())),
+        index_signature: Some(index_signature.to_owned()).filter(|text| !text.is_empty()),
     };
     Ok((reply, artifact))
 }

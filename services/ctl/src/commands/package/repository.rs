@@ -11,7 +11,7 @@ use crate::{
 use canopy_api::{Digest, PackageName};
 use canopy_package::{
     Index, Limits, SecretKey, TrustedKey,
-    index::INDEX_LIMIT,
+    index::{INDEX_LIMIT, split},
     repository::{self, Publication, Publisher, artifact_path},
 };
 use nix::{
@@ -87,11 +87,12 @@ impl Repository {
             .at(path.display().to_string())
             .fix("restore it, or make it anew: canopy package publish --rebuild-index"));
         }
-        let bytes = files::read_bounded(&path, INDEX_LIMIT)?;
-        let beside = self.directory.join(repository::INDEX_SIGNATURE);
-        let signature =
-            if beside.exists() { files::read_text(&beside, 1 << 16)? } else { String::new() };
-        Index::open_to_extend(&bytes, &signature, &self.trusted, now).map(Some).map_err(|error| {
+        let file = files::read_bounded(&path, INDEX_LIMIT + (1 << 16))?;
+        let open = || {
+            let (bytes, signature) = split(&file)?;
+            Index::open_to_extend(bytes, signature, &self.trusted, now)
+        };
+        open().map(Some).map_err(|error| {
             refused(&path.display().to_string(), &error).fix(
                 "if the key was changed, name the old one: --trusted-key OLD.pub; \
                  if the index is damaged, make it anew: --rebuild-index",
