@@ -19,6 +19,7 @@ const KEPT_IN: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk", &["canopy-runtime"]),
     ("opentelemetry-otlp", &["canopy-runtime"]),
     ("minisign", &["canopy-package"]),
+    ("object_store", &["canopy-store"]),
 ];
 
 /// What each library of ours may use of ours.
@@ -31,6 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-kernel-aya", &["canopy-api", "canopy-chain", "canopy-kernel"]),
     ("canopy-bus", &["canopy-api"]),
     ("canopy-runtime", &["canopy-api"]),
+    ("canopy-store", &["canopy-api", "canopy-runtime"]),
 ];
 
 /// Bytes in, verdict out.

@@ -45,6 +45,7 @@ const REQUIREMENTS: &[Requirement] = &[
     Requirement { need: Need::Network, package: "bpftool", present: bpftool_works },
     Requirement { need: Need::Tests, package: "python3", present: || has("python3") },
     Requirement { need: Need::Tests, package: "python3-pip", present: || python_module("pip") },
+    Requirement { need: Need::Tests, package: "npm", present: || has("node") && has("npm") },
     Requirement { need: Need::Tests, package: "minisign", present: || has("minisign") },
     Requirement { need: Need::Tests, package: "systemd", present: || has("systemd-analyze") },
     Requirement { need: Need::Tests, package: "util-linux", present: || has("setpriv") },

@@ -1,16 +1,14 @@
 //! The registry's configuration file.
 
-use crate::{
-    core::route::{Pattern, overlaps},
-    location::Location,
-};
+use crate::core::route::{Pattern, overlaps};
 use canopy_api::{Digest, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_package::TrustedKey;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_store::{Location, StoreConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 /// Where packages come from, and whose signatures count. The file is looked at every second: new
 /// `repositories`, `refresh_seconds` and `cache_bytes` are used without a restart, and a file with a
@@ -56,8 +54,9 @@ pub struct RepositoryConfig {
     /// Its name, for people: `starter`.
     pub name: String,
     /// Where it is: a directory (`file:///srv/canopy/packages`; the path is taken as it stands), a
-    /// web server (`https://packages.example.org/canopy`), or a bucket of S3 or of a store that
-    /// speaks its protocol (`s3://bucket/folder`). Credentials do not stand in it.
+    /// web server (`https://packages.example.org/canopy`), or a bucket: of S3 or of a store that
+    /// speaks its protocol (`s3://bucket/folder`) or of Azure (`az://container/folder`). Credentials do
+    /// not stand in it.
     pub url: String,
     /// How a web server or a bucket is reached.
     #[serde(default)]
@@ -79,52 +78,6 @@ pub struct RepositoryConfig {
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 60))]
     pub timeout_seconds: u64,
-}
-
-/// How a web server or a bucket is reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct StoreConfig {
-    /// Address of a store that speaks S3's protocol, such as `https://minio.internal:9000`. Without
-    /// it: Amazon's, by region. Only for `s3:`.
-    pub endpoint: Option<String>,
-    /// The bucket's region, such as `eu-north-1`. Needed for Amazon's store. Only for `s3:`.
-    pub region: Option<String>,
-    /// Where the credentials are; they never stand here. Only for `s3:`. Default `instance`.
-    pub credentials: Credentials,
-    /// A file of certificates (PEM) that are trusted besides the system's, for a store of one's own.
-    pub ca: Option<PathBuf>,
-    /// What protects the way to the store. Default `tls`.
-    pub transport: Transport,
-}
-
-/// Where a store's credentials are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Credentials {
-    /// What the machine has been given: the instance's role.
-    #[default]
-    Instance,
-    /// The variables that Amazon's own tools read (`AWS_ACCESS_KEY_ID`,
-    /// `AWS_WEB_IDENTITY_TOKEN_FILE`, …), set by the service manager.
-    Environment,
-    /// None: the bucket is public.
-    Anonymous,
-    /// A JSON file of the registry's user, mode 0600: `access_key_id`, `secret_access_key` and, if
-    /// there is one, `session_token`.
-    File(PathBuf),
-}
-
-/// What protects the way to a store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Transport {
-    /// TLS, with the system's authorities and those of `ca`.
-    #[default]
-    Tls,
-    /// DANGER: nothing. Signatures still decide what runs; but anybody on the way can read what is
-    /// fetched, see the requests and withhold new versions until the index expires.
-    Plaintext,
 }
 
 /// What must be signed.
@@ -151,7 +104,18 @@ impl RepositoryConfig {
             );
         }
         match Location::parse(&self.url) {
-            Ok(location) => self.check_store(&location, at, problems),
+            Ok(location) => {
+                self.store.check(&location, at, problems);
+                if self.trust == Trust::UnsignedDevelopment && !location.is_directory() {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.trust"),
+                            "unsigned-development is for a directory of this machine",
+                        )
+                        .remedy("sign the packages, or serve a directory"),
+                    );
+                }
+            }
             Err(bad) => {
                 problems.push(Problem::new(format!("{at}.url"), bad.message).remedy(bad.remedy));
             }
@@ -177,75 +141,6 @@ impl RepositoryConfig {
                 .remedy("remove the keys, or write trust: signed"),
             ),
             Trust::Signed | Trust::UnsignedDevelopment => {}
-        }
-    }
-
-    /// Fields that mean nothing for this kind of place, and ways without protection that were not
-    /// asked for.
-    fn check_store(&self, location: &Location, at: &str, problems: &mut Problems) {
-        let store = &self.store;
-        let mut problem = |field: &str, message: String, remedy: &str| {
-            problems.push(Problem::new(format!("{at}.{field}"), message).remedy(remedy));
-        };
-        let is_s3 = matches!(location, Location::S3 { .. });
-        let only_s3 = [
-            ("store.endpoint", store.endpoint.is_some()),
-            ("store.region", store.region.is_some()),
-            ("store.credentials", store.credentials != Credentials::default()),
-        ];
-        for (field, set) in only_s3 {
-            if set && !is_s3 {
-                problem(field, "means something for s3: only".to_owned(), "remove it");
-            }
-        }
-        if matches!(location, Location::Directory(_)) {
-            let only_remote = [
-                ("store.ca", store.ca.is_some()),
-                ("store.transport", store.transport != Transport::default()),
-            ];
-            for (field, set) in only_remote {
-                if set {
-                    problem(field, "means nothing for a directory".to_owned(), "remove it");
-                }
-            }
-        }
-        // The service manager's environment can name a region too.
-        let placed = store.region.is_some()
-            || store.endpoint.is_some()
-            || store.credentials == Credentials::Environment;
-        if is_s3 && !placed {
-            problem(
-                "store.region",
-                "the bucket's region is not said".to_owned(),
-                "write it, such as eu-north-1; or the endpoint of another store",
-            );
-        }
-        let addresses = match location {
-            Location::Web(url) => Some(("url", url.as_str())),
-            Location::S3 { .. } => store.endpoint.as_deref().map(|url| ("store.endpoint", url)),
-            Location::Directory(_) => None,
-        };
-        if let Some((field, address)) = addresses {
-            if !matches!(Location::parse(address), Ok(Location::Web(_))) {
-                problem(
-                    field,
-                    format!("\"{address}\" is not the address of a web server"),
-                    "write it as https://minio.internal:9000",
-                );
-            } else if address.starts_with("http:") && store.transport == Transport::Tls {
-                problem(
-                    field,
-                    "http: has no protection on the way".to_owned(),
-                    "write https:, or accept the danger with store.transport: plaintext",
-                );
-            }
-        }
-        if self.trust == Trust::UnsignedDevelopment && !matches!(location, Location::Directory(_)) {
-            problem(
-                "trust",
-                "unsigned-development is for a directory of this machine".to_owned(),
-                "sign the packages, or serve a directory",
-            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Why a question has no answer, and how that is told over the bus.
 
-use crate::{core::choose::Absent, store::StoreError};
+use crate::core::choose::Absent;
 use canopy_api::{ApiError, Code, Digest, PackageName};
 use canopy_package::PackageError;
+use canopy_store::StoreError;
 use std::sync::Arc;
 
 /// Why a repository or a file of one cannot be used.
@@ -57,7 +58,8 @@ impl Trouble {
                 StoreError::NotFound { .. }
                 | StoreError::TimedOut { .. }
                 | StoreError::Credentials { .. }
-                | StoreError::Failed { .. } => Code::Unavailable,
+                | StoreError::Failed { .. }
+                | StoreError::Unwritten { .. } => Code::Unavailable,
             },
             // A package that is refused is refused whoever asks, and not the caller's mistake.
             Self::Refused(_) | Self::IndexGone(_) => Code::Denied,
@@ -75,7 +77,9 @@ impl Trouble {
                 StoreError::TooLarge { .. } => {
                     "look at the repository: the file is not what the index names".to_owned()
                 }
-                StoreError::TimedOut { .. } | StoreError::Failed { .. } => {
+                StoreError::TimedOut { .. }
+                | StoreError::Failed { .. }
+                | StoreError::Unwritten { .. } => {
                     "see whether the registry's user can reach and read the repository".to_owned()
                 }
                 StoreError::Credentials { remedy, .. } => remedy.clone(),

@@ -14,7 +14,7 @@
 //! **Owns:** repositories, their indexes, verified package files in memory.
 //!
 //! **Must not know:** hosts, chains, what packages do. It writes nothing: publishing is done by
-//! whoever holds the key and the directory (`canopy package publish`).
+//! whoever holds the key and may write to the place (`canopy package publish`).
 //!
 //! The highest index version seen is remembered while the process runs; across restarts the
 //! loaders remember it.
@@ -25,12 +25,10 @@ pub mod core;
 mod current;
 pub mod error;
 mod handlers;
-pub mod location;
 pub mod metrics;
 pub mod registry;
 pub mod repository;
 mod service;
-pub mod store;
 
 pub use config::Config;
 pub use metrics::METRICS;

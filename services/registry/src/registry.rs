@@ -2,7 +2,7 @@
 
 use crate::{
     artifacts::{Artifact, Artifacts},
-    config::{RepositoryConfig, Transport, Trust},
+    config::{RepositoryConfig, Trust},
     core::{
         choose::{CANDIDATES, Platform, absent, lacking},
         route::{Pattern, route},
@@ -21,6 +21,7 @@ use canopy_api::{
     },
 };
 use canopy_package::{IndexEntry, near};
+use canopy_store::Transport;
 use futures::future::join_all;
 use semver::VersionReq;
 use std::{

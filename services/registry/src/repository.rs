@@ -5,8 +5,6 @@ use crate::{
     config::{RepositoryConfig, Trust},
     core::route::Pattern,
     error::Trouble,
-    location::Location,
-    store::{Store, StoreError},
 };
 use bytes::Bytes;
 use canopy_api::Digest;
@@ -16,6 +14,7 @@ use canopy_package::{
     repository::{INDEX, artifact_path, signature_path},
     sign::verify_package,
 };
+use canopy_store::{Location, Store, StoreError};
 use std::{
     collections::BTreeMap,
     path::PathBuf,

@@ -18,10 +18,16 @@ use canopy_api::{
 };
 use canopy_package::repository::artifact_path;
 use canopy_registry::Registry;
+use canopy_store::{Location, Store, StoreConfig};
+use canopy_test_support::stores::Buckets;
 use common::{Directory, package, registry};
 use serde_json::{Value, json};
-use servers::{Answer, FaultyServer, S3Server, WebServer};
-use std::cell::Cell;
+use servers::{Answer, FaultyServer, WebServer};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 async fn resolve(
     registry: &Registry,
@@ -127,24 +133,47 @@ async fn a_web_server_that_nobody_vouches_for_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_and_a_folder_in_a_bucket() {
-    let server = S3Server::start();
+async fn s3() {
+    buckets(&Buckets::s3().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn azure() {
+    buckets(&Buckets::azure().unwrap()).await;
+}
+
+/// The whole of a bucket, and a folder in another.
+async fn buckets(store: &Buckets) {
     for (bucket, folder) in [("whole", ""), ("shared", "team/canopy")] {
+        store.make(bucket).unwrap();
         let directory = Directory::new();
-        server.make_bucket(bucket).await;
-        let change = json!({
-            "url": format!("s3://{bucket}/{folder}"),
-            "store": {
-                "endpoint": server.endpoint(),
-                "region": "us-east-1",
-                "credentials": { "file": server.credentials() },
-                "transport": "plaintext",
-            },
-        });
-        let mirror = async |directory: &Directory| {
-            server.mirror(directory.dir.path(), bucket, folder).await;
-        };
-        a_repository_of_any_kind(&directory, change, mirror).await;
+        let url = store.url(bucket, folder);
+        let config: StoreConfig = serde_json::from_value(store.store().clone()).unwrap();
+        let limit = Duration::from_secs(10);
+        let copy = Store::new(Location::parse(&url).unwrap(), config, limit);
+        let change = json!({ "url": url, "store": store.store() });
+        a_repository_of_any_kind(&directory, change, async |directory: &Directory| {
+            mirror(directory.dir.path(), &copy).await;
+        })
+        .await;
+    }
+}
+
+/// Copies a directory as it stands, its index last, as a publisher would.
+async fn mirror(from: &Path, to: &Store) {
+    let mut files = Vec::new();
+    list(from, &mut files);
+    files.sort_by_key(|file| file.parent() == Some(from));
+    for file in files {
+        let name = file.strip_prefix(from).unwrap().to_str().unwrap();
+        to.write(name, std::fs::read(&file).unwrap()).await.unwrap();
+    }
+}
+
+fn list(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { list(&path, files) } else { files.push(path) }
     }
 }
 

@@ -66,7 +66,7 @@ pub enum PackageCommand {
         /// Package file
         file: PathBuf,
     },
-    /// Add package files to a directory repository and sign its index
+    /// Add package files to a repository, a directory or a bucket, and sign its index
     Publish(PublishArgs),
     /// Withdraw a published version: it is not chosen any more; hosts that run it keep it
     Yank(YankArgs),
@@ -108,12 +108,25 @@ pub struct PublishArgs {
     pub rebuild_index: bool,
 }
 
-/// A directory repository that is changed, and by whom.
+/// A repository that is changed, and by whom.
 #[derive(Debug, Args)]
 pub struct RepositoryArgs {
-    /// The repository's directory; `publish` makes it if it is not there
-    #[arg(long = "repository", value_name = "DIR")]
-    pub directory: PathBuf,
+    /// The repository.
+    #[arg(
+        long,
+        value_name = "DIR|URL",
+        help = "The repository: a directory, which `publish` makes if it is not there, or a bucket \
+                (s3://bucket/folder, az://container/folder)"
+    )]
+    pub repository: String,
+    /// How the bucket is reached.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "How the bucket is reached, in JSON, as `store` in the registry's configuration \
+                [default: what the provider's own tools read, such as AWS_REGION]"
+    )]
+    pub store: Option<PathBuf>,
     /// Secret key file that signs
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,

@@ -1,19 +1,14 @@
-//! Servers of packages: Python's own file server with TLS, moto's S3, and one that misbehaves.
+//! Servers of packages: Python's own file server with TLS, and one that misbehaves.
 
-use canopy_test_support::python;
-use object_store::{
-    ObjectStoreExt as _, PutPayload, aws::AmazonS3Builder, path::Path as ObjectPath,
-};
+use canopy_test_support::stores::Server;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -33,55 +28,9 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-const S3: &str = r#"
-import threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"#;
-
-/// An S3 server of somebody else's making.
-const MOTO: [&str; 1] = ["moto[server,s3]==5.2.5"];
-
-/// A Python program that prints its port first; ended when dropped.
-struct Python {
-    child: Child,
-    port: u16,
-}
-
-impl Python {
-    fn start(program: &str, arguments: &[&Path], path: Option<&Path>) -> Self {
-        let mut command = Command::new("python3");
-        if let Some(path) = path {
-            command.env("PYTHONPATH", path);
-        }
-        let mut child = command
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .args(["-c", program])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 is needed: apt-get install python3");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.trim().parse().expect("the server prints its port");
-        Self { child, port }
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A static file server with a certificate of its own authority.
 pub(crate) struct WebServer {
-    python: Python,
+    server: Server,
     dir: TempDir,
 }
 
@@ -104,84 +53,15 @@ impl WebServer {
         file("ca.crt", ca.pem());
         let certificate = file("web.crt", params.signed_by(&key, &ca).unwrap().pem());
         let key = file("web.key", key.serialize_pem());
-        Self { python: Python::start(WEB, &[root, &certificate, &key], None), dir }
+        Self { server: Server::python(WEB, &[root, &certificate, &key], None).unwrap(), dir }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.python.port)
+        format!("https://{}", self.server.address())
     }
 
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
-    }
-}
-
-/// A server that speaks S3's protocol.
-pub(crate) struct S3Server {
-    python: Python,
-    dir: TempDir,
-}
-
-impl S3Server {
-    pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = dir.path().join("keys.json");
-        fs::write(&keys, r#"{ "access_key_id": "tester", "secret_access_key": "of packages" }"#)
-            .unwrap();
-        fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).unwrap();
-        let path = python::packages(&MOTO).unwrap();
-        Self { python: Python::start(S3, &[], Some(&path)), dir }
-    }
-
-    pub(crate) fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.python.port)
-    }
-
-    pub(crate) fn credentials(&self) -> PathBuf {
-        self.dir.path().join("keys.json")
-    }
-
-    pub(crate) async fn make_bucket(&self, name: &str) {
-        let (host, path) =
-            (SocketAddr::from((Ipv4Addr::LOCALHOST, self.python.port)), name.to_owned());
-        let answer = tokio::task::spawn_blocking(move || {
-            let mut stream = TcpStream::connect(host).unwrap();
-            write!(stream, "PUT /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer
-        });
-        let answer = answer.await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    }
-
-    /// Copies a directory as it stands, index and its signature last, as a publisher would.
-    pub(crate) async fn mirror(&self, from: &Path, bucket: &str, folder: &str) {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let store = AmazonS3Builder::new()
-            .with_endpoint(self.endpoint())
-            .with_allow_http(true)
-            .with_region("us-east-1")
-            .with_bucket_name(bucket)
-            .with_access_key_id("tester")
-            .with_secret_access_key("of packages")
-            .build()
-            .unwrap();
-        let mut files = Vec::new();
-        list(from, &mut files);
-        files.sort_by_key(|file| file.parent() == Some(from));
-        for file in files {
-            let name = file.strip_prefix(from).unwrap().to_str().unwrap();
-            let to = ObjectPath::from(format!("{folder}/{name}"));
-            store.put(&to, PutPayload::from(fs::read(&file).unwrap())).await.unwrap();
-        }
-    }
-}
-
-fn list(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { list(&path, files) } else { files.push(path) }
     }
 }
 

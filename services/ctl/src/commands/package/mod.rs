@@ -1,8 +1,9 @@
-//! `canopy package`: making packages and directory repositories. None of it needs a bus.
+//! `canopy package`: making packages and repositories. None of it needs a bus.
 
 pub mod build;
 pub mod init;
 pub mod keys;
+mod place;
 pub mod publish;
 mod repository;
 pub mod yank;

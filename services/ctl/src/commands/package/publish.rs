@@ -1,6 +1,9 @@
-//! `package publish`: adds packages to a directory repository, or signs or makes its index again.
+//! `package publish`: adds packages to a repository, or signs or makes its index again.
 
-use super::{open, refused, repository::Repository};
+use super::{
+    open, refused,
+    repository::{Before, Repository},
+};
 use crate::{
     cli::PublishArgs,
     failure::{Exit, Failure},
@@ -25,9 +28,13 @@ pub fn run(args: &PublishArgs, screen: &mut Screen) -> Result<Exit, Failure> {
         .iter()
         .map(|path| Offer::read(path, &key))
         .collect::<Result<Vec<Offer>, Failure>>()?;
-    files::make_directory(&repository.directory)?;
-    let _lock = repository.lock()?;
-    write(args, &repository, &repository.publisher(&key), &offers, screen)
+    repository.place.make()?;
+    let said = repository
+        .change(&key, |publisher, before| plan(args, &repository, publisher, before, &offers))?;
+    for line in said {
+        screen.print(&(line + "\n"))?;
+    }
+    Ok(Exit::Done)
 }
 
 /// A package file to be published.
@@ -56,36 +63,37 @@ impl Offer {
     }
 }
 
-fn write(
+/// What is to be written, and what there is to say of it.
+fn plan(
     args: &PublishArgs,
     repository: &Repository,
     publisher: &Publisher<'_>,
+    before: &Before,
     offers: &[Offer],
-    screen: &mut Screen,
-) -> Result<Exit, Failure> {
-    let place = repository.directory.display().to_string();
+) -> Result<(Option<Publication>, Vec<String>), Failure> {
+    let place = repository.place.name();
     let mut said = Vec::new();
-    let mut writes: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut packages: Vec<(String, Vec<u8>)> = Vec::new();
     let mut last: Option<Publication> = None;
     if args.rebuild_index {
-        let rebuilt = repository.rebuild(publisher)?;
+        let rebuilt = repository.rebuild(publisher, before)?;
         said.push(format!("index made anew: {} versions", rebuilt.index.packages.len()));
         last = Some(rebuilt);
     }
     let mut index = match &last {
         Some(rebuilt) => Some(rebuilt.index.clone()),
-        None => repository.index()?,
+        None => repository.index(before)?,
     };
     for offer in offers {
         let Offer { name, version, .. } = offer;
-        if repository.has(index.as_ref(), &offer.name, &offer.version, &offer.digest) {
+        if repository.has(index.as_ref(), &offer.name, &offer.version, &offer.digest)? {
             said.push(format!("{name} {version} is published already"));
             continue;
         }
         let mut publication = publisher
             .publish(index.as_ref(), &offer.bytes, &offer.signature, &repository.trusted)
             .map_err(|error| refused(&offer.place, &error))?;
-        writes.extend(publication.files.drain(..publication.files.len().min(2)));
+        packages.extend(publication.files.drain(..publication.files.len().min(2)));
         said.push(format!("{name} {version} published, {}", offer.digest));
         index = Some(publication.index.clone());
         last = Some(publication);
@@ -93,21 +101,16 @@ fn write(
     if args.refresh_index && last.is_none() {
         let current = index.as_ref().ok_or_else(|| {
             Failure::new(Exit::NotFound, "there is no index to sign again")
-                .at(repository.directory.join(INDEX).display().to_string())
+                .at(repository.place.at(INDEX))
                 .fix("publish a package first, or --rebuild-index")
         })?;
         last = Some(publisher.refresh(current).map_err(|error| refused(&place, &error))?);
         said.push("index signed again".to_owned());
     }
-    if let Some(last) = last {
+    if let Some(last) = &mut last {
         // The packages, then the index that names them.
-        for (path, bytes) in writes.iter().chain(&last.files) {
-            repository.write(path, bytes)?;
-        }
+        last.files.splice(0..0, packages);
         said.push(format!("{place}: index version {}", last.index.version));
     }
-    for line in said {
-        screen.print(&(line + "\n"))?;
-    }
-    Ok(Exit::Done)
+    Ok((last, said))
 }

@@ -1,33 +1,35 @@
-//! A directory repository on the publisher's side: read, checked and written so that a reader always
-//! sees a whole one.
+//! A repository on the publisher's side: read, checked and written so that a reader always sees a whole
+//! one, and no publisher loses another's work.
 
-use super::{build, keys, refused};
+use super::{
+    build, keys,
+    place::{Found, Place},
+    refused,
+};
 use crate::{
     cli::RepositoryArgs,
     failure::{Exit, Failure},
-    files,
     progress::Progress,
 };
 use canopy_api::{Digest, PackageName};
 use canopy_package::{
-    Index, Limits, SecretKey, TrustedKey,
-    index::{INDEX_LIMIT, split},
-    repository::{self, Publication, Publisher, artifact_path},
+    Index, IndexEntry, Limits, SecretKey, TrustedKey,
+    index::split,
+    repository::{INDEX, Publication, Publisher, artifact_path},
 };
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use canopy_runtime::clock;
 use semver::Version;
 use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, UNIX_EPOCH},
 };
+
+/// How often a publisher begins again because others were quicker.
+const TRIES: u32 = 30;
 
 /// The repository, as its publisher knows it.
 pub(super) struct Repository {
-    pub(super) directory: PathBuf,
+    pub(super) place: Place,
     /// Keys whose signatures its readers trust, the publisher's own first.
     pub(super) trusted: Vec<TrustedKey>,
     lifetime: Duration,
@@ -42,62 +44,84 @@ impl Repository {
         for path in &args.trusted_key {
             trusted.push(build::public_key(path)?);
         }
-        Ok((Self { directory: args.directory.clone(), trusted, lifetime: args.expires_in }, key))
+        let place = Place::of(&args.repository, args.store.as_deref())?;
+        Ok((Self { place, trusted, lifetime: args.expires_in }, key))
     }
 
-    pub(super) fn publisher<'a>(&self, key: &'a SecretKey) -> Publisher<'a> {
-        Publisher { key, now: build::now(), lifetime: self.lifetime.as_secs() }
-    }
-
-    /// One publisher at a time; the next one waits.
-    pub(super) fn lock(&self) -> Result<Flock<File>, Failure> {
-        let path = self.directory.join(repository::LOCK);
-        let fail = |error: Errno| Failure::io("lock", &path, &error.into());
-        let file = || {
-            File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .map_err(|error| Failure::io("lock", &path, &error))
-        };
-        match Flock::lock(file()?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(lock),
-            Err((file, Errno::EWOULDBLOCK)) => {
-                let _progress = Progress::start("waiting for another publisher to finish");
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| fail(error))
+    /// Lets `work` make a publication out of what is there, and writes it: packages first, then the
+    /// index in the place of the one that `work` was given. When somebody else has written one
+    /// meanwhile, `work` is asked again. Without a publication nothing is written.
+    pub(super) fn change<T>(
+        &self,
+        key: &SecretKey,
+        work: impl Fn(&Publisher<'_>, &Before) -> Result<(Option<Publication>, T), Failure>,
+    ) -> Result<T, Failure> {
+        let _lock = self.place.lock()?;
+        for attempt in 0..TRIES {
+            // Each attempt has its own time: what is signed now counts from now.
+            let publisher = Publisher { key, now: build::now(), lifetime: self.lifetime.as_secs() };
+            let before = Before { found: self.place.index()? };
+            let first = before.found.is_none() && self.place.is_shared() && attempt < TRIES / 2;
+            if first && !self.place.artifacts()?.is_empty() {
+                // Somebody may be at the very first publication.
+                pause(attempt);
+                continue;
             }
-            Err((_, error)) => Err(fail(error)),
+            let (publication, outcome) = work(&publisher, &before)?;
+            let Some(publication) = publication else { return Ok(outcome) };
+            let known = before.found.as_ref().and_then(|found| self.open(found).ok());
+            let mut written = true;
+            for (path, bytes) in publication.files {
+                if path == INDEX {
+                    written = self.place.swap_index(bytes, before.found.as_ref())?;
+                } else if path.ends_with(".minisig") {
+                    self.place.write(&path, bytes)?;
+                } else {
+                    let own = known.as_ref().is_some_and(|index| names(index, &path, &bytes));
+                    self.place.write_package(&path, bytes, own)?;
+                }
+            }
+            if written {
+                return Ok(outcome);
+            }
+            pause(attempt);
         }
+        Err(Failure::new(
+            Exit::Conflict,
+            format!(
+                "other publishers were quicker {TRIES} times; the index does not name yours yet"
+            ),
+        )
+        .at(self.place.at(INDEX))
+        .fix("run the command again"))
     }
 
     /// The index, if there is one. Its age does not matter to its publisher; who signed it does: an
     /// index somebody else put there must not get our signature.
-    pub(super) fn index(&self) -> Result<Option<Index>, Failure> {
-        let now = build::now();
-        let path = self.directory.join(repository::INDEX);
-        if !path.exists() {
-            if self.artifacts()?.is_empty() {
+    pub(super) fn index(&self, before: &Before) -> Result<Option<Index>, Failure> {
+        let place = self.place.at(INDEX);
+        let Some(found) = &before.found else {
+            if self.place.artifacts()?.is_empty() {
                 return Ok(None);
             }
             return Err(Failure::new(
                 Exit::Conflict,
                 "the repository holds packages, and no index",
             )
-            .at(path.display().to_string())
+            .at(place)
             .fix("restore it, or make it anew: canopy package publish --rebuild-index"));
-        }
-        let file = files::read_bounded(&path, INDEX_LIMIT + (1 << 16))?;
-        let open = || {
-            let (bytes, signature) = split(&file)?;
-            Index::open_to_extend(bytes, signature, &self.trusted, now)
         };
-        open().map(Some).map_err(|error| {
-            refused(&path.display().to_string(), &error).fix(
+        self.open(found).map(Some).map_err(|error| {
+            refused(&place, &error).fix(
                 "if the key was changed, name the old one: --trusted-key OLD.pub; \
                  if the index is damaged, make it anew: --rebuild-index",
             )
         })
+    }
+
+    fn open(&self, found: &Found) -> Result<Index, canopy_package::PackageError> {
+        let (bytes, signature) = split(&found.file)?;
+        Index::open_to_extend(bytes, signature, &self.trusted, build::now())
     }
 
     /// Whether the same bytes are published, and still there.
@@ -107,63 +131,57 @@ impl Repository {
         name: &PackageName,
         version: &Version,
         digest: &Digest,
-    ) -> bool {
-        let entry = index.and_then(|index| index.entry(name, version));
-        entry.is_some_and(|entry| {
-            let path = self.directory.join(artifact_path(name, version));
-            !entry.yanked
-                && entry.digest == *digest
-                && files::beside(&path, ".minisig").exists()
-                && files::read_bounded(&path, Limits::default().archive_bytes)
-                    .is_ok_and(|bytes| entry.check(&bytes).is_ok())
-        })
+    ) -> Result<bool, Failure> {
+        let same = |entry: &&IndexEntry| !entry.yanked && entry.digest == *digest;
+        let entry = index.and_then(|index| index.entry(name, version)).filter(same);
+        let Some(entry) = entry else { return Ok(false) };
+        let path = artifact_path(name, version);
+        let there = self.place.read(&path, Limits::default().archive_bytes)?;
+        Ok(there.is_some_and(|bytes| entry.check(&bytes).is_ok())
+            && !self.place.signature(&path)?.is_empty())
     }
 
-    pub(super) fn rebuild(&self, publisher: &Publisher<'_>) -> Result<Publication, Failure> {
+    pub(super) fn rebuild(
+        &self,
+        publisher: &Publisher<'_>,
+        before: &Before,
+    ) -> Result<Publication, Failure> {
         let _progress = Progress::start("checking every package of the repository");
         let mut found = Vec::new();
-        for path in self.artifacts()? {
-            let bytes = files::read_bounded(&path, Limits::default().archive_bytes)?;
-            let signature = files::read_text(&files::beside(&path, ".minisig"), 1 << 16)?;
-            found.push((bytes, signature));
+        for path in self.place.artifacts()? {
+            let bytes = self.place.read(&path, Limits::default().archive_bytes)?;
+            // Gone since it was listed.
+            let Some(bytes) = bytes else { continue };
+            found.push((bytes, self.place.signature(&path)?));
         }
-        let current = self.index().ok().flatten();
+        let current = before.found.as_ref().and_then(|found| self.open(found).ok());
         // An index that cannot be trusted cannot say how high its version was. The clock can: one
         // publication a second would be needed to overtake it.
         let last = current.as_ref().map_or(publisher.now, |index| index.version);
         let artifacts = found.iter().map(|(bytes, text)| (bytes.as_slice(), text.as_str()));
         publisher
             .rebuild(artifacts, &self.trusted, current.as_ref(), last)
-            .map_err(|error| refused(&self.directory.display().to_string(), &error))
+            .map_err(|error| refused(&self.place.name(), &error))
     }
+}
 
-    /// Every `<name>/<version>/*.cpkg`.
-    fn artifacts(&self) -> Result<Vec<PathBuf>, Failure> {
-        let list = |directory: &Path| -> Result<Vec<PathBuf>, Failure> {
-            let entries = fs::read_dir(directory)
-                .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-                .map_err(|error| Failure::io("read", directory, &error))?;
-            let mut paths: Vec<_> = entries.iter().map(fs::DirEntry::path).collect();
-            paths.sort();
-            Ok(paths)
-        };
-        let mut found = Vec::new();
-        for package in list(&self.directory)?.iter().filter(|path| path.is_dir()) {
-            for version in list(package)?.iter().filter(|path| path.is_dir()) {
-                let files = list(version)?;
-                found.extend(
-                    files.into_iter().filter(|p| p.extension().is_some_and(|e| e == "cpkg")),
-                );
-            }
-        }
-        Ok(found)
-    }
+/// What was there when a change began.
+pub(super) struct Before {
+    pub(super) found: Option<Found>,
+}
 
-    pub(super) fn write(&self, path: &str, bytes: &[u8]) -> Result<(), Failure> {
-        let path = self.directory.join(path);
-        if let Some(parent) = path.parent() {
-            files::make_directory(parent)?;
-        }
-        files::write_atomic(&path, bytes, files::PUBLIC)
-    }
+/// Whether an index names these very bytes at this path.
+fn names(index: &Index, path: &str, bytes: &[u8]) -> bool {
+    let digest = Digest::of(bytes);
+    index
+        .packages
+        .iter()
+        .any(|entry| entry.digest == digest && artifact_path(&entry.name, &entry.version) == path)
+}
+
+/// Longer each time, and not the same for two who began together.
+fn pause(attempt: u32) {
+    let spread =
+        clock::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_micros() % 40);
+    thread::sleep(Duration::from_millis(u64::from(attempt.min(10) * 10 + spread)));
 }

@@ -1,6 +1,6 @@
 //! Opening a repository's store: the one place that makes clients and reads credentials.
 
-use super::StoreError;
+use crate::StoreError;
 use crate::{
     config::{Credentials, StoreConfig, Transport},
     location::Location,
@@ -8,11 +8,12 @@ use crate::{
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::MicrosoftAzureBuilder,
     http::HttpBuilder,
     local::LocalFileSystem,
     prefix::PrefixStore,
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use std::{
     fs::File, io::Read as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration,
 };
@@ -49,15 +50,15 @@ pub(super) fn open(
             .build()
             .map(|store| Arc::new(store) as _)
             .map_err(|source| StoreError::of(url.as_str(), source)),
-        Location::S3 { bucket, prefix } => {
-            let store = s3(bucket, config, limit)?;
-            Ok(if prefix.is_empty() {
-                Arc::new(store)
-            } else {
-                Arc::new(PrefixStore::new(store, prefix.as_str()))
-            })
+        Location::S3 { bucket, prefix } => Ok(in_folder(s3(bucket, config, limit)?, prefix)),
+        Location::Azure { container, prefix } => {
+            Ok(in_folder(azure(container, config, limit)?, prefix))
         }
     }
+}
+
+fn in_folder(store: impl ObjectStore, prefix: &str) -> Arc<dyn ObjectStore> {
+    if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) }
 }
 
 fn s3(
@@ -75,21 +76,11 @@ fn s3(
         builder = builder.with_skip_signature(true);
     }
     if let Credentials::File(path) = &config.credentials {
-        let text = secret(path)?;
-        // The parser's message may repeat what it met; only the place is told.
-        let keys: S3Keys =
-            serde_json::from_str(&text).map_err(|error| StoreError::Credentials {
-                path: path.clone(),
-                reason: format!(
-                    "line {}, column {} is not as it should be",
-                    error.line(),
-                    error.column()
-                ),
-                remedy:
-                    "write {\"access_key_id\": …, \"secret_access_key\": …} and, if there is one, \
-                         \"session_token\""
-                        .to_owned(),
-            })?;
+        let keys: S3Keys = keys(
+            path,
+            "write {\"access_key_id\": …, \"secret_access_key\": …} and, if there is one, \
+             \"session_token\"",
+        )?;
         builder = builder
             .with_access_key_id(keys.access_key_id)
             .with_secret_access_key(keys.secret_access_key);
@@ -109,6 +100,55 @@ fn s3(
         .with_retry(retry(limit))
         .build()
         .map_err(|source| StoreError::of(bucket, source))
+}
+
+/// A file of credentials for Azure.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AzureKeys {
+    account_key: String,
+}
+
+fn azure(
+    container: &str,
+    config: &StoreConfig,
+    limit: Duration,
+) -> Result<object_store::azure::MicrosoftAzure, StoreError> {
+    let mut builder = match &config.credentials {
+        Credentials::Environment => MicrosoftAzureBuilder::from_env(),
+        Credentials::Instance | Credentials::Anonymous | Credentials::File(_) => {
+            MicrosoftAzureBuilder::new()
+        }
+    };
+    if config.credentials == Credentials::Anonymous {
+        builder = builder.with_skip_signature(true);
+    }
+    if let Credentials::File(path) = &config.credentials {
+        let keys: AzureKeys = keys(path, "write {\"account_key\": …}")?;
+        builder = builder.with_access_key(keys.account_key);
+    }
+    if let Some(account) = &config.account {
+        builder = builder.with_account(account);
+    }
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    builder
+        .with_container_name(container)
+        .with_client_options(client(config, limit)?)
+        .with_retry(retry(limit))
+        .build()
+        .map_err(|source| StoreError::of(container, source))
+}
+
+/// What stands in a file of credentials. The parser's message may repeat what it met; only the place
+/// is told.
+fn keys<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<T, StoreError> {
+    serde_json::from_str(&secret(path)?).map_err(|error| StoreError::Credentials {
+        path: path.to_owned(),
+        reason: format!("line {}, column {} is not as it should be", error.line(), error.column()),
+        remedy: remedy.to_owned(),
+    })
 }
 
 fn retry(limit: Duration) -> RetryConfig {
@@ -160,7 +200,7 @@ fn secret(path: &Path) -> Result<String, StoreError> {
         remedy,
     };
     let unreadable = |error: std::io::Error| {
-        bad(error.to_string(), "name a file that the registry's user can read".to_owned())
+        bad(error.to_string(), "name a file that this user can read".to_owned())
     };
     let file = File::open(path).map_err(unreadable)?;
     // Of the file that is open: another one may have the name by now.
@@ -174,7 +214,7 @@ fn secret(path: &Path) -> Result<String, StoreError> {
     let me = nix::unistd::geteuid().as_raw();
     if found.uid() != me {
         return Err(bad(
-            format!("it belongs to user {}, the registry runs as {me}", found.uid()),
+            format!("it belongs to user {}, this program runs as {me}", found.uid()),
             format!("chown {me} {}", path.display()),
         ));
     }

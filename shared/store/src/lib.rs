@@ -1,12 +1,35 @@
-//! A repository's files: bounded reads with a time limit, from an object store.
+//! A repository's files: bounded reads with a time limit, and writes that lose nobody's work, in a
+//! directory, on a web server or in a bucket.
+//!
+//! **Owns:** where a repository is, how it is reached, credentials by reference.
+//!
+//! **Must not know:** what the files mean; signatures.
+//!
+//! ```
+//! use canopy_store::{Location, Store, StoreConfig};
+//! use std::time::Duration;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let location = Location::parse("file:///srv/canopy/packages").unwrap();
+//! let store = Store::new(location, StoreConfig::default(), Duration::from_secs(4));
+//! assert!(store.read("index.signed", 1 << 20).await.is_err(), "there is no such directory");
+//! # });
+//! ```
 
+pub mod config;
+pub mod location;
 mod open;
 
-use crate::{config::StoreConfig, location::Location};
+pub use config::{Credentials, StoreConfig, Transport};
+pub use location::Location;
+
 use bytes::Bytes;
 use canopy_runtime::clock;
 use futures::TryStreamExt as _;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path as ObjectPath};
+use object_store::{
+    ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion,
+    path::Path as ObjectPath,
+};
 use std::{
     error::Error,
     path::PathBuf,
@@ -43,6 +66,14 @@ pub enum StoreError {
     /// The store fails.
     #[error("{path} cannot be read: {reason}")]
     Failed {
+        /// Path in the repository.
+        path: String,
+        /// What the store said, and what lies at the bottom of it.
+        reason: String,
+    },
+    /// It cannot be written.
+    #[error("{path} cannot be written: {reason}")]
+    Unwritten {
         /// Path in the repository.
         path: String,
         /// What the store said, and what lies at the bottom of it.
@@ -86,6 +117,14 @@ fn in_full(error: &dyn Error) -> String {
 /// second: a file this young is read again.
 const YOUNG: Duration = Duration::from_secs(2);
 
+/// A file as it was when it was read.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What stands in it.
+    pub bytes: Bytes,
+    version: UpdateVersion,
+}
+
 /// Where a repository's files are.
 pub struct Store {
     location: Location,
@@ -123,6 +162,58 @@ impl Store {
 
     /// The whole file, if it is no longer than `limit` bytes.
     pub async fn read(&self, path: &str, limit: u64) -> Result<Bytes, StoreError> {
+        self.fetch(path, limit).await.map(|seen| seen.bytes)
+    }
+
+    /// Like [`Self::read`], so that exactly what was read can be replaced; `None` when there is no
+    /// such file.
+    pub async fn look(&self, path: &str, limit: u64) -> Result<Option<Seen>, StoreError> {
+        match self.fetch(path, limit).await {
+            Ok(seen) => Ok(Some(seen)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a file where there was `seen`, or none. False, and nothing written, when another one
+    /// is there by now. Not for directories, which cannot compare and swap.
+    pub async fn replace(
+        &self,
+        path: &str,
+        bytes: Vec<u8>,
+        seen: Option<&Seen>,
+    ) -> Result<bool, StoreError> {
+        let mode = seen.map_or(PutMode::Create, |seen| PutMode::Update(seen.version.clone()));
+        self.put(path, bytes, mode).await
+    }
+
+    /// Writes a file, whatever was there.
+    pub async fn write(&self, path: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.put(path, bytes, PutMode::Overwrite).await.map(drop)
+    }
+
+    async fn put(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool, StoreError> {
+        let store = self.store()?;
+        let location = location(path)?;
+        let options = PutOptions { mode, ..PutOptions::default() };
+        let writing = store.put_opts(&location, PutPayload::from(bytes), options);
+        match timeout(self.limit, writing).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            )) => Ok(false),
+            Ok(Err(error)) => {
+                Err(StoreError::Unwritten { path: path.to_owned(), reason: in_full(&error) })
+            }
+            Err(_) => Err(StoreError::Unwritten {
+                path: path.to_owned(),
+                reason: format!("not done within {} s", self.limit.as_secs()),
+            }),
+        }
+    }
+
+    async fn fetch(&self, path: &str, limit: u64) -> Result<Seen, StoreError> {
         let store = self.store()?;
         let location = location(path)?;
         let too_large = || StoreError::TooLarge { path: path.to_owned(), limit };
@@ -131,6 +222,10 @@ impl Store {
             if found.meta.size > limit {
                 return Err(too_large());
             }
+            let version = UpdateVersion {
+                e_tag: found.meta.e_tag.clone(),
+                version: found.meta.version.clone(),
+            };
             // What a store says about a size is not believed.
             let mut stream = found.into_stream();
             let mut bytes = Vec::new();
@@ -142,7 +237,7 @@ impl Store {
                     return Err(too_large());
                 }
             }
-            Ok(Bytes::from(bytes))
+            Ok(Seen { bytes: Bytes::from(bytes), version })
         };
         timeout(self.limit, reading).await.unwrap_or_else(|_| Err(self.timed_out(path)))
     }

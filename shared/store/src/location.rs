@@ -17,6 +17,13 @@ pub enum Location {
         /// The folder in it; empty for the whole bucket.
         prefix: String,
     },
+    /// A container of Azure's blob storage.
+    Azure {
+        /// Its name.
+        container: String,
+        /// The folder in it; empty for the whole container.
+        prefix: String,
+    },
 }
 
 /// What is wrong with a URL, and how to write it.
@@ -28,10 +35,15 @@ pub struct BadLocation {
     pub remedy: &'static str,
 }
 
-const EXAMPLES: &str = "write file:///srv/canopy/packages, https://packages.example.org/canopy or \
-                        s3://bucket/folder";
+const EXAMPLES: &str = "write file:///srv/canopy/packages, https://packages.example.org/canopy, \
+                        s3://bucket/folder or az://container/folder";
 
 impl Location {
+    /// Whether it is a directory of this machine.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Self::Directory(_))
+    }
+
     /// Reads a URL. The path of a `file:` URL is taken as it stands; no other URL may carry a user,
     /// a password, a query or a fragment: credentials never stand in a configuration.
     pub fn parse(text: &str) -> Result<Self, BadLocation> {
@@ -61,11 +73,15 @@ impl Location {
         }
         match (url.scheme(), url.host()) {
             ("http" | "https", Some(_)) => Ok(Self::Web(url)),
-            ("s3", Some(Host::Domain(bucket))) if url.port().is_none() => Ok(Self::S3 {
-                bucket: bucket.to_owned(),
-                prefix: url.path().trim_matches('/').to_owned(),
-            }),
-            ("http" | "https" | "s3" | "file", _) => {
+            (scheme @ ("s3" | "az"), Some(Host::Domain(name))) if url.port().is_none() => {
+                let (name, prefix) = (name.to_owned(), url.path().trim_matches('/').to_owned());
+                Ok(if scheme == "s3" {
+                    Self::S3 { bucket: name, prefix }
+                } else {
+                    Self::Azure { container: name, prefix }
+                })
+            }
+            ("http" | "https" | "s3" | "az" | "file", _) => {
                 bad(format!("\"{text}\" does not say where"), EXAMPLES)
             }
             _ => {
@@ -86,13 +102,17 @@ mod tests {
         let s3 = |prefix: &str| Location::S3 { bucket: "b".into(), prefix: prefix.into() };
         assert_eq!(Location::parse("s3://b"), Ok(s3("")));
         assert_eq!(Location::parse("s3://b/x/y/"), Ok(s3("x/y")));
+        let azure = Location::Azure { container: "c".into(), prefix: "x".into() };
+        assert_eq!(Location::parse("az://c/x"), Ok(azure));
         assert!(matches!(Location::parse("https://h:8443/x"), Ok(Location::Web(_))));
         for (text, said) in [
             ("file://srv", "not absolute"),
             ("/srv", "not a URL"),
             ("s3:///x", "does not say where"),
             ("s3://b:1/x", "does not say where"),
+            ("az:///x", "does not say where"),
             ("ftp://h/x", "not a kind"),
+            ("gs://b/x", "not a kind"),
             ("https://h/x?y", "query"),
         ] {
             let error = Location::parse(text).unwrap_err();
