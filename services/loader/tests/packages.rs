@@ -86,6 +86,7 @@ fn package(version: &str, size: usize) -> Package {
         version: version.parse().unwrap(),
         description: "A wall".to_owned(),
         license: "GPL-2.0-only".to_owned(),
+        keywords: Vec::new(),
         authors: Vec::new(),
         requires: Requires::default(),
         programs: vec![program],

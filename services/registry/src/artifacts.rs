@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use canopy_api::Digest;
-use canopy_package::Manifest;
+use canopy_package::{Manifest, describe::DescribedMap};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -15,6 +15,8 @@ pub struct Artifact {
     pub bytes: Bytes,
     /// Its manifest.
     pub manifest: Manifest,
+    /// The maps of its objects.
+    pub maps: Vec<DescribedMap>,
     /// Its README.
     pub readme: String,
     /// Its signature file; `None` in an unsigned repository.
@@ -91,6 +93,7 @@ mod tests {
         let artifact = Arc::new(Artifact {
             bytes: Bytes::from_static(&[0; 10]),
             manifest: Manifest::read(manifest, Format::Yaml).unwrap(),
+            maps: Vec::new(),
             readme: String::new(),
             signature: None,
             signed_by: None,

@@ -6,26 +6,27 @@ use crate::{
     core::{
         choose::{CANDIDATES, Platform, absent, lacking},
         route::{Pattern, route},
+        search::rank,
     },
     error::{RegistryError, Trouble},
     metrics::Metrics,
     repository::{Repository, Snapshot},
 };
 use canopy_api::{
-    Blob, Digest, PackageName,
+    Blob, Digest, Hook, PackageName,
     time::rfc3339,
     wire::{
         ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest, ListReply,
-        ListRequest, PackageRefused, PackageSummary, RepositoryTrouble, ResolveReply,
-        ResolveRequest, VersionSummary,
+        ListRequest, MapSummary, PackageRefused, PackageSummary, RepositoryTrouble, ResolveReply,
+        ResolveRequest, SEARCH_LIMIT, SearchReply, SearchRequest, VersionSummary,
     },
 };
-use canopy_package::{IndexEntry, near};
+use canopy_package::{IndexEntry, describe::DescribedMap, near};
 use canopy_store::Transport;
 use futures::future::join_all;
 use semver::VersionReq;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, UNIX_EPOCH},
 };
@@ -34,16 +35,24 @@ use tokio::sync::mpsc::Sender;
 /// Reads the clock: seconds since the epoch.
 pub type Clock = fn() -> u64;
 
-/// Descriptions remembered for lists.
-const DESCRIPTIONS: usize = 10_000;
+/// Package files of which a few words are remembered for lists.
+const ABOUT: usize = 10_000;
+
+/// What a list says of a package.
+#[derive(Clone, Debug, Default)]
+struct About {
+    description: String,
+    hooks: Vec<Hook>,
+    keywords: Vec<String>,
+}
 
 /// All repositories.
 pub struct Registry {
     repositories: Vec<Arc<Repository>>,
     patterns: Vec<Vec<Pattern>>,
     artifacts: Artifacts,
-    /// A line about each package file once seen, so that a list need not keep the files.
-    descriptions: Mutex<BTreeMap<Digest, String>>,
+    /// A few words about each package file once seen, so that a list need not keep the files.
+    about: Mutex<BTreeMap<Digest, About>>,
     metrics: Metrics,
     now: Clock,
     /// Hears what was refused.
@@ -151,7 +160,7 @@ impl Registry {
             patterns: repositories.iter().map(|repository| repository.patterns.clone()).collect(),
             repositories,
             artifacts: Artifacts::new(cache_bytes),
-            descriptions: Mutex::default(),
+            about: Mutex::default(),
             metrics,
             now,
             tell: None,
@@ -284,6 +293,8 @@ impl Registry {
             signed_by: found.artifact.signed_by.clone(),
             manifest: serde_json::to_value(&found.artifact.manifest)
                 .map_err(|_| RegistryError::Defect)?,
+            config_schema: found.artifact.manifest.config_schema(),
+            maps: found.artifact.maps.iter().map(map).collect(),
             readme: found.artifact.readme.clone(),
         })
     }
@@ -442,40 +453,65 @@ impl Registry {
         name: &PackageName,
     ) -> PackageSummary {
         let newest = snapshot.index.versions(name).find(|entry| !entry.yanked);
-        let description = match newest {
-            Some(entry) => self.description(repository, snapshot, entry).await,
-            None => String::new(),
+        let about = match newest {
+            Some(entry) => self.about(repository, snapshot, entry).await,
+            None => About::default(),
         };
         PackageSummary {
             name: name.clone(),
-            description,
+            description: about.description,
+            hooks: about.hooks,
+            keywords: about.keywords,
             repository: repository.name.clone(),
             versions: snapshot.index.versions(name).map(summary).collect(),
         }
     }
 
-    async fn description(
+    async fn about(
         &self,
         repository: &Repository,
         snapshot: &Snapshot,
         entry: &IndexEntry,
-    ) -> String {
-        let known = || self.descriptions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(description) = known().get(&entry.digest) {
-            return description.clone();
+    ) -> About {
+        let known = || self.about.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(about) = known().get(&entry.digest) {
+            return about.clone();
         }
         match self.artifact_of(repository, snapshot, entry).await {
             Ok(artifact) => {
-                let description = artifact.manifest.description.clone();
+                let manifest = &artifact.manifest;
+                let hooks: BTreeSet<Hook> =
+                    manifest.programs.iter().flat_map(|program| &program.hooks).copied().collect();
+                let about = About {
+                    description: manifest.description.clone(),
+                    hooks: hooks.into_iter().collect(),
+                    keywords: manifest.keywords.clone(),
+                };
                 let mut known = known();
-                if known.len() >= DESCRIPTIONS {
+                if known.len() >= ABOUT {
                     known.clear();
                 }
-                known.insert(entry.digest.clone(), description.clone());
-                description
+                known.insert(entry.digest.clone(), about.clone());
+                about
             }
-            Err(error) => format!("({error})"),
+            Err(error) => About { description: format!("({error})"), ..About::default() },
         }
+    }
+
+    /// Packages that meet what is looked for, the best first.
+    pub async fn search(&self, request: &SearchRequest) -> Result<SearchReply, RegistryError> {
+        let all = self.list(&ListRequest::default()).await?;
+        let mut found: Vec<_> = all
+            .packages
+            .into_iter()
+            .filter_map(|package| Some((rank(request, &package)?, package)))
+            .collect();
+        // The list is by name, and stays so among equals.
+        found.sort_by_key(|(rank, _)| *rank);
+        let more = found.len().saturating_sub(SEARCH_LIMIT) as u64;
+        found.truncate(SEARCH_LIMIT);
+        let packages = found.into_iter().map(|(_, package)| package).collect();
+        Ok(SearchReply { packages, more, unavailable: all.unavailable })
     }
 
     /// A name like this one that exists.
@@ -492,6 +528,11 @@ impl Registry {
         }
         near::nearest(name.as_str(), names.iter().map(String::as_str)).map(str::to_owned)
     }
+}
+
+fn map(map: &DescribedMap) -> MapSummary {
+    let DescribedMap { name, object, kind, key_size, value_size, max_entries } = map.clone();
+    MapSummary { name, object, kind, key_size, value_size, max_entries }
 }
 
 fn requirement(text: &str) -> Result<VersionReq, RegistryError> {

@@ -353,6 +353,7 @@ fn verify(
     package.check_objects().map_err(PackageError::Manifest)?;
     Ok(Artifact {
         bytes,
+        maps: package.maps(),
         manifest: package.manifest,
         readme: package.readme.unwrap_or_default(),
         signature,

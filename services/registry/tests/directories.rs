@@ -11,9 +11,10 @@
 mod common;
 
 use canopy_api::{
-    ApiError, Code, Digest,
+    ApiError, Code, Digest, Hook,
     wire::{
-        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, ResolveReply, ResolveRequest,
+        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, ResolveReply,
+        ResolveRequest, SearchRequest,
     },
 };
 use canopy_package::{
@@ -466,8 +467,33 @@ async fn a_package_is_described_with_who_signed_it() {
     assert_eq!(reply.signed_by.unwrap(), directory.trusted()[0].key.id());
     assert_eq!(reply.manifest["description"], "The package p");
     assert_eq!(reply.readme, "# p 0.1.0\n");
+    assert_eq!(reply.config_schema["additionalProperties"], false);
     let list = registry.list(&ListRequest::default()).await.unwrap();
     let names: Vec<_> =
         list.packages.iter().map(|p| (p.name.as_str(), p.description.as_str())).collect();
     assert_eq!(names, [("p", "The package p"), ("q", "The package q")]);
+}
+
+#[tokio::test]
+async fn packages_are_found_by_what_their_newest_version_says() {
+    let directory = Directory::new();
+    directory.publish(&package("firewall", "0.1.0", "keywords: [acl]"));
+    directory.publish(&package("firewall", "0.2.0", "keywords: [prefixes]"));
+    directory.publish(&package("meter", "0.1.0", "keywords: [flows]"));
+    let registry = directory.registry();
+    let search = async |words: &[&str], keyword: Option<&str>| {
+        let request = SearchRequest {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            hook: Some(Hook::Xdp),
+            keyword: keyword.map(str::to_owned),
+        };
+        let reply = registry.search(&request).await.unwrap();
+        reply.packages.into_iter().map(|package| package.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(search(&["WALL"], None).await, ["firewall"]);
+    assert_eq!(search(&["package"], None).await, ["firewall", "meter"], "by description");
+    assert_eq!(search(&[], Some("prefixes")).await, ["firewall"]);
+    assert_eq!(search(&[], Some("acl")).await, [] as [&str; 0], "of an older version");
+    let none = SearchRequest { hook: Some(Hook::TcIngress), ..SearchRequest::default() };
+    assert_eq!(registry.search(&none).await.unwrap().packages, []);
 }

@@ -12,9 +12,9 @@ mod common;
 
 use canopy_api::{
     ApiError, Code,
-    endpoint::registry::{Artifact, Describe, Health, List, Resolve},
+    endpoint::registry::{Artifact, Describe, Health, List, Refresh, Resolve, Search},
     subject::Target,
-    wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest},
+    wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest, SearchRequest},
 };
 use canopy_bus::{Bus, BusConfig, CallError};
 use canopy_package::{SecretKey, repository::INDEX};
@@ -83,6 +83,14 @@ async fn a_host_gets_a_package_over_the_bus() {
     let describe = DescribeRequest { package: "p".parse().unwrap(), requirement: None };
     let described = viewer.call::<Describe>(&central, &describe).await.unwrap();
     assert_eq!(described.signed_by.unwrap(), directory.trusted()[0].key.id());
+    let words = SearchRequest { words: vec!["p".to_owned()], ..SearchRequest::default() };
+    let found = viewer.call::<Search>(&central, &words).await.unwrap();
+    assert_eq!(found.packages[0].name.as_str(), "p");
+    let refused = viewer.call::<Refresh>(&central, &Empty {}).await.unwrap_err();
+    assert!(matches!(refused, CallError::NotPermitted { .. }), "{refused}");
+    let publisher = connect(&server, "u-publisher").await;
+    let state = publisher.call::<Refresh>(&central, &Empty {}).await.unwrap().repositories;
+    assert_eq!((state[0].repository.as_str(), state[0].usable), ("starter", true));
     let refused = viewer.call::<Artifact>(&central, &request).await.unwrap_err();
     assert!(matches!(refused, CallError::NotPermitted { .. }), "{refused}");
     let health = viewer.call::<Health>(&central, &Empty {}).await.unwrap();

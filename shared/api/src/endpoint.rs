@@ -222,11 +222,11 @@ endpoints! {
         Describe = Read "describe" (5 s, idempotent): wire::DescribeRequest => wire::DescribeReply, "One package version: manifest, signature, size";
         Resolve = Read "resolve" (5 s, idempotent, callers &[Service::Loader]): wire::ResolveRequest => wire::ResolveReply, "The exact version and digest a requirement means today";
         Artifact = Internal "artifact" (10 s, idempotent, callers &[Service::Loader]): wire::ArtifactRequest => wire::ArtifactReply, "One chunk of a package file, by digest";
+        Search = Read "search" (10 s, idempotent): wire::SearchRequest => wire::SearchReply, "Packages by name, description, hook or keyword";
+        Refresh = Publish "refresh" (10 s, idempotent): wire::Empty => wire::RefreshReply, "Reads the repositories again now";
     } planned {
-        Read "search" "Packages by name, description, hook or keyword";
         Publish "publish" "Adds a signed package to a repository";
         Publish "yank" "Withdraws a version from new resolutions";
-        Publish "refresh" "Reads the repositories again now";
     }
     /// Tokens, roles, admission, audit.
     policy: Policy {

@@ -389,10 +389,64 @@ pub struct PackageSummary {
     pub name: PackageName,
     /// One line about it, from the newest version's manifest.
     pub description: String,
+    /// Where its programs can be put, from the newest version's manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
+    /// Words to be found by, from the newest version's manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keywords: Vec<String>,
     /// The repository it comes from.
     pub repository: String,
     /// Newest first.
     pub versions: Vec<VersionSummary>,
+}
+
+/// Looks for packages; those that meet all of it are found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SearchRequest {
+    /// Each stands somewhere in the name, the description, a keyword or a hook; capitals do not
+    /// matter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<String>,
+    /// A program can be put there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+    /// It has this keyword.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyword: Option<String>,
+}
+
+/// Most packages a search gives.
+pub const SEARCH_LIMIT: usize = 100;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SearchReply {
+    /// The best first, at most [`SEARCH_LIMIT`].
+    pub packages: Vec<PackageSummary>,
+    /// How many more there are.
+    pub more: u64,
+    /// Repositories that could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unavailable: Vec<RepositoryTrouble>,
+}
+
+/// The repositories as they stand now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefreshReply {
+    /// Each of them.
+    pub repositories: Vec<RepositoryState>,
+}
+
+/// A repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RepositoryState {
+    /// Its name.
+    pub repository: String,
+    /// Whether packages can be had from it.
+    pub usable: bool,
+    /// What it holds, or what is wrong with it.
+    pub detail: String,
 }
 
 /// A version of a package.
@@ -406,6 +460,27 @@ pub struct VersionSummary {
     pub length: u64,
     /// Withdrawn: only hosts that already have it keep it.
     pub yanked: bool,
+}
+
+/// A map in an object of a package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MapSummary {
+    /// Its name.
+    pub name: String,
+    /// The object file.
+    pub object: String,
+    /// `hash`, `percpu_array`, …; a number for a kind without a name here; empty where the object does
+    /// not say.
+    pub kind: String,
+    /// Bytes of a key, where the object says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_size: Option<u32>,
+    /// Bytes of a value, where the object says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_size: Option<u32>,
+    /// Room for so many entries, where the object or the manifest says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_entries: Option<u32>,
 }
 
 /// Asks for one version in full.
@@ -430,6 +505,12 @@ pub struct DescribeReply {
     pub signed_by: Option<String>,
     /// The manifest.
     pub manifest: Value,
+    /// JSON Schema of what can be set: `config` of a program in a document.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub config_schema: Value,
+    /// The maps of its objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<MapSummary>,
     /// The README of the package.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub readme: String,

@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 /// Names the loader itself gives to labels of a package's metrics.
 const RESERVED_LABELS: [&str; 6] = ["host", "interface", "hook", "program", "package", "version"];
 
+/// Most keywords.
+const KEYWORDS: usize = 10;
+
 /// Longest string setting, bytes.
 const STRING_LIMIT: u64 = 4096;
 
@@ -52,6 +55,25 @@ impl Manifest {
                     .remedy("write major.minor, such as 5.15, in quotes"),
             );
         }
+        if self.keywords.len() > KEYWORDS {
+            problems.push(
+                Problem::new("keywords", format!("there are more than {KEYWORDS} keywords"))
+                    .remedy("keep those that people look for"),
+            );
+        }
+        for (i, keyword) in self.keywords.iter().enumerate() {
+            let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            if !(1..=32).contains(&keyword.len()) || !keyword.bytes().all(letter) {
+                problems.push(
+                    Problem::new(
+                        format!("keywords[{i}]"),
+                        format!("\"{keyword}\" is not a keyword"),
+                    )
+                    .remedy("1 to 32 of a-z, 0-9 and '-'"),
+                );
+            }
+        }
+        unique(self.keywords.iter().map(String::as_str), "keywords", problems);
         if self.programs.is_empty() {
             problems.push(
                 Problem::new("programs", "a package has at least one program")

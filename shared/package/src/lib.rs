@@ -23,6 +23,7 @@ pub mod bind;
 mod btf;
 pub mod check;
 mod check_objects;
+pub mod describe;
 pub mod elf;
 pub mod error;
 pub mod index;

@@ -17,6 +17,9 @@ pub struct Manifest {
     pub description: String,
     /// SPDX expression for the package.
     pub license: String,
+    /// Words to be found by, at most 10: a-z, 0-9 and '-', at most 32 letters each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keywords: Vec<String>,
     /// Who wrote it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub authors: Vec<String>,

@@ -247,6 +247,10 @@ pub enum GetWhat {
     Packages {
         /// Only this one
         package: Option<PackageName>,
+        /// Instead, the programs of hosts of which a newer version is published, or whose version was
+        /// withdrawn
+        #[arg(long)]
+        outdated: bool,
     },
 }
 

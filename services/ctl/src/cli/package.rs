@@ -70,6 +70,26 @@ pub enum PackageCommand {
     Publish(PublishArgs),
     /// Withdraw a published version: it is not chosen any more; hosts that run it keep it
     Yank(YankArgs),
+    /// Look for packages by name, description, keyword and hook
+    Search {
+        /// Each has to stand somewhere in name, description, keywords or hooks
+        words: Vec<String>,
+        /// Only packages with a program for this hook
+        #[arg(long, value_parser = hook())]
+        hook: Option<Hook>,
+        /// Only packages with this keyword
+        #[arg(long)]
+        keyword: Option<String>,
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Have the registry read its repositories again now, and say how they stand
+    Refresh {
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Show one package of the repositories (as `describe package`)
     Show {
         /// name, or name@requirement

@@ -10,14 +10,15 @@ use crate::{
     view::{
         chains::Chains,
         hosts::{HostRow, HostState, Hosts},
-        packages::Packages,
+        outdated::Outdated,
+        packages::{Found, Packages, Repositories},
         programs::Programs,
     },
 };
 use canopy_api::{
     HostId, PackageName, ProgramName,
     endpoint::{loader, registry},
-    wire::{GetReply, GetRequest, ListRequest},
+    wire::{Empty, GetReply, GetRequest, ListRequest, SearchRequest},
 };
 use canopy_runtime::clock;
 
@@ -42,7 +43,12 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
             screen.show(&programs, format)?;
             Ok(Exit::Done)
         }
-        GetWhat::Packages { package } => packages(package.clone(), format, remote, screen).await,
+        GetWhat::Packages { package, outdated: false } => {
+            packages(package.clone(), format, remote, screen).await
+        }
+        GetWhat::Packages { package, outdated: true } => {
+            outdated(package.clone(), args, remote, screen).await
+        }
     }
 }
 
@@ -57,6 +63,46 @@ pub async fn packages(
     let packages = Packages(reply);
     screen.show(&packages, format)?;
     remark(screen, format, packages.remarks());
+    Ok(Exit::Done)
+}
+
+/// `get packages --outdated`
+async fn outdated(
+    package: Option<PackageName>,
+    args: &GetArgs,
+    remote: &Remote,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let request = ListRequest { package };
+    let offered = remote.ask_centre::<registry::List>(&request).await?;
+    let states = states(&args.hosts, &GetRequest::default(), remote, screen).await?;
+    let outdated = Outdated::of(&states, &offered, request.package.as_ref());
+    screen.show(&outdated, args.output.output)?;
+    remark(screen, args.output.output, Packages(offered).remarks());
+    Ok(Exit::Done)
+}
+
+/// `package search`
+pub async fn search(
+    request: &SearchRequest,
+    format: Format,
+    remote: &Remote,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let found = Found(remote.ask_centre::<registry::Search>(request).await?);
+    screen.show(&found, format)?;
+    remark(screen, format, found.remarks());
+    Ok(Exit::Done)
+}
+
+/// `package refresh`
+pub async fn refresh(
+    format: Format,
+    remote: &Remote,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let reply = remote.ask_centre::<registry::Refresh>(&Empty {}).await?;
+    screen.show(&Repositories(reply), format)?;
     Ok(Exit::Done)
 }
 

@@ -21,6 +21,7 @@ use crate::{
     reference,
     remote::Remote,
 };
+use canopy_api::wire::SearchRequest;
 use clap::CommandFactory as _;
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             connected(&connection, async |remote| {
                 get::packages(package, output.output, remote, screen).await
             })
+        }
+        Command::Package(PackageCommand::Search { words, hook, keyword, output }) => {
+            let request = SearchRequest { words, hook, keyword };
+            connected(&connection, async |remote| {
+                get::search(&request, output.output, remote, screen).await
+            })
+        }
+        Command::Package(PackageCommand::Refresh { output }) => {
+            connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
         }
         Command::Package(command) => package::run(&command, screen),
         Command::Doctor(args) => doctor::run(&args, &connection, screen),

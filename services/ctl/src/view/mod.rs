@@ -6,6 +6,7 @@ pub mod diff;
 pub mod doctor;
 pub mod hosts;
 pub mod maps;
+pub mod outdated;
 pub mod packages;
 pub mod programs;
 

@@ -2,7 +2,9 @@
 
 use super::{Fields, indent, value};
 use crate::output::{Answer, Cell, Table, Tone, number, text};
-use canopy_api::wire::{DescribeReply, ListReply};
+use canopy_api::wire::{
+    DescribeReply, ListReply, MapSummary, RefreshReply, RepositoryTrouble, SearchReply,
+};
 use canopy_package::{
     Manifest,
     manifest::{Parameter, ParameterType},
@@ -18,16 +20,7 @@ pub struct Packages(pub ListReply);
 impl Packages {
     /// Repositories that could not be read, for the person's eyes.
     pub fn remarks(&self) -> Vec<String> {
-        self.0
-            .unavailable
-            .iter()
-            .map(|trouble| {
-                format!(
-                    "note: repository {} is unavailable: {}",
-                    trouble.repository, trouble.reason
-                )
-            })
-            .collect()
+        unavailable(&self.0.unavailable)
     }
 }
 
@@ -90,6 +83,93 @@ impl Answer for Packages {
     }
 }
 
+/// Packages that a search found.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Found(pub SearchReply);
+
+impl Found {
+    /// What the table does not show.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = unavailable(&self.0.unavailable);
+        if self.0.more > 0 {
+            remarks.push(format!("note: and {} more; say more of what you look for", self.0.more));
+        }
+        remarks
+    }
+}
+
+impl Answer for Found {
+    fn table(&self) -> Option<Table> {
+        let mut table = Table::new([
+            text("NAME"),
+            text("VERSION"),
+            text("HOOKS"),
+            text("KEYWORDS").wide(),
+            text("REPOSITORY").wide(),
+            text("DESCRIPTION"),
+        ]);
+        for package in &self.0.packages {
+            let newest = package.versions.iter().find(|version| !version.yanked);
+            let hooks: Vec<&str> = package.hooks.iter().map(|hook| hook.as_str()).collect();
+            table.row([
+                (&package.name).into(),
+                newest.map(|version| version.version.clone()).unwrap_or_default().into(),
+                hooks.join(",").into(),
+                package.keywords.join(",").into(),
+                package.repository.clone().into(),
+                package.description.clone().into(),
+            ]);
+        }
+        Some(table)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.packages.iter().map(|package| package.name.to_string()).collect()
+    }
+
+    fn nothing(&self) -> String {
+        "no package is like that; canopy get packages lists them all".to_owned()
+    }
+}
+
+/// How the repositories stand.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Repositories(pub RefreshReply);
+
+impl Answer for Repositories {
+    fn table(&self) -> Option<Table> {
+        let mut table = Table::new([text("REPOSITORY"), text("STATE"), text("DETAIL")]);
+        for one in &self.0.repositories {
+            let state = if one.usable {
+                Cell::from("usable".to_owned())
+            } else {
+                Cell::toned("unusable".to_owned(), Tone::Warn)
+            };
+            table.row([one.repository.clone().into(), state, one.detail.clone().into()]);
+        }
+        Some(table)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.repositories.iter().map(|one| one.repository.clone()).collect()
+    }
+
+    fn nothing(&self) -> String {
+        "the registry has no repository".to_owned()
+    }
+}
+
+fn unavailable(troubles: &[RepositoryTrouble]) -> Vec<String> {
+    troubles
+        .iter()
+        .map(|trouble| {
+            format!("note: repository {} is unavailable: {}", trouble.repository, trouble.reason)
+        })
+        .collect()
+}
+
 /// One package version in full.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
@@ -109,7 +189,8 @@ impl Answer for PackageInFull {
                 .add("package", format!("{}@{}", manifest.name, manifest.version))
                 .add("description", &manifest.description)
                 .add("license", &manifest.license)
-                .add("authors", manifest.authors.join(", "));
+                .add("authors", manifest.authors.join(", "))
+                .add("keywords", manifest.keywords.join(", "));
         }
         let yanked = if reply.version.yanked { " (yanked)" } else { "" };
         fields
@@ -117,12 +198,21 @@ impl Answer for PackageInFull {
             .add("digest", &reply.version.digest)
             .add("size", format!("{} bytes", reply.version.length))
             .add("signed by", reply.signed_by.as_deref().unwrap_or("nobody"));
-        if let Some(kernel) = manifest.as_ref().and_then(|m| m.requires.kernel.as_ref()) {
-            fields.add("needs kernel", format!("{kernel} or newer"));
+        if let Some(requires) = manifest.as_ref().map(|manifest| &manifest.requires) {
+            if let Some(kernel) = &requires.kernel {
+                fields.add("needs kernel", format!("{kernel} or newer"));
+            }
+            fields.add("needs", requires.features.join(", ")).add("for", requires.arch.join(", "));
         }
         let mut out = fields.render(0);
         match &manifest {
-            Some(manifest) => out.push_str(&contents(manifest, colour)),
+            Some(manifest) => {
+                out.push_str(&contents(manifest, colour));
+                let maps = maps(&reply.maps);
+                if !maps.is_empty() {
+                    let _ = write!(out, "maps:\n{}", indent(&maps.render(true, colour), 2));
+                }
+            }
             // A newer registry may know manifests this program does not.
             None => {
                 let _ = writeln!(out, "manifest: {}", value(&reply.manifest));
@@ -185,6 +275,29 @@ fn contents(manifest: &Manifest, colour: bool) -> String {
     out
 }
 
+fn maps(maps: &[MapSummary]) -> Table {
+    let mut table = Table::new([
+        text("MAP"),
+        text("KIND"),
+        number("KEY"),
+        number("VALUE"),
+        number("ENTRIES"),
+        text("OBJECT"),
+    ]);
+    let size = |size: Option<u32>| size.map(|size| size.to_string()).unwrap_or_default();
+    for map in maps {
+        table.row([
+            map.name.clone().into(),
+            map.kind.clone().into(),
+            size(map.key_size).into(),
+            size(map.value_size).into(),
+            size(map.max_entries).into(),
+            map.object.clone().into(),
+        ]);
+    }
+    table
+}
+
 fn type_name(kind: ParameterType) -> String {
     serde_json::to_value(kind).ok().as_ref().map(value).unwrap_or_default()
 }
@@ -217,6 +330,8 @@ mod tests {
             packages: vec![PackageSummary {
                 name: "firewall".parse().unwrap(),
                 description: "Blocks prefixes".to_owned(),
+                hooks: Vec::new(),
+                keywords: Vec::new(),
                 repository: "local".to_owned(),
                 versions: vec![
                     version("0.3.0", true),
@@ -256,6 +371,15 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
             version: version("0.1.0", false),
             signed_by: Some("0123456789ABCDEF".to_owned()),
             manifest,
+            config_schema: serde_json::Value::Null,
+            maps: vec![MapSummary {
+                name: "buckets".to_owned(),
+                object: "r.o".to_owned(),
+                kind: "lru_hash".to_owned(),
+                key_size: Some(16),
+                value_size: Some(24),
+                max_entries: None,
+            }],
             readme: "# ratelimit\n\nText.".to_owned(),
         })
         .text(false);
@@ -268,6 +392,7 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
             text.contains("  rate     u64   1000     from 1 packets/s  Tokens a second\n"),
             "{text}"
         );
+        assert!(text.contains("  buckets  lru_hash   16     24        -  r.o\n"), "{text}");
         assert!(text.ends_with("readme:\n  # ratelimit\n\n  Text.\n"), "{text}");
     }
 }

@@ -2,3 +2,4 @@
 
 pub mod choose;
 pub mod route;
+pub mod search;

@@ -42,6 +42,7 @@ name: everything
 version: 1.2.3-rc.1
 description: "yes: a description # with traps"
 license: GPL-2.0-only
+keywords: [everything, x86-64]
 authors: ["Ann <ann@example.org>", "null", "0x10"]
 requires: { kernel: "6.10", arch: [x86_64, aarch64], features: [tcx] }
 programs:

@@ -18,7 +18,7 @@ use canopy_api::ApiError;
 use canopy_package::{Limits, Package, PackageError};
 use std::path::Path;
 
-/// Runs a subcommand. `show` and `list` are answered on the bus, before this.
+/// Runs a subcommand. Those that ask the registry are answered on the bus, before this.
 pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failure> {
     match command {
         PackageCommand::Init { name, directory, hook } => {
@@ -36,7 +36,10 @@ pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failur
         PackageCommand::Comment { file } => keys::comment(file, screen),
         PackageCommand::Publish(args) => publish::run(args, screen),
         PackageCommand::Yank(args) => yank::run(args, screen),
-        PackageCommand::Show { .. } | PackageCommand::List { .. } => {
+        PackageCommand::Show { .. }
+        | PackageCommand::List { .. }
+        | PackageCommand::Search { .. }
+        | PackageCommand::Refresh { .. } => {
             Err(Failure::new(Exit::Failed, "this needs a connection"))
         }
     }

@@ -125,6 +125,7 @@ impl World {
             version: version.parse().unwrap(),
             description: String::new(),
             license: "GPL-2.0-only".to_owned(),
+            keywords: Vec::new(),
             authors: Vec::new(),
             requires: Requires::default(),
             programs: vec![ManifestProgram {
