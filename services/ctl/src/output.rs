@@ -276,6 +276,13 @@ impl Screen {
         self.print(&harmless(&text))
     }
 
+    /// Writes one line of an answer that comes bit by bit.
+    pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        // What a host says must not look like another line.
+        let text = text.replace(char::is_control, "\u{fffd}");
+        self.print(&(text + "\n"))
+    }
+
     /// A remark to the person, on standard error.
     pub fn note(&mut self, text: &str) {
         let _ = writeln!(self.err, "{}", harmless(text));

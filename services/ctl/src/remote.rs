@@ -13,7 +13,7 @@ use canopy_api::{
     subject::Target,
     wire::Empty,
 };
-use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions};
+use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Events};
 use std::{fmt::Write as _, time::Duration};
 
 /// How long the connection may take, unless `--timeout` says otherwise.
@@ -100,6 +100,11 @@ impl Remote {
 
     fn patience(&self) -> Duration {
         self.timeout.unwrap_or(ALL_HOSTS)
+    }
+
+    /// Events of this subject, from now on.
+    pub async fn events(&self, subject: &str) -> Result<Events, Failure> {
+        self.bus.subscribe_events(subject).await.map_err(|error| refused(&error))
     }
 
     /// Asks one host's service.

@@ -156,6 +156,11 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
+    /// The bus that packages come from.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// A fetcher for a host with this kernel release.
     pub fn new(
         bus: Bus,

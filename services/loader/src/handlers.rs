@@ -5,20 +5,21 @@ use crate::{
     engine::{Engine, Options},
     error::LoaderError,
     fetch::Fetcher,
+    follow::{Followers, LEASE, Sink},
 };
 use canopy_api::{
-    ApiError, Code, DesiredState,
-    endpoint::loader,
+    ApiError, Code, DesiredState, HostId,
+    endpoint::{Service, loader},
     wire::{
         ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply, GetReply,
-        GetRequest, MapChangeReply, MapDeleteRequest, MapSetRequest,
+        GetRequest, MapChangeReply, MapDeleteRequest, MapRecords, MapSetRequest,
     },
 };
-use canopy_bus::{Caller, Server};
+use canopy_bus::{Bus, Caller, Link, Server};
 use canopy_kernel::Kernel;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
+    sync::{Mutex, OwnedMutexGuard, mpsc},
     time::{Instant, timeout_at},
 };
 
@@ -32,6 +33,9 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 /// waits: a registry that drips must not keep anybody from taking a chain off.
 const FETCHING: Duration = Duration::from_secs(20);
 
+/// Events of ring buffers that wait to be published.
+const QUEUE: usize = 64;
+
 /// Packages by the text of the reference.
 type Packages = BTreeMap<String, Located>;
 /// What is worth telling of them, likewise.
@@ -43,6 +47,8 @@ pub struct Handlers<K> {
     fetcher: Fetcher,
     /// One change at a time, from its packages to its commit.
     changes: Arc<Mutex<()>>,
+    /// The ring buffers that are followed.
+    followers: Arc<Followers<K>>,
 }
 
 impl<K> Clone for Handlers<K> {
@@ -51,14 +57,17 @@ impl<K> Clone for Handlers<K> {
             engine: Arc::clone(&self.engine),
             fetcher: self.fetcher.clone(),
             changes: Arc::clone(&self.changes),
+            followers: Arc::clone(&self.followers),
         }
     }
 }
 
 impl<K: Kernel> Handlers<K> {
-    /// Handlers over an engine.
+    /// Handlers over an engine. Events go out on the bus that packages come from.
     pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher) -> Self {
-        Self { engine, fetcher, changes: Arc::default() }
+        let sink = records(fetcher.bus().clone(), engine.host().clone());
+        let followers = Followers::new(Arc::clone(&engine), sink, LEASE);
+        Self { engine, fetcher, changes: Arc::default(), followers }
     }
 
     /// Puts every verb on a server.
@@ -92,6 +101,7 @@ impl<K: Kernel> Handlers<K> {
     fn register_maps(&self, server: Server) -> Server {
         let (list, dump, get, set, delete) =
             (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
+        let follow = self.clone();
         server
             .handle::<loader::MapList, _, _>(move |_, request| {
                 let me = list.clone();
@@ -112,6 +122,11 @@ impl<K: Kernel> Handlers<K> {
             .handle::<loader::MapDelete, _, _>(move |caller, request| {
                 let me = delete.clone();
                 async move { me.map_delete(&caller, request).await }
+            })
+            .handle::<loader::MapFollow, _, _>(move |_, request| {
+                let me = follow.clone();
+                let followers = Arc::clone(&me.followers);
+                async move { me.blocking(None, move |_| Ok(followers.follow(&request)?)).await }
             })
     }
 
@@ -277,6 +292,24 @@ impl<K: Kernel> Handlers<K> {
             }
         }
     }
+}
+
+/// Where records of ring buffers go: out as events, in order. What does not fit the queue is dropped
+/// by whoever read it, and counted there.
+fn records(bus: Bus, host: HostId) -> Sink {
+    let (queue, mut events) = mpsc::channel::<MapRecords>(QUEUE);
+    let out = bus.clone();
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            let sent =
+                out.publish_event(Service::Loader, "map", "records", Some(&host), &event).await;
+            if let Err(error) = sent {
+                tracing::debug!(map = %event.map, %error, "records are not published");
+            }
+        }
+    });
+    // An event for a bus that is away would be lost without a word.
+    Arc::new(move |event| bus.link() == Link::Connected && queue.try_send(event).is_ok())
 }
 
 /// `cpy0/xdp: 2 programs, cpy0/tc-ingress: removed`

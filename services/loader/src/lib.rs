@@ -37,6 +37,7 @@ pub mod core;
 pub mod engine;
 pub mod error;
 pub mod fetch;
+pub mod follow;
 pub mod handlers;
 pub mod metrics;
 mod service;

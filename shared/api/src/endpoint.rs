@@ -210,6 +210,7 @@ endpoints! {
         MapDump = Read "map-dump" (10 s, idempotent): wire::MapDumpRequest => wire::MapDumpReply, "Contents of a map, decoded, page by page";
         MapGet = Read "map-get" (5 s, idempotent): wire::MapGetRequest => wire::MapGetReply, "Single entries of a map, decoded";
         MapSet = Write "map-set" (30 s): wire::MapSetRequest => wire::MapChangeReply, "Writes entries of a map";
+        MapFollow = Write "map-follow" (10 s, idempotent): wire::MapFollowRequest => wire::MapFollowReply, "Publishes what programs put into a ring buffer as events, for a while";
         MapDelete = Write "map-delete" (30 s): wire::MapDeleteRequest => wire::MapChangeReply, "Removes entries of a map";
     } planned {
         Internal "repair" "Restores one object after tampering";

@@ -87,6 +87,13 @@ pub fn subjects_markdown() -> String {
     schema::fields(&mut out, &refused, &mut types);
     let _ = write!(
         out,
+        "\n### `{ROOT}.event.loader.map.records.<host>`\n\nWhat programs put into a ring buffer that \
+         somebody follows (`map-follow`).\n\n"
+    );
+    let records = schemars::schema_for!(crate::wire::MapRecords).to_value();
+    schema::fields(&mut out, &records, &mut types);
+    let _ = write!(
+        out,
         "\n## Audit records\n\n`{ROOT}.audit.<service>.<host or _>`: every request that changes something, and \
          every refusal. They go to the account DATA, which people do not see.\n\n"
     );
@@ -197,6 +204,9 @@ fn example(spec: &EndpointSpec) -> &'static str {
         }
         (Service::Loader, Class::Write, "map-set") => {
             r#"{"dry_run": true, "entries": [{"key": 0, "value": 0}], "map": {"interface": "eth0", "hook": "xdp", "program": "blocklist", "map": "fw_totals"}}"#
+        }
+        (Service::Loader, Class::Write, "map-follow") => {
+            r#"{"type": "struct event", "map": {"interface": "eth0", "hook": "xdp", "program": "watch", "map": "events"}}"#
         }
         (Service::Loader, Class::Write, "map-delete") => {
             r#"{"dry_run": true, "keys": [{"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#

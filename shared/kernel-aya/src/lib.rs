@@ -37,6 +37,7 @@ mod object_maps;
 mod observe;
 pub mod pins;
 mod prepare;
+mod rings;
 mod settle;
 mod shared_maps;
 pub mod sys;
@@ -49,7 +50,7 @@ use canopy_api::{
 };
 use canopy_kernel::{
     ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MapPage, MapPlace, MemberCells,
-    MemberMap, Observed, Prepared, WriteWhen,
+    MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use std::{
     collections::BTreeMap,
@@ -207,5 +208,9 @@ impl Kernel for AyaKernel {
         limit: usize,
     ) -> Result<MapPage, KernelError> {
         maps::page(self, place, after, limit)
+    }
+
+    fn ring(&self, place: MapPlace<'_>) -> Result<Box<dyn Ring>, KernelError> {
+        rings::ring(self, place)
     }
 }

@@ -348,6 +348,8 @@ fn settle_size(name: &ProgramName, def: &mut MapDef) -> Result<(), KernelError> 
         // A power of two of whole pages (`ringbuf_map_alloc`); libbpf rounds up too.
         RINGBUF | USER_RINGBUF if def.max_entries != 0 => {
             def.max_entries = def.max_entries.next_power_of_two().max(4096);
+            // A declared value says what a record is; the kernel takes no sizes.
+            (def.key_size, def.value_size) = (0, 0);
             Ok(())
         }
         STRUCT_OPS => Err(refused(

@@ -16,7 +16,7 @@
 
 use crate::{
     Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
-    MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, WriteWhen,
+    MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use canopy_api::{
     ChainKey, Hook, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
@@ -24,8 +24,8 @@ use canopy_api::{
     wire::{Fact, ObservedChain},
 };
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -82,6 +82,26 @@ type Contents = Arc<FakeMap>;
 struct FakeMap {
     id: u32,
     entries: Mutex<BTreeMap<Vec<u8>, Vec<Vec<u8>>>>,
+    /// Of a ring buffer.
+    records: Mutex<VecDeque<Vec<u8>>>,
+    /// There is a record.
+    arrived: Condvar,
+}
+
+/// A ring buffer, open.
+struct FakeRing(Contents);
+
+impl Ring for FakeRing {
+    fn take(&mut self, most: usize, wait: Duration) -> Result<Vec<Vec<u8>>, KernelError> {
+        let records = self.0.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut records, _) = self
+            .0
+            .arrived
+            .wait_timeout_while(records, wait, |records| records.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = records.len().min(most);
+        Ok(records.drain(..count).collect())
+    }
 }
 
 impl FakeMap {
@@ -346,6 +366,35 @@ impl FakeKernel {
         contents.lock().insert(entry_key.to_vec(), vec![value.to_vec()]);
     }
 
+    /// A program puts a record into its ring buffer in the generation that runs. Returns whether
+    /// there is such a buffer.
+    pub fn put_record(
+        &self,
+        key: &ChainKey,
+        member: &ProgramName,
+        map: &str,
+        record: &[u8],
+    ) -> bool {
+        let inner = self.lock();
+        let Some(generation) = running(&inner, key) else { return false };
+        let Ok((contents, _)) = inner.map(MapPlace { key, generation, member, map }) else {
+            return false;
+        };
+        contents.records.lock().unwrap_or_else(PoisonError::into_inner).push_back(record.to_vec());
+        contents.arrived.notify_all();
+        true
+    }
+
+    /// Records of a ring buffer of the running generation that nobody took.
+    pub fn waiting_records(&self, key: &ChainKey, member: &ProgramName, map: &str) -> usize {
+        let inner = self.lock();
+        let Some(generation) = running(&inner, key) else { return 0 };
+        let place = MapPlace { key, generation, member, map };
+        inner.map(place).map_or(0, |(contents, _)| {
+            contents.records.lock().unwrap_or_else(PoisonError::into_inner).len()
+        })
+    }
+
     /// The generation of ours that runs on a chain.
     pub fn running(&self, key: &ChainKey) -> Option<u64> {
         running(&self.lock(), key)
@@ -517,7 +566,11 @@ impl Kernel for FakeKernel {
                 let name = (member.name.clone(), map.clone());
                 maps.entry(name).or_insert_with(|| {
                     let entries = entries.into_iter().map(|(key, value)| (key, vec![value]));
-                    Arc::new(FakeMap { id: inner.id(), entries: Mutex::new(entries.collect()) })
+                    Arc::new(FakeMap {
+                        id: inner.id(),
+                        entries: Mutex::new(entries.collect()),
+                        ..FakeMap::default()
+                    })
                 });
             }
         }
@@ -727,6 +780,11 @@ impl Kernel for FakeKernel {
         let last = entries.last().map(|(key, _)| key.clone());
         let more = rest.next().is_some();
         Ok(MapPage { entries, next: last.filter(|_| more) })
+    }
+
+    fn ring(&self, place: MapPlace<'_>) -> Result<Box<dyn Ring>, KernelError> {
+        let (contents, _) = self.lock().map(place)?;
+        Ok(Box::new(FakeRing(contents)))
     }
 }
 

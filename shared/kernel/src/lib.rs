@@ -10,7 +10,9 @@
 pub mod fake;
 pub mod maps;
 
-pub use maps::{MapAccess, MapEntry, MapKind, MapPage, MapPlace, MapShape, MemberMap, WriteWhen};
+pub use maps::{
+    MapAccess, MapEntry, MapKind, MapPage, MapPlace, MapShape, MemberMap, Ring, WriteWhen,
+};
 
 use canopy_api::{
     ChainKey, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
@@ -324,4 +326,8 @@ pub trait Kernel: Send + Sync + 'static {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<MapPage, KernelError>;
+
+    /// Opens a ring buffer, as its reader. The buffer lives on while it is open, also when its
+    /// generation is discarded.
+    fn ring(&self, place: MapPlace<'_>) -> Result<Box<dyn Ring>, KernelError>;
 }

@@ -1,6 +1,8 @@
 //! Maps of members: what they are, and what is read from and written to them.
 
+use crate::KernelError;
 use canopy_api::{ChainKey, ProgramName};
+use std::time::Duration;
 
 /// One entry of a map: the key, and a value for each CPU (one for maps that are not per-CPU).
 pub type MapEntry = (Vec<u8>, Vec<Vec<u8>>);
@@ -59,6 +61,14 @@ pub struct MapPage {
     pub entries: Vec<MapEntry>,
     /// Where the next page starts; `None` after the last.
     pub next: Option<Vec<u8>>,
+}
+
+/// A ring buffer, open. It has one position up to which it was read: whoever takes from it takes
+/// from everybody else who reads it.
+pub trait Ring: Send {
+    /// At most `most` records, oldest first. If there is none, waits for one; not longer than
+    /// `wait`.
+    fn take(&mut self, most: usize, wait: Duration) -> Result<Vec<Vec<u8>>, KernelError>;
 }
 
 /// When an entry is written.

@@ -122,6 +122,35 @@ impl ObjectTypes {
         self.maps.get(name).copied().unwrap_or_default()
     }
 
+    /// The type of this name: `struct event`, `event`.
+    pub fn named(&self, name: &str) -> Option<u32> {
+        let (only, name) = match name.split_once(' ') {
+            Some(("struct", name)) => (Some(kind::STRUCT), name),
+            Some(("union", name)) => (Some(kind::UNION), name),
+            Some(("enum", name)) => (Some(kind::ENUM), name),
+            _ => (None, name),
+        };
+        let btf = Btf::parse(&self.btf).ok()?;
+        let found = btf.iter().find(|(id, ty)| {
+            let sized = !matches!(ty.kind, kind::VAR | kind::DATASEC | kind::FWD);
+            only.is_none_or(|only| ty.kind == only)
+                && sized
+                && btf.string(ty.name) == name
+                && btf.size(*id).is_some()
+        });
+        found.filter(|_| !name.is_empty()).map(|(id, _)| id)
+    }
+
+    /// The names of its structs, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let Ok(btf) = Btf::parse(&self.btf) else { return Vec::new() };
+        let structs = btf.iter().filter(|(_, ty)| ty.kind == kind::STRUCT);
+        let names = structs.map(|(_, ty)| btf.string(ty.name)).filter(|name| !name.is_empty());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
     /// The variables of a data section, by place.
     pub fn variables(&self, section: &str) -> &[Variable] {
         self.sections.get(section).map_or(&[], Vec::as_slice)

@@ -292,6 +292,20 @@ fn sums_of_what_can_be_summed() {
 }
 
 #[test]
+fn types_are_found_by_name() {
+    let codec = TYPES.codec();
+    let declared = |name: &str| TYPES.named(name).map(|ty| codec.declare(ty));
+    assert_eq!(declared("struct floats").unwrap(), "struct floats { float narrow; double wide; }");
+    assert_eq!(declared("floats"), declared("struct floats"));
+    assert!(declared("matrix_t").is_some() && declared("enum colour").is_some());
+    // A map's variable is no type, nor is nothing.
+    for name in ["union floats", "trie", ".maps", "", "struct ", "nothing"] {
+        assert_eq!(declared(name), None, "{name}");
+    }
+    assert!(TYPES.names().iter().any(|name| name == "trie_key"));
+}
+
+#[test]
 fn variables_of_data_sections_are_named() {
     let codec = TYPES.codec();
     let variable = |section: &str, name: &str| {

@@ -7,7 +7,7 @@
 )]
 
 use canopy_e2e::{Answer, BLOCKED, INTERFACE, World};
-use canopy_test_support::pair::PEER_IP;
+use canopy_test_support::{compile_text, pair::PEER_IP};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
@@ -139,5 +139,71 @@ fn what_is_wrong_is_said_in_a_line_with_what_is_there() {
     let written =
         map(&world, "operator", "set", &["limit", "rl_totals", "-f", file.to_str().unwrap()]);
     assert_eq!(written.text().unwrap(), "e2e: 2 entries of v0/xdp/limit/rl_totals written\n");
+    world.end().unwrap();
+}
+
+const WATCH: &str = r#"
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+struct event { __u32 bytes; char from[8]; };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 65536);
+	__type(value, struct event);
+} events SEC(".maps");
+
+SEC("xdp")
+int watch(struct xdp_md *ctx)
+{
+	struct event event = { .bytes = ctx->data_end - ctx->data, .from = "watch" };
+
+	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
+	return XDP_PASS;
+}
+
+char _license[] SEC("license") = "GPL";
+"#;
+
+#[test]
+fn a_ring_buffer_is_followed_by_who_may_write() {
+    let world = World::start().unwrap();
+    world
+        .repository()
+        .publish("watch", |dir| {
+            std::fs::write(
+                dir.join("package.yaml"),
+                "name: watch\nversion: 0.1.0\ndescription: d\nlicense: GPL-2.0-only\n\
+                 programs: [{ name: watch, object: watch.o, function: watch, hooks: [xdp] }]\n",
+            )?;
+            std::fs::remove_file(dir.join("firewall.bpf.o"))?;
+            Ok(std::fs::write(dir.join("watch.o"), compile_text(WATCH)?)?)
+        })
+        .unwrap();
+    world
+        .apply(&format!(
+            "chains:\n- interface: {INTERFACE}\n  hook: xdp\n  programs:\n  \
+             - {{ name: a, package: watch }}\n"
+        ))
+        .unwrap();
+    assert_eq!(world.send(PEER_IP, 40).unwrap(), 40);
+    let dumped = map(&world, "operator", "dump", &["a", "events"]);
+    assert_eq!(dumped.code, 8, "{}", dumped.err);
+    assert!(dumped.err.contains("canopy map follow"), "{}", dumped.err);
+    let refused = map(&world, "viewer", "follow", &["a", "events", "--count", "1"]);
+    assert_eq!(refused.code, 6, "{}", refused.err);
+
+    // All that was there, in order, also what came before somebody looked.
+    let followed =
+        map(&world, "operator", "follow", &["a", "events", "--count", "40", "-o", "json"]);
+    let records: Vec<Value> =
+        followed.text().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let numbers: Vec<u64> = records.iter().map(|r| r["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..40).collect::<Vec<_>>());
+    assert!(records.iter().all(|r| r["record"]["from"] == "watch"), "{records:?}");
+    let wrong = map(&world, "operator", "follow", &["a", "events", "--type", "struct evnt"]);
+    assert!(wrong.code == 4 || wrong.code == 5, "{}", wrong.err);
     world.end().unwrap();
 }

@@ -108,9 +108,17 @@ struct {
 	__type(value, __u32);
 } bloom SEC(".maps");
 
+/* What is told of a packet. */
+struct event {
+	__be16 port;
+	__u16 unused;
+	__u32 number;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
+	__type(value, struct event);
 } events SEC(".maps");
 
 struct inner first SEC(".maps");
@@ -137,6 +145,7 @@ int every_map(struct xdp_md *ctx)
 	struct udphdr *udp = (void *)(ip + 1);
 	__u32 zero = 0, two = 2, address, *number;
 	struct prefix prefix = {.length = 32};
+	struct event event = {};
 	struct locked *locked;
 	struct rule *rule;
 	__u64 *packet;
@@ -167,7 +176,9 @@ int every_map(struct xdp_md *ctx)
 	bpf_map_push_elem(&queue, &level, BPF_ANY);
 	bpf_map_push_elem(&stack, &level, BPF_ANY);
 	bpf_map_push_elem(&bloom, &level, BPF_ANY);
-	bpf_ringbuf_output(&events, &level, sizeof(level), 0);
+	event.port = port;
+	event.number = seen;
+	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
 	number = bpf_map_lookup_elem(&numbers, &two);
 	if (number && *number == 42 && bpf_map_lookup_elem(&by_index, &two))
 		seen++;

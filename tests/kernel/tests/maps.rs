@@ -11,8 +11,8 @@ use canopy_api::{
     ApiError, Code, DesiredState, Digest,
     document::{self, Format},
     wire::{
-        MapAccess, MapDeleteRequest, MapDumpRequest, MapEntry, MapGetRequest, MapInfo,
-        MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen,
+        MapAccess, MapDeleteRequest, MapDumpRequest, MapEntry, MapFollowRequest, MapGetRequest,
+        MapInfo, MapListRequest, MapName, MapRecords, MapSetRequest, MapWrite, MapWriteWhen,
     },
 };
 use canopy_kernel_aya::AyaKernel;
@@ -22,6 +22,7 @@ use canopy_loader::{
     core::resolve::{self, Located},
     engine::{Engine, Options, Parts},
     error::LoaderError,
+    follow::Followers,
     store::Store,
 };
 use canopy_package::{Manifest, Package};
@@ -35,18 +36,19 @@ use canopy_test_support::{
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
 /// Where nobody listens.
 const PORT: u16 = 4242;
 
-struct Shelf(Digest, Arc<Package>);
+#[derive(Default)]
+struct Shelf(Mutex<BTreeMap<Digest, Arc<Package>>>);
 
 impl PackageSource for Shelf {
     fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        if *digest == self.0 { Ok(Arc::clone(&self.1)) } else { Err("not there".to_owned()) }
+        self.0.lock().unwrap().get(digest).cloned().ok_or_else(|| "not there".to_owned())
     }
 
     fn retain(&self, _: &BTreeSet<Digest>) {}
@@ -55,7 +57,8 @@ impl PackageSource for Shelf {
 /// A chain of one program with every map, on a veth pair.
 struct Host {
     pair: Pair,
-    loader: Engine<AyaKernel>,
+    loader: Arc<Engine<AyaKernel>>,
+    shelf: Arc<Shelf>,
     _bpffs: BpffsDir,
     _dir: tempfile::TempDir,
 }
@@ -73,8 +76,33 @@ const MANIFEST: &str = "
 
 impl Host {
     fn new() -> Self {
+        let (pair, bpffs) = (Pair::new().unwrap(), BpffsDir::new().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = Arc::<Shelf>::default();
+        let packages = Arc::clone(&shelf);
+        let loader = pair
+            .host
+            .run(|| {
+                Ok(Engine::start(Parts {
+                    host: "web1".parse()?,
+                    version: "0".to_owned(),
+                    kernel: Arc::new(AyaKernel::new(bpffs.path())?),
+                    store: Store::open(dir.path())?,
+                    packages,
+                    now: SystemTime::now,
+                    on_stage: |_| {},
+                })?)
+            })
+            .unwrap();
+        let host = Self { pair, loader: Arc::new(loader), shelf, _bpffs: bpffs, _dir: dir };
+        host.apply(0);
+        host
+    }
+
+    /// Applies a version of the package, which keeps nothing of the one before.
+    fn apply(&self, version: u8) {
         let manifest: Manifest = document::load(MANIFEST, Format::Yaml).unwrap();
-        let object = object("every_map").to_vec();
+        let object = [&object("every_map")[..], &[version]].concat();
         let digest = Digest::of(&object);
         let package = Arc::new(Package {
             manifest,
@@ -82,37 +110,20 @@ impl Host {
             readme: None,
             license_text: None,
         });
-        let located = Located { digest: digest.clone(), package: Arc::clone(&package) };
-        let (pair, bpffs) = (Pair::new().unwrap(), BpffsDir::new().unwrap());
-        let dir = tempfile::tempdir().unwrap();
+        self.shelf.0.lock().unwrap().insert(digest.clone(), Arc::clone(&package));
         let document: DesiredState = resolve::check(json!({ "chains": [
             { "interface": HOST_LINK, "hook": "xdp", "programs": [{ "name": "a", "package": "every" }] },
         ]}))
         .unwrap();
-        let located = BTreeMap::from([("every@*".to_owned(), located)]);
+        let located = BTreeMap::from([("every@*".to_owned(), Located { digest, package })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
-        let loader = pair
-            .host
-            .run(|| {
-                let loader = Engine::start(Parts {
-                    host: "web1".parse()?,
-                    version: "0".to_owned(),
-                    kernel: Arc::new(AyaKernel::new(bpffs.path())?),
-                    store: Store::open(dir.path())?,
-                    packages: Arc::new(Shelf(digest, package)),
-                    now: SystemTime::now,
-                    on_stage: |_| {},
-                })?;
-                let by = "u-test".parse()?;
-                let options = Options { expected_generation: None, dry_run: false, by };
-                loader.apply(asked, &options).map_err(|error| {
-                    let error = error.into_api();
-                    anyhow::anyhow!("{error} {:?}", error.problems)
-                })?;
-                Ok(loader)
-            })
-            .unwrap();
-        Self { pair, loader, _bpffs: bpffs, _dir: dir }
+        let by = "u-test".parse().unwrap();
+        let options = Options { expected_generation: None, dry_run: false, by };
+        let applied = self.pair.host.run(|| Ok(self.loader.apply(asked, &options))).unwrap();
+        applied.unwrap_or_else(|error| {
+            let error = error.into_api();
+            panic!("{error} {:?}", error.problems)
+        });
     }
 
     fn list(&self) -> BTreeMap<String, MapInfo> {
@@ -504,4 +515,53 @@ fn a_full_map_is_told_with_what_was_written() {
     );
     let theirs = bpftool(&["map", "dump", "id", &host.id("prefixes")]);
     assert_eq!(theirs.as_array().unwrap().len(), 16);
+}
+
+#[test]
+fn a_followed_ring_buffer_tells_every_packet_over_changes_of_the_chain() {
+    let host = Host::new();
+    let kept = Arc::new(Mutex::new(Vec::<MapRecords>::new()));
+    let sink = Arc::clone(&kept);
+    let followers = Followers::new(
+        Arc::clone(&host.loader),
+        Arc::new(move |event| {
+            sink.lock().unwrap().push(event);
+            true
+        }),
+        Duration::from_mins(10),
+    );
+    // What was there before somebody followed is told too.
+    host.send(20);
+    let request = MapFollowRequest { map: name("events"), record_type: None };
+    let reply = followers.follow(&request).unwrap();
+    assert_eq!(
+        reply.record_type.unwrap(),
+        "struct event { __be16 port; __u16 unused; __u32 number; }"
+    );
+    for version in 1..=3 {
+        host.send(50);
+        host.apply(version);
+    }
+    host.send(50);
+    let numbers = wait_for(Duration::from_secs(10), "a record of every packet", || {
+        let events = kept.lock().unwrap();
+        let records = events.iter().flat_map(|event| {
+            (event.first..).zip(&event.records).map(|(number, record)| {
+                assert_eq!(record["port"], json!(PORT));
+                (number, event.generation, record["number"].as_u64().unwrap())
+            })
+        });
+        let records: Vec<_> = records.collect();
+        if records.len() >= 220 { Ok(records) } else { Err(format!("{} of 220", records.len())) }
+    })
+    .unwrap();
+    let counted: Vec<u64> = numbers.iter().map(|(number, ..)| *number).collect();
+    assert_eq!(counted, (0..220).collect::<Vec<_>>());
+    // Each generation counts its packets from one; the first has those of two sendings.
+    let said: Vec<u64> = numbers.iter().map(|(.., number)| *number).collect();
+    let want: Vec<u64> = (1..=70).chain(1..=50).chain(1..=50).chain(1..=50).collect();
+    assert_eq!(said, want);
+    let generations: BTreeSet<u64> = numbers.iter().map(|(_, generation, _)| *generation).collect();
+    assert_eq!(generations.len(), 4);
+    assert!(kept.lock().unwrap().iter().all(|event| event.dropped == 0));
 }

@@ -80,6 +80,27 @@ a stack: the entry that comes next is shown.")]
     /// Write entries of a map
     #[command(after_help = JSON)]
     Set(MapSetArgs),
+    /// Show what a program puts into a ring buffer, as it comes
+    #[command(after_help = "\
+What is shown is taken from the buffer: another reader of it on the host misses it. Several may follow
+one buffer at once; each sees everything. It ends soon after the last of them. Ends with Ctrl-C.")]
+    Follow {
+        /// The map.
+        #[command(flatten)]
+        map: MapArgs,
+        /// Type of a record in the program's object, such as 'struct event'
+        #[arg(long = "type", value_name = "TYPE")]
+        record_type: Option<String>,
+        /// End after so many records
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// The host.
+        #[command(flatten)]
+        host: HostArgs,
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Remove entries of a map
     #[command(after_help = JSON)]
     Delete {

@@ -2,6 +2,7 @@
 
 use crate::{
     cli::{HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs},
+    commands::follow::{self, Follow},
     failure::{Exit, Failure},
     input, near,
     output::Screen,
@@ -94,6 +95,11 @@ pub async fn run(
             let reply =
                 remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await?;
             screen.show(&Changed { reply, done: "written" }, args.how.output.output)?;
+        }
+        MapCommand::Follow { map, record_type, count, host, output } => {
+            let (record_type, format) = (record_type.as_deref(), output.output);
+            let follow = Follow { map, record_type, count: *count, host, format };
+            return follow::run(&follow, remote, screen).await;
         }
         MapCommand::Delete { map, keys, how } => {
             return delete(map, keys, how, remote, screen).await;

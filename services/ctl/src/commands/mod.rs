@@ -7,6 +7,7 @@ pub mod describe;
 pub mod diff;
 pub mod doctor;
 pub mod drain;
+pub mod follow;
 pub mod get;
 pub mod map;
 pub mod package;

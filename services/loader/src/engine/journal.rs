@@ -98,6 +98,7 @@ impl<K: Kernel> Engine<K> {
         });
         self.parts.store.save(&next)?;
         inner.state = next;
+        self.hand_over(inner, journal.changes.iter().map(|change| &change.key));
         for change in &journal.changes {
             inner.trouble.remove(&change.key);
         }

@@ -34,24 +34,28 @@ const MOST: usize = 4096;
 /// Bytes of an answer's entries in JSON: what the bus carries, with room for the rest.
 const ANSWER: usize = 512 << 10;
 
+/// What a rehearsal in a trie cannot see.
+const TRIE: &str =
+    "a rehearsal finds the longest prefix that matches; removed is only the one that is named";
+
 /// Where a map is, as the state has it.
-struct Place {
+pub(super) struct Place {
     name: MapName,
     key: ChainKey,
-    generation: u64,
+    pub(super) generation: u64,
     program: WantedProgram,
 }
 
 /// A map that was found, and what is known of its types.
-struct Found {
-    place: Place,
-    map: MemberMap,
+pub(super) struct Found {
+    pub(super) place: Place,
+    pub(super) map: MemberMap,
     package: Option<Arc<Package>>,
-    types: ObjectTypes,
+    pub(super) types: ObjectTypes,
 }
 
 impl Found {
-    fn at(&self) -> MapPlace<'_> {
+    pub(super) fn at(&self) -> MapPlace<'_> {
         MapPlace {
             key: &self.place.key,
             generation: self.place.generation,
@@ -340,13 +344,13 @@ impl<K: Kernel> Engine<K> {
             Some(_) => request.entries.iter().filter_map(|entry| entry.key.as_str()).collect(),
             None => Vec::new(),
         };
-        let shared = self.writable(&inner, &found, &variables)?;
+        let notes = self.writable(&inner, &found, &variables)?;
         if let Some(variables) = view.section {
             let patches = patches(&view, variables, request)?;
             if !request.dry_run {
                 self.patch(&found, &patches)?;
             }
-            return Ok(self.changed(&found, request.dry_run, request.entries.len(), shared));
+            return Ok(self.changed(&found, request.dry_run, request.entries.len(), notes));
         }
 
         let mut problems = Problems::default();
@@ -383,7 +387,7 @@ impl<K: Kernel> Engine<K> {
                     .map_err(|error| part_way(error, "entries", i, "written"))?;
             }
         }
-        Ok(self.changed(&found, request.dry_run, writes.len(), shared))
+        Ok(self.changed(&found, request.dry_run, writes.len(), notes))
     }
 
     /// Removes entries.
@@ -394,7 +398,7 @@ impl<K: Kernel> Engine<K> {
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
         let found = self.open(place(&inner, &request.map)?)?;
-        let shared = self.writable(&inner, &found, &[])?;
+        let mut notes = self.writable(&inner, &found, &[])?;
         let view = found.view();
         if view.section.is_some() || found.map.shape.kind.is_array() {
             let what = if view.section.is_some() { "variables" } else { "entries of an array" };
@@ -435,7 +439,10 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let changed = keys.len() - absent.len();
-        Ok(MapChangeReply { absent, ..self.changed(&found, request.dry_run, changed, shared) })
+        if request.dry_run && found.map.shape.kind == MapKind::LPM_TRIE {
+            notes.push(TRIE.to_owned());
+        }
+        Ok(MapChangeReply { absent, ..self.changed(&found, request.dry_run, changed, notes) })
     }
 
     fn changed(
@@ -443,9 +450,8 @@ impl<K: Kernel> Engine<K> {
         found: &Found,
         dry_run: bool,
         changed: usize,
-        shared: Vec<String>,
+        notes: Vec<String>,
     ) -> MapChangeReply {
-        let also = |name| format!("{name} is the same map");
         MapChangeReply {
             host: self.parts.host.clone(),
             map: found.place.name.clone(),
@@ -453,12 +459,12 @@ impl<K: Kernel> Engine<K> {
             dry_run,
             changed: u64::try_from(changed).unwrap_or(u64::MAX),
             absent: Vec::new(),
-            notes: shared.into_iter().map(also).collect(),
+            notes,
         }
     }
 
     /// Reads a map of the generation that runs; once more if it was replaced meanwhile.
-    fn reading<T>(
+    pub(super) fn reading<T>(
         &self,
         name: &MapName,
         read: impl Fn(&Found) -> Result<T, LoaderError>,
@@ -478,7 +484,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    fn open(&self, place: Place) -> Result<Found, LoaderError> {
+    pub(super) fn open(&self, place: Place) -> Result<Found, LoaderError> {
         let maps = self
             .parts
             .kernel
@@ -588,7 +594,7 @@ impl<K: Kernel> Engine<K> {
             .map_err(|error| part_way(error, "entries", 0, "written"))
     }
 
-    /// Whether the map may be written at all; the other names it has.
+    /// Whether the map may be written at all; what is worth knowing: the other names it has.
     fn writable(
         &self,
         inner: &Inner,
@@ -666,7 +672,7 @@ impl<K: Kernel> Engine<K> {
                     }
                 }
                 if !own {
-                    shared.push(format!("{key}/{}/{}", map.member, map.name));
+                    shared.push(format!("{key}/{}/{} is the same map", map.member, map.name));
                 }
             }
         }
@@ -675,7 +681,7 @@ impl<K: Kernel> Engine<K> {
 }
 
 /// Where the state has the program of a map.
-fn place(inner: &Inner, name: &MapName) -> Result<Place, LoaderError> {
+pub(super) fn place(inner: &Inner, name: &MapName) -> Result<Place, LoaderError> {
     let key = name.key();
     let Some(chain) = inner.state.chains.get(&key) else {
         let known = inner.state.chains.keys().map(ToString::to_string).collect();
@@ -823,7 +829,7 @@ fn readable(found: &Found) -> Result<(), LoaderError> {
     }
     let what = format!("\"{}\" is of type {}", found.map.name, kind.name());
     let why = if kind == MapKind::RINGBUF {
-        "what is read from it is taken from its own reader"
+        "what is read from it is taken from its own reader; `canopy map follow` does"
     } else {
         "the kernel does not show its entries"
     };

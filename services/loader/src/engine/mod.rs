@@ -9,10 +9,12 @@ mod journal;
 mod maps;
 mod mend;
 mod report;
+mod rings;
 #[cfg(test)]
 mod tests;
 
 pub use report::Report;
+pub use rings::{Source, Watch};
 
 use crate::{
     cache::PackageSource,
@@ -31,7 +33,7 @@ use canopy_api::{
 use canopy_kernel::{Kernel, MemberCells};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -101,6 +103,8 @@ pub struct Engine<K> {
     writer: Mutex<()>,
     /// Held while anything is attached or detached, not while programs are verified.
     inner: Mutex<Inner>,
+    /// Readers of ring buffers.
+    watches: Mutex<Vec<Weak<Watch>>>,
 }
 
 /// What changes.
@@ -168,6 +172,7 @@ impl<K: Kernel> Engine<K> {
                 blind: BTreeMap::new(),
                 lost,
             }),
+            watches: Mutex::default(),
         };
         engine.reconcile(mend::Occasion::Start);
         Ok(engine)

@@ -286,3 +286,52 @@ pub struct MapChangeReply {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
+
+/// Asks that what programs put into a ring buffer is published as events. What the loader takes from
+/// the buffer no other reader gets. Ends by itself when nobody has asked for `lease_seconds`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MapFollowRequest {
+    /// Which ring buffer.
+    pub map: MapName,
+    /// The type of its records in the program's object, such as `struct event`; absent for the one
+    /// that the map declares for its values. Without either, records are hexadecimal text.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub record_type: Option<String>,
+}
+
+/// A ring buffer is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MapFollowReply {
+    /// The host.
+    pub host: HostId,
+    /// Which ring buffer.
+    pub map: MapName,
+    /// The chain's generation.
+    pub generation: u64,
+    /// Where the events are published; each says which map it is of.
+    pub subject: String,
+    /// Ask again within this time, or it ends.
+    pub lease_seconds: u64,
+    /// The type of a record, as C declares it.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub record_type: Option<String>,
+}
+
+/// Records of a ring buffer that is followed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MapRecords {
+    /// The host.
+    pub host: HostId,
+    /// Which ring buffer.
+    pub map: MapName,
+    /// The chain's generation whose programs wrote them.
+    pub generation: u64,
+    /// The number of the first record here, from 0 since the following began. A gap to the record
+    /// before it is what was dropped, or lost on the way.
+    pub first: u64,
+    /// The records, oldest first: JSON by their type, else hexadecimal text.
+    pub records: Vec<Value>,
+    /// Records taken from the buffer and dropped since the following began: the bus was too slow, or
+    /// a record is larger than a message.
+    pub dropped: u64,
+}

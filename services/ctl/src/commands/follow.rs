@@ -1,0 +1,186 @@
+//! `canopy map follow`
+
+use crate::{
+    cli::{HostArgs, MapArgs},
+    failure::{Exit, Failure},
+    output::{Format, Screen},
+    remote::Remote,
+};
+use canopy_api::{
+    HostId,
+    endpoint::{Service, loader},
+    subject,
+    wire::{MapFollowReply, MapFollowRequest, MapRecords},
+};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// What to follow, and until when.
+#[derive(Debug)]
+pub struct Follow<'a> {
+    /// The ring buffer.
+    pub map: &'a MapArgs,
+    /// The type of a record.
+    pub record_type: Option<&'a str>,
+    /// Ends after so many records.
+    pub count: Option<u64>,
+    /// The host.
+    pub host: &'a HostArgs,
+    /// How records are written.
+    pub format: Format,
+}
+
+/// Shows records as they come, one a line, until there were enough or it is interrupted.
+pub async fn run(
+    follow: &Follow<'_>,
+    remote: &Remote,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let host = remote.host(follow.host).await?;
+    let subject = subject::event(Service::Loader, "map", "records", Some(&host));
+    // Before anything is taken from the buffer.
+    let mut events = remote.events(&subject).await?;
+    let first = renew(follow, &host, remote).await?;
+    if follow.format == Format::Table || follow.format == Format::Wide {
+        let ty = first.record_type.as_deref().unwrap_or("unknown: in hexadecimal");
+        screen.note(&format!(
+            "following {}; what is shown is taken from the buffer; type {ty}",
+            first.map
+        ));
+    }
+    let mut due = Instant::now() + pause(&first);
+    let mut seen = Seen::default();
+    loop {
+        tokio::select! {
+            event = events.next() => {
+                let Some(event) = event else {
+                    return Err(Failure::new(Exit::Unavailable, "the connection has ended"));
+                };
+                let records: MapRecords = match event.decode() {
+                    Ok(records) => records,
+                    Err(error) => {
+                        screen.note(&format!("note: an event cannot be read: {error}"));
+                        continue;
+                    }
+                };
+                if records.map == follow.map.name() && show(follow, &records, &mut seen, screen)? {
+                    return Ok(Exit::Done);
+                }
+            }
+            () = sleep_until(due) => {
+                due = Instant::now() + pause(&renew(follow, &host, remote).await?);
+            }
+            interrupted = tokio::signal::ctrl_c() => {
+                let failed = |error| Failure::new(Exit::Failed, format!("no signals: {error}"));
+                interrupted.map_err(failed)?;
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}
+
+async fn renew(
+    follow: &Follow<'_>,
+    host: &HostId,
+    remote: &Remote,
+) -> Result<MapFollowReply, Failure> {
+    let request = MapFollowRequest {
+        map: follow.map.name(),
+        record_type: follow.record_type.map(str::to_owned),
+    };
+    remote.ask_host::<loader::MapFollow>(host, &request, "following on").await
+}
+
+/// Long before the lease is over: a request may be lost.
+fn pause(reply: &MapFollowReply) -> Duration {
+    Duration::from_secs(reply.lease_seconds.max(3) / 3)
+}
+
+/// How far the records have come.
+#[derive(Debug, Default)]
+struct Seen {
+    shown: u64,
+    /// The number of the record that comes next.
+    next: Option<u64>,
+    dropped: u64,
+}
+
+/// Shows records; whether there were enough.
+fn show(
+    follow: &Follow<'_>,
+    event: &MapRecords,
+    seen: &mut Seen,
+    screen: &mut Screen,
+) -> Result<bool, Failure> {
+    if let Some(lost) = lost(seen, event) {
+        screen.note(&format!("note: {lost}"));
+    }
+    for (number, record) in (event.first..).zip(&event.records) {
+        let line = match follow.format {
+            Format::Table | Format::Wide => crate::view::value(record),
+            Format::Name => number.to_string(),
+            Format::Json | Format::Yaml => {
+                serde_json::json!({ "number": number, "generation": event.generation, "record": record })
+                    .to_string()
+            }
+        };
+        screen.line(&line)?;
+        seen.shown += 1;
+        if follow.count.is_some_and(|count| seen.shown >= count) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What is missing before this event, in words.
+fn lost(seen: &mut Seen, event: &MapRecords) -> Option<String> {
+    let count = u64::try_from(event.records.len()).unwrap_or(u64::MAX);
+    let gap = seen.next.map_or(0, |next| event.first.saturating_sub(next));
+    let dropped = event.dropped.saturating_sub(seen.dropped).min(gap);
+    // A reader that was started anew counts from 0 again.
+    seen.next = Some(event.first.saturating_add(count));
+    seen.dropped = event.dropped;
+    match (gap, dropped) {
+        (0, _) => None,
+        (gap, 0) => Some(format!("{gap} records were lost on the way")),
+        (gap, dropped) if gap == dropped => Some(format!("the host dropped {gap} records")),
+        (gap, dropped) => Some(format!(
+            "the host dropped {dropped} records, {} were lost on the way",
+            gap - dropped
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_missing_is_said_once() {
+        let event = |first: u64, records: usize, dropped: u64| MapRecords {
+            host: "web1".parse().unwrap(),
+            map: serde_json::from_value(json!({
+                "interface": "eth0", "hook": "xdp", "program": "a", "map": "events"
+            }))
+            .unwrap(),
+            generation: 1,
+            first,
+            records: vec![json!(1); records],
+            dropped,
+        };
+        let mut seen = Seen::default();
+        // Who comes later has missed nothing.
+        assert_eq!(lost(&mut seen, &event(7, 3, 2)), None);
+        assert_eq!(lost(&mut seen, &event(10, 5, 2)), None);
+        assert_eq!(lost(&mut seen, &event(20, 1, 7)).unwrap(), "the host dropped 5 records");
+        assert_eq!(lost(&mut seen, &event(24, 1, 7)).unwrap(), "3 records were lost on the way");
+        assert_eq!(
+            lost(&mut seen, &event(30, 1, 8)).unwrap(),
+            "the host dropped 1 records, 4 were lost on the way"
+        );
+        // A new reader.
+        assert_eq!(lost(&mut seen, &event(0, 2, 0)), None);
+    }
+}
