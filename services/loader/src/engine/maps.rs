@@ -34,6 +34,9 @@ const MOST: usize = 4096;
 /// Bytes of an answer's entries in JSON: what the bus carries, with room for the rest.
 const ANSWER: usize = 512 << 10;
 
+/// Bytes of a request's entries as the kernel takes them: little JSON may mean much memory.
+const WRITTEN: usize = 64 << 20;
+
 /// What a rehearsal in a trie cannot see.
 const TRIE: &str =
     "a rehearsal finds the longest prefix that matches; removed is only the one that is named";
@@ -353,6 +356,15 @@ impl<K: Kernel> Engine<K> {
             return Ok(self.changed(&found, request.dry_run, request.entries.len(), notes));
         }
 
+        let shape = found.map.shape;
+        let bytes = (shape.value_size as usize).saturating_mul(shape.values);
+        if bytes.saturating_mul(request.entries.len()) > WRITTEN {
+            let what = format!("{} entries of {bytes} bytes in one request", request.entries.len());
+            return Err(ApiError::new(Code::Invalid, what)
+                .at("entries")
+                .remedy("write fewer at once")
+                .into());
+        }
         let mut problems = Problems::default();
         let mut seen = BTreeMap::new();
         let mut writes = Vec::new();

@@ -337,6 +337,21 @@ fn an_answer_is_as_long_as_a_message_may_be() {
 }
 
 #[test]
+fn little_json_does_not_take_much_memory() {
+    let (world, engine) = running();
+    let wide = MapShape { values: 4096, ..shape(MapKind::PERCPU_HASH, 4, 100_000) };
+    world.kernel.shape_map("wide", wide);
+    world.apply(&engine, document(&[chain("eth0", &[("a", "block", &[80])])])).unwrap();
+    let error = refusal(engine.map_set(&set("wide", vec![entry(json!("00000000"), json!("00"))])));
+    assert_eq!(error.message, "1 entries of 409600000 bytes in one request");
+    let many = vec![entry(json!(1), count(1, "ON")); 5000];
+    assert_eq!(
+        refusal(engine.map_set(&set("counts", many))).message,
+        "5000 entries in one request"
+    );
+}
+
+#[test]
 fn names_that_are_not_there_are_answered_with_those_that_are() {
     let (_world, engine) = running();
     let ask = |map| refusal(engine.map_dump(&MapDumpRequest { map, limit: None, cursor: None }));
