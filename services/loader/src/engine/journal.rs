@@ -238,10 +238,12 @@ impl<K: Kernel> Engine<K> {
         self.sweep(inner);
     }
 
-    /// Notes of a change that could not be taken back that it failed. Its caller has been told, so it
-    /// must not come true later, when the kernel is asked which side it is on.
+    /// Notes of a change that could not be taken back yet that it is to be: whoever asked or looks is
+    /// told so, and it must not come true later, when the kernel is asked which side it is on.
     fn keep_failed(&self, inner: &mut Inner) {
-        let Some(journal) = inner.state.journal.as_mut() else { return };
+        let Some(journal) = inner.state.journal.as_mut().filter(|journal| !journal.failed) else {
+            return;
+        };
         journal.failed = true;
         if let Err(error) = self.parts.store.save(&inner.state) {
             tracing::error!(%error, "a change failed; this could not be written down");
@@ -250,7 +252,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Settles a change that was begun and neither committed nor taken back, by asking the kernel
     /// which side it is on: with any chain on the new side the rest follows, else all go back. One
-    /// whose caller was told that it failed goes back in any case.
+    /// that was to go back once, as its caller was told, goes back in any case.
     pub(super) fn settle_journal(&self, inner: &mut Inner) {
         let Some(journal) = inner.state.journal.clone() else { return };
         let seen = match self.parts.kernel.observe() {
@@ -276,6 +278,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         self.back_out(inner, &journal);
+        self.keep_failed(inner);
         if inner.state.journal.is_none() {
             tracing::info!(generation = inner.state.generation, "unfinished change taken back");
         }

@@ -221,3 +221,29 @@ fn death_while_recovering_from_death() {
         }
     }
 }
+
+#[test]
+fn a_change_that_began_to_go_back_does_not_come_true_later() {
+    let world = World::new();
+    let engine = world.start();
+    world.apply(&engine, two_programs()).unwrap();
+    // The link dies with its interface, and looks like a chain that was removed.
+    world.kernel.remove_interface(&eth0().interface);
+    world.kernel.add_interface(&eth0().interface);
+    die_at(Stage::Journalled);
+    assert!(until_death(|| engine.delete(&deletion(&eth0(), None), &options())).is_none());
+    live();
+    drop(engine);
+    // Neither the removal can be completed at start, nor the chain attached again.
+    world.kernel.inject(Call::Detach, 0, Fault::Fail);
+    world.kernel.inject(Call::Switch, 0, Fault::Fail);
+    let engine = world.start();
+    assert_eq!(get(&engine).chains.len(), 1, "the chain is still desired");
+    world.kernel.clear_faults();
+    for _ in 0..2 {
+        wait(60);
+        engine.tick();
+    }
+    check(&world, &engine, "later");
+    assert_eq!(get(&engine).chains.len(), 1, "what was told is still so");
+}
