@@ -310,9 +310,25 @@ pub struct ObservedChain {
     pub verified_instructions: u32,
     /// Size of the native code, bytes.
     pub jited_bytes: u32,
+    /// Memory of the program, without its maps, bytes, as the kernel accounts for it.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// When the kernel loaded it, seconds since the epoch.
+    #[serde(default)]
+    pub loaded: u64,
+    /// Runs that the kernel has timed: those while `kernel.bpf_stats_enabled` was on.
+    #[serde(default)]
+    pub timed_runs: u64,
+    /// Nanoseconds that those took together.
+    #[serde(default)]
+    pub timed_ns: u64,
     /// The members' functions, in order, as the kernel names them; a small member lies inside the
     /// chain's `main` and has none.
     pub functions: Vec<String>,
+    /// Size of each function's native code, bytes, the chain's `main` first; empty where the kernel
+    /// does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub function_bytes: Vec<u32>,
 }
 
 impl ChainStatus {

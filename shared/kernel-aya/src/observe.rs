@@ -12,11 +12,14 @@ use crate::{
 use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
 use canopy_chain::btf::Btf;
 use canopy_kernel::{KernelError, LinkState, Observed};
+use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::BTreeSet,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// How often a chain is looked at again while it changes under the eyes.
@@ -201,6 +204,7 @@ fn describe(
     };
     let info = sys::prog_info(prog).map_err(failed)?;
     let meta = kernel.pins.meta(key, generation);
+    let records = sys::prog_records(prog).map_err(failed)?;
     Ok(Some(ObservedChain {
         program_id: info.id,
         link_id: link_id.unwrap_or(0),
@@ -210,13 +214,22 @@ fn describe(
         generation,
         verified_instructions: info.verified_instructions,
         jited_bytes: info.jited_bytes,
-        functions: functions(&meta, prog, &info).map_err(failed)?,
+        memory_bytes: sys::memory(prog).map_err(failed)?.unwrap_or(0),
+        loaded: boot() + info.loaded_at_ns / 1_000_000_000,
+        timed_runs: info.run_count,
+        timed_ns: info.run_time_ns,
+        functions: functions(&meta, &records, &info).map_err(failed)?,
+        function_bytes: records.jited_lengths,
     }))
 }
 
 /// The names of a program's functions, in order, less the generated `main`: as its types tell them,
 /// or, without the right to read those, as the description at `meta` does.
-fn functions(meta: &Path, prog: &impl AsFd, info: &sys::ProgInfo) -> io::Result<Vec<String>> {
+fn functions(
+    meta: &Path,
+    records: &sys::ProgRecords,
+    info: &sys::ProgInfo,
+) -> io::Result<Vec<String>> {
     if info.btf_id == 0 {
         return Ok(Vec::new());
     }
@@ -229,7 +242,18 @@ fn functions(meta: &Path, prog: &impl AsFd, info: &sys::ProgInfo) -> io::Result<
     let bytes = sys::btf_bytes(&types)?;
     let btf = Btf::parse(&bytes).map_err(io::Error::other)?;
     let name = |id| btf.get(id).map(|function| btf.string(function.name).to_owned());
-    Ok(sys::prog_records(prog)?.function_types.into_iter().skip(1).filter_map(name).collect())
+    Ok(records.function_types.iter().copied().skip(1).filter_map(name).collect())
+}
+
+/// When the machine was started, seconds since the epoch, as the clock was when this was first
+/// asked: the same program has the same time at every look.
+fn boot() -> u64 {
+    static BOOT: OnceLock<u64> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(up).as_secs()
+    })
 }
 
 /// Whether the XDP program of the chain's interface runs in a mode that will do.

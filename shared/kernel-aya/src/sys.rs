@@ -15,7 +15,8 @@ pub use link::{
     link_info, link_update, tcx_query,
 };
 pub use map::{
-    Batch, Map, MapCreate, MapInfo, MapState, map_create, map_info, map_state, possible_cpus,
+    Batch, Map, MapCreate, MapInfo, MapState, map_create, map_info, map_state, memory,
+    possible_cpus,
 };
 pub use object::{
     BtfInfo, Kind, btf_bytes, btf_info, btf_load, fd_by_id, next_id, obj_get, obj_pin,

@@ -460,6 +460,11 @@ fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedC
         generation,
         verified_instructions: 100 * u32::try_from(found.members.len()).unwrap_or(u32::MAX),
         jited_bytes: 0,
+        memory_bytes: 0,
+        loaded: 0,
+        timed_runs: 0,
+        timed_ns: 0,
+        function_bytes: Vec::new(),
         functions: found.members.iter().map(|(_, function, _)| function.clone()).collect(),
     }
 }

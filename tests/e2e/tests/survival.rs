@@ -7,11 +7,15 @@
     reason = "tests: a failure is the message"
 )]
 
-use canopy_api::{Hook, endpoint::Service, wire::ChainState};
-use canopy_e2e::{BLOCKED, World};
+use canopy_api::{
+    Hook,
+    endpoint::Service,
+    wire::{ChainState, ChainStatus},
+};
+use canopy_e2e::{BLOCKED, INTERFACE, World};
 use canopy_test_support::pair::PEER_IP;
 use nix::sys::signal::Signal;
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 use xtask::{outside, stack::Stack};
 
 /// Longest time an attached chain may be gone after somebody detached it.
@@ -133,5 +137,76 @@ fn a_chain_is_changed_while_the_registry_is_away() {
     let answer = world.canopy_as("operator", &["delete", "chain", "v0", "xdp"]).unwrap();
     answer.text().unwrap();
     assert!(world.kernel_link().unwrap().is_none());
+    world.end().unwrap();
+}
+
+/// One wall, or with another prefix, or with a limiter, or none.
+fn walls() -> [String; 4] {
+    let one = |blocked: &str, rest: &str| {
+        format!(
+            "chains:\n- interface: {INTERFACE}\n  hook: xdp\n  programs:\n  \
+             - {{ name: blocklist, package: firewall@^0.1, config: {{ blocked: [{blocked}] }} }}\n{rest}"
+        )
+    };
+    [
+        one("198.51.100.0/24", ""),
+        one("198.51.100.0/25", ""),
+        one("198.51.100.0/24", "  - { name: limit, package: ratelimit@^0.1 }\n"),
+        format!("chains:\n- {{ interface: {INTERFACE}, hook: xdp, programs: [] }}\n"),
+    ]
+}
+
+/// The bus dies at some moment of a change. The change is made or it is not; whoever was told that
+/// it is finds it so; and when the bus is back, the next one is made.
+#[test]
+fn a_bus_that_dies_during_a_change_leaves_the_old_chain_or_the_new() {
+    let world = World::start().unwrap();
+    let intent = || {
+        let told = |chain: &ChainStatus| {
+            let programs = chain.programs.iter();
+            programs.map(|p| format!("{} {:?}", p.name, p.config)).collect::<Vec<_>>()
+        };
+        world.chains().unwrap().iter().map(told).collect::<Vec<_>>()
+    };
+    let [wall, ..] = walls();
+    world.apply(&wall).unwrap();
+    let mut moments = [0, 3, 9, 15, 25, 40, 70].into_iter().cycle();
+    let rounds = if std::env::var_os("CANOPY_TEST_FULL").is_some() { 14 } else { 2 };
+    for _ in 0..rounds {
+        for document in walls() {
+            let old = intent();
+            let file = world.dir().join("during.yaml");
+            std::fs::write(&file, &document).unwrap();
+            let mut change = world.stack().canopy("operator").unwrap();
+            change.args(["apply", "--timeout", "1s", "-f"]).arg(&file);
+            change.stdout(Stdio::null()).stderr(Stdio::null());
+            let moment = Duration::from_millis(moments.next().unwrap());
+            let done = world
+                .inside(|stack| {
+                    let mut change = change.spawn()?;
+                    // Not a wait for anything: it picks where in the change the bus dies.
+                    std::thread::sleep(moment);
+                    stack.bus().signal(Signal::SIGKILL)?;
+                    let done = change.wait()?.success();
+                    stack.bus().stop()?;
+                    stack.start_bus()?;
+                    stack.wait_for_bus()?;
+                    stack.wait_ready(Service::Loader)?;
+                    stack.wait_ready(Service::Registry)?;
+                    Ok(done)
+                })
+                .unwrap();
+            let now = intent();
+            let blocked = world.send(BLOCKED, 5).unwrap() == 0;
+            assert_eq!(blocked, !now.is_empty(), "{document}: {now:?}");
+            world.apply(&document).unwrap();
+            let new = intent();
+            assert!(now == old || now == new, "{document}: {now:?} is neither {old:?} nor {new:?}");
+            assert!(
+                !done || now == new,
+                "{document}: said to be done after {moment:?}, and {now:?}"
+            );
+        }
+    }
     world.end().unwrap();
 }

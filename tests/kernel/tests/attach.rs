@@ -11,12 +11,17 @@
 use canopy_api::{Hook, XdpMode};
 use canopy_kernel::{Expect, Kernel as _, KernelError, LinkState};
 use canopy_kernel_aya::{AyaKernel, sys};
-use canopy_kernel_tests::live::{Live, PORT, dropper};
-use canopy_test_support::{
-    pair::{HOST_IP, HOST_LINK, PEER_IP},
-    traffic::{Echo, ping, udp_replies},
+use canopy_kernel_tests::{
+    chain::{member, object},
+    live::{Live, PORT, dropper},
 };
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, os::fd::OwnedFd};
+use canopy_test_support::{
+    packet::Udp4,
+    pair::{HOST_IP, HOST_LINK, PEER_IP},
+    traffic::{Echo, ping, send_frames, udp_replies},
+    wait_for,
+};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, os::fd::OwnedFd, time::Duration};
 
 /// What a foreign tool lists on the host end: the ids of programs, by kind.
 fn bpftool_net(live: &Live) -> String {
@@ -415,4 +420,34 @@ fn a_root_that_is_not_on_bpffs_is_refused() {
     let error = AyaKernel::new(dir.path().join("pins")).unwrap_err();
     assert!(matches!(error, KernelError::Unsupported { .. }), "{error:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// What `get` tells of a program is what `bpftool` tells, times included while the kernel takes them.
+#[test]
+fn what_is_told_of_a_chain_is_what_bpftool_tells() {
+    const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+    let live = Live::new();
+    let many = member("many", Hook::Xdp, &object("functions"), "functions");
+    live.attach(Hook::Xdp, vec![many]);
+    fs::write(STATISTICS, "1").unwrap();
+    send_frames(&live.pair, &vec![Udp4::to_port(PORT).frame(); 50]).unwrap();
+    let seen = wait_for(Duration::from_secs(5), "50 timed runs", || match live.state() {
+        LinkState::Attached(chain) if chain.timed_runs == 50 => Ok(chain),
+        other => Err(format!("{other:?}")),
+    });
+    fs::write(STATISTICS, "0").unwrap();
+    let seen = seen.unwrap();
+    let id = seen.program_id.to_string();
+    let told = live.exec(&["bpftool", "-j", "prog", "show", "id", &id]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let number = |field: &str| told[field].as_u64().unwrap_or_else(|| panic!("{field} in {told}"));
+    assert_eq!(number("bytes_memlock"), seen.memory_bytes);
+    assert_eq!(number("run_cnt"), seen.timed_runs);
+    assert_eq!(number("run_time_ns"), seen.timed_ns);
+    assert!(number("loaded_at").abs_diff(seen.loaded) <= 2, "{} {told}", seen.loaded);
+    // The chain's main and four functions; padding lies between them.
+    assert_eq!(seen.functions, ["p0_many", "step", "global_sum", "squares"]);
+    assert_eq!(seen.function_bytes.len(), 5);
+    let sum: u32 = seen.function_bytes.iter().sum();
+    assert!(sum > 0 && u64::from(sum) <= number("bytes_jited"), "{sum} {told}");
 }

@@ -4,9 +4,11 @@ use super::{Fields, counts, indent, metrics};
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
     HostId,
-    wire::{ChainState, ChainStatus, GetReply},
+    wire::{ChainState, ChainStatus, GetReply, ObservedChain},
 };
+use canopy_runtime::clock;
 use serde::Serialize;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// One chain of one host.
 #[derive(Debug, Serialize)]
@@ -168,7 +170,12 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
             .add("generation", seen.generation)
             .add("verified", format!("{} instructions", seen.verified_instructions))
             .add("native code", format!("{} bytes", seen.jited_bytes))
-            .add("functions", seen.functions.join(", "));
+            .add("memory", format!("{} bytes, without maps", seen.memory_bytes))
+            .add("loaded", clock::rfc3339(UNIX_EPOCH + Duration::from_secs(seen.loaded)))
+            .add("functions", functions(seen));
+        if let Some(mean) = seen.timed_ns.checked_div(seen.timed_runs) {
+            fields.add("time", format!("{mean} ns a packet, of {} timed", seen.timed_runs));
+        }
         out.push_str("kernel:\n");
         out.push_str(&fields.render(2));
     }
@@ -201,6 +208,16 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
         out.push_str(&indent(&table.render(true, colour), 2));
     }
     out
+}
+
+/// `p1_limit (96 bytes), …`
+fn functions(seen: &ObservedChain) -> String {
+    let sizes = seen.function_bytes.iter().skip(1).map(Some).chain(std::iter::repeat(None));
+    let told = seen.functions.iter().zip(sizes).map(|(name, size)| match size {
+        Some(size) => format!("{name} ({size} bytes)"),
+        None => name.clone(),
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -245,7 +262,10 @@ kernel:
   generation:       4
   verified:         1234 instructions
   native code:      4096 bytes
-  functions:        main
+  memory:           8192 bytes, without maps
+  loaded:           2026-01-01T00:00:00.000Z
+  functions:        p1_limit (96 bytes)
+  time:             25 ns a packet, of 200 timed
 programs:
   POS  NAME       PACKAGE         PRIORITY  PROCEED-ON  RUNS  VERDICTS        EXITS   METRICS
     0  blocklist  firewall@0.1.0        10  pass         100  drop=5 pass=95  drop=5  blocked=5

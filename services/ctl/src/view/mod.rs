@@ -147,7 +147,12 @@ pub(crate) mod tests {
                 generation: 4,
                 verified_instructions: 1234,
                 jited_bytes: 4096,
-                functions: vec!["main".to_owned()],
+                memory_bytes: 8192,
+                loaded: 1_767_225_600,
+                timed_runs: 200,
+                timed_ns: 5000,
+                functions: vec!["p1_limit".to_owned()],
+                function_bytes: vec![4000, 96],
             }),
         };
         let pending = ChainStatus {

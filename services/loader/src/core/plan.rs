@@ -207,7 +207,12 @@ mod tests {
                 generation,
                 verified_instructions: 0,
                 jited_bytes: 0,
+                memory_bytes: 0,
+                loaded: 0,
+                timed_runs: 0,
+                timed_ns: 0,
                 functions: Vec::new(),
+                function_bytes: Vec::new(),
             })
         });
         prop_oneof![

@@ -149,14 +149,25 @@ pub struct MapState {
 
 /// What the kernel says about a map of this process in `/proc`.
 pub fn map_state(map: &impl AsFd) -> io::Result<MapState> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", raw(map)))?;
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
-    };
+    let text = fdinfo(map)?;
     Ok(MapState {
-        memory: field("memlock").and_then(|bytes| bytes.parse().ok()),
-        frozen: field("frozen") == Some("1"),
+        memory: field(&text, "memlock").and_then(|bytes| bytes.parse().ok()),
+        frozen: field(&text, "frozen") == Some("1"),
     })
+}
+
+/// Bytes of memory that a program or a map of this process takes; `None` where the kernel does not
+/// say.
+pub fn memory(object: &impl AsFd) -> io::Result<Option<u64>> {
+    Ok(field(&fdinfo(object)?, "memlock").and_then(|bytes| bytes.parse().ok()))
+}
+
+fn fdinfo(object: &impl AsFd) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", raw(object)))
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
 }
 
 /// CPUs the kernel may ever have: a per-CPU value has one part for each.
