@@ -72,7 +72,7 @@ pub struct RepositoryHealth {
 
 /// A version that was found, with everything known of it.
 struct Found<'a> {
-    repository: &'a Repository,
+    repository: &'a Arc<Repository>,
     snapshot: Arc<Snapshot>,
     entry: IndexEntry,
     artifact: Arc<Artifact>,
@@ -351,8 +351,8 @@ impl Registry {
 
     async fn artifact_of(
         &self,
-        repository: &Repository,
-        snapshot: &Snapshot,
+        repository: &Arc<Repository>,
+        snapshot: &Arc<Snapshot>,
         entry: &IndexEntry,
     ) -> Result<Arc<Artifact>, RegistryError> {
         let loaded = repository.artifact(snapshot, entry, &self.artifacts, (self.now)()).await;
@@ -385,26 +385,14 @@ impl Registry {
         &self,
         request: &ArtifactRequest,
     ) -> Result<ArtifactReply, RegistryError> {
-        let now = (self.now)();
-        let mut found = None;
-        for (place, repository) in self.repositories.iter().enumerate() {
-            let (Some(snapshot), _) = repository.current(now) else { continue };
-            let entry = snapshot
-                .index
-                .packages
-                .iter()
-                .find(|entry| {
-                    entry.digest == request.digest
-                        && route(&self.patterns, &entry.name) == Some(place)
-                })
-                .cloned();
-            if let Some(entry) = entry {
-                found = Some((repository, snapshot, entry));
-                break;
-            }
+        let digest = &request.digest;
+        if self.named(digest).is_none() {
+            // Another registry may have seen it published since this one looked.
+            self.refresh().await;
         }
-        let (repository, snapshot, entry) =
-            found.ok_or_else(|| RegistryError::UnknownDigest { digest: request.digest.clone() })?;
+        let (repository, snapshot, entry) = self
+            .named(digest)
+            .ok_or_else(|| RegistryError::UnknownDigest { digest: digest.clone() })?;
         let artifact = self.artifact_of(repository, &snapshot, &entry).await?;
         let total = artifact.bytes.len() as u64;
         let beyond = RegistryError::Offset { offset: request.offset, total };
@@ -413,6 +401,23 @@ impl Registry {
         let data = rest.get(..ARTIFACT_CHUNK).unwrap_or(rest).to_vec();
         self.metrics.sent.with_label_values::<&str>(&[]).inc_by(data.len() as u64);
         Ok(ArtifactReply { total, data: Blob(data) })
+    }
+
+    /// Where a digest is named, for a package that comes from there.
+    fn named(&self, digest: &Digest) -> Option<(&Arc<Repository>, Arc<Snapshot>, IndexEntry)> {
+        let now = (self.now)();
+        self.repositories.iter().enumerate().find_map(|(place, repository)| {
+            let snapshot = repository.current(now).0?;
+            let entry = snapshot
+                .index
+                .packages
+                .iter()
+                .find(|entry| {
+                    entry.digest == *digest && route(&self.patterns, &entry.name) == Some(place)
+                })
+                .cloned()?;
+            Some((repository, snapshot, entry))
+        })
     }
 
     /// Every package and its versions.
@@ -448,8 +453,8 @@ impl Registry {
 
     async fn summary(
         &self,
-        repository: &Repository,
-        snapshot: &Snapshot,
+        repository: &Arc<Repository>,
+        snapshot: &Arc<Snapshot>,
         name: &PackageName,
     ) -> PackageSummary {
         let newest = snapshot.index.versions(name).find(|entry| !entry.yanked);
@@ -469,8 +474,8 @@ impl Registry {
 
     async fn about(
         &self,
-        repository: &Repository,
-        snapshot: &Snapshot,
+        repository: &Arc<Repository>,
+        snapshot: &Arc<Snapshot>,
         entry: &IndexEntry,
     ) -> About {
         let known = || self.about.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,6 +15,10 @@ use canopy_package::{
     sign::verify_package,
 };
 use canopy_store::{Location, Store, StoreError};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -24,13 +28,23 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 /// Longest signature file, bytes.
 const SIGNATURE_LIMIT: u64 = 8 * 1024;
 
 /// Loose files an unsigned directory may hold.
 const LOOSE_FILES: usize = 1_000;
+
+/// Files of one repository that are read and verified at once.
+const LOADING: usize = 4;
+
+/// A file on its way, for all who wait for it.
+type Flight = Shared<BoxFuture<'static, Result<Arc<Artifact>, Trouble>>>;
 
 /// A repository.
 pub struct Repository {
@@ -49,7 +63,9 @@ pub struct Repository {
     /// Number of looks begun.
     looks: AtomicU64,
     refreshing: AsyncMutex<()>,
-    loading: AsyncMutex<()>,
+    /// Files that are being read and verified.
+    flights: Mutex<BTreeMap<Digest, Flight>>,
+    loading: Semaphore,
 }
 
 #[derive(Clone, Default)]
@@ -91,7 +107,8 @@ impl Repository {
             state: Mutex::default(),
             looks: AtomicU64::new(0),
             refreshing: AsyncMutex::new(()),
-            loading: AsyncMutex::new(()),
+            flights: Mutex::default(),
+            loading: Semaphore::new(LOADING),
         }
     }
 
@@ -250,31 +267,45 @@ impl Repository {
         Ok(Snapshot { index, signed: None, tag: None, loose, verified: now })
     }
 
-    /// The verified file of a version: from memory, else read and verified, once for all who ask.
+    /// The verified file of a version: from memory, else read and verified, once for all who ask at
+    /// the same time; a store that hangs costs them one time limit together.
     pub async fn artifact(
-        &self,
-        snapshot: &Snapshot,
+        self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
         entry: &IndexEntry,
         kept: &Artifacts,
         now: u64,
     ) -> Result<(Arc<Artifact>, bool), Trouble> {
         entry.not_revoked(&self.config.revoked)?;
-        let usable = |kept: &Artifacts| {
-            kept.get(&entry.digest).filter(|artifact| {
-                !self.keys_ended(artifact.verified, now)
-                    && artifact.signature.is_some() == (self.trust == Trust::Signed)
-            })
+        let usable = kept.get(&entry.digest).filter(|artifact| {
+            !self.keys_ended(artifact.verified, now)
+                && artifact.signature.is_some() == (self.trust == Trust::Signed)
+        });
+        if let Some(artifact) = usable {
+            return Ok((artifact, true));
+        }
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = || {
+                let (me, snapshot, entry) = (Arc::clone(self), Arc::clone(snapshot), entry.clone());
+                let loading = async move {
+                    let _turn = me.loading.acquire().await.map_err(|_| Trouble::Defect)?;
+                    me.load(&snapshot, &entry, now).await.map(Arc::new)
+                };
+                loading.boxed().shared()
+            };
+            flights.entry(entry.digest.clone()).or_insert_with(begin).clone()
         };
-        if let Some(artifact) = usable(kept) {
-            return Ok((artifact, true));
+        let outcome = flight.clone().await;
+        if let Ok(artifact) = &outcome {
+            kept.put(entry.digest.clone(), Arc::clone(artifact));
         }
-        let _one = self.loading.lock().await;
-        if let Some(artifact) = usable(kept) {
-            return Ok((artifact, true));
+        // Kept first, then over: whoever comes in between finds one of the two.
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(&entry.digest).is_some_and(|known| known.ptr_eq(&flight)) {
+            flights.remove(&entry.digest);
         }
-        let artifact = Arc::new(self.load(snapshot, entry, now).await?);
-        kept.put(entry.digest.clone(), artifact.clone());
-        Ok((artifact, false))
+        outcome.map(|artifact| (artifact, false))
     }
 
     async fn load(

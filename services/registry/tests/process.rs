@@ -16,7 +16,7 @@ use canopy_api::{
     subject::Target,
     wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest, SearchRequest},
 };
-use canopy_bus::{Bus, BusConfig, CallError};
+use canopy_bus::{Bus, BusConfig, CallError, CallOptions};
 use canopy_package::{SecretKey, repository::INDEX};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
@@ -107,6 +107,59 @@ async fn a_host_gets_a_package_over_the_bus() {
         assert!(metrics.contains(expected), "{expected} is not in\n{metrics}");
     }
     assert!(process.end().unwrap().success());
+}
+
+/// Two registries share the questions; when one is killed, the other gives the rest of a file, also of
+/// one that it has not looked for yet.
+#[tokio::test]
+async fn one_of_two_registries_is_killed_in_the_middle_of_a_file() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    directory.publish(&package("q", "0.1.0", ""));
+    let mut slow = config(&server, &directory);
+    slow["refresh_seconds"] = json!(86_400);
+    let start = || {
+        let process = ServiceProcess::start(Path::new(PROGRAM), slow.clone()).unwrap();
+        process.wait_status(200).unwrap();
+        process
+    };
+    let (first, second) = (start(), start());
+    let (central, loader) = (Target::Central, connect(&server, "h-web1-loader").await);
+    // Published after both have looked: whoever is asked first learns of it, the other does not.
+    let bytes = directory.publish(&package("p", "0.1.0", ""));
+    let reply = loader.call::<Resolve>(&central, &resolve("p")).await.unwrap();
+    for _ in 0..20 {
+        let request = ArtifactRequest { digest: reply.version.digest.clone(), offset: 0 };
+        let chunk = loader.call::<Artifact>(&central, &request).await.unwrap();
+        assert_eq!(chunk.data.0, bytes);
+    }
+    let sent = |process: &ServiceProcess| -> u64 {
+        let (_, metrics) = process.get("/metrics").unwrap();
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("canopy_registry_artifact_sent_bytes_total "));
+        line.map_or(0, |count| count.parse().unwrap())
+    };
+    let (one, two) = (sent(&first), sent(&second));
+    assert_eq!(one + two, 20 * bytes.len() as u64);
+    assert!(one > 0 && two > 0, "{one} and {two} bytes");
+
+    drop(first);
+    let request = ArtifactRequest { digest: reply.version.digest, offset: 10 };
+    let options = || CallOptions { timeout: Some(Duration::from_secs(1)), ..Default::default() };
+    // The server may not have noticed yet: a question or two are lost, as a loader's are.
+    for _ in 0..20 {
+        let asked = loader.call_with::<Artifact>(&central, &request, options()).await;
+        match asked {
+            Ok(chunk) => {
+                assert_eq!(chunk.data.0, bytes[10..]);
+                return;
+            }
+            Err(CallError::Timeout { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("the second registry does not answer");
 }
 
 /// Waits until the process says that of itself.

@@ -26,7 +26,11 @@ use servers::{Answer, FaultyServer, WebServer};
 use std::{
     cell::Cell,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 async fn resolve(
@@ -202,6 +206,44 @@ async fn a_store_that_fails_now_and_then_is_asked_again() {
     let registry = registry(&[directory.config("any", &["*"], &plain(&server))]);
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.1.0");
     assert!(server.requests() >= 12, "{} requests", server.requests());
+}
+
+#[tokio::test]
+async fn a_hundred_hosts_that_ask_for_one_file_load_the_store_once() {
+    let directory = Directory::new();
+    let bytes = directory.publish(&package("p", "0.1.0", ""));
+    let reads = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&reads);
+    let server = FaultyServer::start(directory.dir.path(), move |_, path| {
+        counted.fetch_add(u64::from(is_package(path)), Ordering::SeqCst);
+        None
+    });
+    let registry = registry(&[directory.config("any", &["*"], &plain(&server))]);
+    let hosts = (0..100).map(|_| async {
+        let reply = resolve(&registry, "p", "*").await.unwrap();
+        fetch(&registry, &reply).await
+    });
+    for fetched in futures::future::join_all(hosts).await {
+        assert_eq!(fetched, bytes);
+    }
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_come_costs_all_who_wait_one_time_limit() {
+    let directory = Directory::new();
+    directory.publish(&package("p", "0.1.0", ""));
+    let server = FaultyServer::start(directory.dir.path(), |_, path| {
+        is_package(path).then_some(Answer::Silence)
+    });
+    let registry = registry(&[directory.config("any", &["*"], &plain(&server))]);
+    let before = Instant::now();
+    let hosts = (0..100).map(|_| resolve(&registry, "p", "*"));
+    for outcome in futures::future::join_all(hosts).await {
+        assert_eq!(outcome.unwrap_err().code, Code::Unavailable);
+    }
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(5), "a hundred questions waited {took:?}");
 }
 
 #[tokio::test]
