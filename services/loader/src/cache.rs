@@ -1,12 +1,20 @@
 //! Packages on this host, by digest, so that a restart needs neither bus nor registry.
+//!
+//! What chains need stays, whatever it takes; besides, the packages used last are kept as far as there is
+//! room, so that going back to one needs no registry either. A download that breaks off is kept too, and
+//! goes on where it stopped.
 
+use crate::metrics::PackageMetrics;
 use canopy_api::Digest;
 use canopy_package::{Limits, Package};
+use canopy_runtime::clock;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 /// Where packages come from once they were verified.
@@ -14,9 +22,12 @@ pub trait PackageSource: Send + Sync {
     /// The package of these bytes, or why it is not at hand, in one line.
     fn package(&self, digest: &Digest) -> Result<Arc<Package>, String>;
 
-    /// Forgets what is not among these.
+    /// These are needed from now on; the rest may go when there is no room.
     fn retain(&self, digests: &BTreeSet<Digest>);
 }
+
+/// Bytes of packages kept on disk unless the configuration says otherwise.
+pub const DEFAULT_BYTES: u64 = 512 << 20;
 
 /// A directory of package files named by digest, each with its signature beside it. Files are
 /// checked against their name at each reading; whoever puts one there has checked its signature.
@@ -25,13 +36,121 @@ pub struct Cache {
     dir: PathBuf,
     limits: Limits,
     open: Mutex<BTreeMap<Digest, Arc<Package>>>,
+    /// Room on disk, bytes.
+    room: u64,
+    kept: Mutex<Kept>,
+    metrics: Option<PackageMetrics>,
+}
+
+/// What must not go.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Chains need it.
+    needed: BTreeSet<Digest>,
+    /// The change under way has it in hand.
+    in_hand: BTreeSet<Digest>,
 }
 
 impl Cache {
     /// A cache in this directory, which is made if need be.
     pub fn new(dir: &Path, limits: Limits) -> std::io::Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.to_owned(), limits, open: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            limits,
+            open: Mutex::default(),
+            room: DEFAULT_BYTES,
+            kept: Mutex::default(),
+            metrics: None,
+        })
+    }
+
+    /// With so much room on disk, bytes. What chains need stays even beyond it.
+    #[must_use]
+    pub fn with_room(mut self, bytes: u64) -> Self {
+        self.room = bytes;
+        self
+    }
+
+    /// With metrics.
+    #[must_use]
+    pub fn counted(mut self, metrics: PackageMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// A change begins: what an earlier one had in hand may go.
+    pub fn begin(&self) {
+        self.kept().in_hand.clear();
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is there already of a download that broke off.
+    pub fn part(&self, digest: &Digest) -> Vec<u8> {
+        fs::read(self.part_file(digest)).unwrap_or_default()
+    }
+
+    /// Adds to a download.
+    pub fn add_part(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
+        let file = fs::File::options().create(true).append(true).open(self.part_file(digest));
+        file?.write_all(bytes)
+    }
+
+    /// Forgets a download.
+    pub fn drop_part(&self, digest: &Digest) {
+        // Nothing to forget is as good.
+        let _ = fs::remove_file(self.part_file(digest));
+    }
+
+    fn part_file(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.part", digest.hex()))
+    }
+
+    /// Makes room: the packages and downloads used longest ago go first. Never what must not go.
+    fn evict(&self) {
+        let Ok(files) = fs::read_dir(&self.dir) else { return };
+        let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+        for file in files.flatten() {
+            let name = file.file_name().to_string_lossy().into_owned();
+            let known = [".cpkg", ".cpkg.minisig", ".part"];
+            let stem = known
+                .iter()
+                .find_map(|ending| name.strip_suffix(ending).filter(|stem| !stem.contains('.')));
+            let (Some(stem), Ok(meta)) = (stem, file.metadata()) else {
+                // Left over from a write that was broken off.
+                remove(&file.path());
+                continue;
+            };
+            let entry = entries.entry(stem.to_owned()).or_default();
+            entry.bytes += meta.len();
+            entry.used = entry.used.max(meta.modified().ok());
+            entry.files.push(file.path());
+        }
+        let stays: BTreeSet<String> = {
+            let kept = self.kept();
+            kept.needed.union(&kept.in_hand).map(|digest| digest.hex().to_owned()).collect()
+        };
+        let mut bytes: u64 = entries.values().map(|entry| entry.bytes).sum();
+        let mut oldest: Vec<_> =
+            entries.into_iter().filter(|(stem, _)| !stays.contains(stem)).collect();
+        oldest.sort_by_key(|(_, entry)| entry.used);
+        for (_, entry) in oldest {
+            if bytes <= self.room {
+                break;
+            }
+            bytes -= entry.bytes;
+            entry.files.iter().for_each(|path| remove(path));
+            if let Some(metrics) = &self.metrics {
+                metrics.evicted.with_label_values::<&str>(&[]).inc();
+            }
+        }
+        if let Some(metrics) = &self.metrics {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            metrics.cached.with_label_values::<&str>(&[]).set(bytes);
+        }
     }
 
     fn file(&self, digest: &Digest) -> PathBuf {
@@ -40,8 +159,13 @@ impl Cache {
 
     /// The bytes of a package, if they are here and whole.
     pub fn bytes(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let bytes = fs::read(self.file(digest)).ok()?;
-        (Digest::of(&bytes) == *digest).then_some(bytes)
+        let path = self.file(digest);
+        let bytes = fs::read(&path).ok().filter(|bytes| Digest::of(bytes) == *digest)?;
+        // When it was used last is the file's time. A file system that cannot say so is no reason
+        // not to use the package.
+        let _ = fs::File::open(&path).and_then(|file| file.set_modified(clock::now()));
+        self.kept().in_hand.insert(digest.clone());
+        Some(bytes)
     }
 
     fn signature_file(&self, digest: &Digest) -> PathBuf {
@@ -65,7 +189,11 @@ impl Cache {
             self.write(digest, &self.signature_file(digest), signature.as_bytes())?;
         }
         self.write(digest, &self.file(digest), bytes)?;
-        fs::File::open(&self.dir)?.sync_all()
+        fs::File::open(&self.dir)?.sync_all()?;
+        self.drop_part(digest);
+        self.kept().in_hand.insert(digest.clone());
+        self.evict();
+        Ok(())
     }
 
     fn write(&self, digest: &Digest, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -98,14 +226,89 @@ impl PackageSource for Cache {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|digest, _| digests.contains(digest));
         drop(open);
-        let Ok(files) = fs::read_dir(&self.dir) else { return };
-        for path in files.flatten().map(|file| file.path()) {
-            let kept = digests
-                .iter()
-                .any(|digest| self.file(digest) == path || self.signature_file(digest) == path);
-            if !kept && let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "old package stays in the cache");
+        *self.kept() = Kept { needed: digests.clone(), in_hand: BTreeSet::new() };
+        self.evict();
+    }
+}
+
+/// A package's files.
+#[derive(Debug, Default)]
+struct Entry {
+    files: Vec<PathBuf>,
+    bytes: u64,
+    used: Option<SystemTime>,
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "old package stays in the cache");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    /// A cache with room for so many files of 100 bytes, and files 0 to `files`, the lowest used
+    /// longest ago.
+    fn cache(room: u64, files: u8) -> (tempfile::TempDir, Cache) {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), Limits::default()).unwrap().with_room(u64::MAX);
+        for n in 0..files {
+            let bytes = vec![n; 90];
+            let digest = Digest::of(&bytes);
+            cache.keep(&digest, &bytes, Some("signature!")).unwrap();
+            let used = UNIX_EPOCH + Duration::from_secs(1_000 + u64::from(n));
+            for path in [cache.file(&digest), cache.signature_file(&digest)] {
+                fs::File::open(path).unwrap().set_modified(used).unwrap();
             }
         }
+        (dir, cache.with_room(room * 100))
+    }
+
+    fn digest(n: u8) -> Digest {
+        Digest::of(&[n; 90])
+    }
+
+    fn there(cache: &Cache) -> Vec<u8> {
+        (0..10).filter(|n| cache.file(&digest(*n)).exists()).collect()
+    }
+
+    #[test]
+    fn the_packages_used_longest_ago_go_first() {
+        let (_dir, cache) = cache(3, 5);
+        assert!(cache.bytes(&digest(1)).is_some(), "used just now");
+        cache.retain(&BTreeSet::new());
+        assert_eq!(there(&cache), [1, 3, 4]);
+        assert!(!cache.signature_file(&digest(0)).exists(), "its signature went with it");
+    }
+
+    #[test]
+    fn what_chains_need_stays_beyond_the_limit() {
+        let (_dir, cache) = cache(1, 5);
+        cache.retain(&[digest(0), digest(2)].into());
+        assert_eq!(there(&cache), [0, 2]);
+        // Another one comes in: it is in hand, the needed stay, and the next change may drop it.
+        let bytes = vec![9; 90];
+        cache.keep(&digest(9), &bytes, None).unwrap();
+        assert_eq!(there(&cache), [0, 2, 9]);
+        cache.begin();
+        cache.keep(&digest(8), &[8; 90], None).unwrap();
+        assert_eq!(there(&cache), [0, 2, 8]);
+    }
+
+    #[test]
+    fn a_download_that_broke_off_is_there_until_room_is_needed() {
+        let (_dir, cache) = cache(2, 1);
+        cache.add_part(&digest(5), &[5; 40]).unwrap();
+        cache.add_part(&digest(5), &[5; 10]).unwrap();
+        cache.retain(&[digest(0)].into());
+        assert_eq!(cache.part(&digest(5)), [5; 50]);
+        cache.keep(&digest(6), &[6; 90], None).unwrap();
+        assert_eq!(cache.part(&digest(5)), [] as [u8; 0]);
+        fs::write(cache.dir.join("abc.new"), "broken off").unwrap();
+        cache.retain(&[digest(0)].into());
+        assert!(!cache.dir.join("abc.new").exists());
     }
 }

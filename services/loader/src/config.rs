@@ -1,6 +1,6 @@
 //! The loader's configuration file.
 
-use crate::core::trust::Trust;
+use crate::{cache::DEFAULT_BYTES, core::trust::Trust};
 use canopy_api::{HostId, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
@@ -23,6 +23,10 @@ pub struct Config {
     /// Where the state and the package cache are kept. Default `/var/lib/canopy/loader`.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// Package files kept on disk, bytes, so that going back to one needs no registry; those used
+    /// longest ago go first. What chains need stays even beyond it. Default 512 MiB.
+    #[serde(default = "default_cache")]
+    pub cache_bytes: u64,
     /// Where programs, links and maps are pinned: a directory of a mounted bpffs. Default
     /// `/sys/fs/bpf/canopy`.
     #[serde(default = "default_bpffs")]
@@ -35,6 +39,10 @@ pub struct Config {
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/canopy/loader".into()
+}
+
+fn default_cache() -> u64 {
+    DEFAULT_BYTES
 }
 
 fn default_bpffs() -> PathBuf {

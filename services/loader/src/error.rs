@@ -1,6 +1,10 @@
 //! Why the loader did not do what was asked, and what the caller is told.
 
-use crate::{core::build::BuildError, fetch::FetchError, store::StoreError};
+use crate::{
+    core::{build::BuildError, downgrade::Downgrade},
+    fetch::FetchError,
+    store::StoreError,
+};
 use canopy_api::{
     ApiError, ChainKey, Code, InterfaceName, Problem, Problems, ProgramName, wire::MapName,
 };
@@ -24,6 +28,9 @@ pub enum LoaderError {
     /// A package cannot run on this host.
     #[error("{0}")]
     Host(Box<ApiError>),
+    /// A program would go back to an older version, and nobody said that it may.
+    #[error("{} {} is older than the {} that runs as \"{}\" on {}", .0.package, .0.to, .0.from, .0.program, .0.key)]
+    Downgrade(Box<Downgrade>),
     /// The host is drained.
     #[error("this host is drained: nothing is attached until the drain is undone")]
     Drained,
@@ -115,6 +122,9 @@ impl LoaderError {
             Self::Document(problems) => ApiError::invalid(problems),
             Self::Fetch { path, source } => (*source).into_api().at(path),
             Self::Host(error) | Self::Map(error) => *error,
+            Self::Downgrade(back) => ApiError::new(Code::Denied, said)
+                .at(format!("{}.package", back.path))
+                .remedy(format!("to go back on purpose: --allow-downgrade {}", back.package)),
             Self::Drained => ApiError::new(Code::Conflict, said)
                 .remedy("run `canopy drain --undo` on this host first"),
             Self::Generation { .. } => ApiError::new(Code::Conflict, said)

@@ -3,6 +3,7 @@
 use crate::{
     cache::Cache,
     core::{
+        downgrade::Downgrade,
         resolve::Located,
         trust::{SignatureCheck, Trust, check_index, check_package, rule},
     },
@@ -10,15 +11,25 @@ use crate::{
     metrics::PackageMetrics,
 };
 use canopy_api::{
-    ApiError, Code, Digest, HostId, PackageName, PackageRef,
+    ApiError, Code, Digest, HostId, PackageName, PackageRef, Principal,
     endpoint::{Service, registry},
     subject::Target,
     time::rfc3339,
-    wire::{ArtifactRequest, PackageRefused, ResolveReply, ResolveRequest},
+    wire::{
+        ArtifactReply, ArtifactRequest, PackageDowngraded, PackageRefused, ResolveReply,
+        ResolveRequest,
+    },
 };
-use canopy_bus::{Bus, CallError};
+use canopy_bus::{Bus, CallError, CallOptions};
 use canopy_package::{Limits, PackageError, index::IndexEntry, sign::verify_package};
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How long one chunk may take, and how often it is asked for.
+const CHUNK: Duration = Duration::from_secs(4);
+const TRIES: u32 = 3;
 
 /// Why a package cannot be had, or is not to be trusted.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +126,7 @@ impl FetchError {
                 error
             }
             Self::Downgrade { .. } => ApiError::new(Code::Denied, said)
-                .remedy("to go back on purpose, ask for the exact version: name@=version"),
+                .remedy("to go back on purpose, ask for the exact version and allow it: name@=version, --allow-downgrade name"),
             Self::Yanked { .. } => {
                 ApiError::new(Code::Denied, said).remedy("choose another version")
             }
@@ -173,6 +184,11 @@ impl Fetcher {
         Self { bus, cache, rules: rules.into(), limits, memory, kernel, metrics: None }
     }
 
+    /// A change begins.
+    pub fn begin(&self) {
+        self.cache.begin();
+    }
+
     /// With metrics.
     #[must_use]
     pub fn counted(mut self, metrics: PackageMetrics) -> Self {
@@ -205,6 +221,40 @@ impl Fetcher {
             self.bus.publish_event(Service::Loader, "package", "refused", Some(host), &refused);
         if let Err(error) = told.await {
             tracing::warn!(%error, "the bus was not told of a refused package");
+        }
+    }
+
+    /// Tells the log and the bus of programs that went back to an older version.
+    pub async fn tell_downgrades(
+        &self,
+        host: &HostId,
+        downgrades: &[Downgrade],
+        by: &Principal,
+        now: SystemTime,
+    ) {
+        for Downgrade { key, program, package, from, to, .. } in downgrades {
+            tracing::warn!(%key, %program, %package, %from, %to, %by, "went back to an older version");
+            let event = PackageDowngraded {
+                host: host.clone(),
+                interface: key.interface.clone(),
+                hook: key.hook,
+                program: program.clone(),
+                package: package.clone(),
+                from: from.to_string(),
+                to: to.to_string(),
+                by: by.clone(),
+                time: rfc3339(now),
+            };
+            let told = self.bus.publish_event(
+                Service::Loader,
+                "package",
+                "downgraded",
+                Some(host),
+                &event,
+            );
+            if let Err(error) = told.await {
+                tracing::warn!(%error, "the bus was not told of a downgrade");
+            }
         }
     }
 
@@ -363,17 +413,56 @@ impl Fetcher {
             let what = "the package file".to_owned();
             return Err(refuse(PackageError::TooLarge { what, limit }));
         }
-        let mut bytes: Vec<u8> = Vec::new();
+        let begun = self.part(entry).await?;
+        let resumed = !begun.is_empty();
+        let bytes = self.rest(what, entry, begun).await?;
+        // Whole: from here on it is kept as a package, or not at all.
+        self.cache.drop_part(&entry.digest);
+        let mut found = Digest::of(&bytes);
+        if found == entry.digest {
+            if let Some(metrics) = self.metrics.as_ref().filter(|_| resumed) {
+                metrics.resumed.with_label_values::<&str>(&[]).inc();
+            }
+            return Ok(bytes);
+        }
+        if resumed {
+            // Perhaps it was what lay here that was wrong.
+            let bytes = self.rest(what, entry, Vec::new()).await?;
+            self.cache.drop_part(&entry.digest);
+            found = Digest::of(&bytes);
+            if found == entry.digest {
+                return Ok(bytes);
+            }
+        }
+        Err(refuse(PackageError::WrongDigest { wanted: entry.digest.clone(), found }))
+    }
+
+    /// What is there of it already.
+    async fn part(&self, entry: &IndexEntry) -> Result<Vec<u8>, FetchError> {
+        let (cache, digest, length) = (Arc::clone(&self.cache), entry.digest.clone(), entry.length);
+        blocking(move || {
+            let part = cache.part(&digest);
+            if part.len() as u64 <= length {
+                return Ok(part);
+            }
+            cache.drop_part(&digest);
+            Ok(Vec::new())
+        })
+        .await
+    }
+
+    /// The file, of which this much is there.
+    async fn rest(
+        &self,
+        what: &str,
+        entry: &IndexEntry,
+        mut bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, FetchError> {
         while (bytes.len() as u64) < entry.length {
-            let request =
-                ArtifactRequest { digest: entry.digest.clone(), offset: bytes.len() as u64 };
-            let reply = self
-                .bus
-                .call::<registry::Artifact>(&Target::Central, &request)
-                .await
-                .map_err(|error| FetchError::Registry(Box::new(error.to_api_error())))?;
+            let reply = self.chunk(entry, bytes.len() as u64).await?;
             let so_far = (bytes.len() + reply.data.0.len()) as u64;
             if reply.total != entry.length || reply.data.0.is_empty() || so_far > entry.length {
+                self.cache.drop_part(&entry.digest);
                 return Err(FetchError::Length {
                     what: what.to_owned(),
                     announced: entry.length,
@@ -381,12 +470,32 @@ impl Fetcher {
                 });
             }
             bytes.extend_from_slice(&reply.data.0);
-        }
-        let found = Digest::of(&bytes);
-        if found != entry.digest {
-            return Err(refuse(PackageError::WrongDigest { wanted: entry.digest.clone(), found }));
+            let (cache, digest) = (Arc::clone(&self.cache), entry.digest.clone());
+            blocking(move || cache.add_part(&digest, &reply.data.0).map_err(FetchError::Cache))
+                .await?;
         }
         Ok(bytes)
+    }
+
+    /// A chunk, from whichever registry answers: one that ends in the middle of it is no reason to
+    /// begin again.
+    async fn chunk(&self, entry: &IndexEntry, offset: u64) -> Result<ArtifactReply, FetchError> {
+        let request = ArtifactRequest { digest: entry.digest.clone(), offset };
+        let mut tries = 1;
+        loop {
+            let options = CallOptions { timeout: Some(CHUNK), ..CallOptions::default() };
+            let asked =
+                self.bus.call_with::<registry::Artifact>(&Target::Central, &request, options);
+            match asked.await {
+                Ok(reply) => return Ok(reply),
+                Err(CallError::Timeout { .. } | CallError::NoResponders { .. })
+                    if tries < TRIES =>
+                {
+                    tries += 1;
+                }
+                Err(error) => return Err(FetchError::Registry(Box::new(error.to_api_error()))),
+            }
+        }
     }
 }
 

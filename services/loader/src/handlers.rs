@@ -157,6 +157,7 @@ impl<K: Kernel> Handlers<K> {
     /// Every package a document names, with what is worth telling of them.
     async fn locate(&self, document: &DesiredState) -> Result<(Packages, Notes), ApiError> {
         let until = Instant::now() + FETCHING;
+        self.fetcher.begin();
         let mut located = Packages::new();
         let mut notes = Notes::new();
         for (text, (reference, path)) in resolve::references(document) {
@@ -190,6 +191,7 @@ impl<K: Kernel> Handlers<K> {
     async fn apply(&self, caller: Caller, request: ApplyRequest) -> Result<ApplyReply, ApiError> {
         let turn = self.turn(&caller).await?;
         let document = resolve::check(request.document)?;
+        let allowed = request.allow_downgrade;
         let options = Options {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
@@ -200,7 +202,12 @@ impl<K: Kernel> Handlers<K> {
         self.blocking(None, move |engine| engine.admitted(&asked_for)).await?;
         let (located, notes) = self.locate(&document).await?;
         let mut asked = resolve::resolve(&document, &located, &notes)?;
+        let back = self.engine.downgrades(&asked);
+        if let Some(refused) = back.iter().find(|one| !allowed.contains(&one.package)) {
+            return Err(LoaderError::Downgrade(Box::new(refused.clone())).into_api());
+        }
         let summary = summary(&asked);
+        let by = options.by.clone();
         let reply = self
             .blocking(Some(turn), move |engine| {
                 engine
@@ -209,6 +216,9 @@ impl<K: Kernel> Handlers<K> {
                 engine.apply(std::mem::take(&mut asked), &options)
             })
             .await;
+        if reply.as_ref().is_ok_and(|reply| !reply.dry_run) {
+            self.fetcher.tell_downgrades(self.engine.host(), &back, &by, self.engine.now()).await;
+        }
         match &reply {
             Ok(reply) => tracing::info!(
                 generation = reply.generation, dry_run = reply.dry_run, %summary, "applied"

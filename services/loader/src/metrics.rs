@@ -3,9 +3,12 @@
 use crate::engine::{Engine, Report};
 use canopy_api::wire::{ChainState, GetRequest};
 use canopy_kernel::Kernel;
-use canopy_runtime::{MetricSpec, metrics::int_counter_vec};
+use canopy_runtime::{
+    MetricSpec,
+    metrics::{int_counter_vec, int_gauge_vec},
+};
 use prometheus::{
-    IntCounterVec, Registry,
+    IntCounterVec, IntGaugeVec, Registry,
     core::{Collector, Desc},
     proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
@@ -78,6 +81,22 @@ const REFUSED: MetricSpec = MetricSpec::counter(
     "Packages that were asked for and not believed, by reason",
 );
 
+const CACHED: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_package_cache_bytes",
+    &[],
+    "Package files kept on disk, bytes, as of the last change",
+);
+const EVICTED: MetricSpec = MetricSpec::counter(
+    "canopy_loader_packages_evicted_total",
+    &[],
+    "Packages and downloads removed from the cache to make room",
+);
+const RESUMED: MetricSpec = MetricSpec::counter(
+    "canopy_loader_downloads_resumed_total",
+    &[],
+    "Downloads that went on where an earlier one had broken off",
+);
+
 /// Every metric of the loader. Beside these, each metric a package declares is
 /// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
 pub const METRICS: &[MetricSpec] = &[
@@ -94,18 +113,29 @@ pub const METRICS: &[MetricSpec] = &[
     OBSERVED,
     KERNEL_TIME,
     REFUSED,
+    CACHED,
+    EVICTED,
+    RESUMED,
 ];
 
 /// What is counted of packages, registered.
 #[derive(Clone, Debug)]
 pub struct PackageMetrics {
     pub(crate) refused: IntCounterVec,
+    pub(crate) cached: IntGaugeVec,
+    pub(crate) evicted: IntCounterVec,
+    pub(crate) resumed: IntCounterVec,
 }
 
 impl PackageMetrics {
     /// Registers them.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self { refused: int_counter_vec(registry, &REFUSED)? })
+        Ok(Self {
+            refused: int_counter_vec(registry, &REFUSED)?,
+            cached: int_gauge_vec(registry, &CACHED)?,
+            evicted: int_counter_vec(registry, &EVICTED)?,
+            resumed: int_counter_vec(registry, &RESUMED)?,
+        })
     }
 }
 
@@ -121,7 +151,9 @@ impl<K: Kernel> LoaderCollector<K> {
     pub fn new(engine: Arc<Engine<K>>) -> Result<Self, prometheus::Error> {
         let descriptions = METRICS
             .iter()
-            .filter(|spec| spec.name != REFUSED.name)
+            .filter(|spec| {
+                ![REFUSED, CACHED, EVICTED, RESUMED].iter().any(|own| own.name == spec.name)
+            })
             .map(|spec| {
                 let labels = spec.labels.iter().map(|label| (*label).to_owned()).collect();
                 Desc::new(spec.name.to_owned(), spec.help.to_owned(), labels, HashMap::new())

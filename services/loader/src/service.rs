@@ -35,10 +35,13 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let state = cx.readiness.latch("state");
     let limits = Limits::default();
     let (dir, bpffs) = (config.state_dir.clone(), config.bpffs.clone());
-    let host = config.host.clone();
+    let (host, room) = (config.host.clone(), config.cache_bytes);
+    let metrics = PackageMetrics::register(&cx.metrics)?;
+    let counted = metrics.clone();
     let (engine, cache) = tokio::task::spawn_blocking(move || {
         let store = Store::open(&dir)?;
-        let cache = Arc::new(Cache::new(&dir.join("cache"), limits).context("package cache")?);
+        let cache = Cache::new(&dir.join("cache"), limits).context("package cache")?;
+        let cache = Arc::new(cache.with_room(room).counted(counted));
         let kernel = AyaKernel::new(&bpffs)
             .with_context(|| format!("cannot use {} for pins", bpffs.display()))?;
         let engine = Engine::start(Parts {
@@ -70,7 +73,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         Arc::clone(&engine) as _,
         engine.kernel().release(),
     )
-    .counted(PackageMetrics::register(&cx.metrics)?);
+    .counted(metrics);
     let server = Server::new(bus.clone(), Service::Loader, Some(config.host))
         .health(cx.health())
         .observe(cx.observe())

@@ -15,7 +15,7 @@ use canopy_api::{
     subject::Target,
     wire::{
         ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, DrainRequest, GetRequest,
-        ResolveReply, VersionSummary,
+        PackageDowngraded, ResolveReply, VersionSummary,
     },
 };
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server};
@@ -51,6 +51,10 @@ struct Answers {
     /// Bytes in a chunk, and how long each takes.
     chunk: usize,
     pause: Duration,
+    /// The registry is of no use from this offset on.
+    ends_at: Option<u64>,
+    /// Offsets asked for.
+    asked: Arc<Mutex<Vec<u64>>>,
 }
 
 struct World {
@@ -152,6 +156,8 @@ fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u
         total: None,
         chunk: ARTIFACT_CHUNK,
         pause: Duration::ZERO,
+        ends_at: None,
+        asked: Arc::default(),
     }
 }
 
@@ -177,6 +183,10 @@ fn registry(bus: Bus, answers: &Arc<Mutex<Answers>>) -> Server {
                 let from = usize::try_from(request.offset).unwrap().min(answers.artifact.len());
                 let to = (from + answers.chunk).min(answers.artifact.len());
                 tokio::time::sleep(answers.pause).await;
+                answers.asked.lock().unwrap().push(request.offset);
+                if answers.ends_at.is_some_and(|end| request.offset >= end) {
+                    return Err(ApiError::new(Code::Unavailable, "the store is away"));
+                }
                 let total = answers.total.unwrap_or(answers.artifact.len() as u64);
                 Ok(ArtifactReply { total, data: Blob(answers.artifact[from..to].to_vec()) })
             }
@@ -265,7 +275,20 @@ impl World {
     }
 
     async fn apply_document(&self, document: Value) -> Result<ApplyReply, ApiError> {
-        let request = ApplyRequest { document, expected_generation: None, dry_run: false };
+        self.apply_allowing(document, &[]).await
+    }
+
+    async fn apply_allowing(
+        &self,
+        document: Value,
+        downgrades: &[&str],
+    ) -> Result<ApplyReply, ApiError> {
+        let request = ApplyRequest {
+            document,
+            expected_generation: None,
+            dry_run: false,
+            allow_downgrade: downgrades.iter().map(|name| name.parse().unwrap()).collect(),
+        };
         let host = Target::Host("web1".parse().unwrap());
         match self.admin.call::<loader::Apply>(&host, &request).await {
             Ok(reply) => Ok(reply),
@@ -313,6 +336,37 @@ async fn an_honest_package_in_several_chunks_is_applied() {
     world.bend(|answers| answers.artifact.clear());
     let reply = world.apply("wall@^1").await.unwrap();
     assert_eq!(reply.chains[0].action, Action::Unchanged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_breaks_off_goes_on_where_it_stopped() {
+    let world = World::new(SignatureCheck::Required).await;
+    let mut large = honest_of(&world.key, "1.0.0", 400_000, 5, seconds() + 3600);
+    large.chunk = 100_000;
+    large.ends_at = Some(200_000);
+    let asked = Arc::clone(&large.asked);
+    let bytes = large.artifact.len() as u64;
+    world.answer(large);
+    let error = world.apply("wall@^1").await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error:?}");
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), [0, 100_000, 200_000]);
+
+    world.bend(|answers| answers.ends_at = None);
+    world.apply("wall@^1").await.unwrap();
+    let offsets = std::mem::take(&mut *asked.lock().unwrap());
+    assert_eq!(offsets[0], 200_000, "what was there is not fetched again: {offsets:?}");
+    assert_eq!(offsets.len() as u64, (bytes - 200_000).div_ceil(100_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_about_of_a_download_is_not_believed() {
+    let world = World::new(SignatureCheck::Required).await;
+    let large = honest_of(&world.key, "1.0.0", 200_000, 5, seconds() + 3600);
+    let (asked, digest) = (Arc::clone(&large.asked), Digest::of(&large.artifact));
+    world.answer(large);
+    world.cache.add_part(&digest, &[0; 1000]).unwrap();
+    world.apply("wall@^1").await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), [1000, 0], "and it is fetched from its beginning");
 }
 
 /// A way to bend honest answers, given the trusted key.
@@ -488,9 +542,29 @@ async fn a_registry_takes_no_host_back_to_an_older_version() {
     assert_eq!(error.code, Code::Denied, "{error:?}");
     assert!(error.message.contains("older than the 1.1.0 of this host"), "{error:?}");
     assert_eq!(world.kernel.running(&key()), running);
-    // On purpose it is possible.
-    let reply = world.apply("wall@=1.0.0").await.unwrap();
+    // Asking for the exact version is not enough either: a document may be an old one.
+    let exact = json!({ "chains": [{ "interface": "eth0", "hook": "xdp", "programs": [
+        { "name": "a", "package": "wall@=1.0.0" }
+    ]}]});
+    for allowed in [&[][..], &["other"]] {
+        let error = world.apply_allowing(exact.clone(), allowed).await.unwrap_err();
+        assert_eq!(error.code, Code::Denied, "{error:?}");
+        assert_eq!(
+            error.message,
+            "wall 1.0.0 is older than the 1.1.0 that runs as \"a\" on eth0/xdp"
+        );
+        assert_eq!(error.path, "document.chains[0].programs[0].package");
+        assert_eq!(world.kernel.running(&key()), running);
+    }
+    // On purpose it is possible, and told.
+    let mut events =
+        world.admin.subscribe_events("canopy.v1.event.loader.package.downgraded.>").await.unwrap();
+    let reply = world.apply_allowing(exact, &["wall"]).await.unwrap();
     assert_eq!(reply.chains[0].programs[0].version, "1.0.0");
+    let told = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap();
+    let told: PackageDowngraded = told.unwrap().decode().unwrap();
+    assert_eq!((told.from.as_str(), told.to.as_str()), ("1.1.0", "1.0.0"));
+    assert_eq!(told.by.as_str(), "u-admin");
 }
 
 #[tokio::test(flavor = "multi_thread")]

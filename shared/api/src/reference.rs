@@ -94,6 +94,13 @@ pub fn subjects_markdown() -> String {
     schema::fields(&mut out, &records, &mut types);
     let _ = write!(
         out,
+        "\n### `{ROOT}.event.loader.package.downgraded.<host>`\n\nA program went back to an older \
+         version, because its caller allowed it by name.\n\n"
+    );
+    let downgraded = schemars::schema_for!(crate::wire::PackageDowngraded).to_value();
+    schema::fields(&mut out, &downgraded, &mut types);
+    let _ = write!(
+        out,
         "\n## Audit records\n\n`{ROOT}.audit.<service>.<host or _>`: every request that changes something, and \
          every refusal. They go to the account DATA, which people do not see.\n\n"
     );

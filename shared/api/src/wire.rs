@@ -68,6 +68,10 @@ pub struct ApplyRequest {
     /// Say what would change, verifier's verdict included, and change nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// Packages that may go back to an older version than the one that runs. Otherwise a document
+    /// that would is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_downgrade: Vec<PackageName>,
 }
 
 /// Removes a chain (interface and hook), or one program of it.
@@ -648,6 +652,29 @@ pub struct PackageRefused {
     pub reason: String,
     /// Why, in words.
     pub message: String,
+    /// When.
+    pub time: String,
+}
+
+/// `event.loader.package.downgraded.<host>`: a program went back to an older version, on purpose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PackageDowngraded {
+    /// The host.
+    pub host: HostId,
+    /// The interface.
+    pub interface: InterfaceName,
+    /// The hook.
+    pub hook: Hook,
+    /// The program's name in the chain.
+    pub program: ProgramName,
+    /// Its package.
+    pub package: PackageName,
+    /// The version that ran.
+    pub from: String,
+    /// The version that runs now.
+    pub to: String,
+    /// Who asked for it.
+    pub by: Principal,
     /// When.
     pub time: String,
 }

@@ -251,7 +251,12 @@ async fn apply(admin: &Bus, asks: &str) -> Result<String, ApiError> {
     let document = json!({ "chains": [
         { "interface": "eth0", "hook": "xdp", "programs": [program] }
     ]});
-    let request = ApplyRequest { document, expected_generation: None, dry_run: false };
+    let request = ApplyRequest {
+        document,
+        expected_generation: None,
+        dry_run: false,
+        allow_downgrade: Vec::new(),
+    };
     match admin.call::<loader::Apply>(&host, &request).await {
         Ok(reply) => Ok(reply.chains[0].programs[0].version.clone()),
         Err(CallError::Api(error)) => Err(error),

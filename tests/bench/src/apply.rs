@@ -275,8 +275,12 @@ impl<'a> Bench<'a> {
     /// Applies a document; the reply's action for its only chain.
     fn call(&self, document: &Value) -> Result<Action> {
         let target = Target::Host(HOST.parse()?);
-        let request =
-            ApplyRequest { document: document.clone(), expected_generation: None, dry_run: false };
+        let request = ApplyRequest {
+            document: document.clone(),
+            expected_generation: None,
+            dry_run: false,
+            allow_downgrade: Vec::new(),
+        };
         let call = self.bus.call_with::<loader::Apply>(&target, &request, CallOptions::default());
         let reply = self.runtime.block_on(call).map_err(|error| anyhow!("{error}"))?;
         let chain = reply.chains.first().context("a reply without a chain")?;

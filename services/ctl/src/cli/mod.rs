@@ -173,6 +173,10 @@ pub struct ApplyArgs {
     /// Document, YAML or JSON; `-` for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
     pub files: Vec<PathBuf>,
+    /// Let the programs of this package go back to an older version than the one that runs; may be
+    /// repeated
+    #[arg(long, value_name = "PACKAGE")]
+    pub allow_downgrade: Vec<PackageName>,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,

@@ -22,6 +22,7 @@ pub async fn run(
         document: input.document.clone(),
         expected_generation: args.change.expected_generation,
         dry_run: args.change.dry_run,
+        allow_downgrade: args.allow_downgrade.clone(),
     };
     let reply = remote
         .ask_host_as::<loader::Apply>(

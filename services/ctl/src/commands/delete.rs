@@ -63,6 +63,7 @@ async fn all_of(
         document: json!({ "chains": chains }),
         expected_generation: how.change.expected_generation,
         dry_run: how.change.dry_run,
+        allow_downgrade: Vec::new(),
     };
     let id = how.change.request_id.clone();
     remote

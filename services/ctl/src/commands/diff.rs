@@ -27,6 +27,13 @@ pub async fn run(
         // What is compared must be one state: if it moved between the two questions, say so.
         expected_generation: Some(now.generation),
         dry_run: true,
+        // A step back is a difference like any other; nothing is done here.
+        allow_downgrade: now
+            .chains
+            .iter()
+            .flat_map(|chain| &chain.programs)
+            .map(|program| program.package.clone())
+            .collect(),
     };
     let reply = remote
         .ask_host::<loader::Apply>(&host, &request, "rehearsing on")

@@ -2,6 +2,7 @@
 //! or the kernel.
 
 pub mod build;
+pub mod downgrade;
 pub mod map_settings;
 pub mod plan;
 pub mod reconcile;

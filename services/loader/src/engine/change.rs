@@ -354,7 +354,7 @@ pub(super) fn no_journal(inner: &Inner) -> Result<(), LoaderError> {
 }
 
 /// The digests the state names.
-fn digests(inner: &Inner) -> BTreeSet<Digest> {
+pub(super) fn digests(inner: &Inner) -> BTreeSet<Digest> {
     let programs = inner.state.chains.values().flat_map(|chain| &chain.wanted.programs);
     programs.map(|program| program.digest.clone()).collect()
 }

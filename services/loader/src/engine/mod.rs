@@ -20,6 +20,7 @@ use crate::{
     cache::PackageSource,
     core::{
         build::Packages,
+        downgrade::{Downgrade, downgrades},
         resolve::{self, Located},
         state::State,
     },
@@ -174,6 +175,12 @@ impl<K: Kernel> Engine<K> {
             }),
             watches: Mutex::default(),
         };
+        {
+            let inner = engine.lock();
+            if inner.lost.is_none() {
+                engine.parts.packages.retain(&change::digests(&inner));
+            }
+        }
         engine.reconcile(mend::Occasion::Start);
         Ok(engine)
     }
@@ -225,6 +232,11 @@ impl<K: Kernel> Engine<K> {
         };
         let package = self.parts.packages.package(&found).ok()?;
         Some(Located { digest: found, package })
+    }
+
+    /// Programs that would go back to an older version.
+    pub fn downgrades(&self, asked: &[resolve::Asked]) -> Vec<Downgrade> {
+        downgrades(&self.lock().state, asked)
     }
 
     /// Whether this host has what every package of a document asks for.

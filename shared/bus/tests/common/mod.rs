@@ -220,5 +220,10 @@ pub async fn registry(server: &NatsServer) -> Running {
 }
 
 pub fn apply(document: serde_json::Value) -> ApplyRequest {
-    ApplyRequest { document, expected_generation: None, dry_run: false }
+    ApplyRequest {
+        document,
+        expected_generation: None,
+        dry_run: false,
+        allow_downgrade: Vec::new(),
+    }
 }
