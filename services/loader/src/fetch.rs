@@ -11,19 +11,23 @@ use crate::{
     metrics::PackageMetrics,
 };
 use canopy_api::{
-    ApiError, Code, Digest, HostId, PackageName, PackageRef, Principal,
+    ApiError, Blob, Code, Digest, HostId, PackageName, PackageRef, Principal,
     endpoint::{Service, registry},
     subject::Target,
     time::rfc3339,
     wire::{
-        ArtifactReply, ArtifactRequest, PackageDowngraded, PackageRefused, ResolveReply,
+        ArtifactReply, ArtifactRequest, IndexAt, PackageDowngraded, PackageRefused, ResolveReply,
         ResolveRequest,
     },
 };
 use canopy_bus::{Bus, CallError, CallOptions};
-use canopy_package::{Limits, PackageError, index::IndexEntry, sign::verify_package};
+use canopy_package::{
+    Limits, PackageError,
+    index::{INDEX_LIMIT, IndexEntry},
+    sign::verify_package,
+};
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -154,6 +158,9 @@ pub trait Memory: Send + Sync {
     fn seconds(&self) -> u64;
 }
 
+/// An index and its digest.
+type KnownIndex = (Digest, Arc<[u8]>);
+
 /// Gets packages.
 #[derive(Clone)]
 pub struct Fetcher {
@@ -164,6 +171,8 @@ pub struct Fetcher {
     memory: Arc<dyn Memory>,
     kernel: String,
     metrics: Option<PackageMetrics>,
+    /// The last long index, so that the packages of one repository fetch it once.
+    index: Arc<Mutex<Option<KnownIndex>>>,
 }
 
 impl Fetcher {
@@ -181,7 +190,16 @@ impl Fetcher {
         memory: Arc<dyn Memory>,
         kernel: String,
     ) -> Self {
-        Self { bus, cache, rules: rules.into(), limits, memory, kernel, metrics: None }
+        Self {
+            bus,
+            cache,
+            rules: rules.into(),
+            limits,
+            memory,
+            kernel,
+            metrics: None,
+            index: Arc::default(),
+        }
     }
 
     /// A change begins.
@@ -273,7 +291,20 @@ impl Fetcher {
             kernel: Some(self.kernel.clone()),
         };
         match self.bus.call::<registry::Resolve>(&Target::Central, &request).await {
-            Ok(reply) => self.verified(trust, reference, reply).await,
+            Ok(reply) => {
+                let reply = match self.with_index(reply).await {
+                    // Another index has taken its place since: what does that one say?
+                    Err(FetchError::Registry(error)) if error.code == Code::NotFound => {
+                        let again = self.bus.call::<registry::Resolve>(&Target::Central, &request);
+                        let reply = again.await.map_err(|error| {
+                            FetchError::Registry(Box::new(error.to_api_error()))
+                        })?;
+                        self.with_index(reply).await?
+                    }
+                    other => other?,
+                };
+                self.verified(trust, reference, reply).await
+            }
             Err(error) => {
                 let away = match &error {
                     CallError::NoResponders { .. }
@@ -297,6 +328,41 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// An answer with its index, which is fetched when it was too long to stand in it. What it says is
+    /// checked afterwards, like any other.
+    async fn with_index(&self, mut reply: ResolveReply) -> Result<ResolveReply, FetchError> {
+        let Some(IndexAt { digest, length }) = reply.index_at.take() else { return Ok(reply) };
+        if length > INDEX_LIMIT as u64 {
+            let (what, limit) = ("the index".to_owned(), INDEX_LIMIT as u64);
+            return Err(refused(reply.package.as_str(), PackageError::TooLarge { what, limit }));
+        }
+        let known = self.index.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, bytes)) = known.filter(|(known, _)| *known == digest) {
+            reply.index = Some(Blob(bytes.to_vec()));
+            return Ok(reply);
+        }
+        let what = format!("the index for {}", reply.package);
+        let mut bytes: Vec<u8> = Vec::new();
+        while (bytes.len() as u64) < length {
+            let chunk = self.chunk(&digest, bytes.len() as u64).await?;
+            let sent = bytes.len() as u64 + chunk.data.0.len() as u64;
+            if chunk.total != length || chunk.data.0.is_empty() || sent > length {
+                let sent = if chunk.total == length { sent } else { chunk.total };
+                return Err(FetchError::Length { what, announced: length, sent });
+            }
+            bytes.extend_from_slice(&chunk.data.0);
+        }
+        let found = Digest::of(&bytes);
+        if found != digest {
+            let (asked, got) = (format!("the index {digest}"), found.to_string());
+            return Err(FetchError::Answer { asked, got });
+        }
+        let kept: Arc<[u8]> = bytes.as_slice().into();
+        *self.index.lock().unwrap_or_else(PoisonError::into_inner) = Some((digest, kept));
+        reply.index = Some(Blob(bytes));
+        Ok(reply)
     }
 
     async fn locked(&self, reference: &PackageRef) -> Result<Option<Located>, FetchError> {
@@ -459,7 +525,7 @@ impl Fetcher {
         mut bytes: Vec<u8>,
     ) -> Result<Vec<u8>, FetchError> {
         while (bytes.len() as u64) < entry.length {
-            let reply = self.chunk(entry, bytes.len() as u64).await?;
+            let reply = self.chunk(&entry.digest, bytes.len() as u64).await?;
             let so_far = (bytes.len() + reply.data.0.len()) as u64;
             if reply.total != entry.length || reply.data.0.is_empty() || so_far > entry.length {
                 self.cache.drop_part(&entry.digest);
@@ -479,8 +545,8 @@ impl Fetcher {
 
     /// A chunk, from whichever registry answers: one that ends in the middle of it is no reason to
     /// begin again.
-    async fn chunk(&self, entry: &IndexEntry, offset: u64) -> Result<ArtifactReply, FetchError> {
-        let request = ArtifactRequest { digest: entry.digest.clone(), offset };
+    async fn chunk(&self, digest: &Digest, offset: u64) -> Result<ArtifactReply, FetchError> {
+        let request = ArtifactRequest { digest: digest.clone(), offset };
         let mut tries = 1;
         loop {
             let options = CallOptions { timeout: Some(CHUNK), ..CallOptions::default() };

@@ -15,7 +15,7 @@ use canopy_api::{
     subject::Target,
     wire::{
         ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, DrainRequest, GetRequest,
-        PackageDowngraded, ResolveReply, VersionSummary,
+        IndexAt, PackageDowngraded, ResolveReply, VersionSummary,
     },
 };
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server};
@@ -55,6 +55,9 @@ struct Answers {
     ends_at: Option<u64>,
     /// Offsets asked for.
     asked: Arc<Mutex<Vec<u64>>>,
+    /// An index that does not stand in the answer, and how often it was fetched.
+    long_index: Option<Vec<u8>>,
+    indexes: Arc<Mutex<u32>>,
 }
 
 struct World {
@@ -151,6 +154,7 @@ fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u
             signature: Some(key.sign_package(&bytes, &name, &semver).unwrap()),
             index: Some(Blob(listing)),
             index_signature: Some(listing_signature),
+            index_at: None,
         },
         artifact: bytes,
         total: None,
@@ -158,7 +162,18 @@ fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u
         pause: Duration::ZERO,
         ends_at: None,
         asked: Arc::default(),
+        long_index: None,
+        indexes: Arc::default(),
     }
+}
+
+/// The same, with an index too long for the answer.
+fn long(mut answers: Answers) -> Answers {
+    let index = answers.resolve.index.take().unwrap().0;
+    answers.resolve.index_at =
+        Some(IndexAt { digest: Digest::of(&index), length: index.len() as u64 });
+    answers.long_index = Some(index);
+    answers
 }
 
 async fn connect(nats: &NatsServer, principal: &str) -> Bus {
@@ -182,6 +197,17 @@ fn registry(bus: Bus, answers: &Arc<Mutex<Answers>>) -> Server {
             async move {
                 let from = usize::try_from(request.offset).unwrap().min(answers.artifact.len());
                 let to = (from + answers.chunk).min(answers.artifact.len());
+                if let Some(index) = &answers.long_index
+                    && answers
+                        .resolve
+                        .index_at
+                        .as_ref()
+                        .is_some_and(|at| at.digest == request.digest)
+                {
+                    *answers.indexes.lock().unwrap() += 1;
+                    let data = Blob(index[usize::try_from(request.offset).unwrap()..].to_vec());
+                    return Ok(ArtifactReply { total: index.len() as u64, data });
+                }
                 tokio::time::sleep(answers.pause).await;
                 answers.asked.lock().unwrap().push(request.offset);
                 if answers.ends_at.is_some_and(|end| request.offset >= end) {
@@ -367,6 +393,35 @@ async fn what_lies_about_of_a_download_is_not_believed() {
     world.cache.add_part(&digest, &[0; 1000]).unwrap();
     world.apply("wall@^1").await.unwrap();
     assert_eq!(*asked.lock().unwrap(), [1000, 0], "and it is fetched from its beginning");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_too_long_for_an_answer_is_fetched_once_and_believed_no_more_than_another() {
+    let world = World::new(SignatureCheck::Required).await;
+    let answers = long(honest(&world.key, "1.0.0", 5, seconds() + 3600));
+    let fetched = Arc::clone(&answers.indexes);
+    world.answer(answers);
+    world.apply("wall@^1").await.unwrap();
+    world.apply("wall@^1").await.unwrap();
+    assert_eq!(*fetched.lock().unwrap(), 1);
+    world.kernel.take_log();
+
+    let cases: [(&str, Lie); 4] = [
+        ("answered sha256:", |a, _| a.long_index.as_mut().unwrap()[20] ^= 1),
+        ("announced", |a, _| a.long_index.as_mut().unwrap().push(0)),
+        ("larger than", |a, _| a.resolve.index_at.as_mut().unwrap().length = 1 << 40),
+        ("older than version 5", |a, key| {
+            *a = long(honest(key, "1.1.0", 4, seconds() + 3600));
+        }),
+    ];
+    for (words, lie) in cases {
+        let mut answers = long(honest(&world.key, "1.1.0", 6, seconds() + 3600));
+        lie(&mut answers, &world.key);
+        world.answer(answers);
+        let error = world.apply("wall@^1").await.expect_err(words);
+        assert!(error.message.contains(words), "{words}: {error:?}");
+        world.assert_untouched(words);
+    }
 }
 
 /// A way to bend honest answers, given the trusted key.

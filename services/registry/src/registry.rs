@@ -12,13 +12,15 @@ use crate::{
     metrics::Metrics,
     repository::{Repository, Snapshot},
 };
+use bytes::Bytes;
 use canopy_api::{
     Blob, Digest, Hook, PackageName,
     time::rfc3339,
     wire::{
-        ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest, ListReply,
-        ListRequest, MapSummary, PackageRefused, PackageSummary, RepositoryTrouble, ResolveReply,
-        ResolveRequest, SEARCH_LIMIT, SearchReply, SearchRequest, VersionSummary,
+        ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest,
+        INDEX_INLINE, IndexAt, ListReply, ListRequest, MapSummary, PackageRefused, PackageSummary,
+        RepositoryTrouble, ResolveReply, ResolveRequest, SEARCH_LIMIT, SearchReply, SearchRequest,
+        VersionSummary,
     },
 };
 use canopy_package::{IndexEntry, describe::DescribedMap, near};
@@ -37,6 +39,9 @@ pub type Clock = fn() -> u64;
 
 /// Package files of which a few words are remembered for lists.
 const ABOUT: usize = 10_000;
+
+/// Versions told in one answer.
+const VERSIONS: usize = 3_000;
 
 /// What a list says of a package.
 #[derive(Clone, Debug, Default)]
@@ -265,10 +270,17 @@ impl Registry {
         let platform =
             Platform { arch: request.arch.as_deref(), kernel: request.kernel.as_deref() };
         let found = self.find(&request.package, &requirement, platform).await?;
-        let (index, index_signature) = match &found.snapshot.signed {
-            Some((bytes, signature)) => (Some(Blob(bytes.to_vec())), Some(signature.clone())),
-            None => (None, None),
-        };
+        let (mut index, mut index_at, mut index_signature) = (None, None, None);
+        if let Some((bytes, signature)) = &found.snapshot.signed {
+            index_signature = Some(signature.clone());
+            if bytes.len() <= INDEX_INLINE {
+                index = Some(Blob(bytes.to_vec()));
+            } else {
+                let length = bytes.len() as u64;
+                let at = |digest: &Digest| IndexAt { digest: digest.clone(), length };
+                index_at = found.snapshot.digest.as_ref().map(at);
+            }
+        }
         Ok(ResolveReply {
             package: request.package.clone(),
             repository: found.repository.name.clone(),
@@ -276,6 +288,7 @@ impl Registry {
             signature: found.artifact.signature.clone(),
             index,
             index_signature,
+            index_at,
         })
     }
 
@@ -386,6 +399,9 @@ impl Registry {
         request: &ArtifactRequest,
     ) -> Result<ArtifactReply, RegistryError> {
         let digest = &request.digest;
+        if let Some(index) = self.index_of(digest) {
+            return self.chunk(&index, request.offset);
+        }
         if self.named(digest).is_none() {
             // Another registry may have seen it published since this one looked.
             self.refresh().await;
@@ -394,13 +410,27 @@ impl Registry {
             .named(digest)
             .ok_or_else(|| RegistryError::UnknownDigest { digest: digest.clone() })?;
         let artifact = self.artifact_of(repository, &snapshot, &entry).await?;
-        let total = artifact.bytes.len() as u64;
-        let beyond = RegistryError::Offset { offset: request.offset, total };
-        let from = usize::try_from(request.offset).map_err(|_| beyond.clone())?;
-        let rest = artifact.bytes.get(from..).filter(|rest| !rest.is_empty()).ok_or(beyond)?;
+        self.chunk(&artifact.bytes, request.offset)
+    }
+
+    fn chunk(&self, bytes: &[u8], offset: u64) -> Result<ArtifactReply, RegistryError> {
+        let total = bytes.len() as u64;
+        let beyond = RegistryError::Offset { offset, total };
+        let from = usize::try_from(offset).map_err(|_| beyond.clone())?;
+        let rest = bytes.get(from..).filter(|rest| !rest.is_empty()).ok_or(beyond)?;
         let data = rest.get(..ARTIFACT_CHUNK).unwrap_or(rest).to_vec();
         self.metrics.sent.with_label_values::<&str>(&[]).inc_by(data.len() as u64);
         Ok(ArtifactReply { total, data: Blob(data) })
+    }
+
+    /// The index with that digest.
+    fn index_of(&self, digest: &Digest) -> Option<Bytes> {
+        let now = (self.now)();
+        self.repositories.iter().find_map(|repository| {
+            let snapshot = repository.current(now).0?;
+            let (bytes, _) = snapshot.signed.as_ref()?;
+            (snapshot.digest.as_ref() == Some(digest)).then(|| bytes.clone())
+        })
     }
 
     /// Where a digest is named, for a package that comes from there.
@@ -443,6 +473,12 @@ impl Registry {
             }
         }
         packages.sort_by(|a, b| a.name.cmp(&b.name));
+        // An answer has to fit into a message.
+        let each = (VERSIONS / packages.len().max(1)).clamp(1, 1_000);
+        for package in &mut packages {
+            package.older = package.versions.len().saturating_sub(each) as u64;
+            package.versions.truncate(each);
+        }
         if let (Some(name), []) = (&request.package, packages.as_slice()) {
             let trouble = unavailable.first().map(|t| (t.repository.clone(), t.reason.clone()));
             let near = self.near(name);
@@ -469,6 +505,7 @@ impl Registry {
             keywords: about.keywords,
             repository: repository.name.clone(),
             versions: snapshot.index.versions(name).map(summary).collect(),
+            older: 0,
         }
     }
 

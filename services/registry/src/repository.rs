@@ -83,6 +83,8 @@ pub struct Snapshot {
     pub index: Index,
     /// The index's bytes and signature file; `None` in an unsigned repository.
     pub signed: Option<(Bytes, String)>,
+    /// Digest of the index's bytes, where it is signed.
+    pub digest: Option<Digest>,
     /// Changes with the index; `None` when there is none.
     tag: Option<String>,
     /// Where loose files lie.
@@ -228,7 +230,8 @@ impl Repository {
                 (index, Some((bytes, signature)))
             }
         };
-        Ok(Snapshot { index, signed, tag, loose: BTreeMap::new(), verified: now })
+        let digest = signed.as_ref().map(|(bytes, _)| Digest::of(bytes));
+        Ok(Snapshot { index, signed, digest, tag, loose: BTreeMap::new(), verified: now })
     }
 
     /// A directory of package files without an index, for development.
@@ -264,7 +267,7 @@ impl Repository {
             loose.insert(digest, path);
         }
         let index = Index { packages: found.into_values().collect(), ..Index::default() };
-        Ok(Snapshot { index, signed: None, tag: None, loose, verified: now })
+        Ok(Snapshot { index, signed: None, digest: None, tag: None, loose, verified: now })
     }
 
     /// The verified file of a version: from memory, else read and verified, once for all who ask at

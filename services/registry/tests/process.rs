@@ -17,7 +17,7 @@ use canopy_api::{
     wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest, SearchRequest},
 };
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions};
-use canopy_package::{SecretKey, repository::INDEX};
+use canopy_package::{IndexEntry, SecretKey, index::join, repository::INDEX};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
     service::{ServiceProcess, check},
@@ -160,6 +160,40 @@ async fn one_of_two_registries_is_killed_in_the_middle_of_a_file() {
         }
     }
     panic!("the second registry does not answer");
+}
+
+/// Longer than a message of the bus can be.
+#[tokio::test]
+async fn a_package_of_a_repository_with_a_very_long_index_comes_over_the_bus() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    directory.publish(&package("p", "1.0.0", ""));
+    let mut index = directory.index().unwrap();
+    let entry = index.packages[0].clone();
+    index.packages.extend((1..8_000).map(|minor| {
+        let version = format!("0.{minor}.0").parse().unwrap();
+        IndexEntry { version, ..entry.clone() }
+    }));
+    index.packages.sort_by(|a, b| a.version.cmp(&b.version));
+    let (json, signature) = index.sign(&directory.key).unwrap();
+    assert!(json.len() > 1 << 20, "{} bytes", json.len());
+    directory.write(&[(INDEX.to_owned(), join(&json, &signature))]);
+
+    let process = ServiceProcess::start(Path::new(PROGRAM), config(&server, &directory)).unwrap();
+    process.wait_status(200).unwrap();
+    let (central, loader) = (Target::Central, connect(&server, "h-web1-loader").await);
+    let reply = loader.call::<Resolve>(&central, &resolve("p")).await.unwrap();
+    let at = reply.index_at.unwrap();
+    assert_eq!((reply.index, at.length), (None, json.len() as u64));
+    let mut fetched = Vec::new();
+    while (fetched.len() as u64) < at.length {
+        let request = ArtifactRequest { digest: at.digest.clone(), offset: fetched.len() as u64 };
+        fetched.extend(loader.call::<Artifact>(&central, &request).await.unwrap().data.0);
+    }
+    assert_eq!(fetched, json);
+    let viewer = connect(&server, "u-viewer").await;
+    let list = viewer.call::<List>(&central, &ListRequest::default()).await.unwrap();
+    assert_eq!((list.packages[0].versions.len(), list.packages[0].older), (1_000, 7_000));
 }
 
 /// Waits until the process says that of itself.

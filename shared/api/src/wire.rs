@@ -419,6 +419,9 @@ pub struct PackageSummary {
     pub repository: String,
     /// Newest first.
     pub versions: Vec<VersionSummary>,
+    /// How many older versions are left out: of one package up to 1,000 are told, of many fewer.
+    #[serde(default)]
+    pub older: u64,
 }
 
 /// Looks for packages; those that meet all of it are found.
@@ -551,6 +554,18 @@ pub struct ResolveRequest {
     pub kernel: Option<String>,
 }
 
+/// Longest index that stands in an answer, bytes; a message of the bus has at most 1 MiB.
+pub const INDEX_INLINE: usize = 256 * 1024;
+
+/// An index that is fetched in chunks, as a package is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IndexAt {
+    /// Digest of its JSON: what `artifact` is asked for.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub length: u64,
+}
+
 /// The exact version, and everything the loader needs to check it again for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResolveReply {
@@ -569,6 +584,9 @@ pub struct ResolveReply {
     /// minisign signature file of the index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_signature: Option<String>,
+    /// Where the index is when it is too long to stand here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_at: Option<IndexAt>,
 }
 
 /// Asks for a chunk of a package file.

@@ -172,6 +172,7 @@ pub fn unchecked(
         signature: text(&signature_path(&asks.name, &version)),
         index: Some(Blob(index.to_vec())),
         index_signature: Some(index_signature.to_owned()).filter(|text| !text.is_empty()),
+        index_at: None,
     };
     Ok((reply, artifact))
 }

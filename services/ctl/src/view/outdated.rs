@@ -145,6 +145,7 @@ mod tests {
                 keywords: Vec::new(),
                 repository: "main".to_owned(),
                 versions,
+                older: 0,
             }],
             unavailable: Vec::new(),
         }

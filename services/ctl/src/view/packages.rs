@@ -50,6 +50,10 @@ impl Answer for Packages {
                         if v.yanked { format!("{} (yanked)", v.version) } else { v.version.clone() }
                     })
                     .collect();
+            let mut older = older.join(", ");
+            if package.older > 0 {
+                let _ = write!(older, ", and {} more", package.older);
+            }
             let version = match newest {
                 Some(v) if v.yanked => Cell::toned(format!("{} (yanked)", v.version), Tone::Warn),
                 Some(v) => v.version.clone().into(),
@@ -58,7 +62,7 @@ impl Answer for Packages {
             table.row([
                 (&package.name).into(),
                 version,
-                older.join(", ").into(),
+                older.into(),
                 package.repository.clone().into(),
                 newest.map(|v| v.length.to_string()).unwrap_or_default().into(),
                 newest.map(|v| v.digest.to_string()).unwrap_or_default().into(),
@@ -338,6 +342,7 @@ mod tests {
                     version("0.2.0", false),
                     version("0.1.0", false),
                 ],
+                older: 0,
             }],
             unavailable: vec![RepositoryTrouble {
                 repository: "far".to_owned(),

@@ -49,6 +49,7 @@ mod tests {
             keywords: keywords.iter().map(|word| (*word).to_owned()).collect(),
             repository: "r".to_owned(),
             versions: Vec::new(),
+            older: 0,
         }
     }
 
