@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: optimised builds of the benches, run as root.
+//! `cargo xtask bench`: optimised builds of the benches; those of chains run as root.
 
 use crate::{compile, paths, shell, tools, tools::Need};
 use anyhow::Result;
@@ -23,14 +23,31 @@ pub fn chain(json: Option<&Path>, loads: u32, runs: u32) -> Result<()> {
 
 /// Everything in one: built alone, a package has other features, and all it uses is compiled again.
 fn build() -> Result<()> {
-    shell::can_be_root()?;
-    tools::mount_filesystems()?;
     shell::run(compile::cargo("build")?.args(["--release", "--workspace", "--bins"]))
 }
 
+/// As root.
 fn run(bench: &str, options: &[&str], json: Option<&Path>) -> Result<()> {
+    shell::can_be_root()?;
+    tools::mount_filesystems()?;
     let mut command = shell::root(paths::target()?.join("release/canopy-bench"));
     command.arg(bench).args(options);
+    if let Some(file) = json {
+        command.arg("--json").arg(file);
+    }
+    shell::run(&mut command)
+}
+
+/// A large repository and many hosts.
+pub fn registry(json: Option<&Path>, smoke: bool) -> Result<()> {
+    tools::ensure(&[Need::Compile])?;
+    build()?;
+    let mut command = shell::command(paths::target()?.join("release/canopy-bench"));
+    command.arg("registry");
+    if smoke {
+        command.args(["--packages", "3", "--versions", "4", "--questions", "20"]);
+        command.args(["--hosts", "5", "--megabytes", "1"]);
+    }
     if let Some(file) = json {
         command.arg("--json").arg(file);
     }

@@ -86,6 +86,15 @@ enum Bench {
         #[arg(long, default_value_t = 12)]
         runs: u32,
     },
+    /// A repository of 100 packages with 1,000 versions each, and 100 hosts that fetch 5 MB.
+    Registry {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// A very small run, to see that it runs.
+        #[arg(long)]
+        smoke: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -133,6 +142,9 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { what: Bench::Apply { json, runs } } => bench::apply(json.as_deref(), runs),
         Task::Bench { what: Bench::Chain { json, loads, runs } } => {
             bench::chain(json.as_deref(), loads, runs)
+        }
+        Task::Bench { what: Bench::Registry { json, smoke } } => {
+            bench::registry(json.as_deref(), smoke)
         }
         Task::Send { from, to, count, per_second } => {
             let sent = traffic::send_here(&from, to, count, per_second)?;

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Benchmarks of Canopy. Needs root, a bpffs at /sys/fs/bpf and clang.
+/// Benchmarks of Canopy. Need clang; those of chains root and a bpffs at /sys/fs/bpf too.
 #[derive(Parser)]
 #[command(name = "canopy-bench", version)]
 struct Args {
@@ -32,6 +32,14 @@ enum Bench {
         #[command(flatten)]
         options: canopy_bench::chain::Options,
     },
+    /// A large repository, and many hosts that fetch one package. Needs no root.
+    Registry {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::registry::Options,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,6 +49,9 @@ fn main() -> anyhow::Result<()> {
         }
         Bench::Chain { json, options } => {
             finish(&canopy_bench::chain::run(&options)?, json.as_deref())
+        }
+        Bench::Registry { json, options } => {
+            finish(&canopy_bench::registry::run(&options)?, json.as_deref())
         }
     }
 }
