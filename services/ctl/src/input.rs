@@ -55,13 +55,16 @@ impl Input {
                 }
             };
             for (i, chain) in state.chains.iter().enumerate() {
-                if let Some((file, n)) = seen.insert(chain.key(), (name.clone(), i))
+                if let Some((file, n)) = seen.insert(chain.target(), (name.clone(), i))
                     && file != name
                 {
                     problems.push(
                         Problem::new(
                             format!("{name}: chains[{i}]"),
-                            format!("{} is already described by {file}: chains[{n}]", chain.key()),
+                            format!(
+                                "{} is already described by {file}: chains[{n}]",
+                                chain.target()
+                            ),
                         )
                         .remedy("merge the two: a chain is replaced as a whole"),
                     );

@@ -1,12 +1,13 @@
 //! Why the loader did not do what was asked, and what the caller is told.
 
 use crate::{
-    core::{build::BuildError, downgrade::Downgrade},
+    core::{build::BuildError, downgrade::Downgrade, expand::Ambiguous},
     fetch::FetchError,
     store::StoreError,
 };
 use canopy_api::{
-    ApiError, ChainKey, Code, InterfaceName, Problem, Problems, ProgramName, wire::MapName,
+    ApiError, ChainKey, Code, InterfaceName, InterfaceSelector, Problem, Problems, ProgramName,
+    Target, wire::MapName,
 };
 use canopy_kernel::KernelError;
 
@@ -52,19 +53,30 @@ pub enum LoaderError {
         /// Those there are.
         known: Vec<String>,
     },
+    /// Two selectors stand for the same interface with equal right.
+    #[error(transparent)]
+    Ambiguous(Box<Ambiguous>),
+    /// A chain comes from a selector.
+    #[error("the chain on {key} comes from {selector}")]
+    OfSelector {
+        /// The chain.
+        key: ChainKey,
+        /// The selector.
+        selector: InterfaceSelector,
+    },
     /// No such chain.
-    #[error("there is no chain on {key}")]
+    #[error("there is no chain on {target}")]
     NoChain {
         /// Which.
-        key: ChainKey,
+        target: Target,
         /// Those there are.
         known: Vec<String>,
     },
     /// No such program in the chain.
-    #[error("the chain on {key} has no program \"{program}\"")]
+    #[error("the chain on {target} has no program \"{program}\"")]
     NoProgram {
         /// The chain.
-        key: ChainKey,
+        target: Target,
         /// The program.
         program: ProgramName,
         /// Those there are.
@@ -132,6 +144,22 @@ impl LoaderError {
                 .remedy("read the state again and decide anew"),
             Self::NoInterface { path, known, .. } => {
                 ApiError::new(Code::NotFound, said).at(path).remedy(one_of("this host", &known))
+            }
+            Self::Ambiguous(error) => {
+                let other = match &error.other_path {
+                    Some(path) => format!("{path} names the other"),
+                    None => format!("the host has {} already", error.other),
+                };
+                ApiError::new(Code::Conflict, said).at(&error.path).remedy(format!(
+                    "{other}; make one more specific, or describe {} by name",
+                    error.key.interface
+                ))
+            }
+            Self::OfSelector { key, selector } => {
+                ApiError::new(Code::Conflict, said).at("interface").remedy(format!(
+                    "change or delete {selector}/{}, or apply a chain of its own to {}",
+                    key.hook, key.interface
+                ))
             }
             Self::NoChain { known, .. } => ApiError::new(Code::NotFound, said)
                 .at("interface")

@@ -202,7 +202,8 @@ impl<K: Kernel> Handlers<K> {
         self.blocking(None, move |engine| engine.admitted(&asked_for)).await?;
         let (located, notes) = self.locate(&document).await?;
         let mut asked = resolve::resolve(&document, &located, &notes)?;
-        let back = self.engine.downgrades(&asked);
+        let (wishes, asked_by) = (asked.clone(), options.clone());
+        let back = self.blocking(None, move |engine| engine.downgrades(wishes, &asked_by)).await?;
         if let Some(refused) = back.iter().find(|one| !allowed.contains(&one.package)) {
             return Err(LoaderError::Downgrade(Box::new(refused.clone())).into_api());
         }
@@ -323,12 +324,12 @@ fn records(bus: Bus, host: HostId) -> Sink {
 }
 
 /// `cpy0/xdp: 2 programs, cpy0/tc-ingress: removed`
-fn summary(asked: &[resolve::Asked]) -> String {
-    asked
+fn summary(wishes: &[resolve::Wish]) -> String {
+    wishes
         .iter()
-        .map(|asked| match &asked.wanted {
-            Some(wanted) => format!("{}: {} program(s)", asked.key, wanted.programs.len()),
-            None => format!("{}: none", asked.key),
+        .map(|wish| match &wish.wanted {
+            Some(wanted) => format!("{}: {} program(s)", wish.target, wanted.programs.len()),
+            None => format!("{}: none", wish.target),
         })
         .collect::<Vec<_>>()
         .join(", ")

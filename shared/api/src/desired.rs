@@ -3,6 +3,7 @@
 use crate::{
     name::{InterfaceName, PackageName, ProgramName},
     problem::{Problem, Problems},
+    selector::{InterfaceSelector, Target},
     verdict::{Verdict, VerdictSet},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -179,8 +180,11 @@ pub struct DesiredState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSpec {
-    /// The interface, by name.
-    pub interface: InterfaceName,
+    /// The interface, by name or by what it is. `eth0`, a pattern such as `eth*`, `default-route`,
+    /// `mac:<address>` or `altname:<name>`. What is not a plain name gives every interface that fits a
+    /// chain of its own, also one that appears later; where several fit, the most specific counts, in
+    /// the order name, altname, mac, default-route, pattern.
+    pub interface: InterfaceSelector,
     /// The hook on it.
     pub hook: Hook,
     /// How an XDP chain is attached; only with `hook: xdp`. Default `best`.
@@ -194,9 +198,9 @@ pub struct ChainSpec {
 }
 
 impl ChainSpec {
-    /// Which chain this is.
-    pub fn key(&self) -> ChainKey {
-        ChainKey { interface: self.interface.clone(), hook: self.hook }
+    /// What this describes.
+    pub fn target(&self) -> Target {
+        Target { interface: self.interface.clone(), hook: self.hook }
     }
 }
 
@@ -257,11 +261,11 @@ impl DesiredState {
         let mut seen = BTreeMap::new();
         for (c, chain) in self.chains.iter().enumerate() {
             let at = format!("chains[{c}]");
-            if let Some(first) = seen.insert(chain.key(), c) {
+            if let Some(first) = seen.insert(chain.target(), c) {
                 problems.push(
                     Problem::new(
                         &at,
-                        format!("{} is already described by chains[{first}]", chain.key()),
+                        format!("{} is already described by chains[{first}]", chain.target()),
                     )
                     .remedy("merge the two: a chain is replaced as a whole"),
                 );

@@ -143,7 +143,7 @@ mod tests {
         (
             "chains: [{}]\n",
             &[
-                "chains[0].interface: \"interface\" is missing (The interface, by name)",
+                "chains[0].interface: \"interface\" is missing (The interface, by name or by what it is)",
                 "chains[0].hook: \"hook\" is missing",
                 "chains[0].programs: \"programs\" is missing",
             ],
@@ -155,7 +155,7 @@ mod tests {
         (
             "chains: [{interface: \"a b\", hook: xpd, programs: []}]",
             &[
-                "chains[0].interface: \"a b\" is not allowed (1 to 15 printable characters without space, '/' or ':'; not \".\" or \"..\")",
+                "chains[0].interface: \"a b\" is not allowed (a name (eth0) or a pattern (eth*) of 1 to 15 printable characters without space, '/' or ':'; default-route; mac:52:54:00:12:34:56; altname:enp3s0)",
                 "chains[0].hook: \"xpd\" is not one of xdp, tc-ingress, tc-egress (did you mean \"xdp\"?)",
             ],
         ),

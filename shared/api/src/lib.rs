@@ -26,6 +26,7 @@ pub mod nats;
 pub mod permission;
 pub mod problem;
 pub mod reference;
+pub mod selector;
 pub mod subject;
 pub mod time;
 pub mod verdict;
@@ -38,4 +39,5 @@ pub use desired::{
 pub use error::{ApiError, Code};
 pub use name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName};
 pub use problem::{Problem, Problems};
+pub use selector::{InterfaceSelector, Target};
 pub use verdict::{Verdict, VerdictSet};

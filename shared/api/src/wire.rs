@@ -10,6 +10,7 @@ use crate::{
     blob::Blob,
     desired::{ChainKey, Hook},
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
+    selector::InterfaceSelector,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -77,8 +78,8 @@ pub struct ApplyRequest {
 /// Removes a chain (interface and hook), or one program of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteRequest {
-    /// The interface.
-    pub interface: InterfaceName,
+    /// The interface, as it was written when the chain was applied.
+    pub interface: InterfaceSelector,
     /// The hook.
     pub hook: Hook,
     /// One program of the chain; absent for all of them.
@@ -112,8 +113,24 @@ pub struct ApplyReply {
     pub generation: u64,
     /// Whether the request was a rehearsal.
     pub dry_run: bool,
-    /// Each chain the request named.
+    /// Each chain the request named, and each that a selector it named stands for.
     pub chains: Vec<ChainOutcome>,
+    /// Each selector the request named that is not a plain name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<SelectorOutcome>,
+}
+
+/// What happened to what is described for the interfaces of a selector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SelectorOutcome {
+    /// The selector.
+    pub interface: InterfaceSelector,
+    /// The hook.
+    pub hook: Hook,
+    /// What was (or would be) done.
+    pub action: Action,
+    /// The interfaces it stands for now.
+    pub interfaces: Vec<InterfaceName>,
 }
 
 /// What happened to one chain.
@@ -203,6 +220,26 @@ pub struct GetReply {
     pub started: String,
     /// Every chain that is desired or observed.
     pub chains: Vec<ChainStatus>,
+    /// Every selector that is not a plain name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<SelectorStatus>,
+}
+
+/// What is described for the interfaces of a selector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SelectorStatus {
+    /// The selector.
+    pub interface: InterfaceSelector,
+    /// The hook.
+    pub hook: Hook,
+    /// The interfaces that have a chain by it; none while no interface fits.
+    pub interfaces: Vec<InterfaceName>,
+    /// When it was last changed.
+    pub changed: String,
+    /// Who changed it.
+    pub changed_by: String,
+    /// The programs, in order.
+    pub programs: Vec<PlannedProgram>,
 }
 
 /// Desired and observed state of one chain.
@@ -212,6 +249,9 @@ pub struct ChainStatus {
     pub interface: InterfaceName,
     /// The hook.
     pub hook: Hook,
+    /// The selector it comes from; absent for a chain that was applied to the interface by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<InterfaceSelector>,
     /// Verdict of the comparison.
     pub state: ChainState,
     /// Why, where it is not `active`.

@@ -38,6 +38,7 @@ mod observe;
 pub mod pins;
 mod prepare;
 mod rings;
+mod route;
 mod settle;
 mod shared_maps;
 pub mod sys;
@@ -45,7 +46,7 @@ mod verifier_log;
 
 use crate::{held::Held, pins::Pins};
 use canopy_api::{
-    ChainKey, ProgramName, XdpMode,
+    ChainKey, InterfaceName, ProgramName, XdpMode,
     wire::{Fact, ObservedChain},
 };
 use canopy_kernel::{
@@ -130,6 +131,10 @@ impl Kernel for AyaKernel {
         netif::interfaces()
     }
 
+    fn default_route(&self) -> Result<Vec<u32>, KernelError> {
+        route::default_route()
+    }
+
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
         observe::observe(self)
     }
@@ -146,6 +151,14 @@ impl Kernel for AyaKernel {
         expect: Expect,
     ) -> Result<ObservedChain, KernelError> {
         link::switch(self, key, generation, mode, expect)
+    }
+
+    fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {
+        let mut held = self.held();
+        self.pins.rename(from, to)?;
+        // It knows its pins by their old paths; looking at the chain holds it anew.
+        held.remove(from);
+        Ok(())
     }
 
     fn detach(&self, key: &ChainKey) -> Result<(), KernelError> {

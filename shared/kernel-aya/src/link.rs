@@ -44,8 +44,15 @@ pub(crate) fn switch(
         }
         match (now.link, expect) {
             (None, _) if now.filter.is_some() || expect == Expect::Nothing => {
-                let link = create(kernel, key, generation, &device, mode)?;
-                adopt(kernel, key, generation, Some(link), prog)?;
+                if let Some((other, link)) = stray(kernel, key, &device)? {
+                    tracing::info!(%key, from = %other, "a link is taken over");
+                    replace(kernel, key, generation, mode, link, prog, None)?;
+                    pins::remove_file(&kernel.pins.link(&other))?;
+                    kernel.held().remove(&other);
+                } else {
+                    let link = create(kernel, key, generation, &device, mode)?;
+                    adopt(kernel, key, generation, Some(link), prog)?;
+                }
             }
             (None, _) => return Err(nothing_attached(key)),
             (Some((_, info)), Expect::Nothing) => return Err(attached(key, info.prog_id)),
@@ -63,6 +70,26 @@ pub(crate) fn switch(
         }
     }
     observe::read_back(kernel, key, generation)
+}
+
+/// A link of another of our chains that hangs where this chain has to: its interface was renamed, so
+/// that it is as good as dead to that chain. Whose it is, and the link.
+fn stray(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    device: &netif::Device,
+) -> Result<Option<(ChainKey, OwnedFd)>, KernelError> {
+    for other in kernel.pins.chains()? {
+        if other.hook != key.hook || other == *key {
+            continue;
+        }
+        if let Some(link) = kernel.link(&other, kernel.held().get(&other))?
+            && link_index(&link, &other)? == device.index
+        {
+            return Ok(Some((other, link)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a generation is to be attached by a filter of clsact.

@@ -12,8 +12,11 @@ use std::io;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -28,6 +31,8 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) mtu: u32,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) altnames: Vec<String>,
     /// Id of the XDP program in the driver; 0 for none.
     pub(crate) xdp_native: u32,
     /// Id of the generic XDP program; 0 for none.
@@ -42,7 +47,13 @@ pub(crate) fn interfaces() -> Result<Vec<Interface>, KernelError> {
         .into_iter()
         .filter_map(|device| {
             let name: InterfaceName = device.name.parse().ok()?;
-            Some(Interface { name, index: device.index, mtu: device.mtu })
+            Some(Interface {
+                name,
+                index: device.index,
+                mtu: device.mtu,
+                mac: device.mac,
+                altnames: device.altnames,
+            })
         })
         .collect())
 }
@@ -82,6 +93,14 @@ fn parse(body: &[u8]) -> Device {
         match kind {
             IFLA_IFNAME => device.name = netlink::text(value),
             IFLA_MTU => device.mtu = u32_at(value, 0),
+            // Loopback's is all zeroes.
+            IFLA_ADDRESS => {
+                device.mac = value.try_into().ok().filter(|mac: &[u8; 6]| *mac != [0; 6]);
+            }
+            IFLA_PROP_LIST => {
+                let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
+                device.altnames = names.map(|(_, name)| netlink::text(name)).collect();
+            }
             IFLA_XDP => {
                 for (kind, value) in attributes(value) {
                     match kind {

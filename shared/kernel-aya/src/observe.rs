@@ -9,9 +9,9 @@ use crate::{
     pins::{self, Pins, os},
     sys,
 };
-use canopy_api::{ChainKey, Hook, XdpMode, wire::ObservedChain};
+use canopy_api::{ChainKey, Hook, InterfaceName, XdpMode, wire::ObservedChain};
 use canopy_chain::btf::Btf;
-use canopy_kernel::{KernelError, LinkState, Observed};
+use canopy_kernel::{Away, KernelError, LinkState, Observed};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::BTreeSet,
@@ -33,7 +33,11 @@ pub(crate) fn observe(kernel: &AyaKernel) -> Result<Vec<Observed>, KernelError> 
         .map(|key| {
             let state = state(kernel, &key)?;
             let generations = kernel.pins.generations(&key)?;
-            Ok(Observed { key, state, generations })
+            let away = match &state {
+                LinkState::InterfaceMissing | LinkState::Detached => away(kernel, &key)?,
+                LinkState::Attached(_) | LinkState::Replaced { .. } => None,
+            };
+            Ok(Observed { key, state, generations, away })
         })
         .collect()
 }
@@ -75,6 +79,35 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
         }
     }
     Ok(LinkState::Detached)
+}
+
+/// Where the interface is that a chain is attached to, when it does not have its name any more.
+fn away(kernel: &AyaKernel, key: &ChainKey) -> Result<Option<Away>, KernelError> {
+    let link = kernel.link(key, kernel.held().get(key))?;
+    let index = link.map_or(Ok(0), |link| link::link_index(&link, key))?;
+    let devices = netif::devices()?;
+    let named = |device: &netif::Device| {
+        let name: InterfaceName = device.name.parse().ok()?;
+        (name != key.interface).then_some(Away::Renamed(name))
+    };
+    if index != 0 {
+        let found = devices.iter().find(|device| device.index == index);
+        return Ok(found.map_or(Some(Away::OtherNamespace), named));
+    }
+    let clsact = |generation: &u64| {
+        Meta::read(&kernel.pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
+    };
+    if !kernel.pins.generations(key)?.iter().any(clsact) {
+        return Ok(None);
+    }
+    for device in &devices {
+        if let Some(filter) = clsact::filter(key, device)?
+            && kernel.pins.generation_of(key, filter.program_id)?.is_some()
+        {
+            return Ok(named(device));
+        }
+    }
+    Ok(None)
 }
 
 /// What of ours hangs on a chain's hook.

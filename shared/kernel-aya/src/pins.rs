@@ -126,6 +126,35 @@ impl Pins {
         self.root.join(SHARED)
     }
 
+    /// Gives a chain's pins the name that its interface has now.
+    pub(crate) fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {
+        let new = ChainKey { interface: to.clone(), hook: from.hook };
+        let (old, new_dir) = (self.chain(from), self.chain(&new));
+        if new_dir.exists() {
+            return Err(KernelError::Conflict {
+                what: format!("{} is there already", new_dir.display()),
+                remedy: format!("remove the chain on {new}"),
+            });
+        }
+        let interface = self.root.join(escape(to.as_str()));
+        make_dir(&interface)?;
+        // What belongs to the interface goes with the first of its chains. The chain's own directory
+        // is last: with it the chain has its new name.
+        let shared = |name: &InterfaceName| self.shared().join(escape(name.as_str()));
+        for (old, new) in [
+            (self.qdisc(from), self.qdisc(&new)),
+            (shared(&from.interface), shared(to)),
+            (old, new_dir),
+        ] {
+            if old.exists() && !new.exists() {
+                fs::rename(&old, &new)
+                    .map_err(|error| os(format!("rename {}", old.display()), error))?;
+            }
+        }
+        prune(&self.root, &self.root.join(escape(from.interface.as_str())));
+        Ok(())
+    }
+
     /// Every chain that has a directory, in order.
     pub fn chains(&self) -> Result<Vec<ChainKey>, KernelError> {
         let mut keys = Vec::new();

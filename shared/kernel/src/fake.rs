@@ -15,7 +15,7 @@
 //! ```
 
 use crate::{
-    Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
+    Away, Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
     MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use canopy_api::{
@@ -38,6 +38,8 @@ pub enum Call {
     Prepare,
     /// [`Kernel::switch`].
     Switch,
+    /// [`Kernel::rename`].
+    Rename,
     /// [`Kernel::detach`].
     Detach,
     /// [`Kernel::discard`].
@@ -54,7 +56,12 @@ impl Call {
     /// Whether the call changes the kernel.
     pub fn changes(self) -> bool {
         match self {
-            Self::Prepare | Self::Switch | Self::Detach | Self::Discard | Self::MapWrite => true,
+            Self::Prepare
+            | Self::Switch
+            | Self::Rename
+            | Self::Detach
+            | Self::Discard
+            | Self::MapWrite => true,
             Self::Observe | Self::Settle | Self::Cells => false,
         }
     }
@@ -148,8 +155,9 @@ struct InFlight {
 
 #[derive(Debug, Default)]
 struct Inner {
-    interfaces: BTreeMap<InterfaceName, u32>,
+    interfaces: BTreeMap<InterfaceName, Interface>,
     chains: BTreeMap<ChainKey, Chain>,
+    default_route: Vec<u32>,
     ids: u32,
     log: Vec<Call>,
     faults: Vec<(Call, usize, Fault)>,
@@ -168,7 +176,7 @@ impl Inner {
     fn ifindex(&self, key: &ChainKey) -> Result<u32, KernelError> {
         self.interfaces
             .get(&key.interface)
-            .copied()
+            .map(|interface| interface.index)
             .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })
     }
 
@@ -199,6 +207,26 @@ impl Inner {
             Some(contents) => Ok((Arc::clone(contents), self.shape(map))),
             None => Err(no_such(&format!("open map {map} of {member}"))),
         }
+    }
+
+    fn state(&self, key: &ChainKey, chain: &Chain) -> LinkState {
+        let Ok(ifindex) = self.ifindex(key) else { return LinkState::InterfaceMissing };
+        let Some(link) = chain.link.as_ref().filter(|link| link.ifindex == ifindex) else {
+            return LinkState::Detached;
+        };
+        match link.runs {
+            Runs::Foreign(program_id) => LinkState::Replaced { program_id },
+            Runs::Generation(generation) => match chain.generations.get(&generation) {
+                Some(found) => LinkState::Attached(observed_chain(link, generation, found)),
+                None => LinkState::Replaced { program_id: 0 },
+            },
+        }
+    }
+
+    fn away(&self, key: &ChainKey, chain: &Chain) -> Option<Away> {
+        let link = chain.link.as_ref()?;
+        let now = self.interfaces.values().find(|interface| interface.index == link.ifindex)?;
+        (now.name != key.interface).then(|| Away::Renamed(now.name.clone()))
     }
 
     fn count(&mut self, key: &ChainKey, generation: u64, verdicts: &[u8]) {
@@ -247,18 +275,46 @@ impl FakeKernel {
         self.remove_interface(name);
         let mut inner = self.lock();
         let index = inner.id();
-        inner.interfaces.insert(name.clone(), index);
+        let [.., a, b] = index.to_be_bytes();
+        let interface = Interface {
+            name: name.clone(),
+            index,
+            mtu: 1500,
+            mac: Some([2, 0, 0, 0, a, b]),
+            altnames: Vec::new(),
+        };
+        inner.interfaces.insert(name.clone(), interface);
         index
     }
 
     /// An interface disappears, and with it its links.
     pub fn remove_interface(&self, name: &InterfaceName) {
         let mut inner = self.lock();
-        inner.interfaces.remove(name);
-        for (key, chain) in &mut inner.chains {
-            if key.interface == *name {
-                chain.link = None;
-            }
+        let Some(gone) = inner.interfaces.remove(name) else { return };
+        for chain in inner.chains.values_mut() {
+            chain.link.take_if(|link| link.ifindex == gone.index);
+        }
+    }
+
+    /// An interface gets another name; what is attached to it stays.
+    pub fn rename_interface(&self, from: &InterfaceName, to: &InterfaceName) {
+        let mut inner = self.lock();
+        if let Some(interface) = inner.interfaces.remove(from) {
+            inner.interfaces.insert(to.clone(), Interface { name: to.clone(), ..interface });
+        }
+    }
+
+    /// Where the default route leads from now on.
+    pub fn set_default_route(&self, to: &[&InterfaceName]) {
+        let mut inner = self.lock();
+        let index = |name: &&InterfaceName| inner.interfaces.get(*name).map(|one| one.index);
+        inner.default_route = to.iter().filter_map(index).collect();
+    }
+
+    /// Changes what is told of an interface.
+    pub fn change_interface(&self, name: &InterfaceName, change: impl FnOnce(&mut Interface)) {
+        if let Some(interface) = self.lock().interfaces.get_mut(name) {
+            change(interface);
         }
     }
 
@@ -484,11 +540,11 @@ impl Kernel for FakeKernel {
 
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {
         let inner = self.lock();
-        Ok(inner
-            .interfaces
-            .iter()
-            .map(|(name, index)| Interface { name: name.clone(), index: *index, mtu: 1500 })
-            .collect())
+        Ok(inner.interfaces.values().cloned().collect())
+    }
+
+    fn default_route(&self) -> Result<Vec<u32>, KernelError> {
+        Ok(self.lock().default_route.clone())
     }
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
@@ -498,27 +554,11 @@ impl Kernel for FakeKernel {
             .chains
             .iter()
             .filter(|(_, chain)| chain.link.is_some() || !chain.generations.is_empty())
-            .map(|(key, chain)| {
-                let state = match &chain.link {
-                    _ if !inner.interfaces.contains_key(&key.interface) => {
-                        LinkState::InterfaceMissing
-                    }
-                    None => LinkState::Detached,
-                    Some(link) => match link.runs {
-                        Runs::Foreign(program_id) => LinkState::Replaced { program_id },
-                        Runs::Generation(generation) => match chain.generations.get(&generation) {
-                            Some(found) => {
-                                LinkState::Attached(observed_chain(link, generation, found))
-                            }
-                            None => LinkState::Replaced { program_id: 0 },
-                        },
-                    },
-                };
-                Observed {
-                    key: key.clone(),
-                    state,
-                    generations: chain.generations.keys().copied().collect(),
-                }
+            .map(|(key, chain)| Observed {
+                key: key.clone(),
+                state: inner.state(key, chain),
+                generations: chain.generations.keys().copied().collect(),
+                away: inner.away(key, chain),
             })
             .collect();
         drop(inner);
@@ -617,9 +657,18 @@ impl Kernel for FakeKernel {
         let ifindex = inner.ifindex(key)?;
         let tc_mode = inner.generation(key, generation)?.tc_mode;
         let id = inner.id();
+        // A link of another chain there is taken over: its interface was renamed.
+        let stray = inner
+            .chains
+            .iter_mut()
+            .filter(|(other, _)| other.hook == key.hook && *other != key)
+            .find_map(|(_, other)| other.link.take_if(|link| link.ifindex == ifindex));
+        let id = stray.map_or(id, |link| link.id);
         let Some(chain) = inner.chains.get_mut(key) else {
             return Err(no_such(&format!("open {key}")));
         };
+        // A link on another interface is as good as dead to this chain.
+        chain.link.take_if(|link| link.ifindex != ifindex);
         let conflict = |what: &str| KernelError::Conflict {
             what: format!("{key}: {what}"),
             remedy: "look who else changes this interface, then try again".to_owned(),
@@ -657,6 +706,28 @@ impl Kernel for FakeKernel {
         };
         drop(inner);
         leave(die, result)
+    }
+
+    fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {
+        let die = self.enter(Call::Rename)?;
+        let mut inner = self.lock();
+        let to = ChainKey { interface: to.clone(), hook: from.hook };
+        if inner.chains.contains_key(&to) {
+            return Err(KernelError::Conflict {
+                what: format!("there is a chain on {to} already"),
+                remedy: "remove it".to_owned(),
+            });
+        }
+        if let Some(chain) = inner.chains.remove(from) {
+            inner.chains.insert(to.clone(), chain);
+        }
+        for late in &mut inner.in_flight {
+            if late.key == *from {
+                late.key = to.clone();
+            }
+        }
+        drop(inner);
+        leave(die, Ok(()))
     }
 
     fn detach(&self, key: &ChainKey) -> Result<(), KernelError> {

@@ -136,6 +136,17 @@ pub struct Observed {
     pub state: LinkState,
     /// Every generation that is pinned, oldest first.
     pub generations: Vec<u64>,
+    /// Where the interface is that it is attached to, if that is not the one of its name.
+    pub away: Option<Away>,
+}
+
+/// Where an interface went with the chain on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Away {
+    /// It has another name now.
+    Renamed(InterfaceName),
+    /// It is in another network namespace.
+    OtherNamespace,
 }
 
 /// How a chain's attachment stands.
@@ -190,6 +201,10 @@ pub struct Interface {
     pub index: u32,
     /// Its MTU, bytes.
     pub mtu: u32,
+    /// Its hardware address, where that has six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Its alternative names.
+    pub altnames: Vec<String>,
 }
 
 /// Why the kernel (or the composer in front of it) did not do it.
@@ -254,6 +269,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Every interface of the network namespace.
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;
 
+    /// The indices of the interfaces that the default route leads to: IPv4's of the lowest metric, or
+    /// IPv6's where there is none. Costs what listing the routes costs.
+    fn default_route(&self) -> Result<Vec<u32>, KernelError>;
+
     /// Every chain whose pins exist, compared with what is attached.
     fn observe(&self) -> Result<Vec<Observed>, KernelError>;
 
@@ -271,6 +290,10 @@ pub trait Kernel: Send + Sync + 'static {
         mode: XdpMode,
         expect: Expect,
     ) -> Result<ObservedChain, KernelError>;
+
+    /// Gives a chain the name that its interface has now. What is attached stays attached, and what is
+    /// pinned pinned; a chain of the new name must not be there.
+    fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError>;
 
     /// Detaches the chain and removes its link; its generations stay pinned.
     fn detach(&self, key: &ChainKey) -> Result<(), KernelError>;

@@ -11,6 +11,7 @@
 )]
 
 pub mod chain;
+pub mod engine;
 pub mod files;
 pub mod host;
 pub mod live;

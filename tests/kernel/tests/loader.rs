@@ -10,136 +10,24 @@
 )]
 
 use canopy_api::{
-    ChainKey, DesiredState, Digest, Hook,
-    wire::{Action, ApplyReply, ChainState, ChainStatus, DeleteRequest, GetRequest},
+    ChainKey, Digest, Hook,
+    wire::{Action, ChainState, ChainStatus, DeleteRequest},
 };
-use canopy_kernel_aya::AyaKernel;
-use canopy_kernel_tests::package::{manifest, object};
-use canopy_loader::{
-    cache::PackageSource,
-    core::resolve::{self, Located},
-    engine::{Engine, Event, Options, Parts},
-    error::LoaderError,
-    store::Store,
-};
-use canopy_package::Package;
+use canopy_kernel_tests::engine::{Host, Loader, Shelf, options};
+use canopy_loader::engine::Event;
 use canopy_test_support::{
-    bpffs::BpffsDir,
     nats::NatsServer,
-    pair::{HOST_LINK, PEER_IP, PEER_LINK, Pair},
+    pair::{HOST_LINK, PEER_IP, PEER_LINK},
     service::ServiceProcess,
-    traffic::ping,
     wait_for,
 };
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
-
-struct Shelf(BTreeMap<Digest, Arc<Package>>);
-
-impl PackageSource for Shelf {
-    fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        self.0.get(digest).cloned().ok_or_else(|| "not there".to_owned())
-    }
-
-    fn retain(&self, _: &BTreeSet<Digest>) {}
-}
-
-/// A host: a veth pair, pins, a state directory, the packages of the source tree.
-struct Host {
-    pair: Pair,
-    bpffs: BpffsDir,
-    dir: tempfile::TempDir,
-    shelf: Arc<Shelf>,
-    located: BTreeMap<String, Located>,
-}
-
-type Loader = Engine<AyaKernel>;
-
-impl Host {
-    fn new() -> Self {
-        let mut shelf = BTreeMap::new();
-        let mut located = BTreeMap::new();
-        for name in ["firewall", "ratelimit", "flowmeter"] {
-            let manifest = manifest(name).unwrap();
-            let file = manifest.programs[0].object.clone();
-            let object = object(name, &file).unwrap().to_vec();
-            let digest = Digest::of(&object);
-            let package = Arc::new(Package {
-                manifest,
-                objects: [(file, object)].into(),
-                readme: None,
-                license_text: None,
-            });
-            shelf.insert(digest.clone(), Arc::clone(&package));
-            located.insert(format!("{name}@*"), Located { digest, package });
-        }
-        Self {
-            pair: Pair::new().unwrap(),
-            bpffs: BpffsDir::new().unwrap(),
-            dir: tempfile::tempdir().unwrap(),
-            shelf: Arc::new(Shelf(shelf)),
-            located,
-        }
-    }
-
-    /// Runs in the host's namespace.
-    fn here<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
-        self.pair.host.run(|| Ok(body())).unwrap()
-    }
-
-    fn start(&self) -> Loader {
-        self.here(|| {
-            Engine::start(Parts {
-                host: "web1".parse().unwrap(),
-                version: "0".to_owned(),
-                kernel: Arc::new(AyaKernel::new(self.bpffs.path()).unwrap()),
-                store: Store::open(self.dir.path()).unwrap(),
-                packages: Arc::clone(&self.shelf) as _,
-                now: SystemTime::now,
-                on_stage: |_| {},
-            })
-            .unwrap()
-        })
-    }
-
-    fn apply(&self, loader: &Loader, chains: &Value) -> Result<ApplyReply, LoaderError> {
-        let document: DesiredState = resolve::check(json!({ "chains": chains }))?;
-        let asked = resolve::resolve(&document, &self.located, &BTreeMap::new())?;
-        self.here(|| loader.apply(asked, &options()))
-    }
-
-    fn status(&self, loader: &Loader, hook: Hook) -> ChainStatus {
-        let reply = self.here(|| loader.get(&GetRequest::default())).unwrap();
-        reply.chains.into_iter().find(|chain| chain.hook == hook).unwrap()
-    }
-
-    fn pings(&self) -> u32 {
-        ping(&self.pair, 3).unwrap()
-    }
-
-    fn exec(&self, command: &[&str]) -> String {
-        self.pair.host.exec(command).unwrap()
-    }
-
-    /// Files under the pins' directory.
-    fn pins(&self) -> usize {
-        fn count(dir: &std::path::Path) -> usize {
-            let entries = fs::read_dir(dir).unwrap().flatten();
-            entries.map(|e| if e.path().is_dir() { count(&e.path()) } else { 1 }).sum()
-        }
-        count(self.bpffs.path())
-    }
-}
-
-fn options() -> Options {
-    Options { expected_generation: None, dry_run: false, by: "u-test".parse().unwrap() }
-}
 
 /// Firewall with this block list, then the rate limit.
 fn chain(blocked: &[&str]) -> Value {
@@ -192,7 +80,7 @@ fn packages_filter_real_packets_and_everything_is_counted() {
 
     let key = ChainKey { interface: HOST_LINK.parse().unwrap(), hook: Hook::Xdp };
     let request = DeleteRequest {
-        interface: key.interface,
+        interface: key.interface.into(),
         hook: key.hook,
         program: None,
         expected_generation: None,

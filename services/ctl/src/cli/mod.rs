@@ -7,7 +7,9 @@ pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
 
 use crate::output::Format;
-use canopy_api::{Hook, HostId, InterfaceName, PackageName, PackageRef, Principal, ProgramName};
+use canopy_api::{
+    Hook, HostId, InterfaceName, InterfaceSelector, PackageName, PackageRef, Principal, ProgramName,
+};
 use clap::{
     Args, Parser, Subcommand,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -334,8 +336,8 @@ pub struct DeleteHow {
 pub enum DeleteWhat {
     /// A chain, or one program of it
     Chain {
-        /// The interface
-        interface: InterfaceName,
+        /// The interface, as it was written: eth0, eth*, default-route, mac:…, altname:…
+        interface: InterfaceSelector,
         /// The hook
         #[arg(value_parser = hook())]
         hook: Hook,

@@ -9,7 +9,7 @@ use crate::{
     view::change::Change,
 };
 use canopy_api::{
-    ChainKey,
+    Target,
     endpoint::loader,
     wire::{ApplyRequest, DeleteRequest},
 };
@@ -53,9 +53,9 @@ async fn all_of(
     remote: &Remote,
 ) -> Result<canopy_api::wire::ApplyReply, Failure> {
     let host = remote.host(&how.host).await?;
-    let keys = input.desired.chains.iter().map(canopy_api::ChainSpec::key);
-    let chains: Vec<_> = keys
-        .map(|ChainKey { interface, hook }| {
+    let targets = input.desired.chains.iter().map(canopy_api::ChainSpec::target);
+    let chains: Vec<_> = targets
+        .map(|Target { interface, hook }| {
             json!({ "interface": interface, "hook": hook, "programs": [] })
         })
         .collect();

@@ -4,7 +4,7 @@ use super::{Fields, counts, indent, metrics};
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
     HostId,
-    wire::{ChainState, ChainStatus, GetReply, ObservedChain},
+    wire::{ChainState, ChainStatus, GetReply, ObservedChain, SelectorStatus},
 };
 use canopy_runtime::clock;
 use serde::Serialize;
@@ -23,23 +23,24 @@ pub struct HostChain {
 /// Chains of one or more hosts.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-pub struct Chains(pub Vec<HostChain>);
+pub struct Chains(
+    pub Vec<HostChain>,
+    /// Selectors that no interface fits now.
+    #[serde(skip)]
+    pub Vec<(HostId, SelectorStatus)>,
+);
 
 impl Chains {
     /// Every chain of these hosts.
     pub fn of(hosts: Vec<GetReply>) -> Self {
-        Self(
-            hosts
-                .into_iter()
-                .flat_map(|reply| {
-                    let host = reply.host;
-                    reply
-                        .chains
-                        .into_iter()
-                        .map(move |chain| HostChain { host: host.clone(), chain })
-                })
-                .collect(),
-        )
+        let mut chains = Self(Vec::new(), Vec::new());
+        for GetReply { host, chains: found, selectors, .. } in hosts {
+            let waiting = selectors.into_iter().filter(|selector| selector.interfaces.is_empty());
+            chains.1.extend(waiting.map(|selector| (host.clone(), selector)));
+            let found = found.into_iter();
+            chains.0.extend(found.map(|chain| HostChain { host: host.clone(), chain }));
+        }
+        chains
     }
 
     /// Why chains are not as they should be, for the person's eyes.
@@ -50,6 +51,9 @@ impl Chains {
                 let reason = chain.reason.as_ref()?;
                 Some(format!("note: {host} {} is {}: {reason}", chain.key(), state(chain.state).0))
             })
+            .chain(self.1.iter().map(|(host, SelectorStatus { interface, hook, .. })| {
+                format!("note: {host} {interface}/{hook} waits: no interface fits it now")
+            }))
             .collect()
     }
 }
@@ -89,6 +93,7 @@ impl Answer for Chains {
             text("TAG").wide(),
             number("VERIFIED").wide(),
             number("JITED").wide(),
+            text("SELECTOR").wide(),
             text("CHANGED").wide(),
             text("BY").wide(),
         ]);
@@ -108,6 +113,7 @@ impl Answer for Chains {
                 opt(seen.map(|o| &o.tag)),
                 opt(seen.map(|o| o.verified_instructions)),
                 opt(seen.map(|o| o.jited_bytes)),
+                opt(chain.selector.as_ref()),
                 opt(chain.changed.as_ref()),
                 opt(chain.changed_by.as_ref()),
             ]);
@@ -149,6 +155,7 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
     fields
         .add("chain", chain.key())
         .add("host", host)
+        .add("selector", chain.selector.as_ref().map(ToString::to_string).unwrap_or_default())
         .add("state", tone.paint(word, colour))
         .add("reason", chain.reason.as_deref().unwrap_or_default())
         .add("restored", chain.restored);

@@ -1,7 +1,7 @@
 //! What a change did: answers to apply, delete and drain.
 
 use crate::output::{Answer, Table, Tone};
-use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
+use canopy_api::wire::{Action, ApplyReply, ChainOutcome, SelectorOutcome};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -39,6 +39,9 @@ impl Answer for Change {
                 let _ = writeln!(out, "  {} {note}", Tone::Warn.paint("note:", colour));
             }
         }
+        for selector in &reply.selectors {
+            let _ = writeln!(out, "{}", selected(selector, reply.dry_run, colour));
+        }
         let rehearsal = if reply.dry_run { "; nothing was changed" } else { "" };
         let _ = writeln!(out, "{}: generation {}{rehearsal}", reply.host, reply.generation);
         out
@@ -48,6 +51,19 @@ impl Answer for Change {
         let chains = &self.0.chains;
         chains.iter().map(|c| format!("{}/{}/{}", self.0.host, c.interface, c.hook)).collect()
     }
+}
+
+pub(crate) fn selected(selector: &SelectorOutcome, dry_run: bool, colour: bool) -> String {
+    let (word, tone) = word(selector.action);
+    let would = if dry_run { "would be " } else { "" };
+    let SelectorOutcome { interface, hook, interfaces, action } = selector;
+    let names: Vec<&str> = interfaces.iter().map(canopy_api::InterfaceName::as_str).collect();
+    let stands = match (action, names.is_empty()) {
+        (Action::Removed, _) => String::new(),
+        (_, true) => ": no interface fits now; one that comes gets the chain".to_owned(),
+        (_, false) => format!(": {}", names.join(", ")),
+    };
+    format!("{interface}/{hook} {would}{}{stands}", tone.paint(word, colour))
 }
 
 fn headline(chain: &ChainOutcome, dry_run: bool, colour: bool) -> String {
@@ -115,7 +131,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn reply(dry_run: bool, chains: Vec<ChainOutcome>) -> ApplyReply {
-        ApplyReply { host: "web1".parse().unwrap(), generation: 5, dry_run, chains }
+        ApplyReply {
+            host: "web1".parse().unwrap(),
+            generation: 5,
+            dry_run,
+            chains,
+            selectors: Vec::new(),
+        }
     }
 
     #[test]
@@ -130,6 +152,26 @@ pub(crate) mod tests {
             "eth0/xdp updated: firewall@0.2.0 -> limit (firewall@0.1.0) [native, program 42]\n  \
              note: the driver has no native XDP: attached generic\n\
              web1: generation 5\n"
+        );
+    }
+
+    #[test]
+    fn a_selector_says_what_it_stands_for() {
+        let mut reply = reply(false, vec![]);
+        for (action, interfaces) in [
+            (Action::Created, vec!["eth0".parse().unwrap(), "eth1".parse().unwrap()]),
+            (Action::Unchanged, vec![]),
+            (Action::Removed, vec![]),
+        ] {
+            let interface = "eth*".parse().unwrap();
+            let outcome = SelectorOutcome { interface, hook: Hook::Xdp, action, interfaces };
+            reply.selectors.push(outcome);
+        }
+        assert_eq!(
+            Change(reply).text(false),
+            "eth*/xdp created: eth0, eth1\n\
+             eth*/xdp unchanged: no interface fits now; one that comes gets the chain\n\
+             eth*/xdp removed\nweb1: generation 5\n"
         );
     }
 

@@ -1,10 +1,13 @@
 //! What a document would change: the rehearsal's outcome against what is desired now.
 
-use super::{change::word, value};
+use super::{
+    change::{selected, word},
+    value,
+};
 use crate::output::{Answer, Table, Tone};
 use canopy_api::{
     Hook, HostId, InterfaceName, ProgramName,
-    wire::{Action, ApplyReply, GetReply, PlannedProgram, ProgramStatus},
+    wire::{Action, ApplyReply, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -24,6 +27,9 @@ pub struct Diff {
     pub differs: bool,
     /// Chain by chain.
     pub chains: Vec<ChainDiff>,
+    /// Selectors that change.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<SelectorOutcome>,
 }
 
 /// Differences of one chain.
@@ -150,11 +156,18 @@ impl Diff {
                 }
             })
             .collect();
+        let selectors: Vec<_> = rehearsal
+            .selectors
+            .into_iter()
+            .filter(|selector| selector.action != Action::Unchanged)
+            .collect();
         Self {
             host: rehearsal.host,
             generation: rehearsal.generation,
-            differs: chains.iter().any(|chain| chain.action != Action::Unchanged),
+            differs: !selectors.is_empty()
+                || chains.iter().any(|chain| chain.action != Action::Unchanged),
             chains,
+            selectors,
         }
     }
 }
@@ -212,6 +225,9 @@ impl Answer for Diff {
             for note in &chain.notes {
                 let _ = writeln!(out, "  {} {note}", Tone::Warn.paint("note:", colour));
             }
+        }
+        for selector in &self.selectors {
+            let _ = writeln!(out, "{}", selected(selector, true, colour));
         }
         if !self.differs {
             let _ = writeln!(out, "{}: no differences (generation {})", self.host, self.generation);
@@ -316,6 +332,23 @@ eth0/xdp would be updated
         let value = serde_json::to_value(&diff).unwrap();
         assert_eq!(value["chains"][0]["programs"][0]["change"], "changed");
         assert_eq!(value["chains"][0]["programs"][0]["fields"][1]["to"], 11);
+    }
+
+    #[test]
+    fn a_selector_that_nothing_fits_is_a_difference() {
+        let mut rehearsal = reply(true, vec![]);
+        rehearsal.selectors.push(SelectorOutcome {
+            interface: "eth*".parse().unwrap(),
+            hook: canopy_api::Hook::Xdp,
+            action: Action::Created,
+            interfaces: vec![],
+        });
+        let diff = Diff::between(&host(), rehearsal);
+        assert!(diff.differs);
+        assert_eq!(
+            diff.text(false),
+            "eth*/xdp would be created: no interface fits now; one that comes gets the chain\n"
+        );
     }
 
     #[test]

@@ -132,6 +132,7 @@ pub(crate) mod tests {
         let chain = ChainStatus {
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
+            selector: None,
             state: ChainState::Active,
             reason: None,
             restored: 1,
@@ -158,6 +159,7 @@ pub(crate) mod tests {
         let pending = ChainStatus {
             interface: "eth9".parse().unwrap(),
             hook: Hook::TcIngress,
+            selector: None,
             state: ChainState::Pending,
             reason: Some("there is no interface \"eth9\"".to_owned()),
             restored: 0,
@@ -174,6 +176,7 @@ pub(crate) mod tests {
             version: "0.1.0".to_owned(),
             started: "2026-01-01T00:00:00Z".to_owned(),
             chains: vec![chain, pending],
+            selectors: vec![],
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which programs of a request would go back to an older version than the one that runs.
 
 use super::{
-    resolve::Asked,
+    plan::Asked,
     state::{State, WantedProgram},
 };
 use canopy_api::{ChainKey, PackageName, ProgramName};
@@ -92,6 +92,7 @@ mod tests {
     fn found(runs: &[(&str, &str, &str)], asked: &[(&str, &str, &str)]) -> Vec<(String, String)> {
         let mut state = State::new("web1".parse().unwrap());
         let chain = Chain {
+            rule: None,
             wanted: wanted(runs),
             running: 1,
             changed: 0,
@@ -101,6 +102,7 @@ mod tests {
         };
         state.chains.insert(key(), chain);
         let asked = Asked {
+            rule: None,
             key: key(),
             wanted: Some(wanted(asked)),
             path: String::new(),

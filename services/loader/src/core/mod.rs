@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod downgrade;
+pub mod expand;
 pub mod map_settings;
 pub mod plan;
 pub mod reconcile;

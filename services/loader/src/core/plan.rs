@@ -1,11 +1,26 @@
 //! The planner: desired minus observed, as steps.
 
-use super::{
-    resolve::Asked,
-    state::{State, Wanted, WantedProgram},
-};
-use canopy_api::{ChainKey, Hook, wire::Action};
+use super::state::{State, Wanted, WantedProgram};
+use canopy_api::{ChainKey, Hook, InterfaceSelector, ProgramName, wire::Action};
 use canopy_kernel::{LinkState, Observed};
+use std::collections::BTreeMap;
+
+/// A chain that a request comes to; `None` to have it removed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Which chain.
+    pub key: ChainKey,
+    /// The selector it comes from, where that is no plain name.
+    pub rule: Option<InterfaceSelector>,
+    /// What it is to be.
+    pub wanted: Option<Wanted>,
+    /// Where the request says so: `document.chains[0]`.
+    pub path: String,
+    /// Where it names each program.
+    pub program_paths: BTreeMap<ProgramName, String>,
+    /// Worth telling whoever asked.
+    pub notes: Vec<String>,
+}
 
 /// What is to be done to one chain.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +46,8 @@ pub enum Step {
     Build,
     /// Attach the generation that is built already.
     Attach(u64),
+    /// Note where it comes from; the generation that runs stays.
+    Note(u64),
     /// Detach it, and forget it.
     Remove,
 }
@@ -88,13 +105,29 @@ fn chain(state: &State, seen: Option<&Observed>, asked: &Asked) -> ChainPlan {
         LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => false,
     });
     let pinned = seen.is_some_and(|seen| seen.generations.contains(&record.running));
-    if runs && pinned {
+    let (handed, lines) = handed_over(record.rule.as_ref(), asked.rule.as_ref());
+    if runs && pinned && handed {
+        plan(Action::Updated, Step::Note(record.running), true, lines)
+    } else if runs && pinned {
         plan(Action::Unchanged, Step::Nothing, false, Vec::new())
     } else if pinned {
-        plan(created, Step::Attach(record.running), false, Vec::new())
+        plan(created, Step::Attach(record.running), handed, lines)
     } else {
-        plan(created, Step::Build, false, Vec::new())
+        plan(created, Step::Build, handed, lines)
     }
+}
+
+/// Whether a chain comes from elsewhere than before, and that in words.
+fn handed_over(
+    before: Option<&InterfaceSelector>,
+    after: Option<&InterfaceSelector>,
+) -> (bool, Vec<String>) {
+    let from = match after {
+        _ if before == after => return (false, Vec::new()),
+        Some(selector) => format!("comes from {selector} now"),
+        None => "is the interface's own now".to_owned(),
+    };
+    (true, vec![from])
 }
 
 fn added(program: &WantedProgram) -> String {
@@ -163,7 +196,6 @@ mod tests {
     use crate::core::state::Chain;
     use canopy_api::{Digest, TcMode, VerdictSet, XdpMode, wire::ObservedChain};
     use proptest::{prelude::*, sample::select};
-    use std::collections::BTreeMap;
 
     fn key() -> ChainKey {
         ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
@@ -234,6 +266,7 @@ mod tests {
                 changed_by: "u-test".parse().unwrap(),
                 restored: 0,
                 since: BTreeMap::new(),
+                rule: None,
             };
             state.chains.insert(key(), chain);
         }
@@ -251,12 +284,18 @@ mod tests {
         ) {
             let observed: Vec<_> = link
                 .clone()
-                .map(|state| Observed { key: key(), state, generations: pinned.iter().copied().collect() })
+                .map(|state| Observed {
+                    key: key(),
+                    state,
+                    generations: pinned.iter().copied().collect(),
+                    away: None,
+                })
                 .into_iter()
                 .collect();
             let state = state(have.clone(), running);
             let asked = Asked {
                 key: key(),
+                rule: None,
                 wanted: want.clone(),
                 path: String::new(),
                 program_paths: BTreeMap::new(),

@@ -2,8 +2,8 @@
 
 use super::state::{Wanted, WantedProgram};
 use canopy_api::{
-    ApiError, ChainKey, ChainSpec, Code, DesiredState, Digest, Hook, Problem, Problems,
-    ProgramSpec, VerdictSet, desired::parse_proceed_on, document, wire::Fact,
+    ApiError, ChainSpec, Code, DesiredState, Digest, Hook, Problem, Problems, ProgramSpec, Target,
+    VerdictSet, desired::parse_proceed_on, document, wire::Fact,
 };
 use canopy_package::{Manifest, Package, bind, manifest::ManifestProgram};
 use serde_json::Value;
@@ -22,12 +22,12 @@ pub struct Located {
     pub package: Arc<Package>,
 }
 
-/// A chain a request asks for; `None` to have it removed.
+/// What a request asks for; `None` to have it removed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
-    /// Which chain.
-    pub key: ChainKey,
-    /// What it is to be.
+pub struct Wish {
+    /// For which interfaces and hook.
+    pub target: Target,
+    /// What the chain is to be.
     pub wanted: Option<Wanted>,
     /// Where the request says so: `document.chains[0]`.
     pub path: String,
@@ -92,9 +92,9 @@ pub fn resolve(
     state: &DesiredState,
     located: &BTreeMap<String, Located>,
     notes: &BTreeMap<String, String>,
-) -> Result<Vec<Asked>, Problems> {
+) -> Result<Vec<Wish>, Problems> {
     let mut problems = Problems::default();
-    let mut asked = Vec::new();
+    let mut wishes = Vec::new();
     for (c, chain) in state.chains.iter().enumerate() {
         let path = format!("document.chains[{c}]");
         let mut programs = Vec::new();
@@ -125,10 +125,10 @@ pub fn resolve(
             .iter()
             .filter_map(|program| notes.get(&program.package.to_string()).cloned())
             .collect();
-        asked.push(Asked { key: chain.key(), wanted, path, program_paths, notes });
+        wishes.push(Wish { target: chain.target(), wanted, path, program_paths, notes });
     }
     problems.into_result()?;
-    Ok(asked)
+    Ok(wishes)
 }
 
 fn program(

@@ -3,7 +3,8 @@
 
 use super::totals::Totals;
 use canopy_api::{
-    ChainKey, Digest, HostId, PackageName, Principal, ProgramName, TcMode, VerdictSet, XdpMode,
+    ChainKey, Digest, HostId, InterfaceSelector, PackageName, Principal, ProgramName, Target,
+    TcMode, VerdictSet, XdpMode,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -24,6 +25,10 @@ pub struct State {
     /// Every desired chain.
     #[serde(with = "pairs")]
     pub chains: BTreeMap<ChainKey, Chain>,
+    /// What is described for the interfaces of selectors that are not plain names. Each interface
+    /// that fits has a chain of its own in `chains`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", with = "pairs")]
+    pub rules: BTreeMap<Target, Rule>,
     /// What generations that are gone have counted.
     pub totals: Totals,
     /// Generations that run no longer and whose counts are not in `totals` yet.
@@ -44,6 +49,7 @@ impl State {
             drained: false,
             last_build: 0,
             chains: BTreeMap::new(),
+            rules: BTreeMap::new(),
             totals: Totals::default(),
             retired: Vec::new(),
             index_versions: BTreeMap::new(),
@@ -63,8 +69,21 @@ impl State {
                 None => next.chains.remove(&change.key),
             };
         }
+        for change in &journal.rules {
+            match &change.rule {
+                Some(rule) => next.rules.insert(change.target.clone(), rule.clone()),
+                None => next.rules.remove(&change.target),
+            };
+        }
         next.journal = None;
         next
+    }
+
+    /// Every program that is desired, here or where a selector leads later.
+    pub fn programs(&self) -> impl Iterator<Item = &WantedProgram> {
+        let chains = self.chains.values().map(|chain| &chain.wanted);
+        let rules = self.rules.values().map(|rule| &rule.wanted);
+        chains.chain(rules).flat_map(|wanted| &wanted.programs)
     }
 
     /// Whether a pinned generation is of use: attached, kept for later, or still to be counted.
@@ -94,6 +113,21 @@ pub struct Chain {
     pub restored: u64,
     /// Since when each program is in the chain with these bytes, seconds since the epoch.
     pub since: BTreeMap<ProgramName, u64>,
+    /// The selector it comes from; `None` for a chain that was applied to the interface by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<InterfaceSelector>,
+}
+
+/// What is described for the interfaces of a selector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What the chain of each is to be.
+    pub wanted: Wanted,
+    /// When `wanted` last changed, seconds since the epoch.
+    pub changed: u64,
+    /// Who changed it.
+    pub changed_by: Principal,
 }
 
 /// What a chain is to be: versions, programs and priorities resolved.
@@ -148,9 +182,22 @@ pub struct Journal {
     pub drained: bool,
     /// Each chain that it changes.
     pub changes: Vec<Change>,
+    /// Each rule that it changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleChange>,
     /// Whether it failed and whoever asked was told so: it may only be taken back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
+}
+
+/// What a journal does to one rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleChange {
+    /// Whose.
+    pub target: Target,
+    /// The rule once it is made; `None` forgets it.
+    pub rule: Option<Rule>,
 }
 
 /// What a journal does to one chain.

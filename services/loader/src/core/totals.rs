@@ -65,6 +65,13 @@ fn add(total: &mut BTreeMap<u8, u64>, cells: &[u64; CELLS]) {
     }
 }
 
+fn merge(total: &mut BTreeMap<u8, u64>, more: &BTreeMap<u8, u64>) {
+    for (slot, count) in more {
+        let at = total.entry(*slot).or_default();
+        *at = at.saturating_add(*count);
+    }
+}
+
 fn named<'a>(hook: Hook, counts: impl Iterator<Item = (&'a u8, &'a u64)>) -> BTreeMap<String, u64> {
     let mut out = BTreeMap::new();
     for (slot, count) in counts {
@@ -78,6 +85,19 @@ impl Totals {
     pub fn fold(&mut self, key: &ChainKey, cells: &[MemberCells]) {
         for member in cells {
             self.programs.entry((key.clone(), member.name.clone())).or_default().add(member);
+        }
+    }
+
+    /// A chain goes on under another name, added to what that has counted.
+    pub fn rename(&mut self, from: &ChainKey, to: &ChainKey) {
+        let moved: Vec<_> = self.programs.keys().filter(|(key, _)| key == from).cloned().collect();
+        for at in moved {
+            if let Some(total) = self.programs.remove(&at) {
+                let there = self.programs.entry((to.clone(), at.1)).or_default();
+                merge(&mut there.exits, &total.exits);
+                merge(&mut there.proceeds, &total.proceeds);
+                there.left = None;
+            }
         }
     }
 
@@ -126,6 +146,19 @@ mod tests {
         assert_eq!(b.exits(Hook::Xdp), [("other".into(), 7), ("pass".into(), 6)].into());
         let json = serde_json::to_string(&totals).unwrap();
         assert_eq!(serde_json::from_str::<Totals>(&json).unwrap(), totals);
+    }
+
+    #[test]
+    fn a_chain_takes_its_totals_along_to_another_name() {
+        let key = |name: &str| ChainKey { interface: name.parse().unwrap(), hook: Hook::Xdp };
+        let mut totals = Totals::default();
+        totals.fold(&key("eth0"), &[cells("a", 1, 3), cells("b", 2, 5)]);
+        totals.fold(&key("wan0"), &[cells("a", 1, 4)]);
+        totals.rename(&key("eth0"), &key("wan0"));
+        let runs = |interface: &str, program: &str| {
+            totals.get(&key(interface), &program.parse().unwrap()).runs()
+        };
+        assert_eq!((runs("wan0", "a"), runs("wan0", "b"), runs("eth0", "a")), (7, 5, 0));
     }
 
     #[test]

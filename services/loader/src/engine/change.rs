@@ -4,21 +4,33 @@ use super::{Engine, Inner, Options, Stage, journal::find};
 use crate::{
     core::{
         build::build,
-        plan::{ChainPlan, Step, plan},
-        resolve::Asked,
-        state::{Chain, Change, Journal, Wanted},
+        downgrade::{Downgrade, downgrades},
+        expand::{self, Expanded, Interfaces},
+        plan::{Asked, ChainPlan, Step, plan},
+        resolve::Wish,
+        state::{Chain, Change, Journal, RuleChange, Wanted},
     },
     error::LoaderError,
 };
 use canopy_api::{
-    ChainKey, Digest, Hook, ProgramName, XdpMode,
-    wire::{Action, ApplyReply, ChainOutcome, DeleteRequest, ObservedChain, PlannedProgram},
+    ChainKey, Digest, Hook, InterfaceSelector, ProgramName, Target, XdpMode,
+    wire::{
+        Action, ApplyReply, ChainOutcome, DeleteRequest, ObservedChain, PlannedProgram,
+        SelectorOutcome,
+    },
 };
 use canopy_kernel::{ChainBuild, Kernel, LinkState, Observed, Prepared};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::PoisonError,
 };
+
+/// A request on its way.
+struct Plan {
+    items: Vec<Item>,
+    rules: Vec<RuleChange>,
+    selectors: Vec<SelectorOutcome>,
+}
 
 /// A chain of a request on its way.
 struct Item {
@@ -30,9 +42,9 @@ struct Item {
 
 impl<K: Kernel> Engine<K> {
     /// Makes chains so.
-    pub fn apply(&self, asked: Vec<Asked>, options: &Options) -> Result<ApplyReply, LoaderError> {
+    pub fn apply(&self, wishes: Vec<Wish>, options: &Options) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.change(asked, options)
+        self.change(wishes, options)
     }
 
     /// Removes a chain, or one program of it.
@@ -42,41 +54,62 @@ impl<K: Kernel> Engine<K> {
         options: &Options,
     ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = ChainKey { interface: request.interface.clone(), hook: request.hook };
-        let wanted = self.without(&key, request.program.as_ref())?;
-        let asked = Asked {
-            key,
+        let target = Target { interface: request.interface.clone(), hook: request.hook };
+        let wanted = self.without(&target, request.program.as_ref())?;
+        let wish = Wish {
+            target,
             wanted,
             path: String::new(),
             program_paths: BTreeMap::new(),
             notes: Vec::new(),
         };
-        self.change(vec![asked], options)
+        self.change(vec![wish], options)
     }
 
-    /// What remains of a chain without one program, or nothing.
+    /// What remains of what is described for a target without one program, or nothing.
     fn without(
         &self,
-        key: &ChainKey,
+        target: &Target,
         program: Option<&ProgramName>,
     ) -> Result<Option<Wanted>, LoaderError> {
         let inner = self.lock();
-        let Some(record) = inner.state.chains.get(key) else {
-            let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
-            // A chain that is in the kernel and not in the state can be removed as a whole.
-            if program.is_none() && attached(&seen, key).is_some() {
-                return Ok(None);
+        let state = &inner.state;
+        let known = match target.interface.name() {
+            None => state.rules.get(target).map(|rule| &rule.wanted),
+            Some(name) => {
+                let key = ChainKey { interface: name.clone(), hook: target.hook };
+                match state.chains.get(&key) {
+                    Some(Chain { rule: Some(selector), .. }) => {
+                        return Err(LoaderError::OfSelector { key, selector: selector.clone() });
+                    }
+                    Some(record) => Some(&record.wanted),
+                    None => {
+                        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+                        // A chain that is in the kernel and not in the state can be removed as a
+                        // whole.
+                        if program.is_none() && attached(&seen, &key).is_some() {
+                            return Ok(None);
+                        }
+                        None
+                    }
+                }
             }
-            let known = inner.state.chains.keys().map(ToString::to_string).collect();
-            return Err(LoaderError::NoChain { key: key.clone(), known });
+        };
+        let Some(wanted) = known else {
+            let by_name = state.chains.iter().filter(|(_, chain)| chain.rule.is_none());
+            let known = by_name
+                .map(|(key, _)| key.to_string())
+                .chain(state.rules.keys().map(ToString::to_string))
+                .collect();
+            return Err(LoaderError::NoChain { target: target.clone(), known });
         };
         let Some(program) = program else { return Ok(None) };
-        let mut rest = record.wanted.clone();
+        let mut rest = wanted.clone();
         rest.programs.retain(|p| p.name != *program);
-        if rest.programs.len() == record.wanted.programs.len() {
+        if rest.programs.len() == wanted.programs.len() {
             let known = rest.programs.iter().map(|p| p.name.to_string()).collect();
             return Err(LoaderError::NoProgram {
-                key: key.clone(),
+                target: target.clone(),
                 program: program.clone(),
                 known,
             });
@@ -84,22 +117,22 @@ impl<K: Kernel> Engine<K> {
         Ok((!rest.programs.is_empty()).then_some(rest))
     }
 
-    fn change(&self, asked: Vec<Asked>, options: &Options) -> Result<ApplyReply, LoaderError> {
-        let mut items = self.plan(asked, options)?;
+    fn change(&self, wishes: Vec<Wish>, options: &Options) -> Result<ApplyReply, LoaderError> {
+        let mut plan = self.plan(wishes, options)?;
         self.stage(Stage::Planned);
-        let result = self.prepare(&mut items).and_then(|()| {
+        let result = self.prepare(&mut plan.items).and_then(|()| {
             self.stage(Stage::Prepared);
-            if options.dry_run { Ok(BTreeMap::new()) } else { self.switch(&items, options) }
+            if options.dry_run { Ok(BTreeMap::new()) } else { self.switch(&plan, options) }
         });
         let mut inner = self.lock();
-        for item in &items {
+        for item in &plan.items {
             if let Some(build) = &item.build {
                 inner.preparing.remove(&(build.key.clone(), build.generation));
             }
         }
         // What was prepared and not attached goes; after a success there is nothing left.
         if options.dry_run || result.is_err() {
-            self.sweep_builds(&mut inner, &items);
+            self.sweep_builds(&mut inner, &plan.items);
         }
         let after = result?;
         if !options.dry_run {
@@ -109,7 +142,8 @@ impl<K: Kernel> Engine<K> {
             host: self.parts.host.clone(),
             generation: inner.state.generation,
             dry_run: options.dry_run,
-            chains: items.into_iter().map(|item| outcome(item, &after)).collect(),
+            chains: plan.items.into_iter().map(|item| outcome(item, &after)).collect(),
+            selectors: plan.selectors,
         })
     }
 
@@ -118,21 +152,55 @@ impl<K: Kernel> Engine<K> {
         self.admit(&self.lock(), options)
     }
 
-    fn plan(&self, asked: Vec<Asked>, options: &Options) -> Result<Vec<Item>, LoaderError> {
-        let mut inner = self.lock();
-        self.settle_journal(&mut inner);
-        self.admit(&inner, options)?;
-        let interfaces = self.parts.kernel.interfaces().map_err(LoaderError::kernel)?;
-        for asked in asked.iter().filter(|asked| asked.wanted.is_some()) {
-            let name = &asked.key.interface;
-            if !interfaces.iter().any(|interface| interface.name == *name) {
+    /// Programs that would go back to an older version, on whichever interface.
+    pub fn downgrades(
+        &self,
+        wishes: Vec<Wish>,
+        options: &Options,
+    ) -> Result<Vec<Downgrade>, LoaderError> {
+        let inner = self.lock();
+        let expanded = self.expand(&inner, wishes, options)?;
+        Ok(downgrades(&inner.state, &expanded.asked))
+    }
+
+    /// The chains that wishes come to, on the interfaces that are there.
+    fn expand(
+        &self,
+        inner: &Inner,
+        wishes: Vec<Wish>,
+        options: &Options,
+    ) -> Result<Expanded, LoaderError> {
+        let selectors =
+            inner.state.rules.keys().chain(wishes.iter().map(|wish| &wish.target)).cloned();
+        let interfaces = self.interfaces(selectors).map_err(LoaderError::kernel)?;
+        for wish in wishes.iter().filter(|wish| wish.wanted.is_some()) {
+            let Some(name) = wish.target.interface.name() else { continue };
+            if !interfaces.all.iter().any(|interface| interface.name == *name) {
                 return Err(LoaderError::NoInterface {
                     name: name.clone(),
-                    path: below(&asked.path, "interface"),
-                    known: interfaces.iter().map(|known| known.name.to_string()).collect(),
+                    path: below(&wish.path, "interface"),
+                    known: interfaces.all.iter().map(|known| known.name.to_string()).collect(),
                 });
             }
         }
+        let author = (&options.by, self.seconds());
+        expand::expand(&inner.state, &interfaces, wishes, author).map_err(LoaderError::Ambiguous)
+    }
+
+    fn plan(&self, wishes: Vec<Wish>, options: &Options) -> Result<Plan, LoaderError> {
+        let mut inner = self.lock();
+        self.settle_journal(&mut inner);
+        self.admit(&inner, options)?;
+        let Expanded { asked, rules, selectors } = self.expand(&inner, wishes, options)?;
+        let selectors = selectors
+            .into_iter()
+            .map(|(target, interfaces)| SelectorOutcome {
+                action: rule_action(&inner, &rules, &target),
+                interface: target.interface,
+                hook: target.hook,
+                interfaces,
+            })
+            .collect();
         let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
         let plans = plan(&inner.state, &seen, &asked);
         let mut items = Vec::new();
@@ -141,13 +209,30 @@ impl<K: Kernel> Engine<K> {
                 (Step::Build, Some(wanted)) => {
                     Some(self.lay_out(&mut inner, &seen, &asked.key, wanted)?)
                 }
-                (Step::Build | Step::Nothing | Step::Attach(_) | Step::Remove, _) => None,
+                (
+                    Step::Build | Step::Nothing | Step::Attach(_) | Step::Note(_) | Step::Remove,
+                    _,
+                ) => None,
             };
             items.push(Item { asked, plan, build, prepared: None });
         }
         let builds = items.iter().filter_map(|item| item.build.as_ref());
         inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
-        Ok(items)
+        Ok(Plan { items, rules, selectors })
+    }
+
+    /// The interfaces of the host, with what these selectors ask about them.
+    pub(super) fn interfaces(
+        &self,
+        targets: impl IntoIterator<Item = Target>,
+    ) -> Result<Interfaces, canopy_kernel::KernelError> {
+        let routed = |target: Target| target.interface == InterfaceSelector::DefaultRoute;
+        let default_route = if targets.into_iter().any(routed) {
+            self.parts.kernel.default_route()?
+        } else {
+            Vec::new()
+        };
+        Ok(Interfaces { all: self.parts.kernel.interfaces()?, default_route })
     }
 
     /// Whether changes are taken at all.
@@ -209,7 +294,7 @@ impl<K: Kernel> Engine<K> {
     /// Journals, switches, reads back, commits.
     fn switch(
         &self,
-        items: &[Item],
+        Plan { items, rules, .. }: &Plan,
         options: &Options,
     ) -> Result<BTreeMap<ChainKey, Option<ObservedChain>>, LoaderError> {
         let mut inner = self.lock();
@@ -226,11 +311,14 @@ impl<K: Kernel> Engine<K> {
                     continue;
                 }
                 Step::Build => item.build.as_ref().map(|build| build.generation),
-                Step::Attach(generation) => Some(generation),
+                Step::Attach(generation) | Step::Note(generation) => Some(generation),
                 Step::Remove => None,
             };
             let record = match (&item.asked.wanted, to) {
-                (Some(wanted), Some(to)) => Some(record(old, wanted, to, &item.plan, now, options)),
+                (Some(wanted), Some(to)) => Some(Chain {
+                    rule: item.asked.rule.clone(),
+                    ..record(old, wanted, to, &item.plan, now, options)
+                }),
                 _ => None,
             };
             changes.push(Change {
@@ -241,14 +329,16 @@ impl<K: Kernel> Engine<K> {
                 record,
             });
         }
-        if changes.is_empty() {
+        if changes.is_empty() && rules.is_empty() {
             return Ok(so);
         }
-        let desired_changes = items.iter().any(|item| item.plan.desired_changes);
+        let desired_changes =
+            !rules.is_empty() || items.iter().any(|item| item.plan.desired_changes);
         let journal = Journal {
             generation: inner.state.generation + u64::from(desired_changes),
             drained: false,
             changes,
+            rules: rules.clone(),
             failed: false,
         };
         let mut after = self.carry_out(&mut inner, &journal, &seen)?;
@@ -325,8 +415,13 @@ impl<K: Kernel> Engine<K> {
             });
         }
         if !dry_run && !unchanged {
-            let journal =
-                Journal { generation: inner.state.generation, drained, changes, failed: false };
+            let journal = Journal {
+                generation: inner.state.generation,
+                drained,
+                changes,
+                rules: Vec::new(),
+                failed: false,
+            };
             let after = self.carry_out(&mut inner, &journal, &seen)?;
             for outcome in &mut outcomes {
                 let key = ChainKey { interface: outcome.interface.clone(), hook: outcome.hook };
@@ -344,6 +439,7 @@ impl<K: Kernel> Engine<K> {
             generation: inner.state.generation,
             dry_run,
             chains: outcomes,
+            selectors: Vec::new(),
         })
     }
 }
@@ -355,8 +451,18 @@ pub(super) fn no_journal(inner: &Inner) -> Result<(), LoaderError> {
 
 /// The digests the state names.
 pub(super) fn digests(inner: &Inner) -> BTreeSet<Digest> {
-    let programs = inner.state.chains.values().flat_map(|chain| &chain.wanted.programs);
-    programs.map(|program| program.digest.clone()).collect()
+    inner.state.programs().map(|program| program.digest.clone()).collect()
+}
+
+/// What a request does to a selector.
+fn rule_action(inner: &Inner, rules: &[RuleChange], target: &Target) -> Action {
+    let change = rules.iter().find(|change| change.target == *target);
+    match (change.map(|change| &change.rule), inner.state.rules.contains_key(target)) {
+        (None, _) => Action::Unchanged,
+        (Some(None), _) => Action::Removed,
+        (Some(Some(_)), true) => Action::Updated,
+        (Some(Some(_)), false) => Action::Created,
+    }
 }
 
 fn attached<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a ObservedChain> {
@@ -368,7 +474,7 @@ fn attached<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a ObservedChai
 
 /// The generation a change starts from: what the state says runs, if it is there to come back to;
 /// for a chain the state does not know, what is attached.
-fn from(old: Option<&Chain>, seen: &[Observed], key: &ChainKey) -> Option<u64> {
+pub(super) fn from(old: Option<&Chain>, seen: &[Observed], key: &ChainKey) -> Option<u64> {
     match old {
         Some(old) => Some(old.running),
         None => attached(seen, key).map(|chain| chain.generation),
@@ -404,6 +510,7 @@ fn record(
         changed_by,
         restored: old.map_or(0, |old| old.restored),
         since,
+        rule: None,
     }
 }
 
@@ -411,7 +518,7 @@ fn below(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
+pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
     wanted
         .programs
         .iter()
@@ -433,7 +540,7 @@ fn outcome(item: Item, after: &BTreeMap<ChainKey, Option<ObservedChain>>) -> Cha
     let observed = after.get(&asked.key).cloned().flatten();
     let mut steps = plan.lines;
     match plan.step {
-        Step::Nothing => {}
+        Step::Nothing | Step::Note(_) => {}
         Step::Build => {
             let (generation, members) =
                 build.as_ref().map_or((0, 0), |build| (build.generation, build.members.len()));

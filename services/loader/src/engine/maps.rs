@@ -697,12 +697,16 @@ pub(super) fn place(inner: &Inner, name: &MapName) -> Result<Place, LoaderError>
     let key = name.key();
     let Some(chain) = inner.state.chains.get(&key) else {
         let known = inner.state.chains.keys().map(ToString::to_string).collect();
-        return Err(LoaderError::NoChain { key, known });
+        return Err(LoaderError::NoChain { target: key.into(), known });
     };
     let programs = &chain.wanted.programs;
     let Some(program) = programs.iter().find(|program| program.name == name.program) else {
         let known = programs.iter().map(|program| program.name.to_string()).collect();
-        return Err(LoaderError::NoProgram { key, program: name.program.clone(), known });
+        return Err(LoaderError::NoProgram {
+            target: key.into(),
+            program: name.program.clone(),
+            known,
+        });
     };
     let (generation, program) = (chain.running, program.clone());
     Ok(Place { name: name.clone(), key, generation, program })

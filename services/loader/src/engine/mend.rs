@@ -1,11 +1,11 @@
 //! The loader's own check: every second it compares what is attached with what is desired, and
 //! mends it from what is pinned, else from the cache. It needs neither bus nor enforcer.
 
-use super::{Engine, Event, Inner, Stage, Trouble, journal::find};
+use super::{Engine, Event, Inner, Stage, Trouble, change::from, journal::find};
 use crate::{
     core::{
         reconcile::{Finding, Mend, judge},
-        state::{Change, Journal},
+        state::{Chain, Change, Journal},
     },
     error::{LoaderError, with_causes},
 };
@@ -38,7 +38,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn reconcile(&self, occasion: Occasion) -> Vec<Event> {
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
-        let seen = match self.parts.kernel.observe() {
+        let mut seen = match self.parts.kernel.observe() {
             Ok(seen) => seen,
             Err(error) => {
                 tracing::error!(error = with_causes(&error), "the kernel cannot be observed");
@@ -46,6 +46,12 @@ impl<K: Kernel> Engine<K> {
             }
         };
         let mut events = Vec::new();
+        if !inner.state.drained
+            && inner.state.journal.is_none()
+            && !self.follow_selectors(&mut inner, &mut seen)
+        {
+            return Vec::new();
+        }
         if !inner.state.drained && inner.state.journal.is_none() {
             let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
             for key in keys {
@@ -94,7 +100,8 @@ impl<K: Kernel> Engine<K> {
                 if waits {
                     return None;
                 }
-                (finding, self.rebuild(inner, key, seen))
+                let record = chain.clone();
+                (finding, self.rebuild(inner, key, seen, record))
             }
         };
         if let Err(error) = result {
@@ -145,35 +152,36 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Builds the chain again from the cache.
-    fn rebuild(
+    /// Builds a chain from the cache, as its record says, in the place of what runs.
+    pub(super) fn rebuild(
         &self,
         inner: &mut Inner,
         key: &ChainKey,
         seen: Option<&Observed>,
+        mut record: Chain,
     ) -> Result<(), Box<dyn std::error::Error>> {
         let interfaces = self.parts.kernel.interfaces()?;
         if !interfaces.iter().any(|interface| interface.name == key.interface) {
             return Err(KernelError::InterfaceNotFound { name: key.interface.clone() }.into());
         }
         let seen: Vec<_> = seen.cloned().into_iter().collect();
-        let mut record = inner.state.chains.get(key).ok_or("the chain is gone")?.clone();
         let build = self.lay_out(inner, &seen, key, &record.wanted)?;
         self.stage(Stage::Planned);
         self.parts.kernel.prepare(&build)?;
         self.stage(Stage::Prepared);
-        let from = record.running;
+        let from = from(inner.state.chains.get(key), &seen, key);
         record.running = build.generation;
         let journal = Journal {
             generation: inner.state.generation,
             drained: false,
             changes: vec![Change {
                 key: key.clone(),
-                from: Some(from),
+                from,
                 to: Some(build.generation),
                 from_mode: record.wanted.xdp_mode,
                 record: Some(record),
             }],
+            rules: Vec::new(),
             failed: false,
         };
         if let Err(error) = self.carry_out(inner, &journal, &seen) {
@@ -186,7 +194,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Notes why a chain is not as desired, and when a new attempt is due.
-    fn trouble(
+    pub(super) fn trouble(
         &self,
         inner: &mut Inner,
         key: &ChainKey,

@@ -10,6 +10,7 @@ mod maps;
 mod mend;
 mod report;
 mod rings;
+mod selectors;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +21,8 @@ use crate::{
     cache::PackageSource,
     core::{
         build::Packages,
-        downgrade::{Downgrade, downgrades},
         resolve::{self, Located},
-        state::State,
+        state::{Chain, State},
     },
     error::LoaderError,
     store::{Loaded, Store, StoreError},
@@ -113,6 +113,8 @@ pub(crate) struct Inner {
     pub(crate) state: State,
     /// Generations being prepared: pinned, needed, and not in the state yet.
     preparing: BTreeSet<(ChainKey, u64)>,
+    /// Chains that a selector gives to an interface and that were not built yet.
+    wanting: BTreeMap<ChainKey, Chain>,
     /// Why a chain is not as desired, and when to try again.
     trouble: BTreeMap<ChainKey, Trouble>,
     /// What was last counted, for the day the pins are gone.
@@ -168,6 +170,7 @@ impl<K: Kernel> Engine<K> {
             inner: Mutex::new(Inner {
                 state,
                 preparing: BTreeSet::new(),
+                wanting: BTreeMap::new(),
                 trouble: BTreeMap::new(),
                 last_cells: BTreeMap::new(),
                 blind: BTreeMap::new(),
@@ -222,8 +225,9 @@ impl<K: Kernel> Engine<K> {
     pub fn locked(&self, reference: &PackageRef) -> Option<Located> {
         let found = {
             let inner = self.lock();
-            let programs = inner.state.chains.values().flat_map(|chain| &chain.wanted.programs);
-            programs
+            inner
+                .state
+                .programs()
                 .filter(|p| {
                     p.package == reference.name && reference.requirement.matches(&p.version)
                 })
@@ -232,11 +236,6 @@ impl<K: Kernel> Engine<K> {
         };
         let package = self.parts.packages.package(&found).ok()?;
         Some(Located { digest: found, package })
-    }
-
-    /// Programs that would go back to an older version.
-    pub fn downgrades(&self, asked: &[resolve::Asked]) -> Vec<Downgrade> {
-        downgrades(&self.lock().state, asked)
     }
 
     /// Whether this host has what every package of a document asks for.

@@ -1,15 +1,15 @@
 //! What is desired, what is observed, what was counted.
 
-use super::{Engine, Inner, journal::find};
-use crate::core::state::{Chain, WantedProgram};
+use super::{Engine, Inner, change::planned, journal::find};
+use crate::core::state::{Chain, Rule, WantedProgram};
 use canopy_api::{
-    ChainKey,
+    ChainKey, Target,
     wire::{
         ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricValue,
-        ObservedChain, ProgramStatus,
+        ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
-use canopy_kernel::{Kernel, LinkState, MemberCells, Observed};
+use canopy_kernel::{Away, Kernel, LinkState, MemberCells, Observed};
 use canopy_package::{bind, metric};
 use canopy_runtime::clock;
 use serde_json::Map;
@@ -37,6 +37,15 @@ impl<K: Kernel> Engine<K> {
     pub fn get(&self, request: &GetRequest) -> Result<GetReply, canopy_kernel::KernelError> {
         let chains = self.report(request)?;
         let inner = self.lock();
+        let selectors = inner
+            .state
+            .rules
+            .iter()
+            .filter(|(target, _)| {
+                request.interface.is_none() && request.hook.is_none_or(|hook| hook == target.hook)
+            })
+            .map(|(target, rule)| selector(&inner, target, rule))
+            .collect();
         Ok(GetReply {
             host: self.parts.host.clone(),
             generation: inner.state.generation,
@@ -45,6 +54,7 @@ impl<K: Kernel> Engine<K> {
             version: self.parts.version.clone(),
             started: clock::rfc3339(self.started),
             chains: chains.into_iter().map(|report| report.status).collect(),
+            selectors,
         })
     }
 
@@ -76,6 +86,13 @@ impl<K: Kernel> Engine<K> {
         for (key, chain) in inner.state.chains.iter().filter(|(key, _)| asked(key)) {
             reports.push(self.desired(&inner, key, chain, find(&seen, key)));
             running.push((chain.wanted.programs.clone(), chain.running));
+        }
+        let wanting = inner.wanting.iter();
+        for (key, chain) in
+            wanting.filter(|(key, _)| asked(key) && !inner.state.chains.contains_key(*key))
+        {
+            reports.push(self.desired(&inner, key, chain, None));
+            running.push((Vec::new(), 0));
         }
         for seen in &seen {
             if let (true, false, LinkState::Attached(chain)) =
@@ -125,6 +142,7 @@ impl<K: Kernel> Engine<K> {
         let status = ChainStatus {
             interface: key.interface.clone(),
             hook: key.hook,
+            selector: chain.rule.clone(),
             state,
             reason,
             restored: chain.restored,
@@ -204,7 +222,9 @@ impl<K: Kernel> Engine<K> {
         let inner = self.lock();
         let seen = self.parts.kernel.observe().unwrap_or_default();
         let mut chains = BTreeMap::new();
-        for (key, chain) in &inner.state.chains {
+        let wanting =
+            inner.wanting.iter().filter(|(key, _)| !inner.state.chains.contains_key(*key));
+        for (key, chain) in inner.state.chains.iter().chain(wanting) {
             let (state, _, _) = judge(&inner, key, chain, find(&seen, key));
             let name = match state {
                 ChainState::Active => "active",
@@ -258,10 +278,36 @@ fn judge(
             (ChainState::Diverged, Some(why), None)
         }
         Some(LinkState::InterfaceMissing) => {
-            pending(&format!("there is no interface \"{}\"", key.interface))
+            let missing = format!("there is no interface \"{}\"", key.interface);
+            let why = match seen.and_then(|seen| seen.away.as_ref()) {
+                None => missing,
+                Some(Away::Renamed(to)) => format!(
+                    "{missing}; the one that has the chain is \"{to}\" now: rename it back, or \
+                     apply the chain to {to}, which takes it over, and delete this one"
+                ),
+                Some(Away::OtherNamespace) => format!(
+                    "{missing} here; the one that has the chain is in another network namespace"
+                ),
+            };
+            (ChainState::Pending, Some(why), None)
         }
         Some(LinkState::Detached) => pending("the link is detached; it is being restored"),
         None => pending("nothing is attached; it is being built again"),
+    }
+}
+
+fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
+    let mine = |(key, chain): (&ChainKey, &Chain)| {
+        (key.hook == target.hook && chain.rule.as_ref() == Some(&target.interface))
+            .then(|| key.interface.clone())
+    };
+    SelectorStatus {
+        interface: target.interface.clone(),
+        hook: target.hook,
+        interfaces: inner.state.chains.iter().filter_map(mine).collect(),
+        changed: clock::rfc3339(UNIX_EPOCH + Duration::from_secs(rule.changed)),
+        changed_by: rule.changed_by.to_string(),
+        programs: planned(&rule.wanted, target.hook),
     }
 }
 
@@ -270,6 +316,7 @@ fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
     let status = ChainStatus {
         interface: key.interface.clone(),
         hook: key.hook,
+        selector: None,
         state: ChainState::Diverged,
         reason: Some("attached, and not in the state of this host; delete it or apply it".into()),
         restored: 0,

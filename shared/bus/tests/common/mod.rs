@@ -167,6 +167,7 @@ pub fn get_reply(host: &HostId) -> GetReply {
         version: "0".into(),
         started: String::new(),
         chains: Vec::new(),
+        selectors: Vec::new(),
     }
 }
 
@@ -203,6 +204,7 @@ pub async fn loader_on(bus: Bus, host: &str, more: impl FnOnce(Server) -> Server
                     generation: generation.into(),
                     dry_run: request.dry_run,
                     chains: Vec::new(),
+                    selectors: Vec::new(),
                 })
             }
         });

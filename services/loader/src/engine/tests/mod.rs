@@ -6,4 +6,6 @@ mod crashes;
 mod healing;
 mod maps;
 mod model;
+mod selector_model;
+mod selectors;
 mod world;

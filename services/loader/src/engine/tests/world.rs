@@ -2,7 +2,7 @@
 
 use crate::{
     cache::PackageSource,
-    core::resolve::{self, Located},
+    core::resolve::{self, Located, Wish},
     engine::{Engine, Options, Parts, Stage},
     error::LoaderError,
     store::{Store, StoreError},
@@ -201,11 +201,15 @@ impl World {
         document: Value,
         options: &Options,
     ) -> Result<ApplyReply, LoaderError> {
+        engine.apply(self.wishes(document)?, options)
+    }
+
+    /// What a document asks for.
+    pub(super) fn wishes(&self, document: Value) -> Result<Vec<Wish>, LoaderError> {
         // Without the schema, whose validator costs more than all the rest.
         let document: DesiredState = serde_json::from_value(document).unwrap();
         document.check()?;
-        let asked = resolve::resolve(&document, &self.newest, &BTreeMap::new())?;
-        engine.apply(asked, options)
+        Ok(resolve::resolve(&document, &self.newest, &BTreeMap::new())?)
     }
 
     /// Kernel calls since the last time, that change something.
@@ -281,7 +285,7 @@ pub(super) fn runs(engine: &Engine<FakeKernel>, key: &ChainKey, name: &str) -> u
 
 pub(super) fn deletion(key: &ChainKey, program: Option<&str>) -> DeleteRequest {
     DeleteRequest {
-        interface: key.interface.clone(),
+        interface: key.interface.clone().into(),
         hook: key.hook,
         program: program.map(named),
         expected_generation: None,

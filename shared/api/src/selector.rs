@@ -1,0 +1,291 @@
+//! How a chain's interface is named: by its name, or by what it is.
+
+use crate::{
+    desired::{ChainKey, Hook},
+    name::InterfaceName,
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::{borrow::Cow, fmt, str::FromStr};
+
+/// Which interfaces a chain is for. What is not a plain name stands for every interface that fits,
+/// now or later:
+///
+/// | written | means |
+/// |---|---|
+/// | `eth0` | the interface of that name |
+/// | `eth*`, `veth?` | every interface whose name fits: `*` is any text, `?` one character; `lo` only where it is spelled |
+/// | `default-route` | where the default route leads: IPv4's, or IPv6's where there is none |
+/// | `mac:52:54:00:12:34:56` | the interfaces with that hardware address |
+/// | `altname:enp3s0` | the interface with that alternative name |
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InterfaceSelector {
+    /// The interface of that name.
+    Name(InterfaceName),
+    /// Every interface whose name fits.
+    Glob(Glob),
+    /// Where the default route leads.
+    DefaultRoute,
+    /// The interfaces with that hardware address.
+    Mac([u8; 6]),
+    /// The interface with that alternative name.
+    AltName(String),
+}
+
+/// A pattern of names with `*` and `?`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Glob(String);
+
+/// Longest alternative name, bytes (`ALTIFNAMSIZ`, its terminating zero excluded).
+const ALTNAME: usize = 127;
+
+const RULE: &str = "a name (eth0) or a pattern (eth*) of 1 to 15 printable characters without space, \
+                    '/' or ':'; default-route; mac:52:54:00:12:34:56; altname:enp3s0";
+
+impl InterfaceSelector {
+    /// The name, for one that is nothing else.
+    pub fn name(&self) -> Option<&InterfaceName> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Glob(_) | Self::DefaultRoute | Self::Mac(_) | Self::AltName(_) => None,
+        }
+    }
+
+    /// Which of two that fit the same interface counts: the greater. Equal ones do not go together.
+    pub fn specificity(&self) -> usize {
+        // A pattern has at most 15 characters.
+        match self {
+            Self::Name(_) => 103,
+            Self::AltName(_) => 102,
+            Self::Mac(_) => 101,
+            Self::DefaultRoute => 100,
+            Self::Glob(glob) => glob.0.bytes().filter(|b| !matches!(b, b'*' | b'?')).count(),
+        }
+    }
+}
+
+impl Glob {
+    /// Whether a name fits.
+    pub fn matches(&self, name: &str) -> bool {
+        // As a shell's '*' leaves out files with a leading dot.
+        let spelled = !self.0.starts_with(['*', '?']);
+        (name != "lo" || spelled) && fits(self.0.as_bytes(), name.as_bytes())
+    }
+}
+
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            fits(rest, name) || name.split_first().is_some_and(|(_, tail)| fits(pattern, tail))
+        }
+        (Some((b'?', rest)), Some((_, tail))) => fits(rest, tail),
+        (Some((one, rest)), Some((other, tail))) => one == other && fits(rest, tail),
+        (None, Some(_)) | (Some(_), None) => false,
+    }
+}
+
+impl FromStr for InterfaceSelector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = |why: &str| Err(format!("\"{text}\" names no interface: {why}; {RULE}"));
+        if text == "default-route" {
+            return Ok(Self::DefaultRoute);
+        }
+        if let Some(address) = text.strip_prefix("mac:") {
+            let parts: Vec<_> = address.split(':').collect();
+            let pair =
+                |part: &&&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let bytes: Vec<u8> = parts
+                .iter()
+                .filter(pair)
+                .filter_map(|part| u8::from_str_radix(part, 16).ok())
+                .collect();
+            return match (<[u8; 6]>::try_from(bytes), parts.len()) {
+                (Ok(mac), 6) => Ok(Self::Mac(mac)),
+                _ => bad("a hardware address is six pairs of hexadecimal digits"),
+            };
+        }
+        if let Some(name) = text.strip_prefix("altname:") {
+            let legal = (1..=ALTNAME).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+            return if legal {
+                Ok(Self::AltName(name.to_owned()))
+            } else {
+                bad("an alternative name is 1 to 127 printable characters without space or '/'")
+            };
+        }
+        let name: InterfaceName =
+            text.parse().map_err(|error: crate::name::NameError| format!("{error}; {RULE}"))?;
+        if text.contains(['*', '?']) {
+            Ok(Self::Glob(Glob(text.to_owned())))
+        } else {
+            Ok(Self::Name(name))
+        }
+    }
+}
+
+impl fmt::Display for InterfaceSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.pad(name.as_str()),
+            Self::Glob(glob) => f.pad(&glob.0),
+            Self::DefaultRoute => f.pad("default-route"),
+            Self::Mac(bytes) => {
+                f.pad(&format!("mac:{}", bytes.map(|byte| format!("{byte:02x}")).join(":")))
+            }
+            Self::AltName(name) => f.pad(&format!("altname:{name}")),
+        }
+    }
+}
+
+impl From<InterfaceName> for InterfaceSelector {
+    /// The interface of that name, whatever characters are in it.
+    fn from(name: InterfaceName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl Serialize for InterfaceSelector {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InterfaceSelector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for InterfaceSelector {
+    fn schema_name() -> Cow<'static, str> {
+        "InterfaceSelector".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(mac:([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}|altname:[!-.0-~]{1,127}|[!-.0-9;-~]{1,15})$",
+            "description": RULE,
+        })
+    }
+}
+
+/// What a person describes: a hook of the interfaces that a selector stands for.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub struct Target {
+    /// Which interfaces.
+    pub interface: InterfaceSelector,
+    /// The hook on each.
+    pub hook: Hook,
+}
+
+impl From<ChainKey> for Target {
+    fn from(key: ChainKey) -> Self {
+        Self { interface: key.interface.into(), hook: key.hook }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.interface, self.hook)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> InterfaceSelector {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_kind_is_written_in_its_own_way() {
+        for text in
+            ["eth0", "eth*", "v?th0", "default-route", "mac:52:54:00:ab:cd:ef", "altname:a:b"]
+        {
+            let selector = parse(text);
+            assert_eq!(selector.to_string(), text);
+            assert_eq!(selector.name().is_some(), text == "eth0");
+        }
+        assert_eq!(parse("mac:52:54:00:AB:CD:EF"), parse("mac:52:54:00:ab:cd:ef"));
+        for bad in [
+            "",
+            "eth 0",
+            "mac:1",
+            "mac:00:00:00:00:00",
+            "mac:+1:00:00:00:00:00:00",
+            "mac:+1:00:00:00:00:00",
+            "mac:0:00:00:00:00:00",
+            "altname:",
+            "altname:a/b",
+            "vlan:3",
+            "a-name-of-20-letters*",
+        ] {
+            assert!(bad.parse::<InterfaceSelector>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_pattern_fits_names() {
+        let fits = |pattern: &str, name: &str| match parse(pattern) {
+            InterfaceSelector::Glob(glob) => glob.matches(name),
+            other => panic!("{other:?}"),
+        };
+        for (pattern, name) in [
+            ("eth*", "eth0"),
+            ("eth*", "eth"),
+            ("*", "wlan0"),
+            ("e*0", "enp3s0"),
+            ("eth?", "eth1"),
+            ("l*", "lo"),
+            ("*.100", "eth0.100"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("eth*", "veth0"),
+            ("eth?", "eth"),
+            ("eth?", "eth10"),
+            ("*", "lo"),
+            ("?o", "lo"),
+            ("e*1", "eth0"),
+        ] {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn the_more_specific_selector_counts() {
+        let order =
+            ["eth0", "altname:x", "mac:00:00:00:00:00:00", "default-route", "eth0*", "eth*", "*"];
+        for pair in order.windows(2) {
+            assert!(parse(pair[0]).specificity() > parse(pair[1]).specificity(), "{pair:?}");
+        }
+        assert_eq!(parse("e*0").specificity(), parse("et*").specificity());
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_fits_the_pattern_made_of_it(name in "[a-z0-9]{1,15}", at in 0usize..15, length in 0usize..15) {
+            prop_assume!(name != "lo");
+            let from = at.min(name.len());
+            let to = (from + length).min(name.len());
+            let star = format!("{}*{}", &name[..from], &name[to..]);
+            prop_assert!(Glob(star).matches(&name));
+        }
+
+        #[test]
+        fn no_text_is_a_danger(text in ".{0,40}") {
+            if let Ok(selector) = text.parse::<InterfaceSelector>() {
+                prop_assert_eq!(selector.to_string().parse(), Ok(selector));
+            }
+        }
+    }
+}
