@@ -60,7 +60,13 @@ pub(crate) fn interfaces() -> Result<Vec<Interface>, KernelError> {
 
 /// The interface of that name.
 pub(crate) fn device(name: &InterfaceName) -> Result<Option<Device>, KernelError> {
-    Ok(devices()?.into_iter().find(|device| device.name == name.as_str()))
+    let wanted = attribute(IFLA_IFNAME, format!("{name}\0").as_bytes());
+    match netlink::get(RTM_GETLINK, &[vec![0; HEADER], wanted].concat(), RTM_NEWLINK, parse) {
+        // The kernel looks among the alternative names as well.
+        Ok(device) => Ok((device.name == name.as_str()).then_some(device)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(os(format!("look at interface {name}"), error)),
+    }
 }
 
 /// Every interface, in the order of their indices.
@@ -128,6 +134,13 @@ mod tests {
         let loopback = devices.iter().find(|device| device.name == "lo").unwrap();
         assert_eq!(loopback.index, 1);
         assert!(loopback.mtu >= 1500, "{loopback:?}");
+    }
+
+    #[test]
+    fn one_interface_is_found_by_its_name_alone() {
+        let loopback = device(&"lo".parse().unwrap()).unwrap().unwrap();
+        assert_eq!(Some(&loopback), devices().unwrap().iter().find(|device| device.index == 1));
+        assert_eq!(device(&"no-such-one".parse().unwrap()).unwrap(), None);
     }
 
     #[test]

@@ -39,6 +39,25 @@ pub(crate) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     }
 }
 
+/// One of a kind, as `read` takes it from the body of the answer, a message of kind `answer`.
+pub(crate) fn get<T>(
+    kind: u16,
+    body: &[u8],
+    answer: u16,
+    read: impl Fn(&[u8]) -> T,
+) -> io::Result<T> {
+    let netlink = request(kind, NLM_F_REQUEST, body)?;
+    let mut buffer = vec![0; 64 << 10];
+    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    match Message::first(buffer.get(..length).unwrap_or_default()) {
+        Some(Message { kind, body, .. }) if kind == answer => Ok(read(body)),
+        Some(Message { kind: NLMSG_ERROR, body, .. }) => {
+            Err(io::Error::from_raw_os_error(-u32_at(body, 0).cast_signed()))
+        }
+        _ => Err(io::Error::other("rtnetlink gave no answer")),
+    }
+}
+
 /// Everything of a kind, each as `read` takes it from the body of a message of kind `answer`.
 pub(crate) fn list<T>(
     kind: u16,
