@@ -118,8 +118,10 @@ impl<K: Kernel> Engine<K> {
         new: &ChainKey,
         owner: InterfaceSelector,
     ) -> Result<(), Box<dyn std::error::Error>> {
-        // A crash behind this is recognised by the generation that is found under the new name.
-        if find(seen, new).is_none() {
+        // A crash behind this is recognised by the generation that is found under the new name. Other
+        // pins there are in the way until they are swept.
+        let running = inner.state.chains.get(old).map(|chain| chain.running);
+        if !find(seen, new).is_some_and(|seen| runs(seen, running)) {
             self.parts.kernel.rename(old, &new.interface)?;
         }
         let mut next = inner.state.clone();
@@ -227,9 +229,12 @@ fn new_name(seen: &[Observed], key: &ChainKey, chain: &Chain) -> Option<Interfac
     if let Some(Observed { away: Some(Away::Renamed(to)), .. }) = find(seen, key) {
         return Some(to.clone());
     }
-    let found = seen.iter().find(|seen| {
-        seen.key.hook == key.hook
-            && matches!(&seen.state, LinkState::Attached(now) if now.generation == chain.running)
-    })?;
+    let found =
+        seen.iter().find(|seen| seen.key.hook == key.hook && runs(seen, Some(chain.running)))?;
     Some(found.key.interface.clone())
+}
+
+/// Whether a generation is what is attached.
+fn runs(seen: &Observed, generation: Option<u64>) -> bool {
+    matches!(&seen.state, LinkState::Attached(now) if Some(now.generation) == generation)
 }

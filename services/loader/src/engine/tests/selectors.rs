@@ -3,10 +3,13 @@
 use super::world::*;
 use crate::{engine::Engine, error::LoaderError};
 use canopy_api::{
-    ChainKey, Hook, InterfaceName,
+    ChainKey, Hook, InterfaceName, TcMode, XdpMode,
     wire::{Action, ApplyReply, ChainState, DeleteRequest, SelectorStatus},
 };
-use canopy_kernel::fake::{Call, FakeKernel, Fault};
+use canopy_kernel::{
+    ChainBuild, Kernel as _,
+    fake::{Call, FakeKernel, Fault},
+};
 use serde_json::{Value, json};
 
 const NOBODY: [InterfaceName; 0] = [];
@@ -280,6 +283,33 @@ fn a_rename_survives_death_and_failure_at_every_step() {
             assert_eq!(get(&engine).chains.len(), 1, "{told}");
         }
     }
+}
+
+#[test]
+fn a_rename_waits_until_leftovers_of_the_new_name_are_swept() {
+    let world = World::new();
+    let engine = world.start();
+    world.kernel.change_interface(&name("eth0"), |one| one.altnames.push("wan".to_owned()));
+    world.apply(&engine, document(&[block("altname:wan", &[])])).unwrap();
+    world.kernel.packet(&eth0(), &[DROP]);
+    let generation = world.kernel.running(&eth0());
+    // Something was prepared for an interface of that name, and its discarding never came to be.
+    world.kernel.add_interface(&name("wan0"));
+    let leftover = ChainBuild {
+        key: xdp("wan0"),
+        generation: 99,
+        xdp_mode: XdpMode::Best,
+        tc_mode: TcMode::Best,
+        members: Vec::new(),
+    };
+    world.kernel.prepare(&leftover).unwrap();
+    world.kernel.remove_interface(&name("wan0"));
+    world.kernel.rename_interface(&name("eth0"), &name("wan0"));
+    engine.tick();
+    engine.tick();
+    assert_eq!(world.kernel.running(&xdp("wan0")), generation);
+    assert_eq!(world.kernel.pinned(&xdp("wan0")), [generation.unwrap()]);
+    assert_eq!(runs(&engine, &xdp("wan0"), "a"), 1);
 }
 
 #[test]
