@@ -26,7 +26,7 @@ use canopy_test_support::{
     wait_for,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 /// What is on an interface now, `None` for no chain.
 fn chain_on(host: &Host, loader: &Loader, interface: &str, hook: Hook) -> Option<ChainStatus> {
@@ -142,7 +142,15 @@ fn an_interface_is_found_by_address_altname_and_default_route() {
     ip(&host, "route delete default dev w0");
     tick(&host, &loader);
     assert_eq!(with_xdp(&host), names(["w0"]));
-    // IPv6 counts where IPv4 has none: that of the namespace is off, so there is none either.
+    // IPv6's counts where IPv4 has none.
+    host.here(|| fs::write("/proc/sys/net/ipv6/conf/w1/disable_ipv6", "0")).unwrap();
+    ip(&host, "link set w1 up");
+    ip(&host, "-6 route add default dev w1 metric 5");
+    tick(&host, &loader);
+    assert_eq!(with_xdp(&host), names(["w1"]));
+    ip(&host, "route add default via 10.99.0.2 dev w0 metric 200");
+    tick(&host, &loader);
+    assert_eq!(with_xdp(&host), names(["w0"]));
     ip(&host, &format!("link property del dev {HOST_LINK} altname uplink-of-the-rack"));
     tick(&host, &loader);
     assert_eq!(chain_on(&host, &loader, HOST_LINK, Hook::TcEgress), None);

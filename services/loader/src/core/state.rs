@@ -253,3 +253,30 @@ mod verdict_bits {
         u32::deserialize(from).map(VerdictSet::from_bits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a loader wrote it that knew neither selectors nor clsact.
+    const BEFORE: &str = r#"{
+        "host": "web1", "generation": 3, "drained": false, "last_build": 4,
+        "chains": [[{"interface": "eth0", "hook": "xdp"}, {
+            "wanted": {"xdp_mode": "best", "programs": [{
+                "name": "a", "package": "wall", "version": "0.1.0",
+                "digest": "sha256:0000000000000000000000000000000000000000000000000000000000000000",
+                "program": "main", "object": "main.o", "function": "main", "priority": 10,
+                "proceed_on": 4, "frags": false, "config": {}}]},
+            "running": 4, "changed": 1, "changed_by": "u-alice", "restored": 0, "since": {"a": 1}}]],
+        "totals": [], "retired": [], "index_versions": {},
+        "journal": {"generation": 4, "drained": false, "changes": [{
+            "key": {"interface": "eth0", "hook": "xdp"},
+            "from": 4, "to": null, "from_mode": "best", "record": null}]}}"#;
+
+    #[test]
+    fn a_state_from_before_selectors_is_read_and_written_alike() {
+        let before: Value = serde_json::from_str(BEFORE).unwrap();
+        let state: State = serde_json::from_str(BEFORE).unwrap();
+        assert_eq!(serde_json::to_value(&state).unwrap(), before);
+    }
+}
