@@ -247,6 +247,7 @@ impl World {
         let rules = vec![Trust {
             packages: vec!["w*".to_owned()],
             keys: vec![TrustedKey::from(key.public().unwrap())],
+            index_keys: Vec::new(),
             revoked: Vec::new(),
             signatures,
         }];
@@ -673,6 +674,7 @@ async fn a_revoked_key_or_file_is_refused_with_and_without_a_registry() {
         let rules = vec![Trust {
             packages: vec!["*".to_owned()],
             keys: vec![trusted],
+            index_keys: Vec::new(),
             revoked: revoked_file.into_iter().collect(),
             signatures: SignatureCheck::Required,
         }];
@@ -701,6 +703,34 @@ async fn a_revoked_key_or_file_is_refused_with_and_without_a_registry() {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     panic!("the registry still answers");
+}
+
+/// Whose key signs the index and whose the package are two questions.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_and_a_package_may_have_keys_of_their_own() {
+    let world = World::new(SignatureCheck::Required).await;
+    let (owner, author) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let mut answers = honest(&owner, "1.0.0", 5, seconds() + 3600);
+    let by_owner = answers.resolve.signature.clone();
+    answers.resolve.signature = honest(&author, "1.0.0", 5, 0).resolve.signature;
+    world.answer(answers);
+    let locate = || {
+        let rules = vec![Trust {
+            packages: vec!["*".to_owned()],
+            keys: vec![author.public().unwrap().into()],
+            index_keys: vec![owner.public().unwrap().into()],
+            revoked: Vec::new(),
+            signatures: SignatureCheck::Required,
+        }];
+        let (cache, memory) = (Arc::clone(&world.cache), Arc::clone(&world.engine) as _);
+        let (bus, limits) = (world.loader.clone(), Limits::default());
+        let fetcher = Fetcher::new(bus, cache, rules, limits, memory, "6.18".to_owned());
+        async move { fetcher.locate(&"wall@^1".parse().unwrap()).await }
+    };
+    locate().await.unwrap();
+    world.bend(|answers| answers.resolve.signature = by_owner);
+    let error = locate().await.unwrap_err().into_api();
+    assert!(error.message.contains("not trusted"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The registry's configuration file.
 
 use crate::core::route::{Pattern, overlaps};
-use canopy_api::{Digest, Problem, Problems};
+use canopy_api::{Digest, PackageName, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_package::TrustedKey;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
@@ -68,6 +68,10 @@ pub struct RepositoryConfig {
     /// Keys whose signatures count, on packages and index.
     #[serde(default)]
     pub keys: Vec<TrustedKey>,
+    /// Keys for some packages of the repository, instead of `keys`: of several entries that name a
+    /// package the most specific counts. The index is signed by one of `keys` in any case.
+    #[serde(default)]
+    pub package_keys: Vec<PackageKeys>,
     /// Digests of package files (`sha256:…`) that are refused, whoever signed them.
     #[serde(default)]
     pub revoked: Vec<Digest>,
@@ -78,6 +82,18 @@ pub struct RepositoryConfig {
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 60))]
     pub timeout_seconds: u64,
+}
+
+/// Keys for some packages of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PackageKeys {
+    /// The packages: names, each with at most one `*` for any text.
+    #[schemars(length(min = 1))]
+    pub packages: Vec<String>,
+    /// Keys whose signatures count on them.
+    #[schemars(length(min = 1))]
+    pub keys: Vec<TrustedKey>,
 }
 
 /// What must be signed.
@@ -93,8 +109,68 @@ pub enum Trust {
 }
 
 impl RepositoryConfig {
+    /// The keys whose signatures count on a package.
+    pub fn keys_of(&self, name: &PackageName) -> &[TrustedKey] {
+        let all = self.package_keys.iter().flat_map(|own| {
+            let patterns = own.packages.iter().filter_map(|text| text.parse::<Pattern>().ok());
+            patterns.map(move |pattern| (pattern, &own.keys))
+        });
+        all.filter(|(pattern, _)| pattern.matches(name.as_str()))
+            .max_by_key(|(pattern, _)| pattern.specificity())
+            .map_or(&self.keys, |(_, keys)| keys)
+    }
+
+    fn check_package_keys(&self, at: &str, problems: &mut Problems) {
+        let mut known: Vec<(Pattern, usize)> = Vec::new();
+        for (i, own) in self.package_keys.iter().enumerate() {
+            let at = format!("{at}.package_keys[{i}]");
+            if own.keys.iter().all(|key| key.revoked) {
+                problems.push(
+                    Problem::new(format!("{at}.keys"), "no key is trusted for these packages")
+                        .remedy("name the public keys of those who publish them"),
+                );
+            }
+            for (p, text) in own.packages.iter().enumerate() {
+                let at = format!("{at}.packages[{p}]");
+                let Ok(pattern) = text.parse::<Pattern>() else {
+                    problems.push(
+                        Problem::new(at, format!("\"{text}\" cannot match a package name"))
+                            .remedy("a name such as firewall, or one with a * such as net-*"),
+                    );
+                    continue;
+                };
+                let clash = known.iter().find(|(other, of)| {
+                    *of != i
+                        && other.specificity() == pattern.specificity()
+                        && overlaps(other, &pattern)
+                });
+                if let Some((other, _)) = clash {
+                    problems.push(
+                        Problem::new(
+                            at,
+                            format!(
+                                "\"{pattern}\" is as specific as \"{other}\", and a name can match both"
+                            ),
+                        )
+                        .remedy("make one of them more specific"),
+                    );
+                }
+                known.push((pattern, i));
+            }
+        }
+        if self.trust == Trust::UnsignedDevelopment && !self.package_keys.is_empty() {
+            problems.push(
+                Problem::new(
+                    format!("{at}.package_keys"),
+                    "keys mean nothing with trust: unsigned-development",
+                )
+                .remedy("remove the keys, or write trust: signed"),
+            );
+        }
+    }
+
     fn check(&self, at: &str, problems: &mut Problems) {
-        if self.name.parse::<canopy_api::PackageName>().is_err() {
+        if self.name.parse::<PackageName>().is_err() {
             problems.push(
                 Problem::new(
                     format!("{at}.name"),
@@ -128,6 +204,7 @@ impl RepositoryConfig {
                 );
             }
         }
+        self.check_package_keys(at, problems);
         match self.trust {
             Trust::Signed if self.keys.iter().all(|key| key.revoked) => problems.push(
                 Problem::new(format!("{at}.keys"), "no key is trusted, so nothing can be served")

@@ -329,7 +329,8 @@ impl Repository {
                 Some(self.read_signature(&path).await?)
             }
         };
-        let (entry, keys, limits) = (entry.clone(), self.config.keys.clone(), self.limits);
+        let keys = self.config.keys_of(&entry.name).to_vec();
+        let (entry, limits) = (entry.clone(), self.limits);
         let verified = spawn_blocking(move || verify(bytes, signature, &entry, &keys, limits, now));
         Ok(verified.await.map_err(|_| Trouble::Defect)??)
     }
@@ -351,7 +352,8 @@ impl Repository {
     /// Whether a key's time ended between two moments: what it signed is looked at again.
     fn keys_ended(&self, from: u64, to: u64) -> bool {
         let ended = |end: u64| end >= from && end < to;
-        self.config.keys.iter().any(|key| key.not_after.is_some_and(ended))
+        let own = self.config.package_keys.iter().flat_map(|own| &own.keys);
+        self.config.keys.iter().chain(own).any(|key| key.not_after.is_some_and(ended))
     }
 }
 

@@ -18,7 +18,7 @@ use canopy_api::{
     },
 };
 use canopy_package::{
-    Index, IndexEntry, SecretKey,
+    Index, IndexEntry, SecretKey, TrustedKey,
     index::join,
     repository::{INDEX, Publisher, artifact_path, signature_path},
     sign::verify_package,
@@ -223,6 +223,29 @@ async fn a_package_signed_by_another_key_is_refused() {
     let signature =
         foreign.sign_package(&bytes, &"p".parse().unwrap(), &"0.1.0".parse().unwrap()).unwrap();
     write(&directory.path(&paths().1), signature.as_bytes());
+    refused(&directory.registry(), "p", Code::Denied, "not trusted").await;
+}
+
+/// Of several patterns the most specific says whose key counts on a package; the index stays its
+/// owner's.
+#[tokio::test]
+async fn a_package_may_have_keys_of_its_own_in_a_repository() {
+    let directory = Directory::new();
+    let bytes = directory.publish(&package("p", "0.1.0", ""));
+    directory.publish(&package("q", "0.1.0", ""));
+    let author = SecretKey::generate().unwrap();
+    let own = TrustedKey::from(author.public().unwrap());
+    let change = json!({ "package_keys": [
+        { "packages": ["*"], "keys": directory.trusted() },
+        { "packages": ["p"], "keys": [own] },
+    ]});
+    let with_own = || registry(&[directory.config("test", &["*"], &change)]);
+    refused(&with_own(), "p", Code::Denied, "not trusted").await;
+    let signature =
+        author.sign_package(&bytes, &"p".parse().unwrap(), &"0.1.0".parse().unwrap()).unwrap();
+    write(&directory.path(&paths().1), signature.as_bytes());
+    resolve(&with_own(), "p", "*").await.unwrap();
+    resolve(&with_own(), "q", "*").await.unwrap();
     refused(&directory.registry(), "p", Code::Denied, "not trusted").await;
 }
 

@@ -221,6 +221,7 @@ impl Loader {
         let rules = vec![Trust {
             packages: vec!["*".to_owned()],
             keys: attack.keys.clone(),
+            index_keys: Vec::new(),
             revoked: attack.revoked.clone(),
             signatures: SignatureCheck::Required,
         }];

@@ -18,6 +18,10 @@ pub struct Trust {
     /// Keys whose signatures count; any of them.
     #[serde(default)]
     pub keys: Vec<TrustedKey>,
+    /// Keys whose signatures count on the index that names the packages, where its owner is not who
+    /// publishes them. Default: `keys`.
+    #[serde(default)]
+    pub index_keys: Vec<TrustedKey>,
     /// Digests of package files (`sha256:…`) that are refused, whoever signed them. What runs already
     /// goes on until it is changed.
     #[serde(default)]
@@ -91,7 +95,8 @@ pub fn check_index(
 ) -> Result<(IndexEntry, Option<Index>), PackageError> {
     let index = match (&reply.index, &reply.index_signature, rule.signatures) {
         (Some(index), Some(signature), SignatureCheck::Required) => {
-            Index::open(&index.0, signature, &rule.keys, now, at_least)?
+            let keys = if rule.index_keys.is_empty() { &rule.keys } else { &rule.index_keys };
+            Index::open(&index.0, signature, keys, now, at_least)?
         }
         (None, _, SignatureCheck::Required) | (_, None, SignatureCheck::Required) => {
             return Err(PackageError::Unsigned { what: "the index" });
