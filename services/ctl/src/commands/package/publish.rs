@@ -2,7 +2,7 @@
 
 use super::{
     open, refused,
-    repository::{Before, Repository},
+    repository::{Before, PATIENCE, Repository},
 };
 use crate::{
     cli::PublishArgs,
@@ -17,7 +17,7 @@ use canopy_package::{
     repository::{INDEX, Publication, Publisher},
 };
 use semver::Version;
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 /// Publishes the files, or signs or makes the index again.
 pub fn run(args: &PublishArgs, screen: &mut Screen) -> Result<Exit, Failure> {
@@ -29,8 +29,11 @@ pub fn run(args: &PublishArgs, screen: &mut Screen) -> Result<Exit, Failure> {
         .map(|path| Offer::read(path, &key))
         .collect::<Result<Vec<Offer>, Failure>>()?;
     repository.place.make()?;
-    let said = repository
-        .change(&key, |publisher, before| plan(args, &repository, publisher, before, &offers))?;
+    // Who makes the index anew knows that there is none.
+    let patience = if args.rebuild_index { Duration::ZERO } else { PATIENCE };
+    let said = repository.change(&key, patience, |publisher, before| {
+        plan(args, &repository, publisher, before, &offers)
+    })?;
     for line in said {
         screen.print(&(line + "\n"))?;
     }

@@ -27,6 +27,9 @@ use std::{
 /// How often a publisher begins again because others were quicker.
 const TRIES: u32 = 30;
 
+/// How long the very first publication of somebody else may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The repository, as its publisher knows it.
 pub(super) struct Repository {
     pub(super) place: Place,
@@ -50,23 +53,19 @@ impl Repository {
 
     /// Lets `work` make a publication out of what is there, and writes it: packages first, then the
     /// index in the place of the one that `work` was given. When somebody else has written one
-    /// meanwhile, `work` is asked again. Without a publication nothing is written.
+    /// meanwhile, `work` is asked again. Without a publication nothing is written. `patience` is how long
+    /// somebody else may take for the very first publication.
     pub(super) fn change<T>(
         &self,
         key: &SecretKey,
+        patience: Duration,
         work: impl Fn(&Publisher<'_>, &Before) -> Result<(Option<Publication>, T), Failure>,
     ) -> Result<T, Failure> {
         let _lock = self.place.lock()?;
         for attempt in 0..TRIES {
             // Each attempt has its own time: what is signed now counts from now.
             let publisher = Publisher { key, now: build::now(), lifetime: self.lifetime.as_secs() };
-            let before = Before { found: self.place.index()? };
-            let first = before.found.is_none() && self.place.is_shared() && attempt < TRIES / 2;
-            if first && !self.place.artifacts()?.is_empty() {
-                // Somebody may be at the very first publication.
-                pause(attempt);
-                continue;
-            }
+            let before = self.before(patience)?;
             let (publication, outcome) = work(&publisher, &before)?;
             let Some(publication) = publication else { return Ok(outcome) };
             let known = before.found.as_ref().and_then(|found| self.open(found).ok());
@@ -96,12 +95,27 @@ impl Repository {
         .fix("run the command again"))
     }
 
+    /// What is there now. Packages without an index may be somebody's first publication under way.
+    fn before(&self, patience: Duration) -> Result<Before, Failure> {
+        let begin = clock::monotonic();
+        for attempt in 0.. {
+            let found = self.place.index()?;
+            let orphans = found.is_none() && !self.place.artifacts()?.is_empty();
+            let waits = orphans && self.place.is_shared() && begin.elapsed() < patience;
+            if !waits {
+                return Ok(Before { found, orphans });
+            }
+            pause(attempt);
+        }
+        Ok(Before { found: None, orphans: true })
+    }
+
     /// The index, if there is one. Its age does not matter to its publisher; who signed it does: an
     /// index somebody else put there must not get our signature.
     pub(super) fn index(&self, before: &Before) -> Result<Option<Index>, Failure> {
         let place = self.place.at(INDEX);
         let Some(found) = &before.found else {
-            if self.place.artifacts()?.is_empty() {
+            if !before.orphans {
                 return Ok(None);
             }
             return Err(Failure::new(
@@ -168,6 +182,8 @@ impl Repository {
 /// What was there when a change began.
 pub(super) struct Before {
     pub(super) found: Option<Found>,
+    /// There are packages, and no index.
+    orphans: bool,
 }
 
 /// Whether an index names these very bytes at this path.

@@ -1,6 +1,9 @@
 //! `package yank`: withdraws a version, or brings it back.
 
-use super::{refused, repository::Repository};
+use super::{
+    refused,
+    repository::{PATIENCE, Repository},
+};
 use crate::{
     cli::YankArgs,
     failure::{Exit, Failure},
@@ -15,7 +18,7 @@ pub fn run(args: &YankArgs, screen: &mut Screen) -> Result<Exit, Failure> {
     let place = repository.place.at(INDEX);
     let yanked = !args.undo;
     let state = if yanked { "withdrawn" } else { "offered" };
-    let said = repository.change(&key, |publisher, before| {
+    let said = repository.change(&key, PATIENCE, |publisher, before| {
         if before.found.is_none() {
             return Err(Failure::new(Exit::NotFound, "there is no repository with an index")
                 .at(place.clone())
