@@ -21,6 +21,7 @@ pub mod desired;
 pub mod document;
 pub mod endpoint;
 pub mod error;
+mod map_kind;
 pub mod name;
 pub mod nats;
 pub mod permission;
@@ -37,6 +38,7 @@ pub use desired::{
     ChainKey, ChainSpec, DesiredState, Hook, PackageRef, ProgramSpec, TcMode, XdpMode,
 };
 pub use error::{ApiError, Code};
+pub use map_kind::map_kind;
 pub use name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName};
 pub use problem::{Problem, Problems};
 pub use selector::{InterfaceSelector, Target};

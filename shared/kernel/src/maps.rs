@@ -1,7 +1,7 @@
 //! Maps of members: what they are, and what is read from and written to them.
 
 use crate::KernelError;
-use canopy_api::{ChainKey, ProgramName};
+use canopy_api::{ChainKey, ProgramName, map_kind};
 use std::time::Duration;
 
 /// One entry of a map: the key, and a value for each CPU (one for maps that are not per-CPU).
@@ -100,44 +100,6 @@ pub enum MapAccess {
     Nothing,
 }
 
-/// The kernel's names, without `BPF_MAP_TYPE_`, by number; as `bpftool` writes them.
-const NAMES: [&str; 34] = [
-    "unspec",
-    "hash",
-    "array",
-    "prog_array",
-    "perf_event_array",
-    "percpu_hash",
-    "percpu_array",
-    "stack_trace",
-    "cgroup_array",
-    "lru_hash",
-    "lru_percpu_hash",
-    "lpm_trie",
-    "array_of_maps",
-    "hash_of_maps",
-    "devmap",
-    "sockmap",
-    "cpumap",
-    "xskmap",
-    "sockhash",
-    "cgroup_storage",
-    "reuseport_sockarray",
-    "percpu_cgroup_storage",
-    "queue",
-    "stack",
-    "sk_storage",
-    "devmap_hash",
-    "struct_ops",
-    "ringbuf",
-    "inode_storage",
-    "task_storage",
-    "bloom_filter",
-    "user_ringbuf",
-    "cgrp_storage",
-    "arena",
-];
-
 impl MapKind {
     /// `BPF_MAP_TYPE_HASH`
     pub const HASH: Self = Self(1);
@@ -176,10 +138,7 @@ impl MapKind {
 
     /// The kernel's name for it.
     pub fn name(self) -> String {
-        match NAMES.get(self.0 as usize) {
-            Some(name) => (*name).to_owned(),
-            None => format!("type_{}", self.0),
-        }
+        map_kind(self.0).map_or_else(|| format!("type_{}", self.0), str::to_owned)
     }
 
     /// What can be done with its entries from outside.

@@ -5,6 +5,7 @@ use crate::{
     elf::ObjectFile,
     manifest::{Manifest, Parameter, ParameterType},
 };
+use canopy_api::map_kind;
 use serde_json::{Map, Value, json};
 
 /// A map of one of a package's objects.
@@ -23,44 +24,6 @@ pub struct DescribedMap {
     /// Entries, as the manifest says, else the object.
     pub max_entries: Option<u32>,
 }
-
-/// `enum bpf_map_type` of linux/bpf.h, by number.
-const KINDS: [&str; 34] = [
-    "unspec",
-    "hash",
-    "array",
-    "prog_array",
-    "perf_event_array",
-    "percpu_hash",
-    "percpu_array",
-    "stack_trace",
-    "cgroup_array",
-    "lru_hash",
-    "lru_percpu_hash",
-    "lpm_trie",
-    "array_of_maps",
-    "hash_of_maps",
-    "devmap",
-    "sockmap",
-    "cpumap",
-    "xskmap",
-    "sockhash",
-    "cgroup_storage",
-    "reuseport_sockarray",
-    "percpu_cgroup_storage",
-    "queue",
-    "stack",
-    "sk_storage",
-    "devmap_hash",
-    "struct_ops",
-    "ringbuf",
-    "inode_storage",
-    "task_storage",
-    "bloom_filter",
-    "user_ringbuf",
-    "cgrp_storage",
-    "arena",
-];
 
 impl Package {
     /// The maps of its objects. What cannot be read has none: [`Package::check_objects`] says why.
@@ -85,8 +48,7 @@ impl Package {
 }
 
 fn kind(number: u32) -> String {
-    let known = usize::try_from(number).ok().and_then(|number| KINDS.get(number));
-    known.map_or_else(|| number.to_string(), |name| (*name).to_owned())
+    map_kind(number).map_or_else(|| number.to_string(), str::to_owned)
 }
 
 impl Manifest {
