@@ -42,6 +42,7 @@ mod route;
 mod settle;
 mod shared_maps;
 pub mod sys;
+mod verified;
 mod verifier_log;
 
 use crate::{held::Held, pins::Pins};

@@ -6,7 +6,9 @@ use crate::{
     member_maps::{self, Made, MapMaker},
     object::Object,
     object_maps::PROG_ARRAY,
-    sys, verifier_log,
+    sys,
+    verified::{Subject, Verdict},
+    verifier_log,
 };
 use canopy_api::ProgramName;
 use canopy_chain::{self as chain, Attachment, Code, Composed, MapSource, alone};
@@ -54,7 +56,7 @@ pub(crate) fn object_error(member: &ProgramName, error: &ObjectError) -> KernelE
 }
 
 /// How a chain's programs are loaded; all of them and their tail-call targets alike.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Loading {
     pub(crate) attachment: Attachment,
     pub(crate) frags: bool,
@@ -172,8 +174,20 @@ pub(crate) fn prepare(
         object.maps.iter().map(|map| (map.name.clone(), layout::number(&object, map))).collect();
     let mut loaded = Vec::new();
     let composed = alone_of(&members, loading)?;
-    for ((program, composed), function) in
-        members.iter_mut().zip(&composed).zip(std::iter::once(&member.function).chain(&targets))
+    // What it may jump to has to be there, not only to be known.
+    let subject =
+        Subject::new(member, loading, btf.is_some(), &maps).filter(|_| targets.is_empty());
+    let known = subject.as_ref().and_then(Subject::recall);
+    if let (Some(program), Some(verdict)) = (members.first_mut(), &known) {
+        program.verified_instructions = verdict.instructions;
+        program.stack.clone_from(&verdict.stack);
+    }
+    let unknown = if known.is_some() { 0 } else { members.len() };
+    for ((program, composed), function) in members
+        .iter_mut()
+        .zip(&composed)
+        .zip(std::iter::once(&member.function).chain(&targets))
+        .take(unknown)
     {
         let fd = |source| match source {
             MapSource::Member(_, map) => {
@@ -195,6 +209,10 @@ pub(crate) fn prepare(
             program.stack.clear();
         }
         loaded.push(prog);
+    }
+    if let (Some(subject), None, Some(program)) = (subject, known, members.first()) {
+        let chain::Member { stack, verified_instructions: instructions, .. } = program;
+        subject.remember(Verdict { instructions: *instructions, stack: stack.clone() });
     }
     let programs: Vec<(&str, BorrowedFd<'_>)> =
         targets.iter().map(String::as_str).zip(loaded.iter().skip(1).map(AsFd::as_fd)).collect();

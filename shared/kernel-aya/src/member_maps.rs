@@ -25,8 +25,8 @@ use std::{
 const PERF_EVENT_ARRAY: u32 = 4;
 const STACK_TRACE: u32 = 7;
 const CGROUP_ARRAY: u32 = 8;
-const ARRAY_OF_MAPS: u32 = 12;
-const HASH_OF_MAPS: u32 = 13;
+pub(crate) const ARRAY_OF_MAPS: u32 = 12;
+pub(crate) const HASH_OF_MAPS: u32 = 13;
 const DEVMAP: u32 = 14;
 const SOCKMAP: u32 = 15;
 const CPUMAP: u32 = 16;
