@@ -127,11 +127,10 @@ impl Model {
                 self.missing.remove(hook);
             }
             Op::Drain => self.drained = true,
+            // The loader's check follows.
             Op::Undo => {
-                if self.drained {
-                    self.drained = false;
-                    self.heal();
-                }
+                self.drained = false;
+                self.heal();
             }
             Op::Detach(hook) => {
                 if self.runs(*hook) {
