@@ -17,8 +17,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Members that are remembered: those of several large chains.
-const MEMBERS: usize = 512;
+/// Bytes of objects that are remembered, one counted for each member it is in: those of several large
+/// chains.
+const REMEMBERED: usize = 32 << 20;
 
 /// Everything that decides what the verifier says of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +108,10 @@ impl Subject {
     pub(crate) fn remember(self, verdict: Verdict) {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         known.push_front((self, verdict));
-        known.truncate(MEMBERS);
+        let mut bytes = 0;
+        known.retain(|(subject, _)| {
+            bytes += subject.object.len();
+            bytes <= REMEMBERED
+        });
     }
 }

@@ -429,13 +429,14 @@ fn what_is_told_of_a_chain_is_what_bpftool_tells() {
     let live = Live::new();
     let many = member("many", Hook::Xdp, &object("functions"), "functions");
     live.attach(Hook::Xdp, vec![many]);
+    let before = fs::read(STATISTICS).unwrap();
     fs::write(STATISTICS, "1").unwrap();
     send_frames(&live.pair, &vec![Udp4::to_port(PORT).frame(); 50]).unwrap();
     let seen = wait_for(Duration::from_secs(5), "50 timed runs", || match live.state() {
         LinkState::Attached(chain) if chain.timed_runs == 50 => Ok(chain),
         other => Err(format!("{other:?}")),
     });
-    fs::write(STATISTICS, "0").unwrap();
+    fs::write(STATISTICS, before).unwrap();
     let seen = seen.unwrap();
     let id = seen.program_id.to_string();
     let told = live.exec(&["bpftool", "-j", "prog", "show", "id", &id]);
