@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 use canopy_api::{
     HostId,
     endpoint::Service,
-    nats::{ServerConfig, TlsPaths, User},
-    permission,
+    nats::{Callout, ServerConfig, TlsPaths, User},
+    permission::{self, Seat},
 };
 use serde_json::{Value, json};
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf};
 
 /// Everything that tells one stack from another.
 #[derive(Clone, Debug)]
@@ -37,6 +37,16 @@ impl Layout {
     /// The package-signing key pair, `canopy.key` and `canopy.pub`.
     pub fn signing_dir(&self) -> PathBuf {
         self.dir.join("signing")
+    }
+
+    /// The policy service's keys, as `canopy-policy keys` makes them.
+    pub fn policy_keys(&self) -> PathBuf {
+        self.dir.join("policy-keys")
+    }
+
+    /// A person's token.
+    pub fn token(&self, principal: &str) -> PathBuf {
+        self.dir.join(format!("tokens/{principal}.token"))
     }
 
     /// Process ids and addresses.
@@ -79,7 +89,7 @@ impl Layout {
         self.run_dir().join(format!("{service}.address"))
     }
 
-    /// Who may connect.
+    /// Everybody who has a certificate.
     pub fn users(&self) -> Result<Vec<User>> {
         Ok(User::development(std::slice::from_ref(&self.host))?)
     }
@@ -109,7 +119,8 @@ impl Layout {
             jetstream_dir: self.state_dir().join("jetstream"),
             ports_file_dir: None,
             pid_file: None,
-            users: self.users()?,
+            users: User::policy(),
+            callout: Some(self.callout()?),
         };
         pki::private_file(&self.bus_config(), &server.to_text()?)?;
         for service in Service::ALL {
@@ -117,6 +128,34 @@ impl Layout {
             pki::private_file(&self.service_config(service), &config)?;
         }
         pki::private_file(&self.contexts(), &serde_json::to_string_pretty(&self.cli(pki)?)?)
+    }
+
+    /// The public halves of the policy service's keys.
+    fn callout(&self) -> Result<Callout> {
+        let file = self.policy_keys().join("callout.json");
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let public: BTreeMap<String, String> = serde_json::from_str(&text)
+            .with_context(|| format!("not as canopy-policy writes it: {}", file.display()))?;
+        let key = |name: &str| {
+            public.get(name).cloned().with_context(|| format!("{}: no {name}", file.display()))
+        };
+        Ok(Callout { issuer: key("issuer")?, xkey: key("xkey")? })
+    }
+
+    /// Who may connect, in the policy service's configuration.
+    fn auth(&self, pki: &Pki) -> Value {
+        let seat =
+            |seat: Seat| json!({ "cert": pki.cert(seat.name()), "key": pki.key(seat.name()) });
+        let key = |name: &str| json!({ "file": self.policy_keys().join(name) });
+        json!({
+            "callout": seat(Seat::Callout),
+            "data": seat(Seat::Data),
+            "system": seat(Seat::System),
+            "issuer_seed": key("issuer.seed"),
+            "xkey_seed": key("xkey.seed"),
+            "signing_keys": [key("token-signing.pem")],
+        })
     }
 
     fn service(&self, service: Service, pki: &Pki) -> Result<Value> {
@@ -152,7 +191,8 @@ impl Layout {
                     json!([{ "name": "dev", "url": url, "packages": ["*"], "keys": keys }]),
                 );
             }
-            Service::Policy | Service::CertMonitor | Service::Enforcer => {}
+            Service::Policy => put(&mut config, "auth", self.auth(pki)),
+            Service::CertMonitor | Service::Enforcer => {}
         }
         Ok(config)
     }
@@ -176,6 +216,7 @@ impl Layout {
                     "ca": pki.ca(),
                     "cert": pki.cert(principal.as_str()),
                     "key": pki.key(principal.as_str()),
+                    "token": self.token(principal.as_str()),
                     "principal": principal,
                     "host": self.host,
                 }));

@@ -121,6 +121,11 @@ pub fn configure() -> Result<()> {
     Ok(())
 }
 
+/// Gives the people of the stack their tokens; its bus and policy service run.
+pub fn tokens() -> Result<()> {
+    step("tokens", || existing()?.issue_tokens())
+}
+
 /// Ends everything and removes every trace but keys, certificates and logs.
 pub fn down() -> Result<()> {
     let stack = existing()?;

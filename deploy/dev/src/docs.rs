@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use canopy_api::{
     DesiredState,
     endpoint::Service,
-    nats::{ServerConfig, TlsPaths, User},
+    nats::{Callout, ServerConfig, TlsPaths, User},
     reference,
 };
 use schemars::schema_for;
@@ -233,7 +233,7 @@ fn readme() -> Result<String> {
     Ok(format!("{before}{TABLE_BEGIN}\n{}\n\n{TABLE_END}{after}", status.trim()))
 }
 
-/// A bus server for production, with the users of a fleet of one host and one person a role.
+/// A bus server for production: it asks the policy service who may connect.
 fn production_bus() -> Result<String> {
     let config = ServerConfig {
         name: "bus1".to_owned(),
@@ -247,7 +247,11 @@ fn production_bus() -> Result<String> {
         jetstream_dir: "/var/lib/nats".into(),
         ports_file_dir: None,
         pid_file: Some("/run/nats-server/nats-server.pid".into()),
-        users: User::development(&["web1".parse()?])?,
+        users: User::policy(),
+        callout: Some(Callout {
+            issuer: "$CANOPY_CALLOUT_ISSUER".to_owned(),
+            xkey: "$CANOPY_CALLOUT_XKEY".to_owned(),
+        }),
     };
     Ok(config.to_text()?)
 }

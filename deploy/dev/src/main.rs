@@ -24,6 +24,8 @@ enum Task {
     Down,
     /// Make keys, certificates, configuration and packages, and start nothing.
     Config,
+    /// Give the people of a stack that runs in another way their tokens.
+    Tokens,
     /// Run every test, or those of some tiers.
     Test {
         /// Only these tiers.
@@ -109,7 +111,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     let _alone = match &task {
-        Task::Demo | Task::Up | Task::Down | Task::Config => Some(dev::lock()?),
+        Task::Demo | Task::Up | Task::Down | Task::Config | Task::Tokens => Some(dev::lock()?),
         _ => None,
     };
     match task {
@@ -119,6 +121,7 @@ fn run(task: Task) -> Result<()> {
             dev::hints()
         }
         Task::Down => dev::down(),
+        Task::Tokens => dev::tokens(),
         Task::Config => dev::configure(),
         Task::Test { tiers, full } => tier::run(&tiers, full),
         Task::Check => check::run(),

@@ -19,6 +19,8 @@ const KEPT_IN: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk", &["canopy-runtime"]),
     ("opentelemetry-otlp", &["canopy-runtime"]),
     ("minisign", &["canopy-package"]),
+    ("jsonwebtoken", &["canopy-identity"]),
+    ("nkeys", &["canopy-bus"]),
     ("object_store", &["canopy-store"]),
 ];
 
@@ -30,13 +32,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-values", &["canopy-api", "canopy-chain"]),
     ("canopy-kernel", &["canopy-api"]),
     ("canopy-kernel-aya", &["canopy-api", "canopy-chain", "canopy-kernel"]),
-    ("canopy-bus", &["canopy-api"]),
+    ("canopy-identity", &["canopy-api"]),
+    ("canopy-secrets", &[]),
+    ("canopy-bus", &["canopy-api", "canopy-secrets"]),
     ("canopy-runtime", &["canopy-api"]),
-    ("canopy-store", &["canopy-api", "canopy-runtime"]),
+    ("canopy-store", &["canopy-api", "canopy-runtime", "canopy-secrets"]),
 ];
 
 /// Bytes in, verdict out.
-const PURE: &[&str] = &["canopy-api", "canopy-chain", "canopy-package", "canopy-values"];
+const PURE: &[&str] =
+    &["canopy-api", "canopy-chain", "canopy-identity", "canopy-package", "canopy-values"];
 
 /// What a pure crate does not use.
 const IMPURE_CRATES: &[&str] =

@@ -12,7 +12,7 @@ use crate::{
     shell, tools,
 };
 use anyhow::{Context as _, Result, bail};
-use canopy_api::endpoint::Service;
+use canopy_api::{endpoint::Service, nats::User, permission::Role};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -55,11 +55,7 @@ impl Stack {
         ] {
             pki::private_dir(&dir)?;
         }
-        let names = layout
-            .users()?
-            .iter()
-            .map(canopy_api::nats::User::name)
-            .collect::<Result<Vec<_>, _>>()?;
+        let names = layout.users()?.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
         let pki = Pki::ensure(&layout.pki_dir(), &names)?;
         if !layout.signing_key().exists() {
             pki::private_dir(&layout.signing_dir())?;
@@ -69,7 +65,59 @@ impl Stack {
                     .arg(layout.signing_dir()),
             )?;
         }
+        if !layout.policy_keys().exists() {
+            shell::quiet(
+                Command::new(compile::binary("canopy-policy")?)
+                    .args(["keys", "--output"])
+                    .arg(layout.policy_keys()),
+            )?;
+        }
         layout.write(&pki)
+    }
+
+    /// Gives each person of the stack a token; the policy service and the bus run. Tokens of before
+    /// end.
+    pub fn issue_tokens(&self) -> Result<()> {
+        let layout = &self.layout;
+        let tokens = layout.token("any").parent().map(Path::to_owned).unwrap_or_default();
+        remove_tree(&tokens)?;
+        pki::private_dir(&tokens)?;
+        let certificate = |principal: &str| layout.pki_dir().join(format!("{principal}.crt"));
+        for user in layout.users()? {
+            let User::Person { principal, role } = user else { continue };
+            let principal = principal.as_str();
+            let file = layout.token(principal);
+            if role == Role::Admin {
+                let mut bootstrap = Command::new(compile::binary("canopy-policy")?);
+                bootstrap
+                    .args(["bootstrap", "--principal", principal, "--config"])
+                    .arg(layout.service_config(Service::Policy))
+                    .arg("--certificate")
+                    .arg(certificate(principal))
+                    .arg("--output")
+                    .arg(&file);
+                shell::quiet(&mut bootstrap)?;
+            }
+        }
+        for user in layout.users()? {
+            let User::Person { principal, role } = user else { continue };
+            if role == Role::Admin {
+                continue;
+            }
+            // One of before, if there is one.
+            let _ = shell::quiet(
+                self.canopy("admin")?.args(["token", "revoke"]).arg(principal.as_str()),
+            );
+            shell::quiet(
+                self.canopy("admin")?
+                    .args(["token", "issue", principal.as_str(), "--role", role.as_str()])
+                    .arg("--certificate")
+                    .arg(certificate(principal.as_str()))
+                    .arg("--save")
+                    .arg(layout.token(principal.as_str())),
+            )?;
+        }
+        Ok(())
     }
 
     /// Starts the bus and every service, and waits until each says it is ready.
@@ -78,10 +126,17 @@ impl Stack {
             self.start_bus()?;
             self.wait_for_bus()
         })?;
-        for service in Service::ALL {
+        // Everybody else is let in by it.
+        step("canopy-policy", || {
+            self.start_service(Service::Policy)?;
+            self.wait_ready(Service::Policy)
+        })?;
+        step("tokens", || self.issue_tokens())?;
+        let others = Service::ALL.into_iter().filter(|service| *service != Service::Policy);
+        for service in others.clone() {
             self.start_service(service)?;
         }
-        for service in Service::ALL {
+        for service in others {
             step(&format!("canopy-{service}"), || self.wait_ready(service))?;
         }
         Ok(())

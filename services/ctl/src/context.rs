@@ -37,6 +37,9 @@ pub struct Context {
     pub cert: PathBuf,
     /// The private key of that certificate, PEM.
     pub key: PathBuf,
+    /// File with the person's token, as private as the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<PathBuf>,
     /// The person's name on the bus, as in the certificate: `u-alice`.
     pub principal: Principal,
     /// Host to act on when none is named.
@@ -59,6 +62,8 @@ pub struct Settings {
     pub cert: Option<PathBuf>,
     /// Private key.
     pub key: Option<PathBuf>,
+    /// Token.
+    pub token: Option<PathBuf>,
     /// Who.
     pub principal: Option<Principal>,
     /// Default host.
@@ -95,7 +100,9 @@ impl ContextFile {
             document::load(text, format).map_err(|problems| Failure::in_file(&place, problems))?;
         let base = path.parent().unwrap_or(Path::new(""));
         for context in &mut file.contexts {
-            for path in [&mut context.ca, &mut context.cert, &mut context.key] {
+            let token = context.token.as_mut();
+            let paths = [&mut context.ca, &mut context.cert, &mut context.key];
+            for path in paths.into_iter().chain(token) {
                 *path = base.join(&*path);
             }
         }
@@ -147,11 +154,14 @@ impl Settings {
         let (name, of) = match context {
             Some(c) => (
                 Some(c.name),
-                (Some(c.url), Some(c.ca), Some(c.cert), Some(c.key), Some(c.principal), c.host),
+                (
+                    (Some(c.url), Some(c.ca), Some(c.cert), Some(c.key)),
+                    (c.token, Some(c.principal), c.host),
+                ),
             ),
             None => (None, Default::default()),
         };
-        let (url, ca, cert, key, principal, host) = of;
+        let ((url, ca, cert, key), (token, principal, host)) = of;
         Ok(Self {
             file,
             name,
@@ -159,6 +169,7 @@ impl Settings {
             ca: args.tls_ca.clone().or(ca),
             cert: args.tls_cert.clone().or(cert),
             key: args.tls_key.clone().or(key),
+            token: args.token_file.clone().or(token),
             principal: args.principal.clone().or(principal),
             host,
         })
@@ -173,6 +184,7 @@ impl Settings {
                 ca: ca.clone(),
                 cert: cert.clone(),
                 key: key.clone(),
+                token: self.token.clone(),
                 principal: principal.clone(),
                 host: self.host.clone(),
             }),

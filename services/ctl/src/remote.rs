@@ -37,6 +37,7 @@ impl Remote {
             ca: context.ca,
             cert: context.cert,
             key: context.key,
+            token: context.token,
         };
         let _progress = Progress::start(format!("connecting to {}", context.url));
         let place = format!("context {} of {}", context.name, settings.file.display());
@@ -197,17 +198,21 @@ fn host_of(principal: &Principal, service: Service) -> Option<HostId> {
 /// Why there is no connection.
 fn refused(error: &BusError) -> Failure {
     let exit = match error {
-        BusError::File { .. } | BusError::Address { .. } => Exit::Invalid,
+        BusError::File { .. } | BusError::Secret { .. } | BusError::Address { .. } => Exit::Invalid,
         BusError::NotPermitted { .. } => Exit::Denied,
         _ => Exit::Unavailable,
     };
-    let mut message = error.to_string();
+    let mut message = match error {
+        BusError::Secret { field, error } => format!("{field} cannot be used: {error}"),
+        _ => error.to_string(),
+    };
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         let _ = write!(message, ": {cause}");
         source = cause.source();
     }
     let fix = match error {
+        BusError::Secret { error, .. } => error.remedy.as_str(),
         BusError::File { .. } => "correct the path in the context, or the file's permissions",
         BusError::Address { .. } => "correct `url` in the context",
         BusError::NotPermitted { .. } => {

@@ -92,7 +92,8 @@ impl Drop for Fleet {
 
 async fn bus(server: &NatsServer, principal: &str) -> Bus {
     let files = server.client(principal);
-    let config = BusConfig { url: files.url, ca: files.ca, cert: files.cert, key: files.key };
+    let config =
+        BusConfig { url: files.url, ca: files.ca, cert: files.cert, key: files.key, token: None };
     let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
     bus.wait_ready(Duration::from_secs(10)).await.unwrap();
     bus

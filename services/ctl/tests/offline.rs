@@ -10,6 +10,7 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -50,7 +51,7 @@ fn context(dir: &Path) {
     let mut params = rcgen::CertificateParams::default();
     params.subject_alt_names = vec![uri];
     fs::write(dir.join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
+    canopy_test_support::nats::private_file(&dir.join("key.pem"), &key.serialize_pem()).unwrap();
     let text = format!(
         "current: dev\ncontexts:\n  - {{ name: dev, url: \"tls://127.0.0.1:{port}\", ca: cert.pem, \
          cert: cert.pem, key: key.pem, principal: u-alice, host: web1 }}\n"
@@ -116,6 +117,12 @@ fn a_bus_that_is_away_is_unavailable_not_a_crash() {
         assert!(said.starts_with("error: no bus at tls://127.0.0.1:"), "{said}");
         assert!(said.contains("\n  at: context dev of config.yaml\n  fix: "), "{said}");
     }
+    // A key that others may read is not even tried.
+    let loose = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(dir.path().join("key.pem"), loose).unwrap();
+    let said = fails(2, &["get", "chains", "--context-file", "config.yaml"], dir.path());
+    assert!(said.contains("key.pem: others may use it (mode 0644)"), "{said}");
+    assert!(said.contains("fix: chmod 600 "), "{said}");
     let output =
         canopy(&["doctor", "--context-file", "config.yaml", "--timeout", "300ms"], dir.path());
     assert_eq!(output.status.code(), Some(1));

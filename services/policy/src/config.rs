@@ -1,23 +1,138 @@
 //! Configuration of the service.
 
+use canopy_api::{problem::Problem, problem::Problems, san::SanPatterns};
 use canopy_bus::BusConfig;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_secrets::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Most a clock may be off, seconds.
+const MOST_SKEW: u64 = 300;
 
 /// Configuration of the policy service.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// How to reach the bus. The certificate's URI name is `spiffe://canopy/s-policy`.
     pub bus: BusConfig,
+    /// Who may connect: the bus server asks this service. Without it the server's own configuration
+    /// says so, and there are no tokens.
+    #[serde(default)]
+    pub auth: Option<AuthConfig>,
     /// Logs, metrics, traces.
     #[serde(default)]
     pub runtime: RuntimeConfig,
 }
 
+/// Who may connect.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthConfig {
+    /// The connection in which the server asks; its certificate's URI name is
+    /// `spiffe://canopy/s-policy-auth`.
+    pub callout: Files,
+    /// The connection to what is stored; `spiffe://canopy/s-policy-data`.
+    pub data: Files,
+    /// The connection that ends others; `spiffe://canopy/s-policy-system`.
+    pub system: Files,
+    /// Seed (`SA…`) of the key that the server's configuration names as `issuer`. Whoever has it can
+    /// be anybody on the bus.
+    pub issuer_seed: SecretRef,
+    /// Seed (`SX…`) of the key that the server's configuration names as `xkey`.
+    pub xkey_seed: SecretRef,
+    /// Keys that sign people's tokens, Ed25519 in PEM. The first signs; tokens of all of them are
+    /// believed, so that a new key can be put before the old one, and the old one taken away when
+    /// its tokens have been regenerated. Changed without a restart.
+    #[schemars(length(min = 1))]
+    pub signing_keys: Vec<SecretRef>,
+    /// Certificates of people: one of these has to fit. Default: `[{"uri": {"glob":
+    /// "spiffe://canopy/u-*"}}]`. A certificate with a name of ours (`spiffe://canopy/…`) is that
+    /// person's only, whatever fits. Changed without a restart.
+    #[serde(default = "people")]
+    pub people: SanPatterns,
+    /// By how much clocks may differ, seconds: at most 300. Default 30. Changed without a restart.
+    #[serde(default = "clock_skew")]
+    pub clock_skew_seconds: u64,
+    /// Servers of a cluster that keep what is stored: 1, 3 or 5. Default 1.
+    #[serde(default = "replicas")]
+    pub replicas: usize,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// PEM file of the certificate.
+    pub cert: PathBuf,
+    /// PEM file of its key: this service's user's, mode 0600 or less.
+    pub key: PathBuf,
+}
+
+fn people() -> SanPatterns {
+    use canopy_api::san::{Expression, NamePattern, SanPattern};
+    // The pattern is a constant that a test reads.
+    let glob = Expression::new("spiffe://canopy/u-*").map(NamePattern::Glob).map(SanPattern::Uri);
+    SanPatterns(glob.into_iter().collect())
+}
+
+fn clock_skew() -> u64 {
+    30
+}
+
+fn replicas() -> usize {
+    1
+}
+
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
+    }
+
+    fn check(&self) -> Result<(), Problems> {
+        let mut problems = Problems::default();
+        let Some(auth) = &self.auth else { return Ok(()) };
+        if auth.signing_keys.is_empty() {
+            problems.push(
+                Problem::new("auth.signing_keys", "there is none, so no token can be issued")
+                    .remedy("canopy-policy keys --output DIR makes one"),
+            );
+        }
+        if auth.people.0.is_empty() {
+            problems.push(
+                Problem::new("auth.people", "there is no pattern, so nobody can connect")
+                    .remedy("leave it out for the default"),
+            );
+        }
+        if auth.clock_skew_seconds > MOST_SKEW {
+            problems.push(
+                Problem::new(
+                    "auth.clock_skew_seconds",
+                    format!("{} s is more than {MOST_SKEW}", auth.clock_skew_seconds),
+                )
+                .remedy("let the clocks be set by NTP, and allow 30"),
+            );
+        }
+        if ![1, 3, 5].contains(&auth.replicas) {
+            problems.push(Problem::new("auth.replicas", "1, 3 or 5 servers can keep a value"));
+        }
+        problems.into_result()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_people_are_ours() {
+        let names = |uri: &str| canopy_api::san::SubjectNames {
+            uri: vec![uri.to_owned()],
+            ..canopy_api::san::SubjectNames::default()
+        };
+        assert!(people().fit(&names("spiffe://canopy/u-alice")));
+        assert!(!people().fit(&names("spiffe://canopy/s-registry")));
+        assert!(!people().fit(&names("spiffe://canopy/u-alice/admin")));
     }
 }

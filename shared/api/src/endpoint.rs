@@ -3,11 +3,14 @@
 
 use crate::wire;
 use schemars::{JsonSchema, Schema, schema_for};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt, time::Duration};
 
 /// A service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Service {
     /// On every host: owns attachments and chains.
     Loader,
@@ -233,11 +236,11 @@ endpoints! {
     policy: Policy {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
         Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        TokenIssue = Admin "token-issue" (5 s): wire::tokens::TokenIssueRequest => wire::tokens::TokenReply, "A token for a person";
+        TokenRegenerate = Admin "token-regenerate" (5 s): wire::tokens::TokenRegenerateRequest => wire::tokens::TokenReply, "Another token for a person; the old one ends at once, with its connections";
+        TokenRevoke = Admin "token-revoke" (5 s): wire::tokens::TokenRevokeRequest => wire::tokens::TokenRecord, "Ends a person's token, with its connections";
+        TokenList = Read "token-list" (5 s, idempotent): wire::tokens::TokenListRequest => wire::tokens::TokenListReply, "Who has a token, of which role, in which state";
     } planned {
-        Admin "token-issue" "A token for a person";
-        Admin "token-regenerate" "A new token; the old one stops working";
-        Admin "token-revoke" "Ends a token";
-        Read "token-list" "Tokens and their state";
         Internal "admit" "May this subject put this package there";
         Read "audit" "What was done, by whom";
     }

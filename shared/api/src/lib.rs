@@ -27,6 +27,7 @@ pub mod nats;
 pub mod permission;
 pub mod problem;
 pub mod reference;
+pub mod san;
 pub mod selector;
 pub mod subject;
 pub mod time;

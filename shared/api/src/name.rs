@@ -126,6 +126,26 @@ name!(
     })
 );
 
+/// Whether a name fits a pattern: `*` is any text, `?` one character.
+pub(crate) fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            fits(rest, name) || name.split_first().is_some_and(|(_, tail)| fits(pattern, tail))
+        }
+        (Some((b'?', rest)), Some((_, tail))) => fits(rest, tail),
+        (Some((one, rest)), Some((other, tail))) => one == other && fits(rest, tail),
+        (None, Some(_)) | (Some(_), None) => false,
+    }
+}
+
+impl Principal {
+    /// Whether it is a person's: `u-…`.
+    pub fn is_person(&self) -> bool {
+        self.0.starts_with("u-")
+    }
+}
+
 impl Digest {
     /// The digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {

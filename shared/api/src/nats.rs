@@ -1,14 +1,19 @@
 //! The configuration of nats-server, whole, from the endpoint table: TLS with client certificates,
 //! the accounts, one user for each principal with its permissions.
 //!
-//! A user is a certificate whose URI name is `spiffe://canopy/<principal>`; there are no passwords.
+//! There are no passwords. In production the server asks the policy service about everybody who
+//! connects (**auth callout**), and only the policy service's own connections are users of the
+//! configuration: certificates whose URI name is `spiffe://canopy/<principal>`. Without a policy
+//! service, in tests of single services, every principal is such a user.
+//!
 //! Accounts: **APP** has people and daemons and no JetStream; **DATA** has JetStream and no
-//! requests, and takes events and audit records from APP; **SYS** is the server's own.
+//! requests, and takes events and audit records from APP; **AUTH** is where the server asks who may
+//! connect; **SYS** is the server's own.
 
 use crate::{
     endpoint::Service,
     name::{HostId, NameError, Principal},
-    permission::{self, Permissions, Role},
+    permission::{self, Permissions, Reach, Role, Seat},
     subject::ROOT,
 };
 use std::{
@@ -17,9 +22,12 @@ use std::{
     path::PathBuf,
 };
 
+/// What the URI names of ours begin with.
+pub const TRUST_DOMAIN: &str = "spiffe://canopy/";
+
 /// The URI name in a certificate that makes its holder this principal.
 pub fn spiffe_id(principal: impl fmt::Display) -> String {
-    format!("spiffe://canopy/{principal}")
+    format!("{TRUST_DOMAIN}{principal}")
 }
 
 /// Who may connect.
@@ -39,10 +47,8 @@ pub enum User {
         /// On which host, where it is host-local.
         host: Option<HostId>,
     },
-    /// The second connection of a central service, in DATA.
-    Data(Principal),
-    /// The system user `sys`, in SYS.
-    System,
+    /// A further connection of the policy service.
+    Policy(Seat),
 }
 
 impl User {
@@ -52,34 +58,34 @@ impl User {
     /// When host and service together make too long a principal.
     pub fn name(&self) -> Result<String, NameError> {
         Ok(match self {
-            Self::Person { principal, .. } | Self::Data(principal) => principal.to_string(),
+            Self::Person { principal, .. } => principal.to_string(),
             Self::Daemon { service, host } => {
                 permission::daemon_principal(*service, host.as_ref())?.to_string()
             }
-            Self::System => "sys".to_owned(),
+            Self::Policy(seat) => seat.name().to_owned(),
         })
     }
 
     fn permissions(&self) -> Result<Permissions, NameError> {
         Ok(match self {
-            Self::Person { principal, role } => permission::person(principal, *role),
+            Self::Person { principal, role } => {
+                permission::person(principal, *role, &Reach::EVERYWHERE)
+            }
             Self::Daemon { service, host } => permission::daemon(*service, host.as_ref())?,
-            Self::Data(principal) => permission::data(principal),
-            Self::System => permission::system(),
+            Self::Policy(seat) => seat.permissions(),
         })
     }
 
     fn account(&self) -> &'static str {
         match self {
             Self::Person { .. } | Self::Daemon { .. } => "APP",
-            Self::Data(_) => "DATA",
-            Self::System => "SYS",
+            Self::Policy(seat) => seat.account(),
         }
     }
 
     /// The users of a development stack: one person of each role (`u-admin`, `u-operator`,
     /// `u-publisher`, `u-viewer`), every central service, every host-local one on each host, the
-    /// policy service's DATA connection and the system user.
+    /// policy service's further connections.
     ///
     /// # Errors
     /// When a host's id makes too long a principal.
@@ -98,9 +104,16 @@ impl User {
                 users.push(Self::Daemon { service, host: None });
             }
         }
-        users.push(Self::Data("s-policy-data".parse()?));
-        users.push(Self::System);
+        users.extend(Seat::ALL.map(Self::Policy));
         Ok(users)
+    }
+
+    /// The users of a server that asks the policy service: the policy service.
+    pub fn policy() -> Vec<Self> {
+        [Self::Daemon { service: Service::Policy, host: None }]
+            .into_iter()
+            .chain(Seat::ALL.map(Self::Policy))
+            .collect()
     }
 }
 
@@ -113,6 +126,16 @@ pub struct TlsPaths {
     pub cert: PathBuf,
     /// PEM; the key of `cert`.
     pub key: PathBuf,
+}
+
+/// How the server asks the policy service about who connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callout {
+    /// Public key (`A…`) of who signs the answers; or `$NAME`, a variable of the server's
+    /// environment.
+    pub issuer: String,
+    /// Public key (`X…`) for which questions are encrypted: they carry people's tokens; or `$NAME`.
+    pub xkey: String,
 }
 
 /// Everything the configuration is made of.
@@ -134,8 +157,10 @@ pub struct ServerConfig {
     pub ports_file_dir: Option<PathBuf>,
     /// Where the server writes its process id.
     pub pid_file: Option<PathBuf>,
-    /// Who may connect.
+    /// Who may connect without being asked about.
     pub users: Vec<User>,
+    /// Whom to ask about everybody else. Without it nobody else connects.
+    pub callout: Option<Callout>,
 }
 
 impl ServerConfig {
@@ -149,7 +174,7 @@ impl ServerConfig {
     pub fn to_text(&self) -> Result<String, NameError> {
         let mut out = String::from(
             "# Generated from the endpoint table; changes here are lost.\n\
-             # One user for each certificate: its URI name is the user.\n\n",
+             # A user is a certificate: its URI name.\n\n",
         );
         let address = |listen: SocketAddr| match listen.port() {
             Self::RANDOM_PORT => format!("{}:-1", host_of(listen)),
@@ -188,6 +213,17 @@ impl ServerConfig {
             "\njetstream {{\n  store_dir: {}\n  max_memory_store: 64MB\n  max_file_store: 4GB\n}}\n",
             quoted(&self.jetstream_dir.display().to_string())
         );
+        if let Some(callout) = &self.callout {
+            let names = self.users.iter().map(|user| Ok(quoted(&spiffe_id(user.name()?))));
+            let names = names.collect::<Result<Vec<_>, NameError>>()?.join(", ");
+            let _ = write!(
+                out,
+                "\nauthorization {{\n  timeout: 2\n  auth_callout {{\n    issuer: {}\n    xkey: {}\n    \
+                 account: AUTH\n    auth_users: [{names}]\n    allowed_accounts: [APP]\n  }}\n}}\n",
+                key_or_variable(&callout.issuer),
+                key_or_variable(&callout.xkey),
+            );
+        }
         out.push_str("\nsystem_account: SYS\n\naccounts {\n");
         let stored = [format!("{ROOT}.event.>"), format!("{ROOT}.audit.>")];
         self.account(&mut out, "APP", |out| {
@@ -208,6 +244,7 @@ impl ServerConfig {
             }
             out.push_str("    ]\n");
         })?;
+        self.account(&mut out, "AUTH", |_| {})?;
         self.account(&mut out, "SYS", |_| {})?;
         out.push_str("}\n");
         Ok(out)
@@ -242,6 +279,10 @@ impl ServerConfig {
     }
 }
 
+fn key_or_variable(text: &str) -> String {
+    if text.starts_with('$') { text.to_owned() } else { quoted(text) }
+}
+
 /// The address without its port, IPv6 in brackets.
 fn host_of(listen: SocketAddr) -> String {
     match listen {
@@ -273,6 +314,7 @@ mod tests {
             ports_file_dir: None,
             pid_file: None,
             users: User::development(&["web1".parse().unwrap()]).unwrap(),
+            callout: None,
         }
     }
 
@@ -289,7 +331,7 @@ mod tests {
             "user: \"spiffe://canopy/u-admin\"",
             "user: \"spiffe://canopy/h-web1-loader\"",
             "user: \"spiffe://canopy/s-policy-data\"",
-            "user: \"spiffe://canopy/sys\"",
+            "user: \"spiffe://canopy/s-policy-system\"",
         ] {
             assert!(text.contains(expected), "{expected} missing in\n{text}");
         }
@@ -299,6 +341,23 @@ mod tests {
         assert_eq!(text.matches("jetstream: enabled").count(), 1);
         let (app, _) = text.split_once("  DATA {").unwrap();
         assert!(!app.contains("jetstream: enabled") && !app.contains("$JS"));
+    }
+
+    #[test]
+    fn a_server_that_asks_knows_nobody_but_whom_it_asks() {
+        let callout = Callout { issuer: "AISSUER".into(), xkey: "XKEY".into() };
+        let config = ServerConfig { users: User::policy(), callout: Some(callout), ..config() };
+        let text = config.to_text().unwrap();
+        for expected in [
+            "issuer: \"AISSUER\"",
+            "xkey: \"XKEY\"",
+            "account: AUTH",
+            "allowed_accounts: [APP]",
+            "auth_users: [\"spiffe://canopy/s-policy\", \"spiffe://canopy/s-policy-data\"",
+        ] {
+            assert!(text.contains(expected), "{expected} missing in\n{text}");
+        }
+        assert!(!text.contains("u-admin") && !text.contains("s-registry"), "{text}");
     }
 
     #[test]

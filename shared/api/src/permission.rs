@@ -7,12 +7,12 @@
 
 use crate::{
     endpoint::{self, Class, Service},
-    name::{HostId, NameError, Principal},
+    name::{self, HostId, NameError, Principal},
     subject::{self, ROOT, Target},
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
 
 /// What one connection may do. Everything not listed is refused by the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -86,12 +86,177 @@ impl Role {
         }
     }
 
+    /// Whether a token of it must be bound to a certificate.
+    pub fn must_be_bound(self) -> bool {
+        match self {
+            Self::Publisher | Self::Admin => true,
+            Self::Viewer | Self::Operator => false,
+        }
+    }
+
     /// Whether it may ask the services for their inventory and statistics (`$SRV`).
     pub fn may_discover(self) -> bool {
         match self {
             Self::Operator | Self::Admin => true,
             Self::Viewer | Self::Publisher => false,
         }
+    }
+}
+
+/// Where a role counts, as a person writes it. What is left out is not narrowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scope {
+    /// These services only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<BTreeSet<Service>>,
+    /// These hosts only. Central services are reached by who is narrowed to hosts as by others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<BTreeSet<HostPattern>>,
+}
+
+impl Scope {
+    /// Where it counts, in a fleet of these hosts with their labels.
+    pub fn reach<'a, L>(&self, fleet: impl IntoIterator<Item = (&'a HostId, L)>) -> Reach
+    where
+        L: Fn(&str) -> Option<&'a str>,
+    {
+        Reach {
+            services: self.services.clone(),
+            hosts: self.hosts.as_ref().map(|patterns| {
+                let mut hosts: BTreeSet<HostId> =
+                    patterns.iter().filter_map(HostPattern::id).collect();
+                for (host, labels) in fleet {
+                    if patterns.iter().any(|pattern| pattern.fits(host, &labels)) {
+                        hosts.insert(host.clone());
+                    }
+                }
+                hosts
+            }),
+        }
+    }
+}
+
+/// Where a role counts, host by host: what the bus server understands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// These services; `None` for all.
+    pub services: Option<BTreeSet<Service>>,
+    /// These hosts; `None` for all.
+    pub hosts: Option<BTreeSet<HostId>>,
+}
+
+impl Reach {
+    /// Everywhere.
+    pub const EVERYWHERE: Self = Self { services: None, hosts: None };
+
+    /// Whether it is everywhere.
+    pub fn is_everywhere(&self) -> bool {
+        self.services.is_none() && self.hosts.is_none()
+    }
+
+    /// Service and place tokens of the subjects it covers.
+    fn places(&self) -> Vec<(&str, &str)> {
+        let services: Vec<&str> = match &self.services {
+            None => vec!["*"],
+            Some(services) => services.iter().map(|service| service.as_str()).collect(),
+        };
+        // Without `all`: every host would answer.
+        let places: Vec<&str> = match &self.hosts {
+            None => vec!["*"],
+            Some(hosts) => hosts.iter().map(HostId::as_str).chain([Target::CENTRAL]).collect(),
+        };
+        services
+            .iter()
+            .flat_map(|service| places.iter().map(move |place| (*service, *place)))
+            .collect()
+    }
+}
+
+/// Which hosts are meant: an id (`web1`), a pattern of ids (`web*`; `?` is one character), or a
+/// label (`label:rack=7`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostPattern {
+    /// Ids that fit; without `*` and `?` the one host.
+    Id(String),
+    /// Hosts with this label.
+    Label {
+        /// Name of the label.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl HostPattern {
+    /// Whether this host is meant; `labels` tells its labels.
+    pub fn fits<'a>(&self, host: &HostId, labels: impl Fn(&str) -> Option<&'a str>) -> bool {
+        match self {
+            Self::Id(pattern) => name::fits(pattern.as_bytes(), host.as_str().as_bytes()),
+            Self::Label { name, value } => labels(name) == Some(value),
+        }
+    }
+
+    /// The host, of a pattern that means exactly one.
+    fn id(&self) -> Option<HostId> {
+        match self {
+            Self::Id(id) => id.parse().ok(),
+            Self::Label { .. } => None,
+        }
+    }
+}
+
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const RULE: &str = "an id (web1), a pattern (web*) or a label (label:rack=7)";
+        if let Some(label) = text.strip_prefix("label:") {
+            return match label.split_once('=') {
+                Some((name, value)) if !name.is_empty() => {
+                    Ok(Self::Label { name: name.to_owned(), value: value.to_owned() })
+                }
+                _ => Err(format!("\"{text}\" means no host: {RULE}")),
+            };
+        }
+        let filled = text.replace(['*', '?'], "x");
+        let id: Result<HostId, NameError> = filled.parse();
+        id.map_err(|error| format!("\"{text}\" means no host: {RULE}; {}", error.rule))?;
+        Ok(Self::Id(text.to_owned()))
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(pattern) => f.write_str(pattern),
+            Self::Label { name, value } => write!(f, "label:{name}={value}"),
+        }
+    }
+}
+
+impl Serialize for HostPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for HostPattern {
+    fn schema_name() -> Cow<'static, str> {
+        "HostPattern".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string", "minLength": 1,
+            "description": "A host id (web1), a pattern of ids (web*), or a label (label:rack=7)"
+        })
     }
 }
 
@@ -122,15 +287,43 @@ pub fn daemon_principal(service: Service, host: Option<&HostId>) -> Result<Princ
     }
 }
 
+/// Which daemon a principal is: the other direction of [`daemon_principal`]. `None` for people and
+/// for what is no daemon of ours.
+pub fn daemon_of(principal: &Principal) -> Option<(Service, Option<HostId>)> {
+    Service::ALL.into_iter().find_map(|service| {
+        let host = if service.is_host_local() {
+            let text = principal.as_str().strip_prefix("h-")?;
+            let host = text.strip_suffix(service.as_str())?.strip_suffix('-')?;
+            Some(host.parse().ok()?)
+        } else {
+            None
+        };
+        (daemon_principal(service, host.as_ref()).as_ref() == Ok(principal))
+            .then_some((service, host))
+    })
+}
+
 /// Of a person.
-pub fn person(me: &Principal, role: Role) -> Permissions {
-    let requests = role.classes().iter().map(|class| format!("{ROOT}.rpc.*.{class}.*.*.{me}"));
-    let discovery = role.may_discover().then(|| "$SRV.>".to_owned());
-    // Its own part of its own inbox: how a client finds out that the connection really works.
-    let echo = format!("_INBOX.{me}.{me}.>");
+pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
+    let places = reach.places();
+    let requests = role.classes().iter().flat_map(|class| {
+        places
+            .iter()
+            .map(move |(service, place)| format!("{ROOT}.rpc.{service}.{class}.*.{place}.{me}"))
+    });
+    // Discovery tells of every service and host.
+    let discovery = (role.may_discover() && reach.is_everywhere()).then(|| "$SRV.>".to_owned());
+    let events: Vec<String> = if reach.is_everywhere() {
+        vec![format!("{ROOT}.event.>")]
+    } else {
+        places
+            .iter()
+            .map(|(service, place)| format!("{ROOT}.event.{service}.*.*.{place}"))
+            .collect()
+    };
     Permissions::of(
-        requests.chain(discovery).chain([echo]),
-        [format!("_INBOX.{me}.>"), format!("{ROOT}.event.>")],
+        requests.chain(discovery).chain([echo(me.as_str())]),
+        [format!("_INBOX.{me}.>")].into_iter().chain(events),
     )
 }
 
@@ -168,11 +361,15 @@ pub fn daemon(service: Service, host: Option<&HostId>) -> Result<Permissions, Na
     Ok(Permissions::of(publish, subscribe))
 }
 
-/// Of a central service's second connection, in the account DATA where JetStream is and requests
-/// are not. `me` is its principal there, such as `s-policy-data`.
-pub fn data(me: &Principal) -> Permissions {
+/// Of the policy service's second connection, in the account DATA where JetStream is and requests
+/// are not.
+pub fn data() -> Permissions {
+    let me = Seat::Data.name();
     Permissions::of(
-        ["$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"].map(str::to_owned),
+        ["$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([echo(me)]),
         [
             format!("_INBOX.{me}.>"),
             format!("{ROOT}.event.>"),
@@ -183,18 +380,83 @@ pub fn data(me: &Principal) -> Permissions {
     )
 }
 
-/// Of the system user: sees connections come and go, lists them, ends them; nothing else.
+/// Of the policy service's third connection, in the account SYS: sees connections come and go,
+/// lists them, ends them; nothing else.
 pub fn system() -> Permissions {
+    let me = Seat::System.name();
     Permissions::of(
-        ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"].map(str::to_owned),
+        ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([echo(me)]),
         [
-            "_INBOX.sys.>",
             "$SYS.ACCOUNT.APP.CONNECT",
             "$SYS.ACCOUNT.APP.DISCONNECT",
             "$SYS.SERVER.*.CLIENT.AUTH.ERR",
         ]
-        .map(str::to_owned),
+        .map(str::to_owned)
+        .into_iter()
+        .chain([format!("_INBOX.{me}.>")]),
     )
+}
+
+/// Of the policy service's fourth connection, in the account AUTH: answers the server when somebody
+/// connects; nothing else.
+pub fn callout() -> Permissions {
+    let me = Seat::Callout.name();
+    Permissions::of(
+        // Where the server waits for the answer.
+        ["$SYS._INBOX.>".to_owned(), echo(me)],
+        ["$SYS.REQ.USER.AUTH".to_owned(), format!("_INBOX.{me}.>")],
+    )
+}
+
+/// Its own part of its own inbox: how a client finds out that the connection really works.
+fn echo(me: &str) -> String {
+    format!("_INBOX.{me}.{me}.>")
+}
+
+/// The connections of the policy service that are not in APP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// In DATA, where JetStream is.
+    Data,
+    /// In SYS, the server's own account.
+    System,
+    /// In AUTH, where the server asks who may connect.
+    Callout,
+}
+
+impl Seat {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Data, Self::System, Self::Callout];
+
+    /// Its principal, as text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "s-policy-data",
+            Self::System => "s-policy-system",
+            Self::Callout => "s-policy-auth",
+        }
+    }
+
+    /// Its account.
+    pub fn account(self) -> &'static str {
+        match self {
+            Self::Data => "DATA",
+            Self::System => "SYS",
+            Self::Callout => "AUTH",
+        }
+    }
+
+    /// What it may do.
+    pub fn permissions(self) -> Permissions {
+        match self {
+            Self::Data => data(),
+            Self::System => system(),
+            Self::Callout => callout(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +485,7 @@ mod tests {
     fn people_reach_exactly_the_classes_of_their_role() {
         for role in Role::ALL {
             let me = principal(&format!("u-{role}"));
-            let permissions = person(&me, role);
+            let permissions = person(&me, role, &Reach::EVERYWHERE);
             for spec in endpoint::all() {
                 for target in targets(spec.service) {
                     let subject = subject::request(spec, &target, &me);
@@ -241,6 +503,84 @@ mod tests {
         }
     }
 
+    /// Who is narrowed reaches what is both in the role and in the scope, and no `all`.
+    #[test]
+    fn a_scope_narrows_to_services_and_hosts() {
+        let me = principal("u-x");
+        let fleet = [host("web1"), host("web2"), host("db1")];
+        let labels = |name: &str| (name == "rack").then_some("7");
+        let hosts = |patterns: &[&str]| {
+            let scope = Scope {
+                services: Some(BTreeSet::from([Service::Loader, Service::Registry])),
+                hosts: Some(patterns.iter().map(|p| p.parse().unwrap()).collect()),
+            };
+            scope.reach(fleet.iter().map(|host| (host, labels))).hosts.unwrap()
+        };
+        assert_eq!(hosts(&["web*"]), BTreeSet::from([host("web1"), host("web2")]));
+        assert_eq!(hosts(&["label:rack=7"]).len(), 3);
+        assert_eq!(hosts(&["label:rack=8"]).len(), 0);
+        // A host that is spelled is meant before anybody has heard of it.
+        assert_eq!(hosts(&["new9"]), BTreeSet::from([host("new9")]));
+        let reach = Reach {
+            services: Some(BTreeSet::from([Service::Loader, Service::Registry])),
+            hosts: Some(hosts(&["web*"])),
+        };
+        let narrow = person(&me, Role::Operator, &reach);
+        for spec in endpoint::all() {
+            for target in [
+                Target::Host(host("web1")),
+                Target::Host(host("db1")),
+                Target::AllHosts,
+                Target::Central,
+            ] {
+                let in_scope = match spec.service {
+                    Service::Loader => target == Target::Host(host("web1")),
+                    Service::Registry => target == Target::Central,
+                    _ => false,
+                };
+                if spec.service.is_host_local() == (target == Target::Central) {
+                    continue;
+                }
+                assert_eq!(
+                    narrow.may_publish(&subject::request(spec, &target, &me)),
+                    in_scope && Role::Operator.classes().contains(&spec.class),
+                    "{}.{} at {target}",
+                    spec.service,
+                    spec.verb
+                );
+            }
+        }
+        assert!(narrow.may_subscribe("canopy.v1.event.loader.chain.changed.web1"));
+        for event in ["canopy.v1.event.>", "canopy.v1.event.loader.chain.changed.db1"] {
+            assert!(!narrow.may_subscribe(event), "{event}");
+        }
+        assert!(!narrow.may_publish("$SRV.PING"));
+    }
+
+    #[test]
+    fn a_daemon_is_known_by_its_principal() {
+        for service in Service::ALL {
+            let place = service.is_host_local().then(|| host("web-1"));
+            let me = daemon_principal(service, place.as_ref()).unwrap();
+            assert_eq!(daemon_of(&me), Some((service, place)));
+        }
+        for other in
+            ["u-alice", "u-registry", "s-loader", "h-web1-registry", "s-policy-data", "h-loader"]
+        {
+            assert_eq!(daemon_of(&principal(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_means_no_host_is_refused() {
+        for bad in ["", "a.b", "label:", "label:=7", "all", ">", "WEB*", "a b"] {
+            assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
+        }
+        for good in ["*", "web*", "w?b1", "label:rack=", "label:a=b=c"] {
+            assert_eq!(good.parse::<HostPattern>().unwrap().to_string(), good);
+        }
+    }
+
     #[test]
     fn nobody_but_daemons_holds_internal() {
         for role in Role::ALL {
@@ -252,7 +592,7 @@ mod tests {
     fn people_cannot_answer_nor_listen_to_others() {
         for role in Role::ALL {
             let me = principal(&format!("u-{role}"));
-            let permissions = person(&me, role);
+            let permissions = person(&me, role, &Reach::EVERYWHERE);
             for subject in
                 ["_INBOX.u-other.s-registry.x", "_INBOX.u-other.x", "_INBOX.u-other.u-viewer.x"]
             {
@@ -338,18 +678,19 @@ mod tests {
 
     #[test]
     fn only_the_data_account_has_jetstream() {
-        let app = Role::ALL.map(|role| person(&principal("u-x"), role)).into_iter().chain(
-            Service::ALL.map(|service| {
+        let app = Role::ALL
+            .map(|role| person(&principal("u-x"), role, &Reach::EVERYWHERE))
+            .into_iter()
+            .chain(Service::ALL.map(|service| {
                 let place = service.is_host_local().then(|| host("web1"));
                 daemon(service, place.as_ref()).unwrap()
-            }),
-        );
+            }));
         for permissions in app {
             for subject in permissions.publish.iter().chain(&permissions.subscribe) {
                 assert!(!subject.starts_with("$JS") && !subject.starts_with('>'), "{subject}");
             }
         }
-        let data = data(&principal("s-policy-data"));
+        let data = data();
         assert!(data.publish.iter().chain(&data.subscribe).all(|s| !s.contains(".rpc.")));
     }
 }

@@ -222,6 +222,12 @@ fn example(spec: &EndpointSpec) -> &'static str {
         (Service::Registry, Class::Read, "resolve") => {
             r#"{"package": "firewall", "requirement": "^0.1"}"#
         }
+        (Service::Policy, Class::Admin, "token-issue") => {
+            r#"{"principal": "u-alice", "role": "viewer", "expires_in": 86400}"#
+        }
+        (Service::Policy, Class::Admin, "token-regenerate" | "token-revoke") => {
+            r#"{"principal": "u-alice"}"#
+        }
         _ => "{}",
     }
 }

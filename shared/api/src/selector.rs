@@ -2,7 +2,7 @@
 
 use crate::{
     desired::{ChainKey, Hook},
-    name::InterfaceName,
+    name::{InterfaceName, fits},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -70,18 +70,6 @@ impl Glob {
         // As a shell's '*' leaves out files with a leading dot.
         let spelled = !self.0.starts_with(['*', '?']);
         (name != "lo" || spelled) && fits(self.0.as_bytes(), name.as_bytes())
-    }
-}
-
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.split_first(), name.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            fits(rest, name) || name.split_first().is_some_and(|(_, tail)| fits(pattern, tail))
-        }
-        (Some((b'?', rest)), Some((_, tail))) => fits(rest, tail),
-        (Some((one, rest)), Some((other, tail))) => one == other && fits(rest, tail),
-        (None, Some(_)) | (Some(_), None) => false,
     }
 }
 

@@ -36,12 +36,15 @@ impl fmt::Display for Target {
         match self {
             Self::Host(host) => f.write_str(host.as_str()),
             Self::AllHosts => f.write_str("all"),
-            Self::Central => f.write_str("_"),
+            Self::Central => f.write_str(Self::CENTRAL),
         }
     }
 }
 
 impl Target {
+    /// The place token of central services.
+    pub const CENTRAL: &'static str = "_";
+
     /// The responder token of a reply subject: the principal of whoever answers, or `all`.
     pub fn responder(&self, service: Service) -> String {
         match self {

@@ -3,6 +3,7 @@
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
 mod maps;
+pub mod tokens;
 
 pub use maps::*;
 
@@ -761,6 +762,25 @@ pub struct Audit {
     /// Why, where it was not done.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+/// `event.policy.connect.refused._`: somebody tried to connect, and was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectRefused {
+    /// When.
+    pub time: String,
+    /// From where.
+    pub address: String,
+    /// What the client calls itself; anybody can say anything.
+    pub client: String,
+    /// Names in its certificate, at most 8.
+    pub names: Vec<String>,
+    /// Why, in a word.
+    pub code: String,
+    /// Why.
+    pub reason: String,
+    /// How many more were refused since the last that was told: at most 20 a second are.
+    pub untold: u64,
 }
 
 /// What came of a request.

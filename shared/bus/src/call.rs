@@ -342,9 +342,13 @@ impl Bus {
 impl From<BusError> for ApiError {
     fn from(error: BusError) -> Self {
         let code = match &error {
-            BusError::Unreachable { .. } | BusError::Closed => Code::Unavailable,
+            BusError::Unreachable { .. } | BusError::Store(_) | BusError::Closed => {
+                Code::Unavailable
+            }
             BusError::NotPermitted { .. } => Code::Denied,
-            BusError::Address { .. } | BusError::File { .. } => Code::Invalid,
+            BusError::Address { .. } | BusError::File { .. } | BusError::Secret { .. } => {
+                Code::Invalid
+            }
             BusError::Remembering { .. } | BusError::Defect(_) => Code::Internal,
         };
         Self::new(code, error.to_string())

@@ -1,5 +1,6 @@
 //! How to reach the bus, and what can go wrong on the way.
 
+use canopy_secrets::SecretError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{io, path::PathBuf, time::Duration};
@@ -17,8 +18,19 @@ pub struct BusConfig {
     /// PEM file of the client certificate. Its URI name says who connects:
     /// `spiffe://canopy/<principal>`.
     pub cert: PathBuf,
-    /// PEM file of the certificate's key.
+    /// PEM file of the certificate's key: this program's user's, mode 0600 or less.
     pub key: PathBuf,
+    /// File with a person's token, as private as the key. Services have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<PathBuf>,
+}
+
+impl BusConfig {
+    /// The same server, with the certificate of another of this program's connections.
+    #[must_use]
+    pub fn with_certificate(&self, cert: PathBuf, key: PathBuf) -> Self {
+        Self { cert, key, ..self.clone() }
+    }
 }
 
 /// The bus cannot be used.
@@ -34,6 +46,14 @@ pub enum BusError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A key or a token is missing, or others may use it.
+    #[error("{field} cannot be used: {error}; {}", error.remedy)]
+    Secret {
+        /// Field of the configuration that names it.
+        field: &'static str,
+        /// What is wrong with it, and what to do.
+        error: SecretError,
     },
     /// The address is not one.
     #[error("\"{url}\" is not a bus address: write it as tls://127.0.0.1:4222")]
@@ -73,6 +93,9 @@ pub enum BusError {
         #[source]
         source: io::Error,
     },
+    /// What is stored in DATA cannot be read or changed now.
+    #[error("the bus's store: {0}")]
+    Store(String),
     /// A mistake in the program that uses this crate.
     #[error("defect: {0}")]
     Defect(String),

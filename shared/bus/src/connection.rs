@@ -212,13 +212,33 @@ fn readable(field: &'static str, path: &std::path::Path) -> Result<(), BusError>
     })
 }
 
+fn private(field: &'static str, path: &std::path::Path) -> Result<(), BusError> {
+    canopy_secrets::read_private(path).map(drop).map_err(|error| BusError::Secret { field, error })
+}
+
 fn addresses(url: &str) -> Result<Vec<ServerAddr>, BusError> {
     let bad = || BusError::Address { url: url.to_owned() };
     url.split(',').map(|one| one.trim().parse().map_err(|_| bad())).collect()
 }
 
+/// What is said to the server beside the certificate. Read at each connection, so that a token
+/// that was regenerated is used without a restart.
+fn credentials(config: &BusConfig) -> ConnectOptions {
+    let Some(path) = config.token.clone() else { return ConnectOptions::new() };
+    ConnectOptions::with_auth_callback(move |_| {
+        let path = path.clone();
+        async move {
+            let mut auth = async_nats::Auth::new();
+            let token = canopy_secrets::read_private(&path)
+                .map_err(|error| async_nats::AuthError::new(error.to_string()))?;
+            auth.token = Some(token.trim().to_owned());
+            Ok(auth)
+        }
+    })
+}
+
 fn options(config: &BusConfig, principal: &Principal) -> ConnectOptions {
-    ConnectOptions::new()
+    credentials(config)
         .name(principal.as_str())
         .require_tls(true)
         .tls_first()
@@ -253,7 +273,10 @@ impl Bus {
         let _ = rustls::crypto::ring::default_provider().install_default();
         readable("bus.ca", &config.ca)?;
         readable("bus.cert", &config.cert)?;
-        readable("bus.key", &config.key)?;
+        private("bus.key", &config.key)?;
+        if let Some(token) = &config.token {
+            private("bus.token", token)?;
+        }
         let addresses = addresses(&config.url)?;
         let shared = Arc::new(Shared {
             principal: principal.clone(),
@@ -409,7 +432,10 @@ impl Bus {
         let attempt = options(&self.shared.config, &self.shared.principal).connect(addresses);
         match timeout(Duration::from_secs(2), attempt).await {
             Ok(Ok(_)) => "the connection came up only just now; try again".to_owned(),
-            Ok(Err(error)) => explain(&error.to_string(), &self.shared.principal),
+            Ok(Err(error)) => {
+                let with_token = self.shared.config.token.is_some();
+                explain(&error.to_string(), &self.shared.principal, with_token)
+            }
             Err(_) => {
                 let last = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
                 last.clone().unwrap_or_else(|| "no answer".to_owned())
@@ -430,12 +456,20 @@ impl Bus {
     }
 }
 
-fn explain(error: &str, principal: &Principal) -> String {
-    if error.to_ascii_lowercase().contains("authorization violation") {
-        format!(
-            "the server does not know the certificate; its URI name has to be spiffe://canopy/{principal}"
-        )
-    } else {
-        error.to_owned()
+fn explain(error: &str, principal: &Principal, with_token: bool) -> String {
+    if !error.to_ascii_lowercase().contains("authorization violation") {
+        return error.to_owned();
     }
+    // The server says no more to strangers; the policy service's log and audit trail do.
+    let what = match (principal.is_person(), with_token) {
+        (true, true) => {
+            "the token was regenerated, revoked or has ended, or goes with another certificate"
+        }
+        (true, false) => "a person needs a token beside the certificate, and none is given",
+        (false, _) => "the certificate is not a service's of ours",
+    };
+    format!(
+        "the server refuses {principal}: {what}, or the certificate's URI name is not \
+         spiffe://canopy/{principal}, or the policy service does not answer"
+    )
 }

@@ -39,15 +39,18 @@
 //! ```
 
 mod call;
+pub mod callout;
 mod codec;
 mod config;
 mod connection;
+pub mod data;
 mod event;
 mod header;
 mod idempotency;
 mod limits;
 mod micro;
 mod server;
+pub mod system;
 mod trace;
 mod work;
 

@@ -342,10 +342,10 @@ async fn what_is_stored_in_data_cannot_speak_in_app() {
 async fn the_system_user_sees_and_ends_connections() {
     let server = NatsServer::start(&["web1"]).unwrap();
     let viewer = connect(&server, "u-viewer").await;
-    let mut system = raw(&server, "sys").await;
+    let mut system = raw(&server, "s-policy-system").await;
     let list = server_request(
         &system,
-        "sys",
+        "s-policy-system",
         "$SYS.REQ.SERVER.PING.CONNZ",
         r#"{"auth": true, "user": "spiffe://canopy/u-viewer"}"#,
     )
@@ -355,7 +355,7 @@ async fn the_system_user_sees_and_ends_connections() {
     let kick = format!("$SYS.REQ.SERVER.{}.KICK", list["server"]["id"].as_str().unwrap());
     let body = format!(r#"{{"cid": {}}}"#, connections[0]["cid"]);
     let before = viewer.statistics().connects;
-    server_request(&system, "sys", &kick, &body).await;
+    server_request(&system, "s-policy-system", &kick, &body).await;
     let mut link = viewer.watch_link();
     timeout(LIMIT, async {
         while viewer.statistics().connects == before {

@@ -14,9 +14,7 @@ use object_store::{
     prefix::PrefixStore,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use std::{
-    fs::File, io::Read as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration,
-};
+use std::{fs::File, io::Read as _, path::Path, sync::Arc, time::Duration};
 
 /// How often a failing request is tried again.
 const RETRIES: usize = 3;
@@ -193,34 +191,12 @@ fn client(config: &StoreConfig, limit: Duration) -> Result<ClientOptions, StoreE
 }
 
 /// Reads a file that only its owner, who is this process's user, may read.
-fn secret(path: &Path) -> Result<String, StoreError> {
-    let bad = |reason: String, remedy: String| StoreError::Credentials {
+fn secret(path: &Path) -> Result<canopy_secrets::Secret, StoreError> {
+    canopy_secrets::read_private(path).map_err(|error| StoreError::Credentials {
         path: path.to_owned(),
-        reason,
-        remedy,
-    };
-    let unreadable = |error: std::io::Error| {
-        bad(error.to_string(), "name a file that this user can read".to_owned())
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    // Of the file that is open: another one may have the name by now.
-    let found = file.metadata().map_err(unreadable)?;
-    if found.mode() & 0o077 != 0 {
-        return Err(bad(
-            format!("others may use it (mode {:04o})", found.mode() & 0o7777),
-            format!("chmod 600 {}", path.display()),
-        ));
-    }
-    let me = nix::unistd::geteuid().as_raw();
-    if found.uid() != me {
-        return Err(bad(
-            format!("it belongs to user {}, this program runs as {me}", found.uid()),
-            format!("chown {me} {}", path.display()),
-        ));
-    }
-    let mut text = String::new();
-    file.take(FILE_LIMIT).read_to_string(&mut text).map_err(unreadable)?;
-    Ok(text)
+        reason: error.reason,
+        remedy: error.remedy,
+    })
 }
 
 #[cfg(test)]
@@ -228,23 +204,6 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
-
-    #[test]
-    fn a_file_of_credentials_that_others_may_read_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s3.json");
-        fs::write(&path, "{}").unwrap();
-        for mode in [0o640, 0o604, 0o620] {
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let StoreError::Credentials { reason, remedy, .. } = secret(&path).unwrap_err() else {
-                panic!("not a matter of credentials")
-            };
-            assert!(reason.contains(&format!("{mode:04o}")), "{reason}");
-            assert!(remedy.starts_with("chmod 600 /"), "{remedy}");
-        }
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
-        assert_eq!(secret(&path).unwrap(), "{}");
-    }
 
     #[test]
     fn what_stands_in_a_file_of_credentials_is_not_repeated() {

@@ -4,15 +4,16 @@
 use anyhow::{Context as _, Result, bail};
 use canopy_api::{
     name::HostId,
-    nats::{ServerConfig, TlsPaths, User, spiffe_id},
+    nats::{Callout, ServerConfig, TlsPaths, User, spiffe_id},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
 use std::{
-    fs,
+    fmt, fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -26,6 +27,8 @@ pub struct NatsServer {
     child: Option<Child>,
     address: SocketAddr,
     users: Vec<User>,
+    callout: Option<Callout>,
+    authority: Authority,
 }
 
 /// Where a client's files are.
@@ -50,13 +53,32 @@ impl NatsServer {
 
     /// Starts a server with these users.
     pub fn with_users(users: Vec<User>) -> Result<Self> {
-        let dir = tempfile::tempdir().context("a directory for nats-server")?;
         let names = users.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
-        make_certificates(dir.path(), &names)?;
+        Self::make(users, &names, None)
+    }
+
+    /// Starts a server that knows only the policy service, and asks it about everybody else. There
+    /// are certificates of a development stack for these hosts all the same.
+    pub fn asking(hosts: &[&str], callout: Callout) -> Result<Self> {
+        let hosts = hosts.iter().map(|host| host.parse()).collect::<Result<Vec<HostId>, _>>()?;
+        let everybody = User::development(&hosts)?;
+        let names = everybody.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
+        Self::make(User::policy(), &names, Some(callout))
+    }
+
+    fn make(users: Vec<User>, names: &[String], callout: Option<Callout>) -> Result<Self> {
+        let dir = tempfile::tempdir().context("a directory for nats-server")?;
+        let authority = Authority::new()?;
+        authority.issue_all(dir.path(), names)?;
         let listen = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), ServerConfig::RANDOM_PORT);
-        let mut server = Self { dir, child: None, address: listen, users };
+        let mut server = Self { dir, child: None, address: listen, users, callout, authority };
         server.restart()?;
         Ok(server)
+    }
+
+    /// Who issued the certificates.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// Where clients connect.
@@ -87,8 +109,8 @@ impl NatsServer {
 
     /// Makes a certificate for a name that the server has no user for.
     pub fn stranger(&self, name: &str) -> Result<ClientFiles> {
-        make_certificates(&self.dir.path().join("other"), &[name.to_owned()])?;
         let other = self.dir.path().join("other");
+        Authority::new()?.issue_all(&other, &[name.to_owned()])?;
         Ok(ClientFiles {
             url: self.url(),
             ca: self.dir.path().join("ca.crt"),
@@ -99,9 +121,10 @@ impl NatsServer {
 
     /// Makes every certificate anew, with a new authority, in the same files. The server reads them
     /// at its next [`Self::restart`].
-    pub fn renew_certificates(&self) -> Result<()> {
+    pub fn renew_certificates(&mut self) -> Result<()> {
         let names = self.users.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
-        make_certificates(self.dir.path(), &names)
+        self.authority = Authority::new()?;
+        self.authority.issue_all(self.dir.path(), &names)
     }
 
     /// Kills the server, as a crash would.
@@ -130,6 +153,7 @@ impl NatsServer {
             ports_file_dir: Some(dir.to_owned()),
             pid_file: None,
             users: self.users.clone(),
+            callout: self.callout.clone(),
         };
         let file = dir.join("nats.conf");
         fs::write(&file, config.to_text()?).context("nats.conf")?;
@@ -194,39 +218,72 @@ pub fn nats_server() -> Result<PathBuf> {
     )
 }
 
-/// A CA, a certificate for the server, one for each name; PEM files `<name>.crt` and `<name>.key`.
-fn make_certificates(dir: &Path, names: &[String]) -> Result<()> {
-    fs::create_dir_all(dir)?;
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name = common_name("Canopy test CA");
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    fs::write(dir.join("ca.crt"), ca.pem())?;
-    let loopback = SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let localhost = SanType::DnsName("localhost".try_into()?);
-    write_certificate(dir, &ca, "server", vec![loopback, localhost])?;
-    for name in names {
-        write_certificate(dir, &ca, name, vec![SanType::URI(spiffe_id(name).try_into()?)])?;
-    }
-    Ok(())
+/// An authority that issues certificates.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-fn write_certificate(
-    dir: &Path,
-    ca: &CertifiedIssuer<'_, KeyPair>,
-    name: &str,
-    sans: Vec<SanType>,
-) -> Result<()> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = common_name(name);
-    params.subject_alt_names = sans;
-    params.use_authority_key_identifier_extension = true;
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, ca)?;
-    fs::write(dir.join(format!("{name}.crt")), certificate.pem())?;
-    fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
-    Ok(())
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name = common_name("Canopy test CA");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+    }
+
+    /// Its certificate, PEM.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Writes `<file>.crt` and `<file>.key` with these names, otherwise as `change` makes it.
+    pub fn issue(
+        &self,
+        dir: &Path,
+        file: &str,
+        sans: Vec<SanType>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<(PathBuf, PathBuf)> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name(file);
+        params.subject_alt_names = sans;
+        params.use_authority_key_identifier_extension = true;
+        change(&mut params);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let paths = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+        fs::write(&paths.0, certificate.pem())?;
+        private_file(&paths.1, &key.serialize_pem())?;
+        Ok(paths)
+    }
+
+    /// A certificate for the server, one for each name; PEM files `<name>.crt` and `<name>.key`,
+    /// and `ca.crt`.
+    fn issue_all(&self, dir: &Path, names: &[String]) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("ca.crt"), self.pem())?;
+        let loopback = SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let localhost = SanType::DnsName("localhost".try_into()?);
+        self.issue(dir, "server", vec![loopback, localhost], |_| {})?;
+        for name in names {
+            self.issue(dir, name, vec![SanType::URI(spiffe_id(name).try_into()?)], |_| {})?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file that only its owner can read.
+pub fn private_file(file: &Path, content: &str) -> Result<()> {
+    fs::write(file, content)?;
+    Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o600))?)
 }
 
 fn common_name(name: &str) -> DistinguishedName {

@@ -14,13 +14,16 @@ use canopy_api::{
 };
 use canopy_e2e::{BLOCKED, HOST, World};
 use futures::StreamExt as _;
+use std::fs;
 use std::time::Duration;
 
 const ME: &str = "u-admin";
 
 async fn connect(world: &World) -> Client {
     let pki = world.stack().layout().pki_dir();
+    let token = fs::read_to_string(world.stack().layout().token("u-admin")).unwrap();
     ConnectOptions::new()
+        .token(token.trim().to_owned())
         .require_tls(true)
         .tls_first()
         .add_root_certificates(pki.join("ca.crt"))

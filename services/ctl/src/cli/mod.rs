@@ -2,9 +2,11 @@
 
 mod map;
 mod package;
+mod token;
 
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
+pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
 use crate::output::Format;
 use canopy_api::{
@@ -73,6 +75,9 @@ pub struct ConnectionArgs {
     /// Your private key, PEM
     #[arg(long, value_name = "FILE", env = "CANOPY_TLS_KEY", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
     pub tls_key: Option<PathBuf>,
+    /// File with your token, mode 0600
+    #[arg(long, value_name = "FILE", env = "CANOPY_TOKEN_FILE", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
+    pub token_file: Option<PathBuf>,
     /// Who you are on the bus: the name in your certificate, such as u-alice
     #[arg(long, value_name = "NAME", env = "CANOPY_PRINCIPAL", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
     pub principal: Option<Principal>,
@@ -140,6 +145,9 @@ pub enum Command {
     /// Show and change what the maps of programs hold
     #[command(subcommand, visible_alias = "maps")]
     Map(MapCommand),
+    /// Give people tokens, and take them back
+    #[command(subcommand, visible_alias = "tokens")]
+    Token(TokenCommand),
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),

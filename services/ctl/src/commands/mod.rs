@@ -11,6 +11,7 @@ pub mod follow;
 pub mod get;
 pub mod map;
 pub mod package;
+pub mod token;
 pub mod version;
 
 use crate::{
@@ -57,6 +58,12 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         Command::Map(command) => {
             let entries = map::read(&command)?;
             connected(&connection, async |remote| map::run(&command, entries, remote, screen).await)
+        }
+        Command::Token(command) => {
+            let binding = token::read(&command)?;
+            connected(&connection, async |remote| {
+                token::run(&command, binding, remote, screen).await
+            })
         }
         Command::Package(PackageCommand::Show { package, output }) => {
             connected(&connection, async |remote| {

@@ -9,6 +9,7 @@ pub mod maps;
 pub mod outdated;
 pub mod packages;
 pub mod programs;
+pub mod tokens;
 
 use canopy_api::wire::MetricValue;
 use serde_json::Value;

@@ -30,6 +30,7 @@ pub fn config(files: &ClientFiles) -> BusConfig {
         ca: files.ca.clone(),
         cert: files.cert.clone(),
         key: files.key.clone(),
+        token: None,
     }
 }
 

@@ -161,6 +161,7 @@ mod tests {
             ca: cert.clone(),
             cert: cert.clone(),
             key: key.clone(),
+            token: None,
             principal: "u-alice".parse().unwrap(),
             host: None,
         };

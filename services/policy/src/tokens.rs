@@ -1,0 +1,364 @@
+//! People's tokens: which are in force. One value a person, changed by compare and swap, so that
+//! several instances agree.
+
+use crate::{connect::Refusal, trust::Trust};
+use canopy_api::{
+    ApiError, Code, Principal,
+    permission::{Role, Scope},
+    time,
+    wire::tokens::{
+        Bearer, Binding, Revoked, TokenIssueRequest, TokenRecord, TokenRegenerateRequest,
+        TokenReply, TokenState,
+    },
+};
+use canopy_bus::data::{Bucket, Stored, Swap};
+use canopy_identity::{AUDIENCE, Claims, ISSUER, TokenError};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, UNIX_EPOCH},
+};
+
+/// Shortest and longest life of a token that ends by itself, seconds: a minute, ten years.
+const LIFE: std::ops::RangeInclusive<u64> = 60..=10 * 366 * 86_400;
+/// How often a change is tried again after somebody else's.
+const TRIES: usize = 8;
+
+/// What is kept of a person's token: everything but the token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    principal: Principal,
+    role: Role,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<Scope>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    binding: Option<Binding>,
+    id: String,
+    generation: u64,
+    /// Seconds since 1970, as all times here.
+    issued: u64,
+    issued_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<u64>,
+    key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked: Option<(u64, String)>,
+}
+
+impl Kept {
+    fn state(&self, now: u64) -> TokenState {
+        if self.revoked.is_some() {
+            TokenState::Revoked
+        } else if self.expires.is_some_and(|end| now >= end) {
+            TokenState::Expired
+        } else {
+            TokenState::Active
+        }
+    }
+
+    fn record(&self, now: u64) -> TokenRecord {
+        let shown = |seconds| time::rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+        TokenRecord {
+            principal: self.principal.clone(),
+            role: self.role,
+            scope: self.scope.clone(),
+            binding: self.binding.clone(),
+            id: self.id.clone(),
+            generation: self.generation,
+            state: self.state(now),
+            issued: shown(self.issued),
+            issued_by: self.issued_by.clone(),
+            expires: self.expires.map(shown),
+            key: self.key.clone(),
+            revoked: self
+                .revoked
+                .as_ref()
+                .map(|(at, by)| Revoked { by: by.clone(), at: shown(*at) }),
+        }
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            sub: self.principal.clone(),
+            role: self.role,
+            jti: self.id.clone(),
+            generation: self.generation,
+            iat: self.issued,
+            exp: self.expires,
+            cnf: self.binding.clone(),
+            scope: self.scope.clone(),
+        }
+    }
+
+    /// Whether this is the token in force.
+    pub(crate) fn accepts(&self, claims: &Claims) -> Result<(), Refusal> {
+        if claims.generation < self.generation {
+            return Err(Refusal::Regenerated(claims.sub.clone()));
+        }
+        if self.revoked.is_some() {
+            return Err(Refusal::Revoked(claims.sub.clone()));
+        }
+        // Signed by us, and yet not what we issued: from a store that was set back.
+        if self.claims() != *claims {
+            return Err(Refusal::Unknown(claims.sub.clone()));
+        }
+        Ok(())
+    }
+
+    /// The name of the connections of this token: another one for each token of a person.
+    pub(crate) fn user(&self) -> String {
+        user(&self.principal, self.generation)
+    }
+
+    /// Whether connections of this token may live.
+    pub(crate) fn is_active(&self, now: u64) -> bool {
+        self.state(now) == TokenState::Active
+    }
+
+    /// How many tokens the person has had.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// The name of a person's connections.
+pub(crate) fn user(principal: &Principal, generation: u64) -> String {
+    format!("{principal}/{generation}")
+}
+
+/// The tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct Tokens {
+    bucket: Bucket,
+}
+
+/// A token that was just made, and its record.
+type Made = (Kept, TokenReply);
+
+impl Tokens {
+    /// Those in this bucket.
+    pub(crate) fn new(bucket: Bucket) -> Self {
+        Self { bucket }
+    }
+
+    /// What is kept of one.
+    pub(crate) async fn get(
+        &self,
+        principal: &Principal,
+    ) -> Result<Option<Stored<Kept>>, ApiError> {
+        Ok(self.bucket.get(principal.as_str()).await?)
+    }
+
+    /// All of them, by person.
+    pub(crate) async fn all(&self) -> Result<Vec<Kept>, ApiError> {
+        let mut all: Vec<Kept> = self.bucket.all().await?;
+        all.sort_by(|a, b| a.principal.cmp(&b.principal));
+        Ok(all)
+    }
+
+    /// What is told of them.
+    pub(crate) async fn records(
+        &self,
+        of: Option<&Principal>,
+        now: u64,
+    ) -> Result<Vec<TokenRecord>, ApiError> {
+        let kept = match of {
+            None => self.all().await?,
+            Some(principal) => {
+                let stored = self.get(principal).await?.ok_or_else(|| none(principal))?;
+                vec![stored.value]
+            }
+        };
+        Ok(kept.iter().map(|kept| kept.record(now)).collect())
+    }
+
+    /// A token for a person who has none in force.
+    pub(crate) async fn issue(
+        &self,
+        trust: &Trust,
+        request: &TokenIssueRequest,
+        by: &str,
+        now: u64,
+    ) -> Result<Made, ApiError> {
+        check_issue(request)?;
+        let principal = &request.principal;
+        for _ in 0..TRIES {
+            let before = self.get(principal).await?;
+            if before.as_ref().is_some_and(|before| before.value.is_active(now)) {
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!("{principal} has a token in force"),
+                )
+                .at("principal")
+                .remedy("regenerate it, or revoke it before you issue one of another role"));
+            }
+            let kept = Kept {
+                principal: principal.clone(),
+                role: request.role,
+                scope: request.scope.clone(),
+                binding: request.binding.clone(),
+                id: token_id(),
+                generation: before.as_ref().map_or(0, |before| before.value.generation) + 1,
+                issued: now,
+                issued_by: by.to_owned(),
+                expires: request.expires_in.map(|life| now.saturating_add(life)),
+                key: trust.signing.id().to_owned(),
+                revoked: None,
+            };
+            if let Some(made) = self.put(trust, kept, before, now).await? {
+                return Ok(made);
+            }
+        }
+        Err(busy(principal))
+    }
+
+    /// Another token in place of the one in force.
+    pub(crate) async fn regenerate(
+        &self,
+        trust: &Trust,
+        request: &TokenRegenerateRequest,
+        by: &str,
+        now: u64,
+    ) -> Result<Made, ApiError> {
+        check_life(request.expires_in)?;
+        let principal = &request.principal;
+        for _ in 0..TRIES {
+            let before = self.get(principal).await?.ok_or_else(|| none(principal))?;
+            if before.value.revoked.is_some() {
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!("{principal}'s token was revoked"),
+                )
+                .at("principal")
+                .remedy("issue a new one"));
+            }
+            let kept = Kept {
+                binding: request.binding.clone().or_else(|| before.value.binding.clone()),
+                id: token_id(),
+                generation: before.value.generation + 1,
+                issued: now,
+                issued_by: by.to_owned(),
+                expires: request.expires_in.map(|life| now.saturating_add(life)),
+                key: trust.signing.id().to_owned(),
+                ..before.value.clone()
+            };
+            if let Some(made) = self.put(trust, kept, Some(before), now).await? {
+                return Ok(made);
+            }
+        }
+        Err(busy(principal))
+    }
+
+    /// Ends a person's token.
+    pub(crate) async fn revoke(
+        &self,
+        principal: &Principal,
+        by: &str,
+        now: u64,
+    ) -> Result<(Kept, TokenRecord), ApiError> {
+        for _ in 0..TRIES {
+            let before = self.get(principal).await?.ok_or_else(|| none(principal))?;
+            if before.value.revoked.is_some() {
+                let record = before.value.record(now);
+                return Ok((before.value, record));
+            }
+            let kept = Kept { revoked: Some((now, by.to_owned())), ..before.value };
+            let swap = self.bucket.replace(principal.as_str(), &kept, before.revision).await?;
+            if swap == Swap::Done {
+                let record = kept.record(now);
+                return Ok((kept, record));
+            }
+        }
+        Err(busy(principal))
+    }
+
+    /// Signs, then keeps; `None` when somebody else was quicker.
+    async fn put(
+        &self,
+        trust: &Trust,
+        kept: Kept,
+        before: Option<Stored<Kept>>,
+        now: u64,
+    ) -> Result<Option<Made>, ApiError> {
+        let token = trust.signing.sign(&kept.claims()).map_err(unsignable)?;
+        let key = kept.principal.as_str();
+        let swap = match before {
+            Some(before) => self.bucket.replace(key, &kept, before.revision).await?,
+            None => self.bucket.create(key, &kept).await?,
+        };
+        Ok(match swap {
+            Swap::Overtaken => None,
+            Swap::Done => {
+                let record = kept.record(now);
+                Some((kept, TokenReply { token: Bearer(token), record }))
+            }
+        })
+    }
+}
+
+fn check_issue(request: &TokenIssueRequest) -> Result<(), ApiError> {
+    check_life(request.expires_in)?;
+    if !request.principal.is_person() {
+        return Err(ApiError::new(
+            Code::Invalid,
+            format!(
+                "{} is not a person: services are known by their certificates",
+                request.principal
+            ),
+        )
+        .at("principal")
+        .remedy("write it as u-<name>"));
+    }
+    if request.role.must_be_bound() && request.binding.is_none() {
+        return Err(unsignable(TokenError::Unbound(request.role)));
+    }
+    let scope = request.scope.as_ref();
+    for (at, none) in [
+        ("scope.services", scope.and_then(|s| s.services.as_ref().map(BTreeSet::is_empty))),
+        ("scope.hosts", scope.and_then(|s| s.hosts.as_ref().map(BTreeSet::is_empty))),
+    ] {
+        if none == Some(true) {
+            return Err(ApiError::new(Code::Invalid, "an empty list means nothing at all")
+                .at(at)
+                .remedy("leave it out for no narrowing"));
+        }
+    }
+    Ok(())
+}
+
+fn check_life(life: Option<u64>) -> Result<(), ApiError> {
+    match life {
+        Some(life) if !LIFE.contains(&life) => Err(ApiError::new(
+            Code::Invalid,
+            format!("{life} s is not between {} s and {} s", LIFE.start(), LIFE.end()),
+        )
+        .at("expires_in")
+        .remedy("leave it out for a token that is valid until regenerated or revoked")),
+        _ => Ok(()),
+    }
+}
+
+fn unsignable(error: TokenError) -> ApiError {
+    match error {
+        TokenError::Unbound(_) => ApiError::new(Code::Invalid, error.to_string())
+            .at("binding")
+            .remedy("name the certificate (x5t#S256), or a name in it (san)"),
+        other => ApiError::new(Code::Internal, format!("the token cannot be signed: {other}")),
+    }
+}
+
+fn none(principal: &Principal) -> ApiError {
+    ApiError::new(Code::NotFound, format!("{principal} has never had a token")).at("principal")
+}
+
+fn busy(principal: &Principal) -> ApiError {
+    ApiError::new(Code::Conflict, format!("{principal}'s token is being changed by others"))
+        .remedy("look at it, and try again")
+}
+
+fn token_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}

@@ -1,0 +1,235 @@
+//! A bus server that asks, policy services that answer, and everybody who may want to connect.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use async_nats::{Client, ConnectOptions};
+use canopy_api::{
+    Principal,
+    endpoint::policy,
+    nats::{Callout, spiffe_id},
+    permission::{Role, Scope},
+    subject::Target,
+    wire::tokens::{Binding, TokenIssueRequest, TokenReply},
+};
+use canopy_bus::{Bus, BusConfig};
+use canopy_identity::Certificate;
+use canopy_test_support::{
+    nats::{NatsServer, private_file},
+    service::ServiceProcess,
+};
+use rcgen::{CertificateParams, SanType};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_canopy-policy");
+
+/// Longer than anything here takes, also on a machine busy with other things.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The whole: dropped, it is gone.
+pub struct Stack {
+    pub server: NatsServer,
+    pub policy: Vec<ServiceProcess>,
+    pub dir: TempDir,
+}
+
+/// What somebody connects with.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub token: Option<PathBuf>,
+}
+
+pub fn run(args: &[&str]) -> Output {
+    Command::new(PROGRAM).args(args).output().unwrap()
+}
+
+impl Stack {
+    /// One policy service, and `u-admin` with a token.
+    pub fn start() -> Self {
+        let mut stack = Self::without_policy();
+        stack.start_policy();
+        stack.bootstrap("u-admin");
+        stack
+    }
+
+    pub fn without_policy() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let made = run(&["keys", "--output", dir.path().join("keys").to_str().unwrap()]);
+        assert!(made.status.success(), "{made:?}");
+        let public = fs::read_to_string(dir.path().join("keys/callout.json")).unwrap();
+        let public: Value = serde_json::from_str(&public).unwrap();
+        let callout = Callout {
+            issuer: public["issuer"].as_str().unwrap().to_owned(),
+            xkey: public["xkey"].as_str().unwrap().to_owned(),
+        };
+        let server = NatsServer::asking(&["web1", "web2"], callout).unwrap();
+        Self { server, policy: Vec::new(), dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn config(&self) -> Value {
+        let bus = self.server.client("s-policy");
+        let files = |name: &str| {
+            let files = self.server.client(name);
+            json!({ "cert": files.cert, "key": files.key })
+        };
+        let key = |name: &str| json!({ "file": self.path("keys").join(name) });
+        json!({
+            "bus": { "url": bus.url, "ca": bus.ca, "cert": bus.cert, "key": bus.key },
+            "auth": {
+                "callout": files("s-policy-auth"),
+                "data": files("s-policy-data"),
+                "system": files("s-policy-system"),
+                "issuer_seed": key("issuer.seed"),
+                "xkey_seed": key("xkey.seed"),
+                "signing_keys": [key("token-signing.pem")],
+            },
+        })
+    }
+
+    /// Starts one more policy service and waits until it answers.
+    pub fn start_policy(&mut self) {
+        let process = ServiceProcess::start(Path::new(PROGRAM), self.config()).unwrap();
+        process.wait_status(200).unwrap();
+        self.policy.push(process);
+    }
+
+    pub fn bootstrap(&self, principal: &str) {
+        let config = self.path("bootstrap.json");
+        fs::write(&config, self.config().to_string()).unwrap();
+        let made = run(&[
+            "bootstrap",
+            "--config",
+            config.to_str().unwrap(),
+            "--principal",
+            principal,
+            "--certificate",
+            self.server.client(principal).cert.to_str().unwrap(),
+            "--output",
+            self.path(&format!("{principal}.token")).to_str().unwrap(),
+        ]);
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// With the certificate of that name, and its token if there is one.
+    pub fn credentials(&self, principal: &str) -> Credentials {
+        let files = self.server.client(principal);
+        let token = self.path(&format!("{principal}.token"));
+        Credentials { cert: files.cert, key: files.key, token: token.exists().then_some(token) }
+    }
+
+    /// Another certificate of the same authority.
+    pub fn certificate(&self, file: &str, sans: Vec<SanType>) -> Credentials {
+        self.certificate_with(file, sans, |_| {})
+    }
+
+    pub fn certificate_with(
+        &self,
+        file: &str,
+        sans: Vec<SanType>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Credentials {
+        let (cert, key) =
+            self.server.authority().issue(self.dir.path(), file, sans, change).unwrap();
+        Credentials { cert, key, token: None }
+    }
+
+    pub fn config_of(&self, with: &Credentials) -> BusConfig {
+        let url = self.server.url();
+        let ca = self.server.client("server").ca;
+        let Credentials { cert, key, token } = with.clone();
+        BusConfig { url, ca, cert, key, token }
+    }
+
+    /// A client of ours that carries messages.
+    pub async fn connect(&self, principal: &str) -> Bus {
+        self.connect_with(principal, &self.credentials(principal)).await
+    }
+
+    pub async fn connect_with(&self, principal: &str, with: &Credentials) -> Bus {
+        let bus = Bus::connect(&self.config_of(with), principal.parse().unwrap()).await.unwrap();
+        bus.wait_ready(LIMIT).await.unwrap();
+        bus
+    }
+
+    /// A client without our library, as an adversary has: one attempt.
+    pub async fn attempt(&self, with: &Credentials) -> Result<Client, String> {
+        self.attempt_from(with, |options| options).await
+    }
+
+    pub async fn attempt_from(
+        &self,
+        with: &Credentials,
+        change: impl FnOnce(ConnectOptions) -> ConnectOptions,
+    ) -> Result<Client, String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut options = ConnectOptions::new()
+            .require_tls(true)
+            .tls_first()
+            .connection_timeout(LIMIT)
+            .add_root_certificates(self.server.client("server").ca)
+            .add_client_certificate(with.cert.clone(), with.key.clone());
+        if let Some(token) = &with.token {
+            options = options.token(fs::read_to_string(token).unwrap().trim().to_owned());
+        }
+        change(options).connect(&self.server.url()).await.map_err(|error| format!("{error:?}"))
+    }
+
+    /// Writes a token to a file, and gives these credentials with it.
+    pub fn with_token(&self, credentials: &Credentials, name: &str, token: &str) -> Credentials {
+        let path = self.path(&format!("{name}.token"));
+        private_file(&path, token).unwrap();
+        Credentials { token: Some(path), ..credentials.clone() }
+    }
+
+    /// Asks for a token as `u-admin`, bound to the person's certificate of the stack, and keeps it
+    /// where [`Self::credentials`] looks.
+    pub async fn issue(&self, admin: &Bus, principal: &str, role: Role) -> TokenReply {
+        self.issue_for(admin, principal, role, None, Some(self.binding(principal))).await
+    }
+
+    pub fn binding(&self, principal: &str) -> Binding {
+        binding_of(&self.server.client(principal).cert)
+    }
+
+    pub async fn issue_for(
+        &self,
+        admin: &Bus,
+        principal: &str,
+        role: Role,
+        scope: Option<Scope>,
+        binding: Option<Binding>,
+    ) -> TokenReply {
+        let principal: Principal = principal.parse().unwrap();
+        let request = TokenIssueRequest {
+            principal: principal.clone(),
+            role,
+            scope,
+            binding,
+            expires_in: None,
+        };
+        let reply = admin.call::<policy::TokenIssue>(&Target::Central, &request).await.unwrap();
+        private_file(&self.path(&format!("{principal}.token")), &reply.token.0).unwrap();
+        reply
+    }
+}
+
+pub fn binding_of(certificate: &Path) -> Binding {
+    Binding::Fingerprint(
+        Certificate::from_pem(&fs::read(certificate).unwrap()).unwrap().fingerprint,
+    )
+}
+
+pub fn uri(name: &str) -> SanType {
+    SanType::URI(spiffe_id(name).as_str().try_into().unwrap())
+}

@@ -1,0 +1,193 @@
+//! Tokens on a real bus: issued, used, regenerated, revoked, by several instances.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod stack;
+
+use canopy_api::{
+    Code,
+    endpoint::policy,
+    permission::Role,
+    subject::Target,
+    wire::{
+        Empty,
+        tokens::{
+            TokenIssueRequest, TokenListRequest, TokenRegenerateRequest, TokenRevokeRequest,
+            TokenState,
+        },
+    },
+};
+use canopy_bus::Link;
+use canopy_test_support::nats::private_file;
+use stack::{LIMIT, Stack};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_person_connects_with_certificate_and_token() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    let reply = stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    assert_eq!((reply.record.generation, reply.record.state), (1, TokenState::Active));
+    assert_eq!(reply.record.issued_by, "u-admin");
+    let viewer = stack.connect("u-viewer").await;
+    let health = viewer.call::<policy::Health>(&Target::Central, &Empty {}).await.unwrap();
+    assert!(health.ready, "{health:?}");
+
+    // What a viewer may not, a viewer cannot.
+    let request = TokenRevokeRequest { principal: "u-admin".parse().unwrap() };
+    let refused = viewer.call::<policy::TokenRevoke>(&Target::Central, &request).await;
+    assert!(
+        refused.as_ref().is_err_and(|error| error.to_api_error().code == Code::Denied),
+        "{refused:?}"
+    );
+
+    let list = TokenListRequest { principal: None };
+    let tokens = viewer.call::<policy::TokenList>(&Target::Central, &list).await.unwrap().tokens;
+    let who: Vec<_> = tokens.iter().map(|one| (one.principal.as_str(), one.role)).collect();
+    assert_eq!(who, [("u-admin", Role::Admin), ("u-viewer", Role::Viewer)]);
+    assert!(!format!("{reply:?}").contains(&reply.token.0));
+}
+
+#[tokio::test]
+async fn a_daemon_connects_with_its_certificate_alone() {
+    let stack = Stack::start();
+    for name in ["h-web1-loader", "h-web2-enforcer", "s-registry", "s-cert-monitor"] {
+        let bus = stack.connect(name).await;
+        bus.close().await;
+    }
+}
+
+/// Regenerating ends the old token for new connections at once, and its live ones within a second.
+#[tokio::test]
+async fn a_regenerated_token_ends_the_old_one_and_its_connections() {
+    let mut stack = Stack::start();
+    // Two instances: whichever answers, the other agrees.
+    stack.start_policy();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-operator", Role::Operator).await;
+    let old = stack.credentials("u-operator");
+    let kept = std::fs::read_to_string(old.token.as_ref().unwrap()).unwrap();
+    let old = stack.with_token(&old, "old", &kept);
+    let live = stack.connect_with("u-operator", &old).await;
+    let mut link = live.watch_link();
+
+    let request = TokenRegenerateRequest {
+        principal: "u-operator".parse().unwrap(),
+        binding: None,
+        expires_in: None,
+    };
+    let reply = admin.call::<policy::TokenRegenerate>(&Target::Central, &request).await.unwrap();
+    let answered = Instant::now();
+    assert_eq!(reply.record.generation, 2);
+    for _ in 0..6 {
+        let refused = stack.attempt(&old).await.unwrap_err();
+        assert!(refused.contains("AuthorizationViolation"), "{refused}");
+    }
+    timeout(LIMIT, link.wait_for(|link| *link == Link::Disconnected)).await.unwrap().unwrap();
+    println!("cut after {:?}", answered.elapsed());
+    assert!(answered.elapsed() < Duration::from_secs(5));
+
+    // The new one, bound as the old one was, lives on through all that follows.
+    private_file(&stack.path("u-operator.token"), &reply.token.0).unwrap();
+    let new = stack.connect("u-operator").await;
+    let before = new.statistics().connects;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((new.link(), new.statistics().connects), (Link::Connected, before));
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_until_another_is_issued() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    let live = stack.connect("u-viewer").await;
+    let mut link = live.watch_link();
+    let revoke = TokenRevokeRequest { principal: "u-viewer".parse().unwrap() };
+    let record = admin.call::<policy::TokenRevoke>(&Target::Central, &revoke).await.unwrap();
+    assert_eq!(record.state, TokenState::Revoked);
+    assert_eq!(record.revoked.unwrap().by, "u-admin");
+    timeout(LIMIT, link.wait_for(|link| *link == Link::Disconnected)).await.unwrap().unwrap();
+    stack.attempt(&stack.credentials("u-viewer")).await.unwrap_err();
+    let regenerate = TokenRegenerateRequest {
+        principal: "u-viewer".parse().unwrap(),
+        binding: None,
+        expires_in: None,
+    };
+    let refused =
+        admin.call::<policy::TokenRegenerate>(&Target::Central, &regenerate).await.unwrap_err();
+    assert_eq!(refused.to_api_error().code, Code::Conflict);
+    let again = stack.issue(&admin, "u-viewer", Role::Operator).await;
+    assert_eq!(again.record.generation, 2);
+    stack.connect("u-viewer").await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_never_sound_is_not_issued() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    let good = TokenIssueRequest {
+        principal: "u-bob".parse().unwrap(),
+        role: Role::Viewer,
+        scope: None,
+        binding: None,
+        expires_in: None,
+    };
+    let cases = [
+        (TokenIssueRequest { role: Role::Admin, ..good.clone() }, "binding"),
+        (TokenIssueRequest { role: Role::Publisher, ..good.clone() }, "binding"),
+        (
+            TokenIssueRequest { principal: "s-registry".parse().unwrap(), ..good.clone() },
+            "principal",
+        ),
+        (
+            TokenIssueRequest { principal: "h-web1-loader".parse().unwrap(), ..good.clone() },
+            "principal",
+        ),
+        (TokenIssueRequest { expires_in: Some(59), ..good.clone() }, "expires_in"),
+        (TokenIssueRequest { expires_in: Some(u64::MAX), ..good.clone() }, "expires_in"),
+    ];
+    for (request, path) in cases {
+        let refused = admin.call::<policy::TokenIssue>(&Target::Central, &request).await;
+        let error = refused.unwrap_err().to_api_error();
+        assert_eq!((error.code, error.path.as_str()), (Code::Invalid, path), "{error}");
+    }
+    admin.call::<policy::TokenIssue>(&Target::Central, &good).await.unwrap();
+    let twice = admin.call::<policy::TokenIssue>(&Target::Central, &good).await;
+    assert_eq!(twice.unwrap_err().to_api_error().code, Code::Conflict);
+}
+
+/// Many at once, through two instances: each change is one generation, none is lost.
+#[tokio::test]
+async fn changes_at_once_are_one_after_the_other() {
+    let mut stack = Stack::start();
+    stack.start_policy();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    let request = TokenRegenerateRequest {
+        principal: "u-viewer".parse().unwrap(),
+        binding: None,
+        expires_in: None,
+    };
+    let all = futures::future::join_all(
+        (0..6).map(|_| admin.call::<policy::TokenRegenerate>(&Target::Central, &request)),
+    )
+    .await;
+    let mut generations: Vec<u64> =
+        all.iter().flatten().map(|reply| reply.record.generation).collect();
+    generations.sort_unstable();
+    let expected: Vec<u64> = (2..).take(generations.len()).collect();
+    assert_eq!(generations, expected, "{all:?}");
+    // Only the last one is good.
+    for reply in all.iter().flatten() {
+        let credentials = stack.with_token(&stack.credentials("u-viewer"), "one", &reply.token.0);
+        let connected = stack.attempt(&credentials).await.is_ok();
+        assert_eq!(connected, reply.record.generation == *expected.last().unwrap());
+    }
+}

@@ -1,0 +1,134 @@
+//! The account DATA: values that every instance of a service sees, changed by compare and swap.
+
+use crate::{config::BusError, connection::Bus};
+use async_nats::jetstream::{
+    self,
+    kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
+    stream::StorageType,
+};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{fmt, time::Duration};
+
+/// How long an answer of the store is waited for.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A bucket of values, by key.
+#[derive(Clone)]
+pub struct Bucket {
+    store: kv::Store,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bucket").field("name", &self.store.name).finish_non_exhaustive()
+    }
+}
+
+/// A value, and which one it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored<T> {
+    /// The value.
+    pub value: T,
+    /// What a change has to name.
+    pub revision: u64,
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// Done.
+    Done,
+    /// Somebody else has changed it meanwhile; nothing was done.
+    Overtaken,
+}
+
+fn failed(error: &dyn fmt::Display) -> BusError {
+    BusError::Store(error.to_string())
+}
+
+impl Bucket {
+    /// Opens a bucket, and makes it where there is none. `replicas` is how many servers of a
+    /// cluster keep it.
+    pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
+        let mut context = jetstream::new(bus.client.clone());
+        context.set_timeout(LIMIT);
+        let store = match context.get_key_value(name).await {
+            Ok(store) => store,
+            Err(_) => context
+                .create_key_value(kv::Config {
+                    bucket: name.to_owned(),
+                    history: 5,
+                    storage: StorageType::File,
+                    num_replicas: replicas,
+                    ..kv::Config::default()
+                })
+                .await
+                .map_err(|error| failed(&error))?,
+        };
+        Ok(Self { store })
+    }
+
+    /// The value of a key.
+    pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Stored<T>>, BusError> {
+        let Some(entry) = self.store.entry(key).await.map_err(|error| failed(&error))? else {
+            return Ok(None);
+        };
+        if entry.operation != Operation::Put {
+            return Ok(None);
+        }
+        Ok(Some(Stored { value: read(key, &entry.value)?, revision: entry.revision }))
+    }
+
+    /// Every value.
+    pub async fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, BusError> {
+        let keys = self.store.keys().await.map_err(|error| failed(&error))?;
+        let keys: Vec<String> = keys.try_collect().await.map_err(|error| failed(&error))?;
+        let mut all = Vec::with_capacity(keys.len());
+        for key in keys {
+            all.extend(self.get(&key).await?.map(|stored| stored.value));
+        }
+        Ok(all)
+    }
+
+    /// Puts a value where there is none.
+    pub async fn create<T: Serialize>(&self, key: &str, value: &T) -> Result<Swap, BusError> {
+        match self.store.create(key, write(value)?).await {
+            Ok(_) => Ok(Swap::Done),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Swap::Overtaken),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// Puts a value in the place of this one.
+    pub async fn replace<T: Serialize>(
+        &self,
+        key: &str,
+        value: &T,
+        revision: u64,
+    ) -> Result<Swap, BusError> {
+        match self.store.update(key, write(value)?, revision).await {
+            Ok(_) => Ok(Swap::Done),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Swap::Overtaken),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// Keys whose values change, from now on. It goes on over disconnections; a change may be told
+    /// twice.
+    pub async fn changes(&self) -> Result<impl Stream<Item = String> + use<>, BusError> {
+        let watch = self.store.watch_all().await.map_err(|error| failed(&error))?;
+        // A missed heartbeat is an error after which the library begins again.
+        Ok(watch.filter_map(|entry| async move { entry.ok().map(|entry| entry.key) }))
+    }
+}
+
+fn read<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, BusError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        BusError::Store(format!("what is stored as {key} cannot be read: {error}"))
+    })
+}
+
+fn write<T: Serialize>(value: &T) -> Result<bytes::Bytes, BusError> {
+    serde_json::to_vec(value).map(Into::into).map_err(|error| BusError::Defect(error.to_string()))
+}

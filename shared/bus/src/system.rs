@@ -1,0 +1,124 @@
+//! The system account: who is connected, and ending connections.
+
+use crate::{config::BusError, connection::Bus, connection::random_token};
+use async_nats::Subscriber;
+use futures::StreamExt as _;
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Connections asked for at once, of each server.
+const PAGE: usize = 1024;
+
+/// A connection in APP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its server.
+    pub server: String,
+    /// Its number there.
+    pub id: u64,
+    /// Its user, as granted.
+    pub user: String,
+    /// From where.
+    pub address: String,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    server: Server,
+    data: Option<Data>,
+}
+
+#[derive(Deserialize)]
+struct Server {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    #[serde(default)]
+    total: usize,
+    #[serde(default)]
+    connections: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    cid: u64,
+    #[serde(default)]
+    ip: String,
+    #[serde(default)]
+    authorized_user: String,
+}
+
+/// The connections in APP, of one user or of all.
+///
+/// # Errors
+/// When the bus cannot be asked.
+pub async fn connections(
+    bus: &Bus,
+    user: Option<&str>,
+    limit: Duration,
+) -> Result<Vec<Connection>, BusError> {
+    let until = Instant::now() + limit;
+    let mut found = Vec::new();
+    let mut offset = 0;
+    loop {
+        let mut pages = ask(bus, user, offset).await?;
+        let mut more = false;
+        // How many servers there are is not known: the answers end when nobody says anything more.
+        let mut quiet = until.min(Instant::now() + Duration::from_millis(500));
+        while let Ok(Some(message)) = timeout_at(quiet, pages.next()).await {
+            quiet = until.min(Instant::now() + Duration::from_millis(100));
+            let Ok(Page { server, data: Some(data) }) = serde_json::from_slice(&message.payload)
+            else {
+                continue;
+            };
+            more |= data.total > offset + data.connections.len();
+            found.extend(data.connections.into_iter().map(|listed| Connection {
+                server: server.id.clone(),
+                id: listed.cid,
+                user: listed.authorized_user,
+                address: listed.ip,
+            }));
+        }
+        if !more || Instant::now() >= until {
+            return Ok(found);
+        }
+        offset += PAGE;
+    }
+}
+
+/// Ends these connections. Ones that are gone already are as good.
+///
+/// # Errors
+/// When the bus cannot be told.
+pub async fn end(bus: &Bus, connections: &[Connection]) -> Result<(), BusError> {
+    for connection in connections {
+        let subject = format!("$SYS.REQ.SERVER.{}.KICK", connection.server);
+        let body = json!({ "cid": connection.id }).to_string();
+        // Without somewhere to answer to, the server does nothing.
+        let inbox = format!("_INBOX.{}.{}", bus.principal(), random_token());
+        bus.client
+            .publish_with_reply(subject, inbox, body.into())
+            .await
+            .map_err(|error| BusError::Defect(error.to_string()))?;
+    }
+    bus.flush().await;
+    Ok(())
+}
+
+async fn ask(bus: &Bus, user: Option<&str>, offset: usize) -> Result<Subscriber, BusError> {
+    let question = json!({
+        "auth": true, "acc": "APP", "user": user, "limit": PAGE, "offset": offset, "state": 0
+    });
+    let inbox = format!("_INBOX.{}.{}", bus.principal(), random_token());
+    let defect = |error: &dyn std::fmt::Display| BusError::Defect(error.to_string());
+    let pages = bus.client.subscribe(inbox.clone()).await.map_err(|error| defect(&error))?;
+    bus.client
+        .publish_with_reply("$SYS.REQ.SERVER.PING.CONNZ", inbox, question.to_string().into())
+        .await
+        .map_err(|error| defect(&error))?;
+    Ok(pages)
+}
