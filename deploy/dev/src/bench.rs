@@ -38,16 +38,37 @@ fn run(bench: &str, options: &[&str], json: Option<&Path>) -> Result<()> {
     shell::run(&mut command)
 }
 
+/// Requests and connects with full security, against a plain server.
+pub fn bus(json: Option<&Path>, smoke: bool) -> Result<()> {
+    tools::ensure(&[Need::Compile])?;
+    tools::nats_server()?;
+    let small = ["--rounds", "2", "--sequential", "50", "--parallel", "200", "--connects", "5"];
+    unprivileged("bus", if smoke { &small } else { &[] }, json)
+}
+
 /// A large repository and many hosts.
 pub fn registry(json: Option<&Path>, smoke: bool) -> Result<()> {
     tools::ensure(&[Need::Compile])?;
+    let small = [
+        "--packages",
+        "3",
+        "--versions",
+        "4",
+        "--questions",
+        "20",
+        "--hosts",
+        "5",
+        "--megabytes",
+        "1",
+    ];
+    unprivileged("registry", if smoke { &small } else { &[] }, json)
+}
+
+/// As the caller.
+fn unprivileged(bench: &str, options: &[&str], json: Option<&Path>) -> Result<()> {
     build()?;
     let mut command = shell::command(paths::target()?.join("release/canopy-bench"));
-    command.arg("registry");
-    if smoke {
-        command.args(["--packages", "3", "--versions", "4", "--questions", "20"]);
-        command.args(["--hosts", "5", "--megabytes", "1"]);
-    }
+    command.arg(bench).args(options);
     if let Some(file) = json {
         command.arg("--json").arg(file);
     }

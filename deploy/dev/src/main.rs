@@ -76,6 +76,15 @@ enum Bench {
         #[arg(long, default_value_t = 40)]
         runs: u32,
     },
+    /// Requests, connects and the end of connections with full security, against a plain server.
+    Bus {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// A very small run, to see that it runs.
+        #[arg(long)]
+        smoke: bool,
+    },
     /// A fused chain against tail calls and a bare program: nanoseconds a packet.
     Chain {
         /// Write the figures to this file too.
@@ -146,6 +155,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { what: Bench::Chain { json, loads, runs } } => {
             bench::chain(json.as_deref(), loads, runs)
         }
+        Task::Bench { what: Bench::Bus { json, smoke } } => bench::bus(json.as_deref(), smoke),
         Task::Bench { what: Bench::Registry { json, smoke } } => {
             bench::registry(json.as_deref(), smoke)
         }

@@ -97,6 +97,11 @@ impl ServiceProcess {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub fn end(self) -> Result<ExitStatus> {
         self.end_by(Signal::SIGTERM)

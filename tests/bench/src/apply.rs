@@ -178,7 +178,7 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
     ratios.append(&mut summary(&all)?);
     Ok(Report {
         bench: "apply",
-        kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+        kernel: crate::report::kernel()?,
         rows: all.iter().map(|(case, measured)| row(*case, measured)).collect(),
         table: table(&all),
         ratios,

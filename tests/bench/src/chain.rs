@@ -111,7 +111,7 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
         .collect();
     Ok(Report {
         bench: "chain",
-        kernel: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+        kernel: crate::report::kernel()?,
         rows: summaries.iter().map(|(case, (summary, runs))| row(*case, *summary, *runs)).collect(),
         ratios: ratios(&summaries),
         table: table(&summaries),

@@ -24,6 +24,15 @@ enum Bench {
         #[command(flatten)]
         options: canopy_bench::apply::Options,
     },
+    /// Requests, connects and the end of connections with full security, against a plain server.
+    /// Needs no root.
+    Bus {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::bus::Options,
+    },
     /// A fused chain against tail calls and against a bare program, nanoseconds a packet.
     Chain {
         /// Write the result as JSON too.
@@ -47,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Apply { json, options } => {
             finish(&canopy_bench::apply::run(&options)?, json.as_deref())
         }
+        Bench::Bus { json, options } => finish(&canopy_bench::bus::run(&options)?, json.as_deref()),
         Bench::Chain { json, options } => {
             finish(&canopy_bench::chain::run(&options)?, json.as_deref())
         }

@@ -40,6 +40,11 @@ impl<R: Serialize> Report<R> {
     }
 }
 
+/// Release of the running kernel.
+pub fn kernel() -> Result<String> {
+    Ok(nix::sys::utsname::uname()?.release().to_string_lossy().into_owned())
+}
+
 /// Lowest and middle of some measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
