@@ -10,7 +10,7 @@ use crate::{
     error::{LoaderError, with_causes},
 };
 use canopy_api::{ChainKey, wire::ChainRestored};
-use canopy_kernel::{Expect, Kernel, KernelError, Observed};
+use canopy_kernel::{Expect, Kernel, KernelError, LinkState, Observed};
 use canopy_runtime::clock;
 use std::time::Duration;
 
@@ -81,6 +81,7 @@ impl<K: Kernel> Engine<K> {
             Mend::Nothing if blind >= BLIND => Mend::Rebuild(Finding::Unpinned),
             mend => mend,
         };
+        let unknown = unknown(inner, key, chain, seen);
         let (finding, result) = match mend {
             Mend::Nothing => {
                 inner.trouble.remove(key);
@@ -109,6 +110,8 @@ impl<K: Kernel> Engine<K> {
             return None;
         }
         inner.trouble.remove(key);
+        // Written down below, or with the next change; the sweep of this round counts it in any case.
+        inner.state.retired.extend(unknown);
         if was_missing || (occasion == Occasion::Start && finding == Finding::Unpinned) {
             tracing::info!(%key, "chain attached");
             return None;
@@ -237,6 +240,20 @@ impl<K: Kernel> Engine<K> {
             }
         }
     }
+}
+
+/// A generation of ours that was attached and that the state does not know, as after a torn state of
+/// which the copy before is used: what it counted is of use.
+fn unknown(
+    inner: &Inner,
+    key: &ChainKey,
+    chain: &Chain,
+    seen: Option<&Observed>,
+) -> Option<(ChainKey, u64)> {
+    let seen = seen?;
+    let LinkState::Attached(now) = &seen.state else { return None };
+    let known = now.generation == chain.running || inner.state.needs(key, now.generation);
+    (!known && seen.generations.contains(&now.generation)).then(|| (key.clone(), now.generation))
 }
 
 fn interface_missing(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,7 +1,7 @@
 //! The one-second check, and what a start finds.
 
 use super::world::*;
-use crate::engine::Event;
+use crate::engine::{Event, Stage};
 use canopy_api::wire::{Action, ChainState};
 use canopy_kernel::{
     Kernel,
@@ -171,6 +171,29 @@ fn a_damaged_state_falls_back_to_the_one_before() {
     assert_eq!(engine.lost(), None);
     assert_eq!(get(&engine).chains.len(), 2);
     assert!(get(&engine).chains.iter().all(|chain| chain.state == ChainState::Active));
+}
+
+#[test]
+fn what_a_forgotten_generation_counted_is_not_lost() {
+    let world = World::new();
+    let engine = world.start();
+    world.apply(&engine, two_programs()).unwrap();
+    world.kernel.packet(&eth0(), &[PASS, PASS]);
+    at_stage(Stage::Switched, |kernel| {
+        kernel.packet(&eth0(), &[PASS, PASS]);
+        die_at(Stage::Switched);
+    });
+    let other = document(&[chain("eth0", &[("b", "limit", &[80])])]);
+    assert!(until_death(|| world.apply(&engine, other)).is_none());
+    drop(engine);
+    // The one before knows nothing of the change.
+    fs::write(world.dir.path().join("state.json"), b"torn").unwrap();
+    let engine = world.start();
+    assert_eq!(status(&engine, &eth0()).programs.len(), 2, "the old chain");
+    assert_eq!(runs(&engine, &eth0(), "b"), 2);
+    assert_eq!(world.kernel.pinned(&eth0()).len(), 1);
+    drop(engine);
+    assert_eq!(runs(&world.start(), &eth0(), "b"), 2);
 }
 
 #[test]
