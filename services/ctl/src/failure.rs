@@ -25,6 +25,8 @@ pub enum Exit {
     Unavailable = 7,
     /// This host or version cannot.
     Unsupported = 8,
+    /// Some interfaces were changed, others failed.
+    Partly = 9,
 }
 
 impl From<Code> for Exit {

@@ -58,9 +58,15 @@ fn change(host: &str, request: &ApplyRequest) -> Result<ApplyReply, ApiError> {
     let mut outcomes = Vec::new();
     for (i, chain) in chains.iter().enumerate() {
         if chain["interface"] == "eth9" {
-            return Err(ApiError::new(Code::NotFound, "there is no interface \"eth9\"")
-                .at(format!("chains[{i}].interface"))
-                .remedy("ip link lists them"));
+            let error = ApiError::new(Code::NotFound, "there is no interface \"eth9\"")
+                .at(format!("document.chains[{i}].interface"))
+                .remedy("ip link lists them");
+            if request.atomic || chains.len() == 1 {
+                return Err(error);
+            }
+            outcomes.push(json!({ "interface": chain["interface"], "hook": chain["hook"],
+                                  "action": "failed", "error": error }));
+            continue;
         }
         let removed = chain["programs"].as_array().unwrap().is_empty();
         let programs = if removed { json!([]) } else { json!([program(30)]) };
@@ -273,7 +279,7 @@ async fn answers_to_apply_find_their_way_back_to_the_file() {
     let fleet = Fleet::start(&["web1", "web2"]).await;
     fleet.write("a.yaml", &document("eth0"));
     fleet.write("b.yaml", &document("eth9"));
-    let said = fleet.fails(4, "apply -f a.yaml -f b.yaml --host web1");
+    let said = fleet.fails(4, "apply -f a.yaml -f b.yaml --host web1 --atomic");
     assert_eq!(
         said,
         "error: there is no interface \"eth9\"\n  at: b.yaml: chains[0].interface\n  \
@@ -290,6 +296,32 @@ async fn answers_to_apply_find_their_way_back_to_the_file() {
     fleet.ok("delete -f a.yaml --host web1");
     let (_, last) = fleet.asked.lock().unwrap().last().unwrap().clone();
     assert_eq!(last.document["chains"][0]["programs"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_fails_is_told_with_its_file_and_an_exit_code_of_its_own() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.write("a.yaml", &document("eth0"));
+    fleet.write("b.yaml", &document("eth9"));
+    let told = "error: eth9/xdp: there is no interface \"eth9\"\n  \
+                at: b.yaml: chains[0].interface\n  fix: ip link lists them\n";
+    let output = fleet.canopy("apply -f a.yaml -f b.yaml --host web1");
+    assert_eq!(output.status.code(), Some(9));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "eth0/xdp updated: limit (ratelimit@0.1.0)\neth9/xdp failed: it is as it was\n\
+         web1: generation 5\n"
+    );
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), told);
+    let output = fleet.canopy("apply -f a.yaml -f b.yaml --host web1 -o json");
+    assert_eq!(output.status.code(), Some(9));
+    let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(reply["chains"][1]["action"], "failed");
+    assert_eq!(reply["chains"][1]["error"]["code"], "not_found");
+    for line in ["diff -f a.yaml -f b.yaml --host web1", "delete -f a.yaml -f b.yaml --host web1"] {
+        assert_eq!(fleet.fails(9, line), told);
+    }
+    fleet.fails(4, "delete -f a.yaml -f b.yaml --host web1 --atomic");
 }
 
 #[tokio::test(flavor = "multi_thread")]

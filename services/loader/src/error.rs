@@ -11,7 +11,8 @@ use canopy_api::{
 };
 use canopy_kernel::KernelError;
 
-/// Why a request was not done. Whatever it is, the chains run as before.
+/// Why a request, or what it asked for one interface, was not done. Whatever it is, the chains run as
+/// before.
 #[derive(Debug, thiserror::Error)]
 pub enum LoaderError {
     /// The document is wrong.
@@ -116,6 +117,9 @@ pub enum LoaderError {
     /// A chain cannot be laid out.
     #[error("the chain cannot be laid out")]
     Build(#[from] BuildError),
+    /// Every interface of a request failed; each with its name, which rules of selectors have none of.
+    #[error("nothing was changed: each of {} interfaces failed", .0.len())]
+    Nothing(Vec<(Option<InterfaceName>, Self)>),
     /// An earlier change is neither done nor taken back.
     #[error("an earlier change is neither done nor taken back yet")]
     Unsettled,
@@ -183,6 +187,7 @@ impl LoaderError {
                     .remedy("build the package again with `canopy package build`"),
                 BuildError::Settings { .. } => ApiError::new(Code::Invalid, with_causes(&error)),
             },
+            Self::Nothing(failed) => nothing(said, failed),
             Self::Unsettled => ApiError::new(Code::Unavailable, said)
                 .remedy("the loader keeps trying; its log says what is in the way"),
         }
@@ -194,6 +199,25 @@ impl From<ApiError> for LoaderError {
     fn from(error: ApiError) -> Self {
         Self::Map(Box::new(error))
     }
+}
+
+/// The first failure says what kind it is; each is told.
+fn nothing(said: String, failed: Vec<(Option<InterfaceName>, LoaderError)>) -> ApiError {
+    let mut whole = ApiError::new(Code::Internal, said);
+    for (at, (name, error)) in failed.into_iter().enumerate() {
+        let error = error.into_api();
+        if at == 0 {
+            whole = ApiError { code: error.code, ..whole };
+        }
+        whole.retryable |= error.retryable;
+        let message = match name {
+            Some(name) => format!("{name}: {}", error.message),
+            None => error.message,
+        };
+        whole.problems.push(Problem { path: error.path, message, remedy: error.remedy });
+        whole.problems.extend(error.problems);
+    }
+    whole
 }
 
 fn one_of(owner: &str, known: &[String]) -> String {

@@ -6,9 +6,10 @@ use crate::{
     error::LoaderError,
     fetch::Fetcher,
     follow::{Followers, LEASE, Sink},
+    metrics::PackageMetrics,
 };
 use canopy_api::{
-    ApiError, Code, DesiredState, HostId,
+    ApiError, Code, DesiredState, HostId, Principal,
     endpoint::{Service, loader},
     wire::{
         ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply, GetReply,
@@ -49,6 +50,7 @@ pub struct Handlers<K> {
     changes: Arc<Mutex<()>>,
     /// The ring buffers that are followed.
     followers: Arc<Followers<K>>,
+    metrics: Option<PackageMetrics>,
 }
 
 impl<K> Clone for Handlers<K> {
@@ -58,6 +60,7 @@ impl<K> Clone for Handlers<K> {
             fetcher: self.fetcher.clone(),
             changes: Arc::clone(&self.changes),
             followers: Arc::clone(&self.followers),
+            metrics: self.metrics.clone(),
         }
     }
 }
@@ -67,7 +70,14 @@ impl<K: Kernel> Handlers<K> {
     pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher) -> Self {
         let sink = records(fetcher.bus().clone(), engine.host().clone());
         let followers = Followers::new(Arc::clone(&engine), sink, LEASE);
-        Self { engine, fetcher, changes: Arc::default(), followers }
+        Self { engine, fetcher, changes: Arc::default(), followers, metrics: None }
+    }
+
+    /// Counts changes here.
+    #[must_use]
+    pub fn counted(mut self, metrics: PackageMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
     }
 
     /// Puts every verb on a server.
@@ -195,6 +205,7 @@ impl<K: Kernel> Handlers<K> {
         let options = Options {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
+            atomic: request.atomic,
             by: caller.principal,
         };
         // Said before anything is fetched for nothing; asked again when the change is made.
@@ -221,9 +232,12 @@ impl<K: Kernel> Handlers<K> {
             self.fetcher.tell_downgrades(self.engine.host(), &back, &by, self.engine.now()).await;
         }
         match &reply {
-            Ok(reply) => tracing::info!(
-                generation = reply.generation, dry_run = reply.dry_run, %summary, "applied"
-            ),
+            Ok(reply) => {
+                tracing::info!(
+                    generation = reply.generation, dry_run = reply.dry_run, %summary, "applied"
+                );
+                self.tell(reply, &by);
+            }
             Err(error) => {
                 tracing::info!(code = error.code.as_str(), path = error.path, %summary, "refused: {error}");
             }
@@ -236,12 +250,30 @@ impl<K: Kernel> Handlers<K> {
         let options = Options {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
+            atomic: false,
             by: caller.principal,
         };
         tracing::info!(
             interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
         );
-        self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await
+        let by = options.by.clone();
+        let reply =
+            self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await?;
+        self.tell(&reply, &by);
+        Ok(reply)
+    }
+
+    /// Counts what came of a change, and puts what failed into the log.
+    fn tell(&self, reply: &ApplyReply, by: &Principal) {
+        if let Some(metrics) = &self.metrics {
+            metrics.changed(reply);
+        }
+        for (chain, error) in reply.failed().filter(|_| !reply.dry_run) {
+            tracing::warn!(
+                interface = %chain.interface, hook = %chain.hook, code = error.code.as_str(),
+                path = error.path, %by, "left as it was: {error}"
+            );
+        }
     }
 
     async fn drain(&self, caller: &Caller, request: DrainRequest) -> Result<ApplyReply, ApiError> {

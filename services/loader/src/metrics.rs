@@ -1,7 +1,7 @@
 //! What Prometheus sees: read from the kernel when it asks.
 
 use crate::engine::{Engine, Report};
-use canopy_api::wire::{ChainState, GetRequest};
+use canopy_api::wire::{Action, ApplyReply, ChainState, GetRequest};
 use canopy_kernel::Kernel;
 use canopy_runtime::{
     MetricSpec,
@@ -97,6 +97,12 @@ const RESUMED: MetricSpec = MetricSpec::counter(
     "Downloads that went on where an earlier one had broken off",
 );
 
+const ITEMS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_changes_total",
+    &["result"],
+    "Chains that changes were asked for, by what came of it: created, updated, removed, unchanged, failed",
+);
+
 /// Every metric of the loader. Beside these, each metric a package declares is
 /// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
 pub const METRICS: &[MetricSpec] = &[
@@ -116,15 +122,17 @@ pub const METRICS: &[MetricSpec] = &[
     CACHED,
     EVICTED,
     RESUMED,
+    ITEMS,
 ];
 
-/// What is counted of packages, registered.
+/// What is counted of packages and of changes, registered.
 #[derive(Clone, Debug)]
 pub struct PackageMetrics {
     pub(crate) refused: IntCounterVec,
     pub(crate) cached: IntGaugeVec,
     pub(crate) evicted: IntCounterVec,
     pub(crate) resumed: IntCounterVec,
+    changes: IntCounterVec,
 }
 
 impl PackageMetrics {
@@ -135,7 +143,22 @@ impl PackageMetrics {
             cached: int_gauge_vec(registry, &CACHED)?,
             evicted: int_counter_vec(registry, &EVICTED)?,
             resumed: int_counter_vec(registry, &RESUMED)?,
+            changes: int_counter_vec(registry, &ITEMS)?,
         })
+    }
+
+    /// Counts what came of a change, chain by chain.
+    pub fn changed(&self, reply: &ApplyReply) {
+        for chain in reply.chains.iter().filter(|_| !reply.dry_run) {
+            let result = match chain.action {
+                Action::Created => "created",
+                Action::Updated => "updated",
+                Action::Removed => "removed",
+                Action::Unchanged => "unchanged",
+                Action::Failed => "failed",
+            };
+            self.changes.with_label_values(&[result]).inc();
+        }
     }
 }
 
@@ -152,7 +175,7 @@ impl<K: Kernel> LoaderCollector<K> {
         let descriptions = METRICS
             .iter()
             .filter(|spec| {
-                ![REFUSED, CACHED, EVICTED, RESUMED].iter().any(|own| own.name == spec.name)
+                ![REFUSED, CACHED, EVICTED, RESUMED, ITEMS].iter().any(|own| own.name == spec.name)
             })
             .map(|spec| {
                 let labels = spec.labels.iter().map(|label| (*label).to_owned()).collect();

@@ -73,14 +73,18 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         Arc::clone(&engine) as _,
         engine.kernel().release(),
     )
-    .counted(metrics);
+    .counted(metrics.clone());
     let server = Server::new(bus.clone(), Service::Loader, Some(config.host))
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter())
         .idempotency_file(config.state_dir.join("requests"));
-    let ended = Handlers::new(engine, fetcher).register(server).serve(cx.shutdown.clone()).await;
+    let ended = Handlers::new(engine, fetcher)
+        .counted(metrics)
+        .register(server)
+        .serve(cx.shutdown.clone())
+        .await;
     bus.close().await;
     Ok(ended?)
 }

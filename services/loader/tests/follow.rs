@@ -145,7 +145,7 @@ impl Host {
         let located = BTreeMap::from([("watch@*".to_owned(), Located { digest, package })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
         let by = "u-test".parse().unwrap();
-        let options = Options { expected_generation: None, dry_run: false, by };
+        let options = Options { expected_generation: None, dry_run: false, atomic: false, by };
         self.engine.apply(asked, &options).unwrap();
     }
 

@@ -316,6 +316,7 @@ impl World {
             expected_generation: None,
             dry_run: false,
             allow_downgrade: downgrades.iter().map(|name| name.parse().unwrap()).collect(),
+            atomic: false,
         };
         let host = Target::Host("web1".parse().unwrap());
         match self.admin.call::<loader::Apply>(&host, &request).await {
@@ -749,6 +750,42 @@ async fn signatures_are_skipped_only_where_the_host_says_so() {
         answers.resolve.version = other.resolve.version;
     });
     world.apply("wall").await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_itemised_request_gets_its_first_answer() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.kernel.add_interface(&"eth1".parse().unwrap());
+    let on = |interface: &str| json!({ "interface": interface, "hook": "xdp", "programs": [{ "name": "a", "package": "wall" }] });
+    let request = ApplyRequest {
+        document: json!({ "chains": [on("eth0"), on("eth1"), on("eth7")] }),
+        expected_generation: None,
+        dry_run: false,
+        allow_downgrade: Vec::new(),
+        atomic: false,
+    };
+    let host = Target::Host("web1".parse().unwrap());
+    let ask = || {
+        let options = CallOptions { request_id: Some("once".to_owned()), ..CallOptions::default() };
+        world.admin.call_with::<loader::Apply>(&host, &request, options)
+    };
+    let first = ask().await.unwrap();
+    let failed: Vec<_> = first.failed().map(|(chain, error)| (&chain.interface, error)).collect();
+    assert_eq!(failed.len(), 1, "{first:?}");
+    assert_eq!((failed[0].0.as_str(), failed[0].1.code), ("eth7", Code::NotFound));
+    assert_eq!(failed[0].1.path, "document.chains[2].interface");
+    assert!(world.kernel.running(&key()).is_some());
+    // What it lacked is there now, and the answer is the first all the same.
+    world.kernel.add_interface(&"eth7".parse().unwrap());
+    world.kernel.take_log();
+    assert_eq!(ask().await.unwrap(), first);
+    world.assert_untouched("a repeat");
+
+    // A mistake of the document refuses the whole, whatever else is in it.
+    let wrong = json!({ "interface": "eth1", "hook": "xdp", "programs": [{ "name": "a", "package": "wall", "config": { "x": 1 } }] });
+    let error = world.apply_document(json!({ "chains": [on("eth7"), wrong] })).await.unwrap_err();
+    assert_eq!(error.path, "document.chains[1].programs[0].config.x");
+    world.assert_untouched("a mistake");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ pub use maps::*;
 use crate::{
     blob::Blob,
     desired::{ChainKey, Hook},
+    error::ApiError,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
     selector::InterfaceSelector,
 };
@@ -74,6 +75,10 @@ pub struct ApplyRequest {
     /// that would is refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_downgrade: Vec<PackageName>,
+    /// All or nothing: when one interface fails, every one is as it was. Otherwise each interface is
+    /// changed, or left as it was, for itself, and the reply says which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub atomic: bool,
 }
 
 /// Removes a chain (interface and hook), or one program of it.
@@ -105,7 +110,8 @@ pub struct DrainRequest {
     pub dry_run: bool,
 }
 
-/// What a change did, chain by chain.
+/// What a change did, chain by chain. At least one interface is as it was asked for: a request of which
+/// nothing could be done is answered with an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyReply {
     /// The host that answers.
@@ -130,7 +136,8 @@ pub struct SelectorOutcome {
     pub hook: Hook,
     /// What was (or would be) done.
     pub action: Action,
-    /// The interfaces it stands for now.
+    /// The interfaces it stands for now. Those whose chain failed get it as soon as that can be, unless
+    /// the selector itself failed.
     pub interfaces: Vec<InterfaceName>,
 }
 
@@ -143,16 +150,19 @@ pub struct ChainOutcome {
     pub hook: Hook,
     /// What was (or would be) done.
     pub action: Action,
+    /// Why it failed; the chain is as it was then, and so is every other of its interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ApiError>,
     /// The steps, in words, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
     /// Things worth knowing: generic fallback, maps kept or reset, a licence made stricter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The chain as it is to be, versions and priorities resolved; empty after a removal.
+    /// The chain as it was asked for, versions and priorities resolved; empty for a removal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub programs: Vec<PlannedProgram>,
-    /// The chain as the kernel has it now; absent after a removal or a rehearsal.
+    /// The chain as the kernel has it now; absent after a removal, a failure or a rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ObservedChain>,
 }
@@ -191,6 +201,15 @@ pub enum Action {
     Unchanged,
     /// Detached.
     Removed,
+    /// Not done: it is as it was.
+    Failed,
+}
+
+impl ApplyReply {
+    /// The chains that could not be changed.
+    pub fn failed(&self) -> impl Iterator<Item = (&ChainOutcome, &ApiError)> {
+        self.chains.iter().filter_map(|chain| Some((chain, chain.error.as_ref()?)))
+    }
 }
 
 /// Asks for the state of a host.

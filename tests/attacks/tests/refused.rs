@@ -258,6 +258,7 @@ async fn apply(admin: &Bus, asks: &str) -> Result<String, ApiError> {
         expected_generation: None,
         dry_run: false,
         allow_downgrade: Vec::new(),
+        atomic: false,
     };
     match admin.call::<loader::Apply>(&host, &request).await {
         Ok(reply) => Ok(reply.chains[0].programs[0].version.clone()),

@@ -280,6 +280,7 @@ impl<'a> Bench<'a> {
             expected_generation: None,
             dry_run: false,
             allow_downgrade: Vec::new(),
+            atomic: false,
         };
         let call = self.bus.call_with::<loader::Apply>(&target, &request, CallOptions::default());
         let reply = self.runtime.block_on(call).map_err(|error| anyhow!("{error}"))?;

@@ -141,5 +141,10 @@ impl Host {
 
 /// A change by somebody.
 pub fn options() -> Options {
-    Options { expected_generation: None, dry_run: false, by: "u-test".parse().unwrap() }
+    Options {
+        expected_generation: None,
+        dry_run: false,
+        atomic: false,
+        by: "u-test".parse().unwrap(),
+    }
 }

@@ -96,6 +96,15 @@ impl Loader {
 
     /// Fetches what is not in the cache, as from a registry, and applies a document.
     pub fn apply(&self, document: &Value) -> Result<ApplyReply, LoaderError> {
+        self.apply_with(document, &options())
+    }
+
+    /// The same, all or nothing.
+    pub fn apply_whole(&self, document: &Value) -> Result<ApplyReply, LoaderError> {
+        self.apply_with(document, &Options { atomic: true, ..options() })
+    }
+
+    fn apply_with(&self, document: &Value, options: &Options) -> Result<ApplyReply, LoaderError> {
         let located = self.fetch().map_err(|source| LoaderError::Fetch {
             path: "document".to_owned(),
             source: Box::new(canopy_loader::fetch::FetchError::Cache(std::io::Error::other(
@@ -104,8 +113,7 @@ impl Loader {
         })?;
         let document = resolve::check(document.clone())?;
         let asked = resolve::resolve(&document, &located, &BTreeMap::new())?;
-        let options = Options { expected_generation: None, dry_run: false, by: by() };
-        self.engine.apply(asked, &options)
+        self.engine.apply(asked, options)
     }
 
     fn fetch(&self) -> Result<BTreeMap<String, Located>> {
@@ -121,6 +129,11 @@ impl Loader {
         }
         Ok(located)
     }
+}
+
+/// A change by somebody.
+pub fn options() -> Options {
+    Options { expected_generation: None, dry_run: false, atomic: false, by: by() }
 }
 
 /// Who changes things.
@@ -151,17 +164,26 @@ pub fn cached(site: &Site, package: &Path) -> Result<PathBuf> {
     Ok(site.state.join("cache").join(format!("{}.cpkg", digest.hex())))
 }
 
+/// What became of a [`Task`].
+pub struct Performed {
+    /// How the host is afterwards, where the kernel says, and the facts if more was asked for.
+    pub host: (Option<GetReply>, Vec<Fact>),
+    /// The interfaces that could not be changed; each with why.
+    pub failed: Vec<String>,
+}
+
 /// What the process of a [`Task`] does: it marks the start of the change and each stage of it, and
-/// fails as the change does, and only then. How the host is afterwards, where the kernel says, and the
-/// facts if more was asked for.
-pub fn perform(task: &str) -> Result<(Option<GetReply>, Vec<Fact>)> {
+/// fails as the change does, and only then.
+pub fn perform(task: &str) -> Result<Performed> {
     let task: Task = serde_json::from_str(task).context("read the task")?;
     let loader = Loader::start(&task.site, |_| tracee::mark())?;
     tracee::mark();
-    loader.apply(&task.document).map_err(|error| {
+    let reply = loader.apply(&task.document).map_err(|error| {
         let api = error.into_api();
         anyhow!("{api}; {}", api.remedy.as_deref().unwrap_or_default())
     })?;
+    let failed = reply.failed().map(|(chain, error)| format!("{}: {error}", chain.interface));
+    let failed = failed.collect();
     let mut facts = Vec::new();
     if task.more {
         facts = loader.engine.kernel().facts();
@@ -170,5 +192,5 @@ pub fn perform(task: &str) -> Result<(Option<GetReply>, Vec<Fact>)> {
         }
         loader.engine.tick();
     }
-    Ok((loader.engine.get(&GetRequest::default()).ok(), facts))
+    Ok(Performed { host: (loader.engine.get(&GetRequest::default()).ok(), facts), failed })
 }

@@ -58,18 +58,30 @@ const NEXT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 72);
 const FREE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 73);
 /// Packets in a look.
 const LOOK: u64 = 3;
+/// A second interface; its driver has no native XDP.
+const SPARE: &str = "lo";
 
-/// What is being done when the fault comes. Each changes two chains in one request.
+/// What is being done when the fault comes. Each changes two chains of an interface in one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Operation {
     Apply,
     Delete,
     Upgrade,
     Configure,
+    /// Beside them, one of a second interface.
+    TwoInterfaces,
+    /// Beside them, one of a second interface that cannot be.
+    OneOfTwo,
 }
 
-const OPERATIONS: [Operation; 4] =
-    [Operation::Apply, Operation::Delete, Operation::Upgrade, Operation::Configure];
+const OPERATIONS: [Operation; 6] = [
+    Operation::Apply,
+    Operation::Delete,
+    Operation::Upgrade,
+    Operation::Configure,
+    Operation::TwoInterfaces,
+    Operation::OneOfTwo,
+];
 
 /// What happens at the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,7 +184,8 @@ impl World {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let packages = Packages::build(dir.path());
-        Self { pair: Pair::new().unwrap(), dir, packages }
+        let pair = Pair::new().unwrap();
+        Self { pair, dir, packages }
     }
 
     fn site(&self, newer: bool) -> Site {
@@ -259,6 +272,31 @@ fn nothing() -> Value {
     ]})
 }
 
+/// The same, and nothing on the second interface.
+fn and_nothing(mut document: Value) -> Value {
+    let none = json!({ "interface": SPARE, "hook": "tc-ingress", "programs": [] });
+    document["chains"].as_array_mut().unwrap().push(none);
+    document
+}
+
+/// The same, and on the second interface a meter of this name.
+fn and_a_meter(mut document: Value, name: &str) -> Value {
+    let chains = document["chains"].as_array_mut().unwrap();
+    chains.push(json!({ "interface": SPARE, "hook": "tc-ingress", "programs": [
+        { "name": name, "package": "flowmeter" },
+    ]}));
+    document
+}
+
+/// The same, and on the second interface what it cannot have.
+fn and_what_cannot_be(mut document: Value) -> Value {
+    let chains = document["chains"].as_array_mut().unwrap();
+    chains.push(json!({ "interface": SPARE, "hook": "xdp", "xdp_mode": "native", "programs": [
+        { "name": "wall", "package": "firewall" },
+    ]}));
+    document
+}
+
 /// The same with another source in the meter's place, so that both chains change.
 fn with_another_meter(mut document: Value) -> Value {
     document["chains"][1]["programs"][0]["name"] = json!("another");
@@ -270,7 +308,8 @@ impl Operation {
     fn before(self) -> Option<Value> {
         match self {
             Self::Apply => None,
-            Self::Delete | Self::Upgrade | Self::Configure => Some(blocking(OLD)),
+            Self::Delete | Self::Upgrade | Self::Configure | Self::OneOfTwo => Some(blocking(OLD)),
+            Self::TwoInterfaces => Some(and_a_meter(blocking(OLD), "meter")),
         }
     }
 
@@ -280,6 +319,18 @@ impl Operation {
             Self::Apply | Self::Upgrade => blocking(NEW),
             Self::Configure => with_another_meter(blocking(NEW)),
             Self::Delete => nothing(),
+            Self::TwoInterfaces => and_a_meter(with_another_meter(blocking(NEW)), "another"),
+            Self::OneOfTwo => and_what_cannot_be(blocking(NEW)),
+        }
+    }
+
+    /// How the process ends without a fault, and at how many marks: one at the start, two while nothing
+    /// is changed, four for each interface, one where it goes no further than its journal.
+    fn end(self) -> (u8, usize) {
+        match self {
+            Self::Apply | Self::Delete | Self::Upgrade | Self::Configure => (0, 7),
+            Self::TwoInterfaces => (0, 11),
+            Self::OneOfTwo => (4, 8),
         }
     }
 
@@ -299,14 +350,16 @@ fn intent(reply: &GetReply) -> Vec<String> {
         let told = chain.programs.iter();
         told.map(|p| format!("{} {} {} {:?}", p.name, p.package, p.version, p.config)).collect()
     };
-    reply
+    let mut intent: Vec<_> = reply
         .chains
         .iter()
         .map(|chain| {
             let programs: Vec<_> = programs(chain);
             format!("{}: {}", chain.key(), programs.join(", "))
         })
-        .collect()
+        .collect();
+    intent.sort();
+    intent
 }
 
 /// The steps of an operation that meets no fault.
@@ -315,6 +368,21 @@ struct Recorded {
     steps: Vec<(usize, &'static str)>,
     old: Vec<String>,
     new: Vec<String>,
+}
+
+/// The chains of one interface.
+fn of<'a>(intent: &'a [String], interface: &str) -> Vec<&'a String> {
+    intent.iter().filter(|chain| chain.starts_with(&format!("{interface}/"))).collect()
+}
+
+impl Recorded {
+    /// What was before, but for the interfaces that are as asked for.
+    fn with(&self, is_new: impl Fn(&str) -> bool) -> Vec<String> {
+        let side = |name| of(if is_new(name) { &self.new } else { &self.old }, name);
+        let mut chains: Vec<_> = [HOST_LINK, SPARE].into_iter().flat_map(side).cloned().collect();
+        chains.sort();
+        chains
+    }
 }
 
 /// How the process was run.
@@ -380,13 +448,14 @@ impl World {
             }
             Act::Go
         });
-        assert_eq!(ran.end, End::Exited(0), "{operation:?}: {}", ran.said);
+        let (code, stages) = operation.end();
+        assert_eq!(ran.end, End::Exited(i32::from(code)), "{operation:?}: {}", ran.said);
         let new = self.here(|| {
             let loader = Loader::start(&self.site(false), |_| {}).unwrap();
             intent(&loader.engine.get(&GetRequest::default()).unwrap())
         });
         assert_ne!(old, new);
-        assert_eq!(marks, 7, "{operation:?}: a mark at the start and one a stage");
+        assert_eq!(marks, stages, "{operation:?}");
         self.clear();
         Recorded { steps, old, new }
     }
@@ -498,10 +567,15 @@ impl World {
         self.aftermath(case);
         self.mend(case.fault);
         let told = match ran.end {
-            End::Exited(0) => Some(&recorded.new),
+            End::Exited(0) => Some(recorded.new.clone()),
+            // Some interfaces are as asked for; of the others each is told.
+            End::Exited(4) => {
+                let failed = |name: &str| ran.said.lines().any(|line| line.starts_with(name));
+                Some(recorded.with(|name| !failed(name)))
+            }
             End::Exited(3) => {
                 assert!(!ran.said.trim().is_empty(), "{what}: an error without a word");
-                Some(&recorded.old)
+                Some(recorded.old.clone())
             }
             End::Killed => None,
             End::Exited(code) => panic!("{what}: exit code {code}: {}", ran.said),
@@ -518,10 +592,12 @@ impl World {
                 self.finish(&loader, &what);
                 return;
             };
-            let is_old = now == recorded.old;
-            assert!(is_old || now == recorded.new, "{what}: {now:#?}, neither old nor new");
+            // Each interface is the old one or the new one.
+            let is_new = |name: &str| of(&now, name) == of(&recorded.new, name);
+            assert_eq!(now, recorded.with(is_new), "{what}: neither old nor new");
+            let is_old = of(&now, HOST_LINK) == of(&recorded.old, HOST_LINK);
             if let Some(told) = told {
-                assert_eq!(&now, told, "{what}: not what was said: {}", ran.said);
+                assert_eq!(now, told, "{what}: not what was said: {}", ran.said);
             }
             if watched {
                 assert_eq!(self.arrived() - arrived, 0, "{what}: packets got through");
@@ -542,7 +618,8 @@ impl World {
         loader.apply(&blocking(NEXT)).unwrap_or_else(|error| panic!("{what}: {error:?}"));
         assert!(!self.arrives(NEXT) && !self.arrives(ALWAYS), "{what}");
         assert!(self.arrives(OLD) && self.arrives(NEW), "{what}");
-        loader.apply(&nothing()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        let all = and_nothing(nothing());
+        loader.apply(&all).unwrap_or_else(|error| panic!("{what}: {error:?}"));
         let left = pins(&self.site(false).bpffs);
         assert_eq!(left, Vec::<PathBuf>::new(), "{what}: left over");
     }
@@ -571,7 +648,9 @@ impl World {
             }
             assert_eq!(chain.state, ChainState::Active, "{what}: {chain:?}");
             let observed = chain.observed.as_ref().unwrap();
-            assert_eq!(attached.get(&chain.hook), Some(&observed.program_id), "{what}");
+            if chain.interface.as_str() == HOST_LINK {
+                assert_eq!(attached.get(&chain.hook), Some(&observed.program_id), "{what}");
+            }
         }
         if reply.chains.is_empty() {
             assert_eq!(attached, BTreeMap::new(), "{what}");

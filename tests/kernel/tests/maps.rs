@@ -118,7 +118,7 @@ impl Host {
         let located = BTreeMap::from([("every@*".to_owned(), Located { digest, package })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
         let by = "u-test".parse().unwrap();
-        let options = Options { expected_generation: None, dry_run: false, by };
+        let options = Options { expected_generation: None, dry_run: false, atomic: false, by };
         let applied = self.pair.host.run(|| Ok(self.loader.apply(asked, &options))).unwrap();
         applied.unwrap_or_else(|error| {
             let error = error.into_api();

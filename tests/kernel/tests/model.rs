@@ -11,13 +11,12 @@
 
 use canopy_api::{
     Hook,
-    wire::{ChainState, DeleteRequest, GetRequest},
+    wire::{ChainState, ChainStatus, DeleteRequest, GetRequest},
 };
 use canopy_kernel_tests::{
     files,
-    host::{Loader, Site, attached, by, wait},
+    host::{Loader, Site, attached, options, wait},
 };
-use canopy_loader::engine::Options;
 use canopy_test_support::{
     bpffs::BpffsDir,
     packet::Udp4,
@@ -40,13 +39,20 @@ const PORTS: [u16; 4] = [4001, 4002, 4003, 4004];
 const FREE: u16 = 4009;
 /// Hooks that see packets on their way in.
 const HOOKS: [Hook; 2] = [Hook::Xdp, Hook::TcIngress];
+/// An interface that nobody sends to and that stays.
+const SPARE: &str = "lo";
 /// Packets to each port in a look.
 const LOOK: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// The chains of these hooks become these; an empty one goes.
-    Apply(BTreeMap<Hook, BTreeSet<u16>>),
+    /// The chains of these hooks become these; an empty one goes. All or nothing, or each interface
+    /// for itself; `None` leaves the spare one alone.
+    Apply {
+        atomic: bool,
+        chains: BTreeMap<Hook, BTreeSet<u16>>,
+        spare: Option<BTreeSet<u16>>,
+    },
     Delete(Hook, Option<u16>),
     Drain,
     Undo,
@@ -64,6 +70,8 @@ enum Op {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
     chains: BTreeMap<Hook, BTreeSet<u16>>,
+    /// The chain of the spare interface.
+    spare: BTreeSet<u16>,
     drained: bool,
     /// Chains that somebody took away and the loader has not looked since.
     missing: BTreeSet<Hook>,
@@ -90,14 +98,18 @@ impl Model {
         self.missing.clear();
     }
 
-    /// Does it; whether the loader is to do it too.
-    fn step(&mut self, op: &Op) -> bool {
-        match op {
-            Op::Apply(chains) => {
-                // A chain may be removed while its interface is away, not built.
-                if self.drained || (self.gone && chains.values().any(|ports| !ports.is_empty())) {
-                    return false;
-                }
+    /// Does it; which of the two interfaces the loader is to change too, the spare one last.
+    fn step(&mut self, op: &Op) -> [bool; 2] {
+        if let Op::Apply { atomic, chains, spare } = op {
+            // A chain may be removed while its interface is away, not built.
+            let cannot = self.gone && chains.values().any(|ports| !ports.is_empty());
+            if self.drained || (cannot && (*atomic || spare.is_none())) {
+                return [false; 2];
+            }
+            if let Some(ports) = spare {
+                self.spare.clone_from(ports);
+            }
+            if !cannot {
                 for (hook, ports) in chains {
                     self.missing.remove(hook);
                     if ports.is_empty() {
@@ -107,6 +119,14 @@ impl Model {
                     }
                 }
             }
+            return [!cannot, true];
+        }
+        [self.step_one(op); 2]
+    }
+
+    fn step_one(&mut self, op: &Op) -> bool {
+        match op {
+            Op::Apply { .. } => {}
             Op::Delete(hook, port) => {
                 let Some(ports) = self.chains.get(hook).filter(|_| !self.drained) else {
                     return false;
@@ -159,7 +179,11 @@ fn random(rng: &mut StdRng, model: &Model) -> Op {
                     chains.insert(hook, PORTS.choose_multiple(rng, count).copied().collect());
                 }
             }
-            Op::Apply(chains)
+            let spare = rng.random::<bool>().then(|| {
+                let count = rng.random_range(0..3);
+                PORTS.choose_multiple(rng, count).copied().collect()
+            });
+            Op::Apply { atomic: rng.random(), chains, spare }
         }
         8 | 9 => Op::Delete(hook, rng.random::<bool>().then(|| *PORTS.choose(rng).unwrap())),
         10 => Op::Drain,
@@ -228,14 +252,25 @@ impl World {
         self.loader(|loader| loader.engine.tick());
     }
 
-    /// Does it; whether the loader did what it was asked.
-    fn perform(&mut self, op: &Op) -> bool {
-        let options = Options { expected_generation: None, dry_run: false, by: by() };
+    /// Does it; for which of the two interfaces the loader did what it was asked, the spare one last.
+    fn perform(&mut self, op: &Op) -> [bool; 2] {
+        if let Op::Apply { atomic, chains, spare } = op {
+            let document = document(chains, spare.as_ref());
+            let apply = if *atomic { Loader::apply_whole } else { Loader::apply };
+            return match self.loader(|loader| apply(loader, &document)) {
+                Err(_) => [false; 2],
+                Ok(reply) => [HOST_LINK, SPARE].map(|interface| {
+                    reply.failed().all(|(chain, _)| chain.interface.as_str() != interface)
+                }),
+            };
+        }
+        [self.perform_one(op); 2]
+    }
+
+    fn perform_one(&mut self, op: &Op) -> bool {
+        let options = options();
         match op {
-            Op::Apply(chains) => {
-                let document = document(chains);
-                return self.loader(|loader| loader.apply(&document)).is_ok();
-            }
+            Op::Apply { .. } => {}
             Op::Delete(hook, port) => {
                 let request = DeleteRequest {
                     interface: HOST_LINK.parse().unwrap(),
@@ -254,7 +289,11 @@ impl World {
             }
             Op::Detach(hook) => {
                 let reply = self.loader(|loader| loader.engine.get(&GetRequest::default()));
-                let chain = reply.unwrap().chains.into_iter().find(|chain| chain.hook == *hook);
+                let chain = reply
+                    .unwrap()
+                    .chains
+                    .into_iter()
+                    .find(|chain| chain.hook == *hook && chain.interface.as_str() == HOST_LINK);
                 if let Some(observed) = chain.and_then(|chain| chain.observed) {
                     let id = observed.link_id.to_string();
                     self.pair.host.exec(&["bpftool", "link", "detach", "id", &id]).unwrap();
@@ -312,17 +351,24 @@ impl World {
         }
         let reply = self.loader(|loader| loader.engine.get(&GetRequest::default())).unwrap();
         assert_eq!(reply.drained, model.drained, "{what}");
-        let told: BTreeMap<_, _> = reply
-            .chains
-            .iter()
-            .map(|chain| {
-                let ports = chain.programs.iter().map(|p| p.config["port"].as_u64().unwrap());
-                let ports: BTreeSet<_> = ports.map(|port| u16::try_from(port).unwrap()).collect();
-                (chain.hook, ports)
-            })
-            .collect();
+        let ports = |chain: &ChainStatus| -> BTreeSet<u16> {
+            let ports = chain.programs.iter().map(|p| p.config["port"].as_u64().unwrap());
+            ports.map(|port| u16::try_from(port).unwrap()).collect()
+        };
+        let (spare, chains): (Vec<_>, Vec<_>) =
+            reply.chains.iter().partition(|chain| chain.interface.as_str() == SPARE);
+        let told = spare.iter().map(|chain| ports(chain)).next().unwrap_or_default();
+        assert_eq!(told, model.spare, "{what}: the spare one, by the loader");
+        let seen = self.pair.host.exec(&["ip", "-j", "link", "show", SPARE]).unwrap();
+        let runs = seen.contains("\"prog\":");
+        assert_eq!(
+            runs,
+            !model.spare.is_empty() && !model.drained,
+            "{what}: the spare one: {seen}"
+        );
+        let told: BTreeMap<_, _> = chains.iter().map(|chain| (chain.hook, ports(chain))).collect();
         assert_eq!(told, model.chains, "{what}: by the loader");
-        for chain in &reply.chains {
+        for chain in chains {
             let active = chain.state == ChainState::Active;
             assert_eq!(active, running.contains(&chain.hook), "{what}: {chain:?}");
         }
@@ -333,18 +379,18 @@ fn name(port: u16) -> String {
     format!("drop-{port}")
 }
 
-fn document(chains: &BTreeMap<Hook, BTreeSet<u16>>) -> Value {
+fn document(chains: &BTreeMap<Hook, BTreeSet<u16>>, spare: Option<&BTreeSet<u16>>) -> Value {
+    let link = chains.iter().map(|(hook, ports)| (HOST_LINK, *hook, ports));
     let chains: Vec<_> =
-        chains
-            .iter()
-            .map(|(hook, ports)| {
+        link.chain(spare.map(|ports| (SPARE, Hook::Xdp, ports)))
+            .map(|(interface, hook, ports)| {
                 let programs: Vec<_> = ports
                 .iter()
                 .map(|port| json!({
                     "name": name(*port), "package": "port-dropper", "config": { "port": port },
                 }))
                 .collect();
-                json!({ "interface": HOST_LINK, "hook": hook, "programs": programs })
+                json!({ "interface": interface, "hook": hook, "programs": programs })
             })
             .collect();
     json!({ "chains": chains })
@@ -365,7 +411,7 @@ fn any_sequence_of_events_ends_as_the_model_says() {
             let what = format!("sequence {seed}: {ops:#?}");
             let expected = model.step(&op);
             let done = world.perform(&op);
-            if matches!(op, Op::Apply(_) | Op::Delete(..)) {
+            if matches!(op, Op::Apply { .. } | Op::Delete(..)) {
                 assert_eq!(done, expected, "{what}: done or refused");
             }
             world.check(&model, &what);

@@ -29,7 +29,8 @@ Exit codes:
   5  conflict: the state is not what you thought
   6  denied
   7  unavailable or timed out; trying again may help
-  8  unsupported by this host or version";
+  8  unsupported by this host or version
+  9  some interfaces were changed, others failed and are as they were";
 
 const CONNECTION: &str = "Connection";
 
@@ -178,7 +179,8 @@ Examples:
   canopy apply -f base.yaml -f extra.yaml --dry-run
   generate | canopy apply -f -
 
-Several files are put together and applied in one request. Chains they do not name are left alone.")]
+Several files are put together and applied in one request. Chains they do not name are left alone.
+An interface that fails is as it was, and the others are changed; --atomic changes all or none.")]
 pub struct ApplyArgs {
     /// Document, YAML or JSON; `-` for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true, num_args = 1..)]
@@ -187,6 +189,9 @@ pub struct ApplyArgs {
     /// repeated
     #[arg(long, value_name = "PACKAGE")]
     pub allow_downgrade: Vec<PackageName>,
+    /// Change all interfaces or none: if one fails, every one is as it was
+    #[arg(long)]
+    pub atomic: bool,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,
@@ -320,6 +325,9 @@ pub struct DeleteArgs {
     /// Delete every chain this document names; `-` for standard input; may be repeated
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
+    /// With -f: all interfaces or none
+    #[arg(long)]
+    pub atomic: bool,
     /// How.
     #[command(flatten)]
     pub how: DeleteHow,

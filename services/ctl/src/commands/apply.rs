@@ -1,5 +1,6 @@
 //! `canopy apply`
 
+use super::partly;
 use crate::{
     cli::ApplyArgs,
     failure::{Exit, Failure},
@@ -23,6 +24,7 @@ pub async fn run(
         expected_generation: args.change.expected_generation,
         dry_run: args.change.dry_run,
         allow_downgrade: args.allow_downgrade.clone(),
+        atomic: args.atomic,
     };
     let reply = remote
         .ask_host_as::<loader::Apply>(
@@ -33,6 +35,7 @@ pub async fn run(
         )
         .await
         .map_err(|failure| input.locate(failure))?;
-    screen.show(&Change(reply), args.output.output)?;
-    Ok(Exit::Done)
+    let change = Change(reply);
+    screen.show(&change, args.output.output)?;
+    Ok(partly::end(&change.0, Some(input), screen, Exit::Done))
 }

@@ -1,7 +1,8 @@
 //! `canopy delete`
 
+use super::partly;
 use crate::{
-    cli::{DeleteArgs, DeleteHow, DeleteWhat},
+    cli::{DeleteArgs, DeleteWhat},
     failure::{Exit, Failure},
     input::Input,
     output::Screen,
@@ -35,23 +36,25 @@ pub async fn run(
             let id = how.change.request_id.clone();
             remote.ask_host_as::<loader::Delete>(&host, &request, "deleting on", id).await?
         }
-        (None, Some(input)) => all_of(input, &args.how, remote).await?,
+        (None, Some(input)) => all_of(input, args, remote).await?,
         (None, None) => return Err(Failure::new(Exit::Invalid, "nothing was named to delete")),
     };
     let how = match &args.what {
         Some(DeleteWhat::Chain { how, .. }) => how,
         None => &args.how,
     };
-    screen.show(&Change(reply), how.output.output)?;
-    Ok(Exit::Done)
+    let change = Change(reply);
+    screen.show(&change, how.output.output)?;
+    Ok(partly::end(&change.0, input, screen, Exit::Done))
 }
 
 /// Every chain of the documents, in one request: each with no programs is a chain removed.
 async fn all_of(
     input: &Input,
-    how: &DeleteHow,
+    args: &DeleteArgs,
     remote: &Remote,
 ) -> Result<canopy_api::wire::ApplyReply, Failure> {
+    let how = &args.how;
     let host = remote.host(&how.host).await?;
     let targets = input.desired.chains.iter().map(canopy_api::ChainSpec::target);
     let chains: Vec<_> = targets
@@ -64,6 +67,7 @@ async fn all_of(
         expected_generation: how.change.expected_generation,
         dry_run: how.change.dry_run,
         allow_downgrade: Vec::new(),
+        atomic: args.atomic,
     };
     let id = how.change.request_id.clone();
     remote

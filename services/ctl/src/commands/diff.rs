@@ -1,5 +1,6 @@
 //! `canopy diff`
 
+use super::partly;
 use crate::{
     cli::DiffArgs,
     failure::{Exit, Failure},
@@ -34,12 +35,15 @@ pub async fn run(
             .flat_map(|chain| &chain.programs)
             .map(|program| program.package.clone())
             .collect(),
+        // What would fail is told beside the differences.
+        atomic: false,
     };
     let reply = remote
         .ask_host::<loader::Apply>(&host, &request, "rehearsing on")
         .await
         .map_err(|failure| input.locate(failure))?;
-    let diff = Diff::between(&now, reply);
+    let diff = Diff::between(&now, reply.clone());
     screen.show(&diff, args.output.output)?;
-    Ok(if diff.differs { Exit::Differs } else { Exit::Done })
+    let exit = if diff.differs { Exit::Differs } else { Exit::Done };
+    Ok(partly::end(&reply, Some(input), screen, exit))
 }

@@ -12,6 +12,7 @@ pub mod get;
 pub mod map;
 pub mod package;
 pub mod token;
+pub mod partly;
 pub mod version;
 
 use crate::{

@@ -17,6 +17,7 @@ pub(crate) fn word(action: Action) -> (&'static str, Tone) {
         Action::Updated => ("updated", Tone::Good),
         Action::Unchanged => ("unchanged", Tone::Dim),
         Action::Removed => ("removed", Tone::Warn),
+        Action::Failed => ("failed", Tone::Bad),
     }
 }
 
@@ -30,7 +31,7 @@ impl Answer for Change {
         let mut out = String::new();
         for chain in &reply.chains {
             let _ = writeln!(out, "{}", headline(chain, reply.dry_run, colour));
-            if reply.dry_run {
+            if reply.dry_run && chain.error.is_none() {
                 for step in &chain.steps {
                     let _ = writeln!(out, "  {step}");
                 }
@@ -55,11 +56,16 @@ impl Answer for Change {
 
 pub(crate) fn selected(selector: &SelectorOutcome, dry_run: bool, colour: bool) -> String {
     let (word, tone) = word(selector.action);
-    let would = if dry_run { "would be " } else { "" };
+    let would = match (dry_run, selector.action) {
+        (false, _) => "",
+        (true, Action::Failed) => "would have ",
+        (true, _) => "would be ",
+    };
     let SelectorOutcome { interface, hook, interfaces, action } = selector;
     let names: Vec<&str> = interfaces.iter().map(canopy_api::InterfaceName::as_str).collect();
     let stands = match (action, names.is_empty()) {
         (Action::Removed, _) => String::new(),
+        (Action::Failed, _) => ": it is as it was, and so are its interfaces".to_owned(),
         (_, true) => ": no interface fits now; one that comes gets the chain".to_owned(),
         (_, false) => format!(": {}", names.join(", ")),
     };
@@ -71,11 +77,14 @@ fn headline(chain: &ChainOutcome, dry_run: bool, colour: bool) -> String {
     let would = match (dry_run, chain.action) {
         (false, _) => "",
         (true, Action::Unchanged) => "would be left ",
+        (true, Action::Failed) => "would have ",
         (true, _) => "would be ",
     };
     let mut line =
         format!("{}/{} {would}{}", chain.interface, chain.hook, tone.paint(word, colour));
-    if !chain.programs.is_empty() {
+    if chain.action == Action::Failed {
+        line.push_str(": it is as it was");
+    } else if !chain.programs.is_empty() {
         let programs: Vec<String> = chain
             .programs
             .iter()
@@ -123,6 +132,7 @@ pub(crate) mod tests {
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             action,
+            error: None,
             steps: vec!["load".to_owned(), "switch".to_owned()],
             notes: vec!["the driver has no native XDP: attached generic".to_owned()],
             programs,
@@ -172,6 +182,22 @@ pub(crate) mod tests {
             "eth*/xdp created: eth0, eth1\n\
              eth*/xdp unchanged: no interface fits now; one that comes gets the chain\n\
              eth*/xdp removed\nweb1: generation 5\n"
+        );
+    }
+
+    #[test]
+    fn what_failed_is_as_it_was() {
+        let mut failed = outcome(Action::Failed, vec![planned("firewall", "0.2.0", 10)]);
+        failed.notes.clear();
+        failed.error = Some(canopy_api::ApiError::new(canopy_api::Code::Invalid, "no"));
+        assert_eq!(
+            Change(reply(false, vec![failed.clone()])).text(false),
+            "eth0/xdp failed: it is as it was\nweb1: generation 5\n"
+        );
+        assert_eq!(
+            Change(reply(true, vec![failed])).text(false),
+            "eth0/xdp would have failed: it is as it was\n\
+             web1: generation 5; nothing was changed\n"
         );
     }
 

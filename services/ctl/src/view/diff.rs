@@ -6,7 +6,7 @@ use super::{
 };
 use crate::output::{Answer, Table, Tone};
 use canopy_api::{
-    Hook, HostId, InterfaceName, ProgramName,
+    ApiError, Hook, HostId, InterfaceName, ProgramName,
     wire::{Action, ApplyReply, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome},
 };
 use serde::Serialize;
@@ -43,6 +43,9 @@ pub struct ChainDiff {
     pub action: Action,
     /// Program by program, in the order of the chain to be; removed ones last.
     pub programs: Vec<ProgramDiff>,
+    /// Why apply would leave it as it is, where it would.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ApiError>,
     /// What apply would say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -152,6 +155,7 @@ impl Diff {
                     interface: outcome.interface,
                     hook: outcome.hook,
                     action: outcome.action,
+                    error: outcome.error,
                     notes: outcome.notes,
                 }
             })
@@ -212,9 +216,10 @@ impl Answer for Diff {
                 continue;
             }
             let (word, tone) = word(chain.action);
+            let would = if chain.action == Action::Failed { "would have" } else { "would be" };
             let _ = writeln!(
                 out,
-                "{}/{} would be {}",
+                "{}/{} {would} {}",
                 chain.interface,
                 chain.hook,
                 tone.paint(word, colour)

@@ -4,6 +4,7 @@
 pub mod build;
 pub mod downgrade;
 pub mod expand;
+pub mod group;
 pub mod map_settings;
 pub mod plan;
 pub mod reconcile;

@@ -1,44 +1,32 @@
-//! Requests that change something: apply, delete, drain.
+//! Requests that change something, up to the chains that they come to: apply, delete.
 
-use super::{Engine, Inner, Options, Stage, journal::find};
+use super::{
+    Engine, Inner, Options,
+    items::{attached, below},
+    journal::find,
+};
 use crate::{
     core::{
         build::build,
         downgrade::{Downgrade, downgrades},
         expand::{self, Expanded, Interfaces},
-        plan::{Asked, ChainPlan, Step, plan},
         resolve::Wish,
-        state::{Chain, Change, Journal, RuleChange, Wanted},
+        state::{Chain, Wanted},
     },
     error::LoaderError,
 };
 use canopy_api::{
-    ChainKey, Digest, Hook, InterfaceSelector, ProgramName, Target, XdpMode,
-    wire::{
-        Action, ApplyReply, ChainOutcome, DeleteRequest, ObservedChain, PlannedProgram,
-        SelectorOutcome,
-    },
+    ChainKey, Digest, InterfaceName, InterfaceSelector, ProgramName, Target,
+    wire::{ApplyReply, DeleteRequest},
 };
-use canopy_kernel::{ChainBuild, Kernel, LinkState, Observed, Prepared};
+use canopy_kernel::{ChainBuild, Kernel, Observed};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::PoisonError,
 };
 
-/// A request on its way.
-struct Plan {
-    items: Vec<Item>,
-    rules: Vec<RuleChange>,
-    selectors: Vec<SelectorOutcome>,
-}
-
-/// A chain of a request on its way.
-struct Item {
-    asked: Asked,
-    plan: ChainPlan,
-    build: Option<ChainBuild>,
-    prepared: Option<Prepared>,
-}
+/// What was asked for an interface that is not there, and what that is told as.
+type Absent = (Vec<Wish>, LoaderError);
 
 impl<K: Kernel> Engine<K> {
     /// Makes chains so.
@@ -117,36 +105,6 @@ impl<K: Kernel> Engine<K> {
         Ok((!rest.programs.is_empty()).then_some(rest))
     }
 
-    fn change(&self, wishes: Vec<Wish>, options: &Options) -> Result<ApplyReply, LoaderError> {
-        let mut plan = self.plan(wishes, options)?;
-        self.stage(Stage::Planned);
-        let result = self.prepare(&mut plan.items).and_then(|()| {
-            self.stage(Stage::Prepared);
-            if options.dry_run { Ok(BTreeMap::new()) } else { self.switch(&plan, options) }
-        });
-        let mut inner = self.lock();
-        for item in &plan.items {
-            if let Some(build) = &item.build {
-                inner.preparing.remove(&(build.key.clone(), build.generation));
-            }
-        }
-        // What was prepared and not attached goes; after a success there is nothing left.
-        if options.dry_run || result.is_err() {
-            self.sweep_builds(&mut inner, &plan.items);
-        }
-        let after = result?;
-        if !options.dry_run {
-            self.parts.packages.retain(&digests(&inner));
-        }
-        Ok(ApplyReply {
-            host: self.parts.host.clone(),
-            generation: inner.state.generation,
-            dry_run: options.dry_run,
-            chains: plan.items.into_iter().map(|item| outcome(item, &after)).collect(),
-            selectors: plan.selectors,
-        })
-    }
-
     /// Whether a change would be taken now.
     pub fn admitted(&self, options: &Options) -> Result<(), LoaderError> {
         self.admit(&self.lock(), options)
@@ -159,66 +117,53 @@ impl<K: Kernel> Engine<K> {
         options: &Options,
     ) -> Result<Vec<Downgrade>, LoaderError> {
         let inner = self.lock();
-        let expanded = self.expand(&inner, wishes, options)?;
+        let (expanded, _) = self.expand(&inner, wishes, options)?;
         Ok(downgrades(&inner.state, &expanded.asked))
     }
 
-    /// The chains that wishes come to, on the interfaces that are there.
-    fn expand(
+    /// The chains that wishes come to, on the interfaces that are there; and what was asked for those
+    /// that are not, interface by interface.
+    pub(super) fn expand(
         &self,
         inner: &Inner,
         wishes: Vec<Wish>,
         options: &Options,
-    ) -> Result<Expanded, LoaderError> {
+    ) -> Result<(Expanded, Vec<Absent>), LoaderError> {
         let selectors =
             inner.state.rules.keys().chain(wishes.iter().map(|wish| &wish.target)).cloned();
         let interfaces = self.interfaces(selectors).map_err(LoaderError::kernel)?;
+        let there = |name: &InterfaceName| interfaces.all.iter().any(|one| one.name == *name);
+        let mut absent: BTreeMap<InterfaceName, LoaderError> = BTreeMap::new();
         for wish in wishes.iter().filter(|wish| wish.wanted.is_some()) {
-            let Some(name) = wish.target.interface.name() else { continue };
-            if !interfaces.all.iter().any(|interface| interface.name == *name) {
-                return Err(LoaderError::NoInterface {
-                    name: name.clone(),
-                    path: below(&wish.path, "interface"),
-                    known: interfaces.all.iter().map(|known| known.name.to_string()).collect(),
-                });
+            let Some(name) = wish.target.interface.name().filter(|name| !there(name)) else {
+                continue;
+            };
+            let error = LoaderError::NoInterface {
+                name: name.clone(),
+                path: below(&wish.path, "interface"),
+                known: interfaces.all.iter().map(|known| known.name.to_string()).collect(),
+            };
+            if options.atomic {
+                return Err(error);
+            }
+            absent.entry(name.clone()).or_insert(error);
+        }
+        let mut left_out = BTreeMap::<_, Vec<Wish>>::new();
+        let mut here = Vec::new();
+        for wish in wishes {
+            match wish.target.interface.name().filter(|name| absent.contains_key(*name)) {
+                Some(name) => left_out.entry(name.clone()).or_default().push(wish),
+                None => here.push(wish),
             }
         }
         let author = (&options.by, self.seconds());
-        expand::expand(&inner.state, &interfaces, wishes, author).map_err(LoaderError::Ambiguous)
-    }
-
-    fn plan(&self, wishes: Vec<Wish>, options: &Options) -> Result<Plan, LoaderError> {
-        let mut inner = self.lock();
-        self.settle_journal(&mut inner);
-        self.admit(&inner, options)?;
-        let Expanded { asked, rules, selectors } = self.expand(&inner, wishes, options)?;
-        let selectors = selectors
+        let expanded = expand::expand(&inner.state, &interfaces, here, author)
+            .map_err(LoaderError::Ambiguous)?;
+        let absent = absent
             .into_iter()
-            .map(|(target, interfaces)| SelectorOutcome {
-                action: rule_action(&inner, &rules, &target),
-                interface: target.interface,
-                hook: target.hook,
-                interfaces,
-            })
+            .filter_map(|(name, error)| Some((left_out.remove(&name)?, error)))
             .collect();
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
-        let plans = plan(&inner.state, &seen, &asked);
-        let mut items = Vec::new();
-        for (asked, plan) in asked.into_iter().zip(plans) {
-            let build = match (&plan.step, &asked.wanted) {
-                (Step::Build, Some(wanted)) => {
-                    Some(self.lay_out(&mut inner, &seen, &asked.key, wanted)?)
-                }
-                (
-                    Step::Build | Step::Nothing | Step::Attach(_) | Step::Note(_) | Step::Remove,
-                    _,
-                ) => None,
-            };
-            items.push(Item { asked, plan, build, prepared: None });
-        }
-        let builds = items.iter().filter_map(|item| item.build.as_ref());
-        inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
-        Ok(Plan { items, rules, selectors })
+        Ok((expanded, absent))
     }
 
     /// The interfaces of the host, with what these selectors ask about them.
@@ -237,7 +182,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Whether changes are taken at all.
     #[allow(clippy::unused_self, reason = "reads as a question to the engine")]
-    fn admit(&self, inner: &Inner, options: &Options) -> Result<(), LoaderError> {
+    pub(super) fn admit(&self, inner: &Inner, options: &Options) -> Result<(), LoaderError> {
         no_journal(inner)?;
         if inner.state.drained {
             return Err(LoaderError::Drained);
@@ -266,182 +211,6 @@ impl<K: Kernel> Engine<K> {
         inner.state.last_build = generation;
         Ok(build)
     }
-
-    /// Loads every new generation; attaches nothing.
-    fn prepare(&self, items: &mut [Item]) -> Result<(), LoaderError> {
-        for item in items {
-            let Some(build) = &item.build else { continue };
-            let prepared = self.parts.kernel.prepare(build).map_err(|source| {
-                let path = match &source {
-                    canopy_kernel::KernelError::Refused { member: Some(member), .. } => item
-                        .asked
-                        .program_paths
-                        .get(member)
-                        .cloned()
-                        .unwrap_or_else(|| item.asked.path.clone()),
-                    canopy_kernel::KernelError::InterfaceNotFound { .. } => {
-                        below(&item.asked.path, "interface")
-                    }
-                    _ => item.asked.path.clone(),
-                };
-                LoaderError::Kernel { path, source: Box::new(source) }
-            })?;
-            item.prepared = Some(prepared);
-        }
-        Ok(())
-    }
-
-    /// Journals, switches, reads back, commits.
-    fn switch(
-        &self,
-        Plan { items, rules, .. }: &Plan,
-        options: &Options,
-    ) -> Result<BTreeMap<ChainKey, Option<ObservedChain>>, LoaderError> {
-        let mut inner = self.lock();
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
-        let now = self.seconds();
-        let mut changes = Vec::new();
-        let mut so = BTreeMap::new();
-        for item in items {
-            let key = &item.asked.key;
-            let old = inner.state.chains.get(key);
-            let to = match item.plan.step {
-                Step::Nothing => {
-                    so.insert(key.clone(), attached(&seen, key).cloned());
-                    continue;
-                }
-                Step::Build => item.build.as_ref().map(|build| build.generation),
-                Step::Attach(generation) | Step::Note(generation) => Some(generation),
-                Step::Remove => None,
-            };
-            let record = match (&item.asked.wanted, to) {
-                (Some(wanted), Some(to)) => Some(Chain {
-                    rule: item.asked.rule.clone(),
-                    ..record(old, wanted, to, &item.plan, now, options)
-                }),
-                _ => None,
-            };
-            changes.push(Change {
-                key: key.clone(),
-                from: from(old, &seen, key),
-                to,
-                from_mode: old.map_or(XdpMode::Best, |old| old.wanted.xdp_mode),
-                record,
-            });
-        }
-        if changes.is_empty() && rules.is_empty() {
-            return Ok(so);
-        }
-        let desired_changes =
-            !rules.is_empty() || items.iter().any(|item| item.plan.desired_changes);
-        let journal = Journal {
-            generation: inner.state.generation + u64::from(desired_changes),
-            drained: false,
-            changes,
-            rules: rules.clone(),
-            failed: false,
-        };
-        let mut after = self.carry_out(&mut inner, &journal, &seen)?;
-        after.append(&mut so);
-        Ok(after)
-    }
-
-    /// Removes what a request prepared and nothing came of.
-    fn sweep_builds(&self, inner: &mut Inner, items: &[Item]) {
-        for build in
-            items.iter().filter(|item| item.prepared.is_some()).filter_map(|i| i.build.as_ref())
-        {
-            let running = self
-                .parts
-                .kernel
-                .observe()
-                .ok()
-                .and_then(|seen| attached(&seen, &build.key).map(|chain| chain.generation));
-            if running == Some(build.generation) || inner.state.needs(&build.key, build.generation)
-            {
-                continue;
-            }
-            if let Err(error) = self.parts.kernel.discard(&build.key, build.generation) {
-                tracing::warn!(key = %build.key, generation = build.generation, %error, "pins stay for later");
-            }
-        }
-    }
-
-    /// Detaches everything and keeps the intent, or brings it back.
-    pub fn drain(&self, undo: bool, dry_run: bool) -> Result<ApplyReply, LoaderError> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut inner = self.lock();
-        self.settle_journal(&mut inner);
-        no_journal(&inner)?;
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
-        let drained = !undo;
-        let unchanged = inner.state.drained == drained;
-        let mut changes = Vec::new();
-        let mut outcomes = Vec::new();
-        let mut absent = Vec::new();
-        for (key, chain) in &inner.state.chains {
-            let now = find(&seen, key);
-            let attachable = now.is_some_and(|now| {
-                now.generations.contains(&chain.running)
-                    && !matches!(now.state, LinkState::InterfaceMissing)
-            });
-            let attached = attached(&seen, key).map(|chain| chain.generation);
-            let (action, line) = match (unchanged, drained) {
-                (true, _) => (Action::Unchanged, None),
-                (false, true) => (Action::Removed, Some("detach; the intent is kept".to_owned())),
-                (false, false) => {
-                    (Action::Created, Some(format!("attach generation {} again", chain.running)))
-                }
-            };
-            if !unchanged && (drained || attachable) {
-                changes.push(Change {
-                    key: key.clone(),
-                    from: attached.filter(|generation| *generation == chain.running),
-                    to: (!drained).then_some(chain.running),
-                    from_mode: chain.wanted.xdp_mode,
-                    record: Some(chain.clone()),
-                });
-            } else if !unchanged {
-                absent.push(key.clone());
-            }
-            outcomes.push(ChainOutcome {
-                interface: key.interface.clone(),
-                hook: key.hook,
-                action,
-                steps: line.into_iter().collect(),
-                notes: Vec::new(),
-                programs: if drained { Vec::new() } else { planned(&chain.wanted, key.hook) },
-                observed: None,
-            });
-        }
-        if !dry_run && !unchanged {
-            let journal = Journal {
-                generation: inner.state.generation,
-                drained,
-                changes,
-                rules: Vec::new(),
-                failed: false,
-            };
-            let after = self.carry_out(&mut inner, &journal, &seen)?;
-            for outcome in &mut outcomes {
-                let key = ChainKey { interface: outcome.interface.clone(), hook: outcome.hook };
-                outcome.observed = after.get(&key).cloned().flatten();
-                if absent.contains(&key) {
-                    outcome.notes.push(
-                        "its interface or its pins are not there; it is built again when it can be"
-                            .to_owned(),
-                    );
-                }
-            }
-        }
-        Ok(ApplyReply {
-            host: self.parts.host.clone(),
-            generation: inner.state.generation,
-            dry_run,
-            chains: outcomes,
-            selectors: Vec::new(),
-        })
-    }
 }
 
 /// Nothing new begins while an earlier change is in between.
@@ -454,125 +223,11 @@ pub(super) fn digests(inner: &Inner) -> BTreeSet<Digest> {
     inner.state.programs().map(|program| program.digest.clone()).collect()
 }
 
-/// What a request does to a selector.
-fn rule_action(inner: &Inner, rules: &[RuleChange], target: &Target) -> Action {
-    let change = rules.iter().find(|change| change.target == *target);
-    match (change.map(|change| &change.rule), inner.state.rules.contains_key(target)) {
-        (None, _) => Action::Unchanged,
-        (Some(None), _) => Action::Removed,
-        (Some(Some(_)), true) => Action::Updated,
-        (Some(Some(_)), false) => Action::Created,
-    }
-}
-
-fn attached<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a ObservedChain> {
-    match &find(seen, key)?.state {
-        LinkState::Attached(chain) => Some(chain),
-        LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => None,
-    }
-}
-
 /// The generation a change starts from: what the state says runs, if it is there to come back to;
 /// for a chain the state does not know, what is attached.
 pub(super) fn from(old: Option<&Chain>, seen: &[Observed], key: &ChainKey) -> Option<u64> {
     match old {
         Some(old) => Some(old.running),
         None => attached(seen, key).map(|chain| chain.generation),
-    }
-}
-
-fn record(
-    old: Option<&Chain>,
-    wanted: &Wanted,
-    running: u64,
-    plan: &ChainPlan,
-    now: u64,
-    options: &Options,
-) -> Chain {
-    let same = |name: &ProgramName, digest: &Digest| {
-        let old = old?;
-        let program = old.wanted.programs.iter().find(|p| p.name == *name)?;
-        (program.digest == *digest).then(|| old.since.get(name).copied())?
-    };
-    let since = wanted
-        .programs
-        .iter()
-        .map(|p| (p.name.clone(), same(&p.name, &p.digest).unwrap_or(now)))
-        .collect();
-    let (changed, changed_by) = match old {
-        Some(old) if !plan.desired_changes => (old.changed, old.changed_by.clone()),
-        Some(_) | None => (now, options.by.clone()),
-    };
-    Chain {
-        wanted: wanted.clone(),
-        running,
-        changed,
-        changed_by,
-        restored: old.map_or(0, |old| old.restored),
-        since,
-        rule: None,
-    }
-}
-
-fn below(path: &str, field: &str) -> String {
-    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
-}
-
-pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
-    wanted
-        .programs
-        .iter()
-        .map(|program| PlannedProgram {
-            name: program.name.clone(),
-            package: program.package.clone(),
-            version: program.version.to_string(),
-            digest: program.digest.clone(),
-            program: program.program.clone(),
-            priority: program.priority,
-            proceed_on: program.proceed_on.names(hook),
-            config: program.config.clone(),
-        })
-        .collect()
-}
-
-fn outcome(item: Item, after: &BTreeMap<ChainKey, Option<ObservedChain>>) -> ChainOutcome {
-    let Item { asked, plan, build, prepared } = item;
-    let observed = after.get(&asked.key).cloned().flatten();
-    let mut steps = plan.lines;
-    match plan.step {
-        Step::Nothing | Step::Note(_) => {}
-        Step::Build => {
-            let (generation, members) =
-                build.as_ref().map_or((0, 0), |build| (build.generation, build.members.len()));
-            let verified = prepared.as_ref().map_or(0, |p| p.verified_instructions);
-            steps.push(format!(
-                "load generation {generation}: {members} program(s), {verified} verified instructions"
-            ));
-            steps.push(match plan.action {
-                Action::Updated => "replace what is attached in one step".to_owned(),
-                Action::Created | Action::Unchanged | Action::Removed => "attach it".to_owned(),
-            });
-        }
-        Step::Attach(generation) => steps.push(format!("attach generation {generation} again")),
-        Step::Remove => steps.push("detach".to_owned()),
-    }
-    let mut notes = asked.notes;
-    notes.extend(prepared.into_iter().flat_map(|prepared| prepared.notes));
-    let generic = observed.as_ref().is_some_and(|chain| chain.mode == "generic");
-    let mode = asked.wanted.as_ref().map(|wanted| wanted.xdp_mode);
-    if generic && asked.key.hook == Hook::Xdp && mode == Some(XdpMode::Best) {
-        notes.push(format!(
-            "{} runs XDP in generic mode (slower): its driver has no native XDP",
-            asked.key.interface
-        ));
-    }
-    ChainOutcome {
-        interface: asked.key.interface,
-        hook: asked.key.hook,
-        action: plan.action,
-        steps,
-        notes,
-        programs: asked.wanted.as_ref().map_or_else(Vec::new, |w| planned(w, asked.key.hook)),
-        observed,
     }
 }

@@ -2,15 +2,19 @@
 //! callers on the async runtime use `spawn_blocking`.
 //!
 //! The order in a change is the promise it keeps: *plan*, *prepare* (nothing attached), *journal*
-//! (the intent is on disk), *switch*, *read back*, *commit*. See [`Stage`].
+//! (the intent is on disk), *switch*, *read back*, *commit*. See [`Stage`]. From the journal on, a request
+//! goes interface by interface, unless it is to be atomic.
 
 mod change;
+mod drain;
+mod items;
 mod journal;
 mod maps;
 mod mend;
 mod report;
 mod rings;
 mod selectors;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -92,6 +96,8 @@ pub struct Options {
     pub expected_generation: Option<u64>,
     /// Only say what would change.
     pub dry_run: bool,
+    /// All or nothing, instead of each interface for itself.
+    pub atomic: bool,
     /// Who asks.
     pub by: Principal,
 }

@@ -1,6 +1,6 @@
 //! What is desired, what is observed, what was counted.
 
-use super::{Engine, Inner, change::planned, journal::find};
+use super::{Engine, Inner, journal::find, tell::planned};
 use crate::core::state::{Chain, Rule, WantedProgram};
 use canopy_api::{
     ChainKey, Target,
@@ -264,8 +264,14 @@ fn judge(
     let pending = |why: &str| {
         (ChainState::Pending, Some(trouble.clone().unwrap_or_else(|| why.to_owned())), None)
     };
+    let other = inner.wanting.get(key).filter(|wanted| wanted.wanted != chain.wanted);
     match seen.map(|seen| &seen.state) {
         Some(LinkState::Attached(now)) if now.generation == chain.running => {
+            if let (Some(selector), Some(trouble)) = (other.and_then(|o| o.rule.as_ref()), &trouble)
+            {
+                let why = format!("{selector} asks for another chain: {trouble}");
+                return (ChainState::Diverged, Some(why), Some(now.clone()));
+            }
             (ChainState::Active, None, Some(now.clone()))
         }
         Some(LinkState::Attached(now)) => {

@@ -147,6 +147,21 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
+    /// The same at once, after a change of which a part failed.
+    pub(super) fn look_for_wanting(&self, inner: &mut Inner) {
+        let interfaces = match self.interfaces(inner.state.rules.keys().cloned()) {
+            Ok(interfaces) => interfaces,
+            Err(error) => {
+                tracing::error!(error = with_causes(&error), "interfaces cannot be listed");
+                return;
+            }
+        };
+        let by_name =
+            |key: &ChainKey| inner.state.chains.get(key).is_some_and(|chain| chain.rule.is_none());
+        let owners = expand::owners(&inner.state.rules, &inner.state, by_name, &interfaces);
+        self.list_wanting(inner, &owners);
+    }
+
     /// What selectors give to interfaces and is not built.
     fn list_wanting(&self, inner: &mut Inner, owners: &Owners) {
         let now = self.seconds();

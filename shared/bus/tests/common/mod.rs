@@ -228,5 +228,6 @@ pub fn apply(document: serde_json::Value) -> ApplyRequest {
         expected_generation: None,
         dry_run: false,
         allow_downgrade: Vec::new(),
+        atomic: false,
     }
 }

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let task = std::env::args().nth(1).unwrap_or_default();
     match canopy_kernel_tests::host::perform(&task) {
-        Ok(host) => {
-            println!("{}", serde_json::to_string(&host).unwrap_or_default());
-            ExitCode::SUCCESS
+        Ok(done) => {
+            println!("{}", serde_json::to_string(&done.host).unwrap_or_default());
+            done.failed.iter().for_each(|failed| eprintln!("{failed}"));
+            ExitCode::from(if done.failed.is_empty() { 0 } else { 4 })
         }
         Err(error) => {
             eprintln!("{error:#}");

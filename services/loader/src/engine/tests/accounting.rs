@@ -85,6 +85,6 @@ fn a_change_taken_back_keeps_what_it_counted() {
     });
     let both =
         document(&[chain("eth0", &[("b", "limit", &[])]), chain("eth1", &[("b", "limit", &[])])]);
-    world.apply(&engine, both).unwrap_err();
+    world.apply_with(&engine, both, &atomic()).unwrap_err();
     assert_eq!(runs(&engine, &eth0(), "b"), 2);
 }

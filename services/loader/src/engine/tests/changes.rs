@@ -141,7 +141,7 @@ fn a_refused_program_leaves_everything_as_it_was() {
         chain("eth1", &[("x", "block", &[])]),
         chain("eth0", &[("a", "block", &[80]), ("z", "limit", &[])]),
     ]);
-    let error = world.apply(&engine, both).unwrap_err().into_api();
+    let error = world.apply_with(&engine, both, &atomic()).unwrap_err().into_api();
     assert_eq!(error.code, Code::Invalid);
     assert_eq!(error.path, "document.chains[1].programs[1]");
     assert!(error.problems[0].message.contains("R0 !read_ok"), "{error:?}");
@@ -159,7 +159,7 @@ fn a_change_that_was_refused_does_not_come_true_later() {
     world.kernel.inject(Call::Switch, 0, Fault::Fail);
     world.kernel.inject(Call::Switch, 0, Fault::Fail);
     let swap = document(&[chain("eth0", &[]), chain("eth1", &[("a", "block", &[])])]);
-    world.apply(&engine, swap.clone()).unwrap_err();
+    world.apply_with(&engine, swap.clone(), &atomic()).unwrap_err();
     assert_eq!(world.kernel.running(&eth0()), None, "the fault did not do what it is for");
 
     // The caller was told that it failed: once the kernel lets us, it is as before, also by a
@@ -176,7 +176,7 @@ fn a_change_that_was_refused_does_not_come_true_later() {
 }
 
 #[test]
-fn a_switch_that_fails_takes_the_whole_request_back() {
+fn a_switch_that_fails_takes_a_whole_atomic_request_back() {
     let world = World::new();
     let engine = world.start();
     world.apply(&engine, two_programs()).unwrap();
@@ -185,7 +185,7 @@ fn a_switch_that_fails_takes_the_whole_request_back() {
     world.kernel.inject(Call::Switch, 1, Fault::Fail);
     let both =
         document(&[chain("eth0", &[("a", "block", &[])]), chain("eth1", &[("a", "block", &[])])]);
-    let error = world.apply(&engine, both.clone()).unwrap_err().into_api();
+    let error = world.apply_with(&engine, both.clone(), &atomic()).unwrap_err().into_api();
     assert_eq!(error.code, Code::Unavailable);
     assert_eq!(get(&engine), before);
     assert_eq!(world.kernel.pinned(&eth0()).len(), 1);

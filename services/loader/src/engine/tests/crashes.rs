@@ -1,14 +1,18 @@
 //! The process dies: at every stage, before and after every call to the kernel. Afterwards every
-//! chain of the request is old or every one is new, nothing is left over, every packet is counted
-//! once, and the next change succeeds.
+//! interface of the request is old or new, all of them alike if it was to be atomic, nothing is left
+//! over, every packet is counted once, and the next change succeeds.
 
 use super::world::*;
-use crate::engine::{Engine, Stage};
-use canopy_api::wire::{ChainState, ChainStatus};
+use crate::{
+    engine::{Engine, Options, Stage},
+    error::LoaderError,
+};
+use canopy_api::wire::{ApplyReply, ChainState, ChainStatus};
 use canopy_kernel::{
     Kernel,
     fake::{Call, FakeKernel, Fault},
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is being done when the process dies.
 #[derive(Clone, Copy, Debug)]
@@ -16,18 +20,22 @@ enum Operation {
     Create,
     Update,
     UpdateTwo,
+    UpdateEach,
     Remove,
     UpdateAndRemove,
+    UpdateOneRemoveOther,
     Drain,
     Undo,
 }
 
-const OPERATIONS: [Operation; 7] = [
+const OPERATIONS: [Operation; 9] = [
     Operation::Create,
     Operation::Update,
     Operation::UpdateTwo,
+    Operation::UpdateEach,
     Operation::Remove,
     Operation::UpdateAndRemove,
+    Operation::UpdateOneRemoveOther,
     Operation::Drain,
     Operation::Undo,
 ];
@@ -39,7 +47,10 @@ impl Operation {
             Self::Update | Self::Remove | Self::Drain | Self::Undo => {
                 world.apply(engine, two_programs()).unwrap();
             }
-            Self::UpdateTwo | Self::UpdateAndRemove => {
+            Self::UpdateTwo
+            | Self::UpdateEach
+            | Self::UpdateAndRemove
+            | Self::UpdateOneRemoveOther => {
                 world.apply(engine, two_programs()).unwrap();
                 world.apply(engine, document(&[chain("eth1", &[("b", "block", &[])])])).unwrap();
             }
@@ -52,33 +63,57 @@ impl Operation {
         }
     }
 
-    fn perform(self, world: &World, engine: &Engine<FakeKernel>) -> bool {
+    /// Whether each interface is an item of its own.
+    fn is_itemised(self) -> bool {
+        matches!(self, Self::UpdateEach | Self::UpdateOneRemoveOther)
+    }
+
+    fn options(self) -> Options {
+        if self.is_itemised() { options() } else { atomic() }
+    }
+
+    fn perform(
+        self,
+        world: &World,
+        engine: &Engine<FakeKernel>,
+    ) -> Result<ApplyReply, LoaderError> {
         let changed =
             [chain("eth0", &[("b", "limit", &[80])]), chain("eth1", &[("b", "limit", &[80])])];
+        let apply = |wanted| world.apply_with(engine, wanted, &self.options());
         match self {
-            Self::Create => world.apply(engine, two_programs()).is_ok(),
-            Self::Update => world.apply(engine, document(&changed[..1])).is_ok(),
-            Self::UpdateTwo => world.apply(engine, document(&changed)).is_ok(),
-            Self::Remove => engine.delete(&deletion(&eth0(), None), &options()).is_ok(),
-            Self::UpdateAndRemove => {
-                let removed = chain("eth1", &[]);
-                world.apply(engine, document(&[changed[0].clone(), removed])).is_ok()
+            Self::Create => apply(two_programs()),
+            Self::Update => apply(document(&changed[..1])),
+            Self::UpdateTwo | Self::UpdateEach => apply(document(&changed)),
+            Self::Remove => engine.delete(&deletion(&eth0(), None), &options()),
+            Self::UpdateAndRemove | Self::UpdateOneRemoveOther => {
+                apply(document(&[changed[0].clone(), chain("eth1", &[])]))
             }
-            Self::Drain => engine.drain(false, false).is_ok(),
-            Self::Undo => engine.drain(true, false).is_ok(),
+            Self::Drain => engine.drain(false, false),
+            Self::Undo => engine.drain(true, false),
         }
     }
 }
 
 /// What a person would call the state of the host: drained or not, and each chain's programs with
 /// their settings.
-fn intent(engine: &Engine<FakeKernel>) -> (bool, Vec<(String, Vec<String>)>) {
+type Intent = (bool, BTreeMap<String, Vec<String>>);
+
+fn intent(engine: &Engine<FakeKernel>) -> Intent {
     let reply = get(engine);
     let programs = |chain: &ChainStatus| {
         let told = chain.programs.iter();
         told.map(|p| format!("{} {} {:?}", p.name, p.package, p.config)).collect()
     };
     (reply.drained, reply.chains.iter().map(|c| (c.key().to_string(), programs(c))).collect())
+}
+
+/// The old one, but for these chains, which are as in the new one.
+fn between(old: &Intent, new: &Intent, done: impl Fn(&str) -> bool) -> Intent {
+    let side = |key: &String| if done(key) { new } else { old };
+    let keys: BTreeSet<_> = old.1.keys().chain(new.1.keys()).collect();
+    let chains =
+        keys.into_iter().filter_map(|key| Some((key.clone(), side(key).1.get(key)?.clone())));
+    (old.0, chains.collect())
 }
 
 /// What holds whenever a loader has started.
@@ -123,12 +158,28 @@ fn survives_with(
     }
     live();
     world.kernel.clear_faults();
+    let new = {
+        let other = World::new();
+        let engine = other.start();
+        operation.before(&other, &engine);
+        operation.perform(&other, &engine).unwrap();
+        intent(&engine)
+    };
+    world.attend();
     let engine = engine.unwrap_or_else(|| world.start());
-    let after_failure = (done == Some(false)).then(|| intent(&engine));
-    if let Some(after) = &after_failure {
-        assert_eq!(*after, old, "{what}: a refused change changed the intent");
-    }
-    if done.is_some() {
+    // What whoever asked was told.
+    let told = done.as_ref().map(|done| match done {
+        Err(_) => old.clone(),
+        Ok(reply) if operation.is_itemised() => between(&old, &new, |key| {
+            reply.failed().all(|(chain, _)| format!("{}/{}", chain.interface, chain.hook) != key)
+        }),
+        Ok(reply) => {
+            assert_eq!(reply.failed().count(), 0, "{what}: all or nothing");
+            new.clone()
+        }
+    });
+    if let Some(told) = &told {
+        assert_eq!(intent(&engine), *told, "{what}: not what was told");
         // What could not be swept or counted at once is so a second later.
         wait(60);
         engine.tick();
@@ -138,20 +189,13 @@ fn survives_with(
     let engine = world.start();
     check(&world, &engine, &what);
     let now = intent(&engine);
-    if now != old {
-        let wanted = {
-            let other = World::new();
-            let engine = other.start();
-            operation.before(&other, &engine);
-            assert!(operation.perform(&other, &engine));
-            intent(&engine)
-        };
-        assert_eq!(now, wanted, "{what}: neither the old nor the new");
-    }
-    match done {
-        Some(true) => assert_ne!(now, old, "{what}: done and not done"),
-        Some(false) => assert_eq!(now, old, "{what}: refused and done"),
-        None => {}
+    match told {
+        Some(told) => assert_eq!(now, told, "{what}: not what was told"),
+        None if operation.is_itemised() => {
+            let is_new = |key: &str| now.1.get(key) == new.1.get(key);
+            assert_eq!(now, between(&old, &new, is_new), "{what}: neither the old nor the new");
+        }
+        None => assert!(now == old || now == new, "{what}: neither the old nor the new: {now:?}"),
     }
     // The next change succeeds, and no packet was lost or counted twice.
     if get(&engine).drained {

@@ -402,7 +402,7 @@ fn nothing_is_written_while_a_change_is_in_between() {
     world.kernel.inject(Call::Switch, 0, Fault::Fail);
     world.kernel.inject(Call::Switch, 0, Fault::Fail);
     let swap = document(&[chain("eth0", &[]), chain("eth1", &[("a", "block", &[])])]);
-    world.apply(&engine, swap).unwrap_err();
+    world.apply_with(&engine, swap, &atomic()).unwrap_err();
     world.kernel.inject(Call::Observe, 0, Fault::Fail);
     let error = refusal(engine.map_set(&set("counts", vec![entry(json!(1), count(1, "ON"))])));
     assert_eq!(error.code, Code::Unavailable, "{error}");

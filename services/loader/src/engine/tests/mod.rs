@@ -4,6 +4,7 @@ mod accounting;
 mod changes;
 mod crashes;
 mod healing;
+mod items;
 mod maps;
 mod model;
 mod selector_model;

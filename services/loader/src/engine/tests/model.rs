@@ -2,7 +2,7 @@
 //! a dozen lines.
 
 use super::world::*;
-use crate::engine::{Engine, Stage};
+use crate::engine::{Engine, Options, Stage};
 use canopy_api::{ChainKey, wire::ChainState};
 use canopy_kernel::{
     Kernel,
@@ -16,7 +16,8 @@ type Programs = BTreeSet<(&'static str, &'static str, u16)>;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Apply(BTreeMap<&'static str, Programs>),
+    /// All or nothing, or each interface for itself.
+    Apply(bool, BTreeMap<&'static str, Programs>),
     Delete(&'static str, Option<&'static str>),
     Drain(bool),
     Packets(&'static str, u8),
@@ -27,7 +28,7 @@ enum Op {
     Tick,
     Restart,
     FailNext(Call),
-    DieDuring(Stage, BTreeMap<&'static str, Programs>),
+    DieDuring(Stage, bool, BTreeMap<&'static str, Programs>),
 }
 
 fn interface() -> impl Strategy<Value = &'static str> {
@@ -49,7 +50,7 @@ fn request() -> impl Strategy<Value = BTreeMap<&'static str, Programs>> {
 fn op() -> impl Strategy<Value = Op> {
     let call = select(&[Call::Prepare, Call::Switch, Call::Detach, Call::Discard, Call::Cells][..]);
     prop_oneof![
-        6 => request().prop_map(Op::Apply),
+        6 => (any::<bool>(), request()).prop_map(|(atomic, request)| Op::Apply(atomic, request)),
         2 => (interface(), prop::option::of(select(&["a", "b", "c"][..])))
             .prop_map(|(interface, program)| Op::Delete(interface, program)),
         1 => any::<bool>().prop_map(Op::Drain),
@@ -61,7 +62,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Tick),
         2 => Just(Op::Restart),
         1 => call.prop_map(Op::FailNext),
-        2 => (select(&Stage::ALL[..]), request()).prop_map(|(stage, r)| Op::DieDuring(stage, r)),
+        2 => (select(&Stage::ALL[..]), any::<bool>(), request())
+            .prop_map(|(stage, atomic, request)| Op::DieDuring(stage, atomic, request)),
     ]
 }
 
@@ -112,7 +114,9 @@ fn told(engine: &Engine<FakeKernel>) -> Model {
         ["a", "b", "c", "block", "limit", "eth0", "eth1"].into_iter().find(|t| *t == text).unwrap()
     };
     let reply = get(engine);
-    let chains = reply.chains.iter().map(|chain| {
+    // What is attached and not desired is on its way out; nobody described it.
+    let desired = reply.chains.iter().filter(|chain| chain.changed.is_some());
+    let chains = desired.map(|chain| {
         let programs = chain.programs.iter().map(|p| {
             let port = p.config["ports"][0].as_u64().unwrap();
             (intern(p.name.as_str()), intern(p.package.as_str()), u16::try_from(port).unwrap())
@@ -142,10 +146,9 @@ impl Run {
 
     fn step(&mut self, op: &Op) {
         match op {
-            Op::Apply(request) => {
-                if self.world.apply(self.engine(), to_document(request)).is_ok() {
-                    self.model = self.model.applied(request);
-                }
+            Op::Apply(atomic, request) => {
+                let done = self.apply(*atomic, request);
+                self.model = self.model.applied(&done);
             }
             Op::Delete(interface, program) => {
                 let deletion = deletion(&key(interface), *program);
@@ -187,21 +190,54 @@ impl Run {
             }
             Op::Restart => self.restart(),
             Op::FailNext(call) => self.world.kernel.inject(*call, 0, Fault::Fail),
-            Op::DieDuring(stage, request) => {
+            Op::DieDuring(stage, atomic, request) => {
                 die_at(*stage);
-                let done =
-                    until_death(|| self.world.apply(self.engine(), to_document(request)).is_ok());
+                let done = until_death(|| self.apply(*atomic, request));
                 live();
                 self.restart();
-                let (old, new) = (self.model.clone(), self.model.applied(request));
-                self.model = told(self.engine());
-                match done {
-                    Some(true) => assert_eq!(self.model, new),
-                    Some(false) => assert_eq!(self.model, old),
-                    None => assert!(self.model == old || self.model == new, "{:?}", self.model),
+                let now = told(self.engine());
+                let old = std::mem::replace(&mut self.model, now);
+                let now = &self.model;
+                if let Some(done) = done {
+                    assert_eq!(*now, old.applied(&done));
+                    return;
                 }
+                // Each interface is old or new; all of them alike if asked for.
+                let after = |done: &BTreeSet<&str>| {
+                    let mut request = request.clone();
+                    request.retain(|interface, _| done.contains(interface));
+                    old.applied(&request)
+                };
+                let mut allowed = vec![old.clone(), old.applied(request)];
+                if !atomic {
+                    let one = |interface: &&'static str| after(&BTreeSet::from([*interface]));
+                    allowed.extend(request.keys().map(one));
+                }
+                assert!(allowed.contains(now), "{now:?}");
             }
         }
+    }
+
+    /// Asks for it; what is told to be so.
+    fn apply(
+        &self,
+        atomic: bool,
+        request: &BTreeMap<&'static str, Programs>,
+    ) -> BTreeMap<&'static str, Programs> {
+        let options = Options { atomic, ..options() };
+        let mut done = request.clone();
+        match self.world.apply_with(self.engine(), to_document(request), &options) {
+            Err(_) => done.clear(),
+            Ok(reply) => {
+                assert_eq!(reply.chains.len(), request.len());
+                let failed: Vec<_> =
+                    reply.failed().map(|(chain, _)| chain.interface.clone()).collect();
+                assert!(failed.is_empty() || !atomic, "{failed:?}");
+                done.retain(|interface, _| failed.iter().all(|name| name.as_str() != *interface));
+                assert!(!done.is_empty(), "an answer that is none");
+            }
+        }
+        done
     }
 
     /// What holds once faults have ended and the loader has had time.

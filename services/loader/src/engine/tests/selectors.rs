@@ -1,7 +1,10 @@
 //! Chains for what interfaces are, not only for what they are called.
 
 use super::world::*;
-use crate::{engine::Engine, error::LoaderError};
+use crate::{
+    engine::{Engine, Options},
+    error::LoaderError,
+};
 use canopy_api::{
     ChainKey, Hook, InterfaceName, TcMode, XdpMode,
     wire::{Action, ApplyReply, ChainState, DeleteRequest, SelectorStatus},
@@ -356,22 +359,23 @@ fn one_interface_that_cannot_have_the_chain_keeps_nobody_else_from_it() {
 }
 
 #[test]
-fn a_selector_is_changed_as_a_whole() {
+fn a_selector_is_changed_as_a_whole_where_that_is_asked_for() {
     let world = World::new();
     let engine = world.start();
     world.apply(&engine, document(&[block("eth*", &[])])).unwrap();
     // One chain that fails takes all back, the description too.
     world.kernel.inject(Call::Switch, 1, Fault::Fail);
-    world.apply(&engine, document(&[block("eth*", &[80])])).unwrap_err();
+    let other = document(&[block("eth*", &[80])]);
+    world.apply_with(&engine, other.clone(), &Options { atomic: true, ..options() }).unwrap_err();
     let ports = |engine: &Engine<FakeKernel>| {
         selector(engine, "eth*").programs[0].config.get("ports").cloned()
     };
     assert_eq!(ports(&engine), Some(json!([])));
     assert_eq!(engine.tick(), []);
-    let reply = world.apply_with(&engine, document(&[block("eth*", &[80])]), &rehearsal()).unwrap();
+    let reply = world.apply_with(&engine, other.clone(), &rehearsal()).unwrap();
     assert_eq!(reply.selectors[0].action, Action::Updated);
     assert_eq!(ports(&engine), Some(json!([])), "a rehearsal changes nothing");
-    world.apply(&engine, document(&[block("eth*", &[80])])).unwrap();
+    world.apply(&engine, other).unwrap();
     assert_eq!(ports(&engine), Some(json!([80])));
 
     // Drained, nothing comes; afterwards all of it.

@@ -113,6 +113,11 @@ impl World {
         world
     }
 
+    /// What happens at a stage happens to this host's kernel from now on; the last one made has it else.
+    pub(super) fn attend(&self) {
+        KERNEL.with_borrow_mut(|slot| *slot = Some(Arc::clone(&self.kernel)));
+    }
+
     /// A new version of a package becomes what its bare name means.
     pub(super) fn publish(&mut self, name: &str, version: &str) {
         self.publish_object(name, version, format!("{name} {version}").as_bytes());
@@ -219,7 +224,17 @@ impl World {
 }
 
 pub(super) fn options() -> Options {
-    Options { expected_generation: None, dry_run: false, by: "u-test".parse().unwrap() }
+    Options {
+        expected_generation: None,
+        dry_run: false,
+        atomic: false,
+        by: "u-test".parse().unwrap(),
+    }
+}
+
+/// All or nothing.
+pub(super) fn atomic() -> Options {
+    Options { atomic: true, ..options() }
 }
 
 pub(super) fn rehearsal() -> Options {

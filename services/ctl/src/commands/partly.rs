@@ -1,0 +1,27 @@
+//! A change of which a part failed: each failure on standard error, and an exit code of its own.
+
+use crate::{
+    failure::{Exit, Failure},
+    input::Input,
+    output::Screen,
+};
+use canopy_api::wire::ApplyReply;
+
+/// Tells what failed; how the process ends if nothing did is `otherwise`.
+pub fn end(
+    reply: &ApplyReply,
+    input: Option<&Input>,
+    screen: &mut Screen,
+    otherwise: Exit,
+) -> Exit {
+    let mut exit = otherwise;
+    for (chain, error) in reply.failed() {
+        let mut failure = Failure::from(error.clone());
+        if let Some(first) = failure.problems.first_mut() {
+            first.message = format!("{}/{}: {}", chain.interface, chain.hook, first.message);
+        }
+        screen.fail(&input.map_or(failure.clone(), |input| input.locate(failure)));
+        exit = Exit::Partly;
+    }
+    exit
+}

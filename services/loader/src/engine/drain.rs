@@ -1,0 +1,92 @@
+//! Everything off, with the intent kept, and everything back.
+
+use super::{Engine, change::no_journal, items::attached, journal::find, tell::planned};
+use crate::{
+    core::state::{Change, Journal},
+    error::LoaderError,
+};
+use canopy_api::{
+    ChainKey,
+    wire::{Action, ApplyReply, ChainOutcome},
+};
+use canopy_kernel::{Kernel, LinkState};
+use std::sync::PoisonError;
+
+impl<K: Kernel> Engine<K> {
+    /// Detaches everything and keeps the intent, or brings it back.
+    pub fn drain(&self, undo: bool, dry_run: bool) -> Result<ApplyReply, LoaderError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
+        self.settle_journal(&mut inner);
+        no_journal(&inner)?;
+        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let drained = !undo;
+        let unchanged = inner.state.drained == drained;
+        let mut changes = Vec::new();
+        let mut outcomes = Vec::new();
+        let mut absent = Vec::new();
+        for (key, chain) in &inner.state.chains {
+            let now = find(&seen, key);
+            let attachable = now.is_some_and(|now| {
+                now.generations.contains(&chain.running)
+                    && !matches!(now.state, LinkState::InterfaceMissing)
+            });
+            let attached = attached(&seen, key).map(|chain| chain.generation);
+            let (action, line) = match (unchanged, drained) {
+                (true, _) => (Action::Unchanged, None),
+                (false, true) => (Action::Removed, Some("detach; the intent is kept".to_owned())),
+                (false, false) => {
+                    (Action::Created, Some(format!("attach generation {} again", chain.running)))
+                }
+            };
+            if !unchanged && (drained || attachable) {
+                changes.push(Change {
+                    key: key.clone(),
+                    from: attached.filter(|generation| *generation == chain.running),
+                    to: (!drained).then_some(chain.running),
+                    from_mode: chain.wanted.xdp_mode,
+                    record: Some(chain.clone()),
+                });
+            } else if !unchanged {
+                absent.push(key.clone());
+            }
+            outcomes.push(ChainOutcome {
+                interface: key.interface.clone(),
+                hook: key.hook,
+                action,
+                error: None,
+                steps: line.into_iter().collect(),
+                notes: Vec::new(),
+                programs: if drained { Vec::new() } else { planned(&chain.wanted, key.hook) },
+                observed: None,
+            });
+        }
+        if !dry_run && !unchanged {
+            let journal = Journal {
+                generation: inner.state.generation,
+                drained,
+                changes,
+                rules: Vec::new(),
+                failed: false,
+            };
+            let after = self.carry_out(&mut inner, &journal, &seen)?;
+            for outcome in &mut outcomes {
+                let key = ChainKey { interface: outcome.interface.clone(), hook: outcome.hook };
+                outcome.observed = after.get(&key).cloned().flatten();
+                if absent.contains(&key) {
+                    outcome.notes.push(
+                        "its interface or its pins are not there; it is built again when it can be"
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+        Ok(ApplyReply {
+            host: self.parts.host.clone(),
+            generation: inner.state.generation,
+            dry_run,
+            chains: outcomes,
+            selectors: Vec::new(),
+        })
+    }
+}

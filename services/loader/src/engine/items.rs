@@ -1,0 +1,438 @@
+//! A request as items: each interface is changed whole or is as it was, and the reply says which. A
+//! request that is to be atomic is one item.
+
+use super::{
+    Engine, Inner, Options, Stage,
+    change::{digests, from, no_journal},
+    journal::{After, find},
+    tell::{failure, outcome, rule_action},
+};
+use crate::{
+    core::{
+        group::group,
+        plan::{Asked, ChainPlan, Step, plan},
+        resolve::Wish,
+        state::{Chain, Change, Journal, RuleChange, Wanted},
+    },
+    error::LoaderError,
+};
+use canopy_api::{
+    ChainKey, Digest, ProgramName, Target, XdpMode,
+    wire::{Action, ApplyReply, ObservedChain, SelectorOutcome},
+};
+use canopy_kernel::{ChainBuild, Kernel, KernelError, LinkState, Observed, Prepared};
+
+/// A request on its way.
+struct Plan {
+    groups: Vec<Group>,
+    /// Each rule that changes.
+    rules: Vec<RuleChange>,
+    selectors: Vec<SelectorOutcome>,
+}
+
+/// Chains and rules that change together.
+struct Group {
+    items: Vec<Item>,
+    /// Places in the plan's rules.
+    rules: Vec<usize>,
+    failed: Option<Box<Failed>>,
+    after: After,
+}
+
+/// A chain of a request on its way.
+pub(super) struct Item {
+    pub(super) asked: Asked,
+    pub(super) plan: ChainPlan,
+    pub(super) build: Option<ChainBuild>,
+    pub(super) prepared: Option<Prepared>,
+}
+
+/// Why a group is as it was.
+struct Failed {
+    /// The chain that is to blame, where it is one.
+    key: Option<ChainKey>,
+    error: LoaderError,
+}
+
+impl From<LoaderError> for Box<Failed> {
+    fn from(error: LoaderError) -> Self {
+        Self::new(Failed { key: None, error })
+    }
+}
+
+impl Plan {
+    /// Whether nothing can be done of what was asked for.
+    fn failed(&self) -> bool {
+        !self.groups.is_empty() && self.groups.iter().all(|group| group.failed.is_some())
+    }
+
+    /// Whether a rule is as it was, because every interface that needs it is.
+    fn rule_failed(&self, rule: usize) -> bool {
+        let mut needing = self.groups.iter().filter(|group| group.rules.contains(&rule)).peekable();
+        needing.peek().is_some() && needing.all(|group| group.failed.is_some())
+    }
+
+    /// Why nothing was done.
+    fn into_error(self) -> LoaderError {
+        let failed = self.groups.into_iter().filter_map(|group| {
+            let name = group.items.first().map(|item| item.asked.key.interface.clone());
+            group.failed.map(|failed| (name, failed.error))
+        });
+        let mut failed: Vec<_> = failed.collect();
+        if failed.len() == 1
+            && let Some((_, only)) = failed.pop()
+        {
+            return only;
+        }
+        LoaderError::Nothing(failed)
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Plans, prepares, switches, tells.
+    pub(super) fn change(
+        &self,
+        wishes: Vec<Wish>,
+        options: &Options,
+    ) -> Result<ApplyReply, LoaderError> {
+        let mut plan = self.plan(wishes, options)?;
+        self.stage(Stage::Planned);
+        for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
+            group.failed = self.prepare(&mut group.items).err();
+        }
+        let mut done = Ok(());
+        if !plan.failed() {
+            self.stage(Stage::Prepared);
+            if !options.dry_run {
+                done = self.switch(&mut plan, options);
+            }
+        }
+        let mut inner = self.lock();
+        for build in plan.groups.iter().flat_map(|group| &group.items).filter_map(Item::build) {
+            inner.preparing.remove(&(build.key.clone(), build.generation));
+        }
+        // What was prepared and not attached goes; of what is done there is nothing left.
+        for group in &plan.groups {
+            if options.dry_run || done.is_err() || group.failed.is_some() {
+                self.sweep_builds(&inner, &group.items);
+            }
+        }
+        done?;
+        if plan.failed() {
+            return Err(plan.into_error());
+        }
+        if !options.dry_run {
+            self.try_later(&mut inner, &plan.groups);
+            self.parts.packages.retain(&digests(&inner));
+        }
+        Ok(self.reply(&inner, plan, options))
+    }
+
+    /// What is to be done, item by item. What is wrong with the request as a whole is an error.
+    fn plan(&self, wishes: Vec<Wish>, options: &Options) -> Result<Plan, LoaderError> {
+        let mut inner = self.lock();
+        self.settle_journal(&mut inner);
+        self.admit(&inner, options)?;
+        let (expanded, absent) = self.expand(&inner, wishes, options)?;
+        let selectors = expanded
+            .selectors
+            .into_iter()
+            .map(|(target, interfaces)| SelectorOutcome {
+                action: rule_action(&inner, &expanded.rules, &target),
+                interface: target.interface,
+                hook: target.hook,
+                interfaces,
+            })
+            .collect();
+        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let plans = plan(&inner.state, &seen, &expanded.asked);
+        let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
+        let mut items = Vec::new();
+        for (asked, plan) in expanded.asked.into_iter().zip(plans) {
+            let build = match (&plan.step, &asked.wanted) {
+                (Step::Build, Some(wanted)) => {
+                    Some(self.lay_out(&mut inner, &seen, &asked.key, wanted)?)
+                }
+                (
+                    Step::Build | Step::Nothing | Step::Attach(_) | Step::Note(_) | Step::Remove,
+                    _,
+                ) => None,
+            };
+            items.push(Some(Item { asked, plan, build, prepared: None }));
+        }
+        let builds = items.iter().flatten().filter_map(Item::build);
+        inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
+        let mut groups: Vec<_> = places
+            .into_iter()
+            .map(|places| Group {
+                items: places.chains.iter().filter_map(|at| items.get_mut(*at)?.take()).collect(),
+                rules: places.rules,
+                failed: None,
+                after: After::new(),
+            })
+            .collect();
+        groups.extend(absent.into_iter().map(|(wishes, error)| Group {
+            items: wishes.into_iter().filter_map(Item::of_absent).collect(),
+            rules: Vec::new(),
+            failed: Some(error.into()),
+            after: After::new(),
+        }));
+        Ok(Plan { groups, rules: expanded.rules, selectors })
+    }
+
+    /// Loads every new generation; attaches nothing.
+    fn prepare(&self, items: &mut [Item]) -> Result<(), Box<Failed>> {
+        for item in items {
+            let Some(build) = &item.build else { continue };
+            let prepared = self.parts.kernel.prepare(build).map_err(|source| {
+                let path = match &source {
+                    KernelError::Refused { member: Some(member), .. } => item
+                        .asked
+                        .program_paths
+                        .get(member)
+                        .cloned()
+                        .unwrap_or_else(|| item.asked.path.clone()),
+                    KernelError::InterfaceNotFound { .. } => below(&item.asked.path, "interface"),
+                    _ => item.asked.path.clone(),
+                };
+                let error = LoaderError::Kernel { path, source: Box::new(source) };
+                Box::new(Failed { key: Some(item.asked.key.clone()), error })
+            })?;
+            item.prepared = Some(prepared);
+        }
+        Ok(())
+    }
+
+    /// Switches each group that can be, one after the other, each with a journal of its own. Rounds of
+    /// the check wait meanwhile: they would take what is still to come for missing.
+    fn switch(&self, plan: &mut Plan, options: &Options) -> Result<(), LoaderError> {
+        let mut inner = self.lock();
+        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();
+        for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
+            let mine = group.rules.iter().filter_map(|at| rules.get(*at)?.clone()).collect();
+            match self.switch_group(&mut inner, &seen, &group.items, mine, options) {
+                Ok(after) => {
+                    group.after = after;
+                    for at in &group.rules {
+                        if let Some(rule) = rules.get_mut(*at) {
+                            *rule = None;
+                        }
+                    }
+                }
+                Err(error) => group.failed = Some(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Journals, switches, reads back, commits.
+    fn switch_group(
+        &self,
+        inner: &mut Inner,
+        seen: &[Observed],
+        items: &[Item],
+        rules: Vec<RuleChange>,
+        options: &Options,
+    ) -> Result<After, LoaderError> {
+        // One before it may have failed and not be taken back yet.
+        self.settle_journal(inner);
+        no_journal(inner)?;
+        let now = self.seconds();
+        let mut changes = Vec::new();
+        let mut so = After::new();
+        for item in items {
+            let key = &item.asked.key;
+            let old = inner.state.chains.get(key);
+            let to = match item.plan.step {
+                Step::Nothing => {
+                    so.insert(key.clone(), attached(seen, key).cloned());
+                    continue;
+                }
+                Step::Build => item.build.as_ref().map(|build| build.generation),
+                Step::Attach(generation) | Step::Note(generation) => Some(generation),
+                Step::Remove => None,
+            };
+            let record = match (&item.asked.wanted, to) {
+                (Some(wanted), Some(to)) => Some(Chain {
+                    rule: item.asked.rule.clone(),
+                    ..record(old, wanted, to, &item.plan, now, options)
+                }),
+                _ => None,
+            };
+            changes.push(Change {
+                key: key.clone(),
+                from: from(old, seen, key),
+                to,
+                from_mode: old.map_or(XdpMode::Best, |old| old.wanted.xdp_mode),
+                record,
+            });
+        }
+        if changes.is_empty() && rules.is_empty() {
+            return Ok(so);
+        }
+        let desired_changes =
+            !rules.is_empty() || items.iter().any(|item| item.plan.desired_changes);
+        let journal = Journal {
+            generation: inner.state.generation + u64::from(desired_changes),
+            drained: false,
+            changes,
+            rules,
+            failed: false,
+        };
+        let mut after = self.carry_out(inner, &journal, seen)?;
+        after.append(&mut so);
+        Ok(after)
+    }
+
+    /// Removes what a request prepared and nothing came of.
+    fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
+        for build in items.iter().filter(|item| item.prepared.is_some()).filter_map(Item::build) {
+            let running = self
+                .parts
+                .kernel
+                .observe()
+                .ok()
+                .and_then(|seen| attached(&seen, &build.key).map(|chain| chain.generation));
+            if running == Some(build.generation) || inner.state.needs(&build.key, build.generation)
+            {
+                continue;
+            }
+            if let Err(error) = self.parts.kernel.discard(&build.key, build.generation) {
+                tracing::warn!(key = %build.key, generation = build.generation, %error, "pins stay for later");
+            }
+        }
+    }
+
+    /// Chains that failed and that a selector stands for stay wanted: the check tries them again.
+    fn try_later(&self, inner: &mut Inner, groups: &[Group]) {
+        let wanted: Vec<_> = groups
+            .iter()
+            .filter_map(|group| Some((group, group.failed.as_ref()?)))
+            .flat_map(|(group, failed)| group.items.iter().map(move |item| (item, failed)))
+            .filter(|(item, _)| item.stays_wanted(inner))
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        self.look_for_wanting(inner);
+        for (item, failed) in wanted {
+            self.trouble(inner, &item.asked.key, &failed.error);
+        }
+    }
+
+    fn reply(&self, inner: &Inner, plan: Plan, options: &Options) -> ApplyReply {
+        let mut selectors = plan.selectors.clone();
+        for (_, change) in plan.rules.iter().enumerate().filter(|(at, _)| plan.rule_failed(*at)) {
+            let mine = |one: &&mut SelectorOutcome| {
+                change.target == Target { interface: one.interface.clone(), hook: one.hook }
+            };
+            if let Some(outcome) = selectors.iter_mut().find(mine) {
+                outcome.action = Action::Failed;
+            }
+        }
+        let mut chains = Vec::new();
+        for mut group in plan.groups {
+            let error = group.failed.take().map(|failed| (failed.key, failed.error.into_api()));
+            for item in group.items {
+                let stays = item.stays_wanted(inner);
+                chains.push(match &error {
+                    None => outcome(item, &group.after),
+                    Some((key, error)) => failure(item, key.as_ref(), error, stays),
+                });
+            }
+        }
+        ApplyReply {
+            host: self.parts.host.clone(),
+            generation: inner.state.generation,
+            dry_run: options.dry_run,
+            chains,
+            selectors,
+        }
+    }
+}
+
+impl Item {
+    fn build(&self) -> Option<&ChainBuild> {
+        self.build.as_ref()
+    }
+
+    /// What was asked for an interface that is not there.
+    fn of_absent(wish: Wish) -> Option<Self> {
+        let key =
+            ChainKey { interface: wish.target.interface.name()?.clone(), hook: wish.target.hook };
+        Some(Self {
+            plan: ChainPlan {
+                key: key.clone(),
+                action: Action::Failed,
+                step: Step::Nothing,
+                desired_changes: false,
+                lines: Vec::new(),
+            },
+            asked: Asked {
+                key,
+                rule: None,
+                wanted: wish.wanted,
+                path: wish.path,
+                program_paths: wish.program_paths,
+                notes: wish.notes,
+            },
+            build: None,
+            prepared: None,
+        })
+    }
+
+    /// Whether a rule of the host asks for just this.
+    fn stays_wanted(&self, inner: &Inner) -> bool {
+        let Some(selector) = &self.asked.rule else { return false };
+        let target = Target { interface: selector.clone(), hook: self.asked.key.hook };
+        let rule = inner.state.rules.get(&target);
+        rule.is_some_and(|rule| Some(&rule.wanted) == self.asked.wanted.as_ref())
+    }
+}
+
+/// What is attached of ours.
+pub(super) fn attached<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a ObservedChain> {
+    match &find(seen, key)?.state {
+        LinkState::Attached(chain) => Some(chain),
+        LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => None,
+    }
+}
+
+fn record(
+    old: Option<&Chain>,
+    wanted: &Wanted,
+    running: u64,
+    plan: &ChainPlan,
+    now: u64,
+    options: &Options,
+) -> Chain {
+    let same = |name: &ProgramName, digest: &Digest| {
+        let old = old?;
+        let program = old.wanted.programs.iter().find(|p| p.name == *name)?;
+        (program.digest == *digest).then(|| old.since.get(name).copied())?
+    };
+    let since = wanted
+        .programs
+        .iter()
+        .map(|p| (p.name.clone(), same(&p.name, &p.digest).unwrap_or(now)))
+        .collect();
+    let (changed, changed_by) = match old {
+        Some(old) if !plan.desired_changes => (old.changed, old.changed_by.clone()),
+        Some(_) | None => (now, options.by.clone()),
+    };
+    Chain {
+        wanted: wanted.clone(),
+        running,
+        changed,
+        changed_by,
+        restored: old.map_or(0, |old| old.restored),
+        since,
+        rule: None,
+    }
+}
+
+/// The path of a field.
+pub(super) fn below(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}

@@ -1,0 +1,120 @@
+//! What a reply tells of each chain and selector.
+
+use super::{Inner, items::Item, journal::After};
+use crate::core::{
+    plan::Step,
+    state::{RuleChange, Wanted},
+};
+use canopy_api::{
+    ApiError, ChainKey, Hook, Target, XdpMode,
+    wire::{Action, ChainOutcome, PlannedProgram},
+};
+
+/// What a request does to a selector.
+pub(super) fn rule_action(inner: &Inner, rules: &[RuleChange], target: &Target) -> Action {
+    let change = rules.iter().find(|change| change.target == *target);
+    match (change.map(|change| &change.rule), inner.state.rules.contains_key(target)) {
+        (None, _) => Action::Unchanged,
+        (Some(None), _) => Action::Removed,
+        (Some(Some(_)), true) => Action::Updated,
+        (Some(Some(_)), false) => Action::Created,
+    }
+}
+
+/// Programs as replies tell them.
+pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
+    wanted
+        .programs
+        .iter()
+        .map(|program| PlannedProgram {
+            name: program.name.clone(),
+            package: program.package.clone(),
+            version: program.version.to_string(),
+            digest: program.digest.clone(),
+            program: program.program.clone(),
+            priority: program.priority,
+            proceed_on: program.proceed_on.names(hook),
+            config: program.config.clone(),
+        })
+        .collect()
+}
+
+/// What is told of a chain that is as it was asked for.
+pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
+    let Item { asked, plan, build, prepared } = item;
+    let observed = after.get(&asked.key).cloned().flatten();
+    let mut steps = plan.lines;
+    match plan.step {
+        Step::Nothing | Step::Note(_) => {}
+        Step::Build => {
+            let (generation, members) =
+                build.as_ref().map_or((0, 0), |build| (build.generation, build.members.len()));
+            let verified = prepared.as_ref().map_or(0, |p| p.verified_instructions);
+            steps.push(format!(
+                "load generation {generation}: {members} program(s), {verified} verified instructions"
+            ));
+            steps.push(match plan.action {
+                Action::Updated => "replace what is attached in one step".to_owned(),
+                Action::Created | Action::Unchanged | Action::Removed | Action::Failed => {
+                    "attach it".to_owned()
+                }
+            });
+        }
+        Step::Attach(generation) => steps.push(format!("attach generation {generation} again")),
+        Step::Remove => steps.push("detach".to_owned()),
+    }
+    let mut notes = asked.notes;
+    notes.extend(prepared.into_iter().flat_map(|prepared| prepared.notes));
+    let generic = observed.as_ref().is_some_and(|chain| chain.mode == "generic");
+    let mode = asked.wanted.as_ref().map(|wanted| wanted.xdp_mode);
+    if generic && asked.key.hook == Hook::Xdp && mode == Some(XdpMode::Best) {
+        notes.push(format!(
+            "{} runs XDP in generic mode (slower): its driver has no native XDP",
+            asked.key.interface
+        ));
+    }
+    ChainOutcome {
+        interface: asked.key.interface,
+        hook: asked.key.hook,
+        action: plan.action,
+        error: None,
+        steps,
+        notes,
+        programs: asked.wanted.as_ref().map_or_else(Vec::new, |w| planned(w, asked.key.hook)),
+        observed,
+    }
+}
+
+/// What is told of a chain whose interface is as it was.
+pub(super) fn failure(
+    item: Item,
+    key: Option<&ChainKey>,
+    error: &ApiError,
+    stays: bool,
+) -> ChainOutcome {
+    let Item { asked, plan, .. } = item;
+    let mut error = match key {
+        Some(key) if *key != asked.key => {
+            ApiError::new(error.code, format!("left as it was, because {key} failed"))
+                .remedy(format!("see what is told of {key}"))
+        }
+        Some(_) | None => error.clone(),
+    };
+    if error.path.is_empty() {
+        error.path.clone_from(&asked.path);
+    }
+    let mut notes = asked.notes;
+    if let (true, Some(selector)) = (stays, &asked.rule) {
+        notes.push(format!("{selector} stands for it: the loader goes on trying"));
+    }
+    ChainOutcome {
+        interface: asked.key.interface,
+        hook: asked.key.hook,
+        action: Action::Failed,
+        error: Some(error),
+        steps: plan.lines,
+        notes,
+        programs: asked.wanted.as_ref().map_or_else(Vec::new, |w| planned(w, asked.key.hook)),
+        observed: None,
+    }
+}
