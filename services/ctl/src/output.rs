@@ -234,6 +234,8 @@ pub struct Screen {
     err: Box<dyn Write>,
     /// Whether standard output shows colours.
     pub colour: bool,
+    /// Whether standard output is a terminal.
+    pub terminal: bool,
     error_colour: bool,
 }
 
@@ -246,6 +248,7 @@ impl Screen {
             out: Box::new(io::stdout().lock()),
             err: Box::new(io::stderr()),
             colour: wanted && io::stdout().is_terminal(),
+            terminal: io::stdout().is_terminal(),
             error_colour: wanted && io::stderr().is_terminal(),
         }
     }

@@ -325,6 +325,22 @@ async fn a_part_that_fails_is_told_with_its_file_and_an_exit_code_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn top_looks_twice_and_ends_where_nobody_watches() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let shown = fleet.ok("top --interval 200ms");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[0].starts_with("HOST  CHAIN     PROGRAM  PACKETS/S  VERDICTS/S"), "{shown}");
+    assert!(lines[1].starts_with("web1  eth0/xdp  (all)            0"), "{shown}");
+    assert_eq!(lines.len(), 5, "{shown}");
+    let one: Value =
+        serde_json::from_str(&fleet.ok("top --interval 200ms --host web2 -o json")).unwrap();
+    assert_eq!(one["chains"].as_array().unwrap().len(), 1);
+    assert!(one["seconds"].as_f64().unwrap() >= 0.2);
+    let said = fleet.fails(6, "top --profile --context viewer");
+    assert!(said.contains("u-viewer may not call loader.profile"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_request_id_gets_the_first_answer() {
     let fleet = Fleet::start(&["web1"]).await;
     fleet.write("a.yaml", &document("eth0"));

@@ -84,6 +84,7 @@ impl<K: Kernel> Handlers<K> {
     pub fn register(&self, server: Server) -> Server {
         let (get, facts, apply, delete, drain) =
             (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
+        let profile = self.clone();
         self.register_maps(server)
             .handle::<loader::Get, _, _>(move |_, request| {
                 let me = get.clone();
@@ -100,6 +101,13 @@ impl<K: Kernel> Handlers<K> {
             .handle::<loader::Delete, _, _>(move |caller, request| {
                 let me = delete.clone();
                 async move { me.delete(caller, request).await }
+            })
+            .handle::<loader::Profile, _, _>(move |caller, request| {
+                let me = profile.clone();
+                async move {
+                    tracing::info!(seconds = request.seconds, by = %caller.principal, "profile");
+                    me.blocking(None, move |engine| engine.profile(&request)).await
+                }
             })
             .handle::<loader::Drain, _, _>(move |caller, request| {
                 let me = drain.clone();

@@ -209,6 +209,7 @@ endpoints! {
         Apply = Write "apply" (30 s): wire::ApplyRequest => wire::ApplyReply, "Makes the chains of a document so, or says what would change";
         Delete = Write "delete" (30 s): wire::DeleteRequest => wire::ApplyReply, "Removes a chain, or one program of a chain";
         Drain = Write "drain" (30 s): wire::DrainRequest => wire::ApplyReply, "Detaches everything and keeps the intent, or brings it back";
+        Profile = Write "profile" (5 s, idempotent): wire::ProfileRequest => wire::ProfileReply, "Has the kernel take the time of programs' runs for a while";
         MapList = Read "map-list" (5 s, idempotent): wire::MapListRequest => wire::MapListReply, "Maps of the programs in chains: types, sizes, what can be done with each";
         MapDump = Read "map-dump" (10 s, idempotent): wire::MapDumpRequest => wire::MapDumpReply, "Contents of a map, decoded, page by page";
         MapGet = Read "map-get" (5 s, idempotent): wire::MapGetRequest => wire::MapGetReply, "Single entries of a map, decoded";

@@ -203,6 +203,7 @@ fn example(spec: &EndpointSpec) -> &'static str {
             r#"{"dry_run": true, "interface": "eth0", "hook": "xdp"}"#
         }
         (Service::Loader, Class::Write, "drain") => r#"{"dry_run": true}"#,
+        (Service::Loader, Class::Write, "profile") => r#"{"seconds": 30}"#,
         (Service::Loader, Class::Read, "map-dump") => {
             r#"{"map": {"interface": "eth0", "hook": "xdp", "program": "blocklist", "map": "fw_totals"}}"#
         }

@@ -212,6 +212,28 @@ impl ApplyReply {
     }
 }
 
+/// Longest time for which one request has run times taken, seconds.
+pub const PROFILE_SECONDS: u32 = 300;
+
+/// Asks that the kernel takes the time of every run of a program, for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProfileRequest {
+    /// For how long from now, seconds; a longer request that runs already is not cut short. 0 ends it for
+    /// everybody.
+    #[schemars(range(max = 300))]
+    pub seconds: u32,
+}
+
+/// Run times are taken, and show as `timed_runs` and `timed_ns` of each chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProfileReply {
+    /// The host that answers.
+    pub host: HostId,
+    /// Until when; absent once they are not taken any more for us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
 /// Asks for the state of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetRequest {

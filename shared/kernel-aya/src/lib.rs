@@ -42,6 +42,7 @@ mod route;
 mod settle;
 mod shared_maps;
 pub mod sys;
+mod times;
 mod verified;
 mod verifier_log;
 
@@ -126,6 +127,10 @@ impl Kernel for AyaKernel {
 
     fn spent(&self) -> Duration {
         sys::spent()
+    }
+
+    fn take_times(&self) -> Result<Box<dyn Send>, KernelError> {
+        times::take_times()
     }
 
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {

@@ -9,6 +9,7 @@ mod link;
 mod map;
 mod object;
 mod prog;
+mod stats;
 
 pub use link::{
     LinkInfo, LinkOrder, LinkTarget, TcxProgram, link_create, link_create_tracing, link_detach,
@@ -25,6 +26,8 @@ pub use prog::{
     ProgInfo, ProgLoad, ProgRecords, Rejected, TestRun, TestRunOutput, prog_info, prog_load,
     prog_load_with_stats, prog_records, prog_test_run,
 };
+
+pub use stats::run_times;
 
 use std::{
     ffi::c_long,
@@ -65,6 +68,7 @@ enum Cmd {
     LinkUpdate = 29,
     LinkGetFdById = 30,
     LinkGetNextId = 31,
+    EnableStats = 32,
     LinkDetach = 34,
 }
 

@@ -262,6 +262,8 @@ fn no_such(operation: &str) -> KernelError {
 #[derive(Debug, Default)]
 pub struct FakeKernel {
     inner: Mutex<Inner>,
+    /// Held by whoever has run times taken.
+    times: Arc<()>,
 }
 
 impl FakeKernel {
@@ -358,6 +360,11 @@ impl FakeKernel {
     /// a map is not checked either: keys and values may have any length.
     pub fn shape_map(&self, map: &str, shape: MapShape) {
         self.lock().shapes.insert(map.to_owned(), shape);
+    }
+
+    /// Who has run times taken at the moment.
+    pub fn takes_times(&self) -> usize {
+        Arc::strong_count(&self.times) - 1
     }
 
     /// What [`Kernel::facts`] answers.
@@ -536,6 +543,10 @@ impl Kernel for FakeKernel {
 
     fn spent(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn take_times(&self) -> Result<Box<dyn Send>, KernelError> {
+        Ok(Box::new(Arc::clone(&self.times)))
     }
 
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {

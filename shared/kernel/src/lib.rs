@@ -266,6 +266,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// together.
     fn spent(&self) -> Duration;
 
+    /// Has the kernel take the time of every run of every program of the machine, for as long as what is
+    /// returned lives. Costs each run some tens of nanoseconds. Unsupported where the process may not.
+    fn take_times(&self) -> Result<Box<dyn Send>, KernelError>;
+
     /// Every interface of the network namespace.
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;
 

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, anyhow};
 use canopy_api::{
     Digest, Hook, Principal,
-    wire::{ApplyReply, Fact, GetReply, GetRequest},
+    wire::{ApplyReply, Fact, GetReply, GetRequest, ProfileRequest},
 };
 use canopy_kernel::Kernel as _;
 use canopy_kernel_aya::{AyaKernel, sys};
@@ -55,6 +55,9 @@ pub struct Task {
     /// Whether to probe the kernel afterwards, remove all pins, and let the loader's check find that.
     #[serde(default)]
     pub more: bool,
+    /// Whether to have run times taken afterwards.
+    #[serde(default)]
+    pub profile: bool,
 }
 
 /// A loader at a site.
@@ -172,18 +175,23 @@ pub struct Performed {
     pub failed: Vec<String>,
 }
 
+fn told(error: LoaderError) -> anyhow::Error {
+    let api = error.into_api();
+    anyhow!("{api}; {}", api.remedy.as_deref().unwrap_or_default())
+}
+
 /// What the process of a [`Task`] does: it marks the start of the change and each stage of it, and
 /// fails as the change does, and only then.
 pub fn perform(task: &str) -> Result<Performed> {
     let task: Task = serde_json::from_str(task).context("read the task")?;
     let loader = Loader::start(&task.site, |_| tracee::mark())?;
     tracee::mark();
-    let reply = loader.apply(&task.document).map_err(|error| {
-        let api = error.into_api();
-        anyhow!("{api}; {}", api.remedy.as_deref().unwrap_or_default())
-    })?;
+    let reply = loader.apply(&task.document).map_err(told)?;
     let failed = reply.failed().map(|(chain, error)| format!("{}: {error}", chain.interface));
     let failed = failed.collect();
+    if task.profile {
+        loader.engine.profile(&ProfileRequest { seconds: 5 }).map_err(told)?;
+    }
     let mut facts = Vec::new();
     if task.more {
         facts = loader.engine.kernel().facts();

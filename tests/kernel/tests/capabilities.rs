@@ -39,6 +39,11 @@ impl Host {
 
     /// Applies a document; with `more`, the kernel is probed and all pins are removed afterwards.
     fn change(&self, document: Value, more: bool) -> Output {
+        self.perform(document, more, false)
+    }
+
+    /// The same; with `profile`, run times are asked for afterwards.
+    fn perform(&self, document: Value, more: bool, profile: bool) -> Output {
         let dir = self.dir.path();
         let site = Site {
             state: dir.join("state"),
@@ -50,7 +55,7 @@ impl Host {
                 ("functions@*".to_owned(), files::write(dir, &files::corpus("functions", &[]))),
             ]),
         };
-        let task = serde_json::to_string(&Task { site, document, more }).unwrap();
+        let task = serde_json::to_string(&Task { site, document, more, profile }).unwrap();
         self.pair
             .host
             .run(|| {
@@ -149,4 +154,23 @@ fn each_of_the_three_is_needed_and_its_lack_is_told() {
         assert!(said.contains(told), "{without}: {said}");
         assert_eq!(ping(&host.pair, 2).unwrap(), 2, "{without}");
     }
+}
+
+#[test]
+fn run_times_need_one_more_and_its_lack_is_told_with_what_to_do() {
+    let three = Host::new("-all,+bpf,+net_admin,+perfmon");
+    let output = three.perform(chains(&[]), false, true);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        said.contains("CAP_SYS_ADMIN") && said.contains("kernel.bpf_stats_enabled=1"),
+        "{said}"
+    );
+    // The change itself was made.
+    let again = three.change(chains(&[]), false);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+
+    let four = Host::new("-all,+bpf,+net_admin,+perfmon,+sys_admin");
+    let output = four.perform(chains(&[]), false, true);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

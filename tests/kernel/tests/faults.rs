@@ -422,6 +422,7 @@ impl World {
             site: self.site(operation.is_new_version()),
             document: operation.document(),
             more: false,
+            profile: false,
         };
         let said = self.dir.path().join("said");
         let end = self.here(|| {

@@ -40,7 +40,7 @@ fn loads(members: &[(&str, Option<u16>)]) -> u32 {
         })
         .collect();
     let chain = json!({ "interface": HOST_LINK, "hook": "xdp", "programs": programs });
-    let task = Task { site, document: json!({ "chains": [chain] }), more: false };
+    let task = Task { site, document: json!({ "chains": [chain] }), more: false, profile: false };
     let mut count = 0;
     let end = pair
         .host

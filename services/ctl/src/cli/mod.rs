@@ -137,6 +137,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Show hosts, chains, programs or packages
     Get(GetArgs),
+    /// Show what chains do now: packets and verdicts a second, and the time they take
+    Top(TopArgs),
     /// Show one thing in full
     Describe(DescribeArgs),
     /// Remove a chain, one program of it, or everything a document names
@@ -212,6 +214,34 @@ pub struct DiffArgs {
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `top`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  canopy top
+  canopy top --host web1 --profile
+  canopy top --once -o json
+
+Refreshes until interrupted; once where the answer goes to no terminal or is no table.")]
+pub struct TopArgs {
+    /// Have the kernel take the time of each run while this looks; every run of every program on the
+    /// host costs some nanoseconds more meanwhile
+    #[arg(long)]
+    pub profile: bool,
+    /// Time between two looks, at least 200ms
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
+    pub interval: Duration,
+    /// Show one interval, then end
+    #[arg(long)]
+    pub once: bool,
+    /// The hosts.
+    #[command(flatten)]
+    pub hosts: HostsArgs,
     /// The answer.
     #[command(flatten)]
     pub output: OutputArgs,

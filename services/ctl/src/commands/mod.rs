@@ -13,6 +13,7 @@ pub mod map;
 pub mod package;
 pub mod token;
 pub mod partly;
+pub mod top;
 pub mod version;
 
 use crate::{
@@ -49,6 +50,9 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         }
         Command::Get(args) => {
             connected(&connection, async |remote| get::run(&args, remote, screen).await)
+        }
+        Command::Top(args) => {
+            connected(&connection, async |remote| top::run(&args, remote, screen).await)
         }
         Command::Describe(args) => {
             connected(&connection, async |remote| describe::run(&args, remote, screen).await)

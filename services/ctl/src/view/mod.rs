@@ -10,6 +10,7 @@ pub mod outdated;
 pub mod packages;
 pub mod programs;
 pub mod tokens;
+pub mod top;
 
 use canopy_api::wire::MetricValue;
 use serde_json::Value;

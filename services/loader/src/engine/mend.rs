@@ -32,6 +32,7 @@ pub(super) enum Occasion {
 impl<K: Kernel> Engine<K> {
     /// One round; what was restored.
     pub fn tick(&self) -> Vec<Event> {
+        self.end_profile();
         self.reconcile(Occasion::Tick)
     }
 

@@ -11,6 +11,7 @@ mod items;
 mod journal;
 mod maps;
 mod mend;
+mod profile;
 mod report;
 mod rings;
 mod selectors;
@@ -112,6 +113,8 @@ pub struct Engine<K> {
     inner: Mutex<Inner>,
     /// Readers of ring buffers.
     watches: Mutex<Vec<Weak<Watch>>>,
+    /// Run times that are taken.
+    profile: profile::Profile,
 }
 
 /// What changes.
@@ -183,6 +186,7 @@ impl<K: Kernel> Engine<K> {
                 lost,
             }),
             watches: Mutex::default(),
+            profile: profile::Profile::default(),
         };
         {
             let inner = engine.lock();

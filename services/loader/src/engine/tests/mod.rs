@@ -7,6 +7,7 @@ mod healing;
 mod items;
 mod maps;
 mod model;
+mod profile;
 mod selector_model;
 mod selectors;
 mod world;

@@ -61,6 +61,11 @@ pub(super) fn wait(seconds: u64) {
     CLOCK.set(CLOCK.get() + seconds);
 }
 
+/// Somebody sets the clock back.
+pub(super) fn set_back(seconds: u64) {
+    CLOCK.set(CLOCK.get() - seconds);
+}
+
 /// The process dies at this stage of the next change.
 pub(super) fn die_at(stage: Stage) {
     DIE_AT.set(Some(stage));
