@@ -27,6 +27,11 @@ pub struct Config {
     /// longest ago go first. What chains need stays even beyond it. Default 512 MiB.
     #[serde(default = "default_cache")]
     pub cache_bytes: u64,
+    /// How often the metrics that packages declare are read from their maps, seconds, from 1 to 3600; a
+    /// chain that changed is read within a second. Scrapes get what was read last. Default 15.
+    #[serde(default = "default_metrics_seconds")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub metrics_seconds: u64,
     /// Where programs, links and maps are pinned: a directory of a mounted bpffs. Default
     /// `/sys/fs/bpf/canopy`.
     #[serde(default = "default_bpffs")]
@@ -43,6 +48,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_cache() -> u64 {
     DEFAULT_BYTES
+}
+
+fn default_metrics_seconds() -> u64 {
+    15
 }
 
 fn default_bpffs() -> PathBuf {
@@ -63,6 +72,10 @@ impl ServiceConfig for Config {
                         .remedy("write it from /"),
                 );
             }
+        }
+        if !(1..=3600).contains(&self.metrics_seconds) {
+            let said = format!("{} is not from 1 to 3600", self.metrics_seconds);
+            problems.push(Problem::new("metrics_seconds", said).remedy("15 suits most"));
         }
         for (i, rule) in self.trust.iter().enumerate() {
             if let Err(found) = rule.check(&format!("trust[{i}]")) {

@@ -1,7 +1,7 @@
-//! What Prometheus sees: read from the kernel when it asks.
+//! What Prometheus sees: read from the kernel when it asks, but for the metrics that packages declare.
 
 use crate::engine::{Engine, Report};
-use canopy_api::wire::{Action, ApplyReply, ChainState, GetRequest};
+use canopy_api::wire::{Action, ApplyReply, ChainState};
 use canopy_kernel::Kernel;
 use canopy_runtime::{
     MetricSpec,
@@ -69,6 +69,11 @@ const OBSERVED: MetricSpec = MetricSpec::gauge(
     &[],
     "1 when the kernel could be read for this answer, else 0",
 );
+const SAMPLE_AGE: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_sample_age_seconds",
+    &[],
+    "Time since the metrics of packages were read from their maps; absent before the first time, seconds",
+);
 const KERNEL_TIME: MetricSpec = MetricSpec::counter(
     "canopy_loader_kernel_seconds_total",
     &[],
@@ -117,6 +122,7 @@ pub const METRICS: &[MetricSpec] = &[
     GENERATION,
     DRAINED,
     OBSERVED,
+    SAMPLE_AGE,
     KERNEL_TIME,
     REFUSED,
     CACHED,
@@ -197,9 +203,12 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
         families.add(&GENERATION, &[], float(generation));
         families.add(&DRAINED, &[], f64::from(u8::from(drained)));
         families.add(&KERNEL_TIME, &[], self.engine.kernel().spent().as_secs_f64());
-        match self.engine.report(&GetRequest::default()) {
-            Ok(reports) => {
+        match self.engine.sampled() {
+            Ok((reports, age)) => {
                 families.add(&OBSERVED, &[], 1.0);
+                if let Some(age) = age {
+                    families.add(&SAMPLE_AGE, &[], age.as_secs_f64());
+                }
                 for report in reports {
                     chain(&mut families, &report);
                 }

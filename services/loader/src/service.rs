@@ -63,6 +63,8 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let principal = permission::daemon_principal(Service::Loader, Some(&config.host))?;
     let bus = Bus::connect(&config.bus, principal).await?;
     cx.tasks.spawn(check(Arc::clone(&engine), bus.clone(), cx.clone(), state));
+    let every = Duration::from_secs(config.metrics_seconds);
+    cx.tasks.spawn(sample(Arc::clone(&engine), every, cx.clone()));
     cx.tasks.spawn(alive(Arc::clone(&engine), bus.clone(), cx.clone()));
 
     let fetcher = Fetcher::new(
@@ -145,6 +147,24 @@ async fn tell(bus: &Bus, host: &HostId, events: Vec<Event>) {
             bus.publish_event(Service::Loader, "chain", "restored", Some(host), &restored).await;
         if let Err(error) = sent {
             tracing::warn!(%error, "the bus was not told of a restored chain");
+        }
+    }
+}
+
+/// The metrics of packages, whenever they are due.
+async fn sample(engine: Arc<Engine<AyaKernel>>, every: Duration, cx: Context) {
+    let mut look = interval(CHECK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cx.shutdown.cancelled() => return,
+            _ = look.tick() => {}
+        }
+        let read = Arc::clone(&engine);
+        match tokio::task::spawn_blocking(move || read.sample(every)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "metrics of packages are not read"),
+            Err(error) => tracing::error!(%error, "reading metrics ended in a panic"),
         }
     }
 }

@@ -14,6 +14,7 @@ mod mend;
 mod profile;
 mod report;
 mod rings;
+mod samples;
 mod selectors;
 mod tell;
 #[cfg(test)]
@@ -113,6 +114,8 @@ pub struct Engine<K> {
     inner: Mutex<Inner>,
     /// Readers of ring buffers.
     watches: Mutex<Vec<Weak<Watch>>>,
+    /// Metrics of packages, as read last.
+    samples: samples::Samples,
     /// Run times that are taken.
     profile: profile::Profile,
 }
@@ -186,6 +189,7 @@ impl<K: Kernel> Engine<K> {
                 lost,
             }),
             watches: Mutex::default(),
+            samples: samples::Samples::default(),
             profile: profile::Profile::default(),
         };
         {

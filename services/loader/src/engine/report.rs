@@ -74,7 +74,10 @@ impl<K: Kernel> Engine<K> {
 
     /// Everything but the packages' metrics; beside it, for each, the programs and the generation
     /// to read those from.
-    fn statuses(&self, request: &GetRequest) -> Result<Statuses, canopy_kernel::KernelError> {
+    pub(super) fn statuses(
+        &self,
+        request: &GetRequest,
+    ) -> Result<Statuses, canopy_kernel::KernelError> {
         let inner = self.lock();
         let seen = self.parts.kernel.observe()?;
         let asked = |key: &ChainKey| {

@@ -8,6 +8,7 @@ mod items;
 mod maps;
 mod model;
 mod profile;
+mod samples;
 mod selector_model;
 mod selectors;
 mod world;

@@ -130,7 +130,18 @@ impl World {
 
     /// The same with this object in it.
     pub(super) fn publish_object(&mut self, name: &str, version: &str, object: &[u8]) {
-        let manifest = Manifest {
+        self.publish_with(name, version, object, |_| {});
+    }
+
+    /// The same with another manifest.
+    pub(super) fn publish_with(
+        &mut self,
+        name: &str,
+        version: &str,
+        object: &[u8],
+        change: impl FnOnce(&mut Manifest),
+    ) {
+        let mut manifest = Manifest {
             name: name.parse().unwrap(),
             version: version.parse().unwrap(),
             description: String::new(),
@@ -167,6 +178,7 @@ impl World {
                 })
                 .to_vec(),
         };
+        change(&mut manifest);
         let package = Package {
             manifest,
             objects: [("main.o".to_owned(), object.to_vec())].into(),
