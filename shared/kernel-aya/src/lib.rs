@@ -46,7 +46,7 @@ mod times;
 mod verified;
 mod verifier_log;
 
-use crate::{held::Held, pins::Pins};
+use crate::{held::Held, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, ProgramName, XdpMode,
     wire::{Fact, ObservedChain},
@@ -71,6 +71,7 @@ use std::{
 pub struct AyaKernel {
     pins: Pins,
     held: Mutex<BTreeMap<ChainKey, Held>>,
+    routes: Routes,
 }
 
 impl AyaKernel {
@@ -84,12 +85,17 @@ impl AyaKernel {
         let pins = Pins::new(root);
         pins.claim()?;
         link::clean_up(&pins)?;
-        Ok(Self { pins, held: Mutex::default() })
+        Ok(Self { pins, held: Mutex::default(), routes: Routes::default() })
     }
 
     /// Where everything is pinned.
     pub fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// How often the routes were listed: once, and whenever links, addresses or routes had changed.
+    pub fn route_lists(&self) -> u64 {
+        self.routes.lists()
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<ChainKey, Held>> {
@@ -138,7 +144,7 @@ impl Kernel for AyaKernel {
     }
 
     fn default_route(&self) -> Result<Vec<u32>, KernelError> {
-        route::default_route()
+        self.routes.default_route()
     }
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {

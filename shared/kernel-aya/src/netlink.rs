@@ -1,7 +1,11 @@
 //! rtnetlink: a request, its answers, attributes.
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+        socket,
+    },
 };
 use std::{
     io,
@@ -78,14 +82,44 @@ pub(crate) fn list<T>(
     Ok(found)
 }
 
+/// Word of what changes, as the kernel sends it to whoever listens.
+#[derive(Debug)]
+pub(crate) struct Changes(OwnedFd);
+
+impl Changes {
+    /// Listens from now on, in the network namespace of the calling thread; `groups` has a bit for each
+    /// of `RTNLGRP_…`.
+    pub(crate) fn of(groups: u32) -> io::Result<Self> {
+        let netlink = rtnetlink()?;
+        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self(netlink))
+    }
+
+    /// Whether anything changed since this was asked last.
+    pub(crate) fn any(&self) -> io::Result<bool> {
+        let mut any = false;
+        // What a message says does not matter: only that there is one.
+        let mut buffer = [0; 64];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                // Lost ones are as good.
+                Ok(_) | Err(Errno::ENOBUFS) => any = true,
+                Err(Errno::EAGAIN) => return Ok(any),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn rtnetlink() -> io::Result<OwnedFd> {
+    let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkRoute);
+    Ok(socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
 /// Sends a request; its answers come from the socket returned.
 fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
-    let netlink = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
+    let netlink = rtnetlink()?;
     let mut message = Vec::with_capacity(HEADER + body.len());
     message.extend(u32::try_from(HEADER + body.len()).map_err(io::Error::other)?.to_ne_bytes());
     message.extend(kind.to_ne_bytes());

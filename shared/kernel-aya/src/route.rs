@@ -1,11 +1,16 @@
 //! Where the default route leads.
 
 use crate::{
-    netlink::{self, attributes, u16_at, u32_at},
+    netlink::{self, Changes, attributes, u16_at, u32_at},
     pins::os,
 };
 use canopy_kernel::KernelError;
-use std::io;
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -22,8 +27,79 @@ const NEXTHOP: usize = 8;
 /// A default route: its metric and the interfaces it leaves by.
 type Route = (u32, Vec<u32>);
 
-/// See [`canopy_kernel::Kernel::default_route`].
-pub(crate) fn default_route() -> Result<Vec<u32>, KernelError> {
+/// What changes where a default route leads: links, addresses (the kernel drops the routes of either
+/// without a word of its own), routes and next hops.
+const GROUPS: u32 = group(1) | group(5) | group(7) | group(9) | group(11) | group(32);
+
+/// `RTNLGRP_…` as a bit.
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+
+/// The routes are listed again after this time, whatever the kernel said.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// Where the default route leads, listed when something changed.
+#[derive(Debug, Default)]
+pub(crate) struct Routes(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    known: Option<Known>,
+    lists: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Device and inode of the network namespace.
+    namespace: (u64, u64),
+    changes: Changes,
+    listed: Instant,
+    devices: Vec<u32>,
+}
+
+impl Routes {
+    /// See [`canopy_kernel::Kernel::default_route`].
+    pub(crate) fn default_route(&self) -> Result<Vec<u32>, KernelError> {
+        // Set whole: a panic elsewhere leaves nothing half.
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = fs::metadata("/proc/thread-self/ns/net").map(|ns| (ns.dev(), ns.ino()));
+        let here = here.map_err(|error| os("look at the network namespace".to_owned(), error))?;
+        let known = state.known.take().filter(|known| known.namespace == here);
+        let changes = match known {
+            Some(known) => match known.changes.any() {
+                Ok(false) if known.listed.elapsed() < LONGEST => {
+                    let devices = known.devices.clone();
+                    state.known = Some(known);
+                    return Ok(devices);
+                }
+                Ok(_) => Ok(known.changes),
+                Err(_) => Changes::of(GROUPS),
+            },
+            None => Changes::of(GROUPS),
+        };
+        // What changes from here on is told, and looked at the next time.
+        let listed = Instant::now();
+        state.lists += 1;
+        let devices = default_route()?;
+        match changes {
+            Ok(changes) => {
+                let devices = devices.clone();
+                state.known = Some(Known { namespace: here, changes, listed, devices });
+            }
+            // Then it is listed every time.
+            Err(error) => tracing::debug!(%error, "no word of changed routes"),
+        }
+        Ok(devices)
+    }
+
+    /// How often the routes were listed.
+    pub(crate) fn lists(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).lists
+    }
+}
+
+fn default_route() -> Result<Vec<u32>, KernelError> {
     let failed = |error| os("list the routes".to_owned(), error);
     let found = best(defaults(libc::AF_INET).map_err(failed)?);
     if !found.is_empty() {

@@ -274,7 +274,7 @@ pub trait Kernel: Send + Sync + 'static {
     fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;
 
     /// The indices of the interfaces that the default route leads to: IPv4's of the lowest metric, or
-    /// IPv6's where there is none. Costs what listing the routes costs.
+    /// IPv6's where there is none. Costs what listing the routes costs, where something changed.
     fn default_route(&self) -> Result<Vec<u32>, KernelError>;
 
     /// Every chain whose pins exist, compared with what is attached.

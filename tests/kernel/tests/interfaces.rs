@@ -13,6 +13,7 @@ use canopy_api::{
     wire::{ChainState, ChainStatus, DeleteRequest, GetRequest},
 };
 use canopy_kernel::{Expect, Kernel as _, Member};
+use canopy_kernel_aya::AyaKernel;
 use canopy_kernel_tests::{
     chain::{member, object},
     engine::{Host, Loader, options},
@@ -25,6 +26,7 @@ use canopy_test_support::{
     traffic::{FrameSender, send_frames},
     wait_for,
 };
+use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -156,6 +158,50 @@ fn an_interface_is_found_by_address_altname_and_default_route() {
     assert_eq!(chain_on(&host, &loader, HOST_LINK, Hook::TcEgress), None);
     assert_eq!(host.pings(), 3);
     assert_eq!(host.status(&loader, Hook::TcIngress).programs[0].runs, 6, "the same address");
+}
+
+#[test]
+fn routes_are_listed_when_something_changed_and_never_missed() {
+    let host = Host::new();
+    let kernel = AyaKernel::new(host.bpffs.path()).unwrap();
+    let led = || host.here(|| kernel.default_route()).unwrap();
+    let lists = || kernel.route_lists();
+    let index = |name: &'static str| host.here(|| if_nametoindex(name).unwrap());
+    ip(&host, "link add w0 type veth peer name w1");
+    ip(&host, "link set w0 up");
+    ip(&host, "link set w1 up");
+    ip(&host, "address add 10.99.0.1/24 dev w0");
+    assert_eq!(led(), [0_u32; 0]);
+    let default = "route add default via 10.99.0.2 dev w0";
+    ip(&host, default);
+    assert_eq!(led(), [index("w0")]);
+    // Links may come up late: until their word is in, there is something to look at.
+    wait_for(Duration::from_secs(10), "the host to be at rest", || {
+        let before = lists();
+        led();
+        if lists() == before { Ok(()) } else { Err(before) }
+    })
+    .unwrap();
+    let before = lists();
+    for _ in 0..100 {
+        assert_eq!(led(), [index("w0")]);
+    }
+    assert_eq!(lists(), before, "nothing changed");
+    // The kernel drops routes with a link or an address, and does not say so.
+    for (gone, back) in [
+        ("link set w0 down", "link set w0 up"),
+        ("address del 10.99.0.1/24 dev w0", "address add 10.99.0.1/24 dev w0"),
+        ("route delete default", "link set w0 up"),
+    ] {
+        ip(&host, gone);
+        assert_eq!(led(), [0_u32; 0], "{gone}");
+        ip(&host, back);
+        ip(&host, default);
+        assert_eq!(led(), [index("w0")], "{back}");
+    }
+    // Another namespace has other routes.
+    assert_eq!(host.pair.peer.run(|| Ok(kernel.default_route()?)).unwrap(), [0_u32; 0]);
+    assert_eq!(led(), [index("w0")]);
 }
 
 #[test]
