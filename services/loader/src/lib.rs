@@ -36,6 +36,7 @@ pub mod config;
 pub mod core;
 pub mod engine;
 pub mod error;
+pub mod fake;
 pub mod fetch;
 pub mod follow;
 pub mod handlers;

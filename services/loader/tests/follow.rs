@@ -17,16 +17,15 @@ use canopy_api::{
 use canopy_bus::{Bus, BusConfig, CallError, Events, Server};
 use canopy_kernel::{MapKind, MapShape, fake::FakeKernel};
 use canopy_loader::{
-    cache::{Cache, PackageSource},
+    cache::Cache,
     core::resolve::{self, Located},
-    engine::{Engine, Options, Parts},
+    engine::{Engine, Options},
+    fake::{self, Shelf},
     fetch::Fetcher,
     follow::Followers,
     handlers::Handlers,
-    store::Store,
 };
 use canopy_package::{Limits, Manifest, Package};
-use canopy_runtime::clock;
 use canopy_test_support::{compile_text, nats::NatsServer, wait_for};
 use serde_json::{Value, json};
 use std::{
@@ -77,17 +76,6 @@ int watch(struct xdp_md *ctx)
     .unwrap()
 });
 
-#[derive(Default)]
-struct Shelf(Mutex<BTreeMap<Digest, Arc<Package>>>);
-
-impl PackageSource for Shelf {
-    fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        self.0.lock().unwrap().get(digest).cloned().ok_or_else(|| "not there".to_owned())
-    }
-
-    fn retain(&self, _: &BTreeSet<Digest>) {}
-}
-
 /// A host whose chain on `eth0` has `a`, which has a ring buffer.
 struct Host {
     kernel: Arc<FakeKernel>,
@@ -113,15 +101,9 @@ impl Host {
         kernel.shape_map("flows", shape(MapKind::HASH));
         let dir = tempfile::tempdir().unwrap();
         let shelf = Arc::<Shelf>::default();
-        let engine = Engine::start(Parts {
-            host: "web1".parse().unwrap(),
-            version: "0".to_owned(),
-            kernel: Arc::clone(&kernel),
-            store: Store::open(dir.path()).unwrap(),
-            packages: Arc::clone(&shelf) as _,
-            now: clock::now,
-            on_stage: |_| {},
-        });
+        let host = "web1".parse().unwrap();
+        let packages = Arc::clone(&shelf) as _;
+        let engine = fake::engine(host, Arc::clone(&kernel), dir.path(), packages);
         let host = Self { kernel, engine: Arc::new(engine.unwrap()), shelf, dir };
         host.apply(0);
         host
@@ -137,16 +119,14 @@ impl Host {
             readme: None,
             license_text: None,
         });
-        self.shelf.0.lock().unwrap().insert(digest.clone(), Arc::clone(&package));
+        self.shelf.put(digest.clone(), Arc::clone(&package));
         let document: DesiredState = resolve::check(json!({ "chains": [
             { "interface": "eth0", "hook": "xdp", "programs": [{ "name": "a", "package": "watch" }] },
         ]}))
         .unwrap();
         let located = BTreeMap::from([("watch@*".to_owned(), Located { digest, package })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
-        let by = "u-test".parse().unwrap();
-        let options = Options { expected_generation: None, dry_run: false, atomic: false, by };
-        self.engine.apply(asked, &options).unwrap();
+        self.engine.apply(asked, &options()).unwrap();
     }
 
     /// The program says something.
@@ -159,6 +139,11 @@ impl Host {
     fn waiting(&self) -> usize {
         self.kernel.waiting_records(&key(), &member(), "events")
     }
+}
+
+fn options() -> Options {
+    let by = "u-test".parse().unwrap();
+    Options { expected_generation: None, dry_run: false, atomic: false, by }
 }
 
 fn key() -> ChainKey {

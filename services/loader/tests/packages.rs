@@ -23,16 +23,15 @@ use canopy_kernel::fake::{Call, FakeKernel};
 use canopy_loader::{
     cache::Cache,
     core::trust::{SignatureCheck, Trust},
-    engine::{Engine, Parts},
+    engine::Engine,
+    fake,
     fetch::Fetcher,
     handlers::Handlers,
-    store::Store,
 };
 use canopy_package::{
     Index, IndexEntry, Limits, Package, SecretKey, TrustedKey,
     manifest::{Manifest, ManifestProgram, Requires},
 };
-use canopy_runtime::clock;
 use canopy_test_support::nats::NatsServer;
 use serde_json::{Value, json};
 use std::{
@@ -234,15 +233,9 @@ impl World {
         let kernel = Arc::new(FakeKernel::default());
         kernel.add_interface(&"eth0".parse().unwrap());
         let cache = Arc::new(Cache::new(&dir.path().join("cache"), Limits::default()).unwrap());
-        let engine = Engine::start(Parts {
-            host: "web1".parse().unwrap(),
-            version: "0".to_owned(),
-            kernel: Arc::clone(&kernel),
-            store: Store::open(dir.path()).unwrap(),
-            packages: Arc::clone(&cache) as _,
-            now: clock::now,
-            on_stage: |_| {},
-        });
+        let host = "web1".parse().unwrap();
+        let packages = Arc::clone(&cache) as _;
+        let engine = fake::engine(host, Arc::clone(&kernel), dir.path(), packages);
         let engine = Arc::new(engine.unwrap());
         let bus = connect(&nats, "h-web1-loader").await;
         let rules = vec![Trust {

@@ -7,32 +7,15 @@ use canopy_api::{
 };
 use canopy_kernel_aya::AyaKernel;
 use canopy_loader::{
-    cache::PackageSource,
     core::resolve::{self, Located},
-    engine::{Engine, Options, Parts},
+    engine::{Engine, Options},
     error::LoaderError,
-    store::Store,
+    fake::{self, Shelf},
 };
 use canopy_package::Package;
 use canopy_test_support::{bpffs::BpffsDir, pair::Pair, traffic::ping};
 use serde_json::{Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    sync::Arc,
-    time::SystemTime,
-};
-
-/// Packages by digest.
-pub struct Shelf(pub BTreeMap<Digest, Arc<Package>>);
-
-impl PackageSource for Shelf {
-    fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        self.0.get(digest).cloned().ok_or_else(|| "not there".to_owned())
-    }
-
-    fn retain(&self, _: &BTreeSet<Digest>) {}
-}
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 /// A host: a veth pair, pins, a state directory, the packages of the source tree.
 pub struct Host {
@@ -60,7 +43,7 @@ impl Default for Host {
 impl Host {
     /// A new one, with every package of the source tree.
     pub fn new() -> Self {
-        let mut shelf = BTreeMap::new();
+        let shelf = Shelf::default();
         let mut located = BTreeMap::new();
         for name in ["firewall", "ratelimit", "flowmeter"] {
             let manifest = manifest(name).unwrap();
@@ -73,14 +56,14 @@ impl Host {
                 readme: None,
                 license_text: None,
             });
-            shelf.insert(digest.clone(), Arc::clone(&package));
+            shelf.put(digest.clone(), Arc::clone(&package));
             located.insert(format!("{name}@*"), Located { digest, package });
         }
         Self {
             pair: Pair::new().unwrap(),
             bpffs: BpffsDir::new().unwrap(),
             dir: tempfile::tempdir().unwrap(),
-            shelf: Arc::new(Shelf(shelf)),
+            shelf: Arc::new(shelf),
             located,
         }
     }
@@ -93,16 +76,9 @@ impl Host {
     /// A loader starts here.
     pub fn start(&self) -> Loader {
         self.here(|| {
-            Engine::start(Parts {
-                host: "web1".parse().unwrap(),
-                version: "0".to_owned(),
-                kernel: Arc::new(AyaKernel::new(self.bpffs.path()).unwrap()),
-                store: Store::open(self.dir.path()).unwrap(),
-                packages: Arc::clone(&self.shelf) as _,
-                now: SystemTime::now,
-                on_stage: |_| {},
-            })
-            .unwrap()
+            let kernel = Arc::new(AyaKernel::new(self.bpffs.path()).unwrap());
+            let packages = Arc::clone(&self.shelf) as _;
+            fake::engine("web1".parse().unwrap(), kernel, self.dir.path(), packages).unwrap()
         })
     }
 

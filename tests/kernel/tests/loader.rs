@@ -13,7 +13,7 @@ use canopy_api::{
     ChainKey, Digest, Hook,
     wire::{Action, ChainState, ChainStatus, DeleteRequest},
 };
-use canopy_kernel_tests::engine::{Host, Loader, Shelf, options};
+use canopy_kernel_tests::engine::{Host, Loader, options};
 use canopy_loader::engine::Event;
 use canopy_test_support::{
     nats::NatsServer,
@@ -184,11 +184,9 @@ fn a_refused_chain_leaves_the_running_one_untouched() {
         object.truncate(object.len() / 2);
     }
     broken.digest = Digest::of(b"broken");
-    let mut shelf = host.shelf.0.clone();
-    shelf.insert(broken.digest.clone(), Arc::clone(&broken.package));
+    host.shelf.put(broken.digest.clone(), Arc::clone(&broken.package));
     let mut host = host;
     drop(loader);
-    host.shelf = Arc::new(Shelf(shelf));
     host.located.insert("firewall@*".to_owned(), broken);
     let loader = host.start();
     let pins = host.pins();

@@ -18,12 +18,11 @@ use canopy_api::{
 use canopy_kernel_aya::AyaKernel;
 use canopy_kernel_tests::chain::object;
 use canopy_loader::{
-    cache::PackageSource,
     core::resolve::{self, Located},
-    engine::{Engine, Options, Parts},
+    engine::{Engine, Options},
     error::LoaderError,
+    fake::{self, Shelf},
     follow::Followers,
-    store::Store,
 };
 use canopy_package::{Manifest, Package};
 use canopy_test_support::{
@@ -37,22 +36,11 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 /// Where nobody listens.
 const PORT: u16 = 4242;
-
-#[derive(Default)]
-struct Shelf(Mutex<BTreeMap<Digest, Arc<Package>>>);
-
-impl PackageSource for Shelf {
-    fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        self.0.lock().unwrap().get(digest).cloned().ok_or_else(|| "not there".to_owned())
-    }
-
-    fn retain(&self, _: &BTreeSet<Digest>) {}
-}
 
 /// A chain of one program with every map, on a veth pair.
 struct Host {
@@ -83,15 +71,8 @@ impl Host {
         let loader = pair
             .host
             .run(|| {
-                Ok(Engine::start(Parts {
-                    host: "web1".parse()?,
-                    version: "0".to_owned(),
-                    kernel: Arc::new(AyaKernel::new(bpffs.path())?),
-                    store: Store::open(dir.path())?,
-                    packages,
-                    now: SystemTime::now,
-                    on_stage: |_| {},
-                })?)
+                let kernel = Arc::new(AyaKernel::new(bpffs.path())?);
+                Ok(fake::engine("web1".parse()?, kernel, dir.path(), packages)?)
             })
             .unwrap();
         let host = Self { pair, loader: Arc::new(loader), shelf, _bpffs: bpffs, _dir: dir };
@@ -110,7 +91,7 @@ impl Host {
             readme: None,
             license_text: None,
         });
-        self.shelf.0.lock().unwrap().insert(digest.clone(), Arc::clone(&package));
+        self.shelf.put(digest.clone(), Arc::clone(&package));
         let document: DesiredState = resolve::check(json!({ "chains": [
             { "interface": HOST_LINK, "hook": "xdp", "programs": [{ "name": "a", "package": "every" }] },
         ]}))

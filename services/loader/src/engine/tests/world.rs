@@ -1,10 +1,10 @@
 //! A host to experiment with: what is in it outlives any loader that runs on it.
 
 use crate::{
-    cache::PackageSource,
     core::resolve::{self, Located, Wish},
     engine::{Engine, Options, Parts, Stage},
     error::LoaderError,
+    fake::Shelf,
     store::{Store, StoreError},
 };
 use canopy_api::{
@@ -19,9 +19,9 @@ use canopy_package::{
 use serde_json::{Value, json};
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -80,18 +80,6 @@ pub(super) fn at_stage(stage: Stage, act: fn(&FakeKernel)) {
 pub(super) fn live() {
     DIE_AT.set(None);
     AT_STAGE.set(None);
-}
-
-/// Packages in memory.
-#[derive(Default)]
-pub(super) struct Shelf(Mutex<BTreeMap<Digest, Arc<Package>>>);
-
-impl PackageSource for Shelf {
-    fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        self.0.lock().unwrap().get(digest).cloned().ok_or_else(|| "not on the shelf".to_owned())
-    }
-
-    fn retain(&self, _: &BTreeSet<Digest>) {}
 }
 
 /// A host.
@@ -187,7 +175,7 @@ impl World {
         };
         let digest = Digest::of(object);
         let package = Arc::new(package);
-        self.shelf.0.lock().unwrap().insert(digest.clone(), Arc::clone(&package));
+        self.shelf.put(digest.clone(), Arc::clone(&package));
         self.newest.insert(format!("{name}@*"), Located { digest, package });
     }
 
