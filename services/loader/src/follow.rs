@@ -16,7 +16,6 @@ use canopy_api::{
 };
 use canopy_kernel::Kernel;
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -39,17 +38,27 @@ pub struct Followers<K> {
     engine: Arc<Engine<K>>,
     sink: Sink,
     lease: Duration,
-    followed: Mutex<BTreeMap<String, Followed>>,
+    followed: Mutex<Vec<Followed>>,
 }
 
 /// One of them.
 struct Followed {
+    /// What it was called when its reader began. An interface that was renamed since takes its ring
+    /// buffers along, under its new name.
+    first: MapName,
+    /// Held by the reader for as long as it runs.
+    watch: Weak<Watch>,
     until: Instant,
     /// The type its records are told by, as asked.
     ty: Option<String>,
     declared: Option<String>,
-    /// Held by the reader for as long as it runs.
-    reader: Weak<()>,
+}
+
+impl Followed {
+    /// What it is called now; `None` once its reader has ended.
+    fn name(&self) -> Option<MapName> {
+        Some(self.watch.upgrade()?.name())
+    }
 }
 
 impl<K: Kernel> Followers<K> {
@@ -58,8 +67,8 @@ impl<K: Kernel> Followers<K> {
         Arc::new(Self { engine, sink, lease, followed: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Followed>> {
-        // Each change is a single insert or remove: a panic elsewhere leaves the map whole.
+    fn lock(&self) -> MutexGuard<'_, Vec<Followed>> {
+        // Each change is a single push or remove: a panic elsewhere leaves the list whole.
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,11 +77,18 @@ impl<K: Kernel> Followers<K> {
         self: &Arc<Self>,
         request: &MapFollowRequest,
     ) -> Result<MapFollowReply, ApiError> {
-        let name = request.map.to_string();
+        let name = &request.map;
         let mut followed = self.lock();
         // One that failed is as none.
-        followed.retain(|_, known| known.reader.strong_count() > 0);
-        if let Some(known) = followed.get_mut(&name) {
+        followed.retain(|known| known.watch.strong_count() > 0);
+        let by_name = followed.iter().position(|known| known.name().as_ref() == Some(name));
+        // Under the old name of an interface, as long as no other has that name and such a buffer.
+        let by_first = || {
+            let former = followed.iter().position(|known| known.first == *name)?;
+            self.engine.ring_generation(name).is_err().then_some(former)
+        };
+        if let Some(known) = by_name.or_else(by_first).and_then(|at| followed.get_mut(at)) {
+            let name = known.name().unwrap_or_else(|| name.clone());
             if request.record_type.is_some() && request.record_type != known.ty {
                 let as_what = known.ty.as_deref().unwrap_or("the type of the map");
                 return Err(ApiError::new(
@@ -83,10 +99,9 @@ impl<K: Kernel> Followers<K> {
                 .remedy("leave the type out, or wait until the others are done"));
             }
             // Gone since the reader looked last: better said now than never.
-            let generation =
-                self.engine.ring_generation(&request.map).map_err(LoaderError::into_api)?;
+            let generation = self.engine.ring_generation(&name).map_err(LoaderError::into_api)?;
             known.until = Instant::now() + self.lease;
-            return Ok(self.reply(&request.map, generation, known.declared.clone()));
+            return Ok(self.reply(&name, generation, known.declared.clone()));
         }
         if followed.len() >= MOST {
             return Err(ApiError::new(
@@ -100,40 +115,36 @@ impl<K: Kernel> Followers<K> {
             .watch(&request.map, request.record_type.as_deref())
             .map_err(LoaderError::into_api)?;
         let reply = self.reply(&request.map, source.generation, source.declared.clone());
-        let running = Arc::new(());
-        followed.insert(
-            name.clone(),
-            Followed {
-                until: Instant::now() + self.lease,
-                ty: request.record_type.clone(),
-                declared: source.declared.clone(),
-                reader: Arc::downgrade(&running),
-            },
-        );
+        followed.push(Followed {
+            first: name.clone(),
+            watch: Arc::downgrade(&watch),
+            until: Instant::now() + self.lease,
+            ty: request.record_type.clone(),
+            declared: source.declared.clone(),
+        });
         let reader = Reader {
             followers: Arc::downgrade(self),
             host: self.engine.host().clone(),
-            name: request.map.clone(),
+            first: name.clone(),
             watch,
             sink: Arc::clone(&self.sink),
             number: 0,
             dropped: 0,
-            _running: running,
         };
         let started =
             std::thread::Builder::new().name("ring".to_owned()).spawn(move || reader.run(source));
         if let Err(error) = started {
-            followed.remove(&name);
+            followed.pop();
             let said = format!("no reader can be started: {error}");
             return Err(ApiError::new(Code::Unavailable, said).remedy("try again"));
         }
-        tracing::info!(map = name, "a ring buffer is followed");
+        tracing::info!(map = %name, "a ring buffer is followed");
         Ok(reply)
     }
 
     /// How many ring buffers are followed.
     pub fn followed(&self) -> usize {
-        self.lock().values().filter(|known| known.reader.strong_count() > 0).count()
+        self.lock().iter().filter(|known| known.watch.strong_count() > 0).count()
     }
 
     fn reply(&self, map: &MapName, generation: u64, declared: Option<String>) -> MapFollowReply {
@@ -155,11 +166,12 @@ impl<K: Kernel> Followers<K> {
 
     /// Whether a reader is to go on; when its lease is over it is forgotten in the same step, so
     /// that whoever follows next starts another.
-    fn wanted(&self, name: &str) -> bool {
+    fn wanted(&self, watch: &Arc<Watch>) -> bool {
         let mut followed = self.lock();
-        let wanted = followed.get(name).is_some_and(|known| Instant::now() < known.until);
+        let mine = |known: &Followed| std::ptr::eq(known.watch.as_ptr(), Arc::as_ptr(watch));
+        let wanted = followed.iter().any(|known| mine(known) && Instant::now() < known.until);
         if !wanted {
-            followed.remove(name);
+            followed.retain(|known| !mine(known));
         }
         wanted
     }
@@ -169,25 +181,25 @@ impl<K: Kernel> Followers<K> {
 struct Reader<K> {
     followers: Weak<Followers<K>>,
     host: HostId,
-    name: MapName,
+    /// What the buffer was called at first.
+    first: MapName,
     watch: Arc<Watch>,
     sink: Sink,
     /// Records taken so far.
     number: u64,
     /// Those of them that nobody was told.
     dropped: u64,
-    _running: Arc<()>,
 }
 
 impl<K: Kernel> Reader<K> {
     fn run(mut self, mut source: Source) {
-        let name = self.name.to_string();
         let mut looked = Instant::now();
         loop {
             match source.ring.take(RECORDS, WAIT) {
                 Ok(records) => self.publish(&source, &records),
                 Err(error) => {
-                    tracing::warn!(map = name, %error, "the ring buffer cannot be read");
+                    let map = self.watch.name();
+                    tracing::warn!(%map, %error, "the ring buffer cannot be read");
                     std::thread::sleep(WAIT);
                 }
             }
@@ -200,9 +212,9 @@ impl<K: Kernel> Reader<K> {
             looked = Instant::now();
             // Threads do not keep the loader from ending.
             let Some(followers) = self.followers.upgrade() else { return };
-            if !followers.wanted(&name) {
-                let (records, dropped) = (self.number, self.dropped);
-                tracing::info!(map = name, records, dropped, "no longer followed");
+            if !followers.wanted(&self.watch) {
+                let (map, records, dropped) = (self.watch.name(), self.number, self.dropped);
+                tracing::info!(%map, records, dropped, "no longer followed");
                 return;
             }
         }
@@ -216,7 +228,8 @@ impl<K: Kernel> Reader<K> {
             }
             self.publish(source, &records);
         }
-        tracing::info!(map = %self.name, generation = next.generation, "following the next generation");
+        let map = self.watch.name();
+        tracing::info!(%map, generation = next.generation, "following the next generation");
         *source = next;
     }
 
@@ -249,9 +262,11 @@ impl<K: Kernel> Reader<K> {
         if count == 0 {
             return;
         }
+        let map = self.watch.name();
         let event = MapRecords {
             host: self.host.clone(),
-            map: self.name.clone(),
+            formerly: (map != self.first).then(|| self.first.clone()),
+            map,
             generation: source.generation,
             first: self.number,
             records,

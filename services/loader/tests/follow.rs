@@ -8,7 +8,7 @@
 )]
 
 use canopy_api::{
-    ChainKey, Code, DesiredState, Digest, Hook, ProgramName,
+    ChainKey, Code, DesiredState, Digest, Hook, InterfaceName, ProgramName,
     document::{self, Format},
     endpoint::{Service, loader},
     subject::{self, Target},
@@ -111,6 +111,10 @@ impl Host {
 
     /// A version of the package, which keeps nothing of the one before.
     fn apply(&self, version: u8) {
+        self.apply_to("eth0", version);
+    }
+
+    fn apply_to(&self, interface: &str, version: u8) {
         let object = [OBJECT.as_slice(), &[version]].concat();
         let digest = Digest::of(&object);
         let package = Arc::new(Package {
@@ -121,7 +125,7 @@ impl Host {
         });
         self.shelf.put(digest.clone(), Arc::clone(&package));
         let document: DesiredState = resolve::check(json!({ "chains": [
-            { "interface": "eth0", "hook": "xdp", "programs": [{ "name": "a", "package": "watch" }] },
+            { "interface": interface, "hook": "xdp", "programs": [{ "name": "a", "package": "watch" }] },
         ]}))
         .unwrap();
         let located = BTreeMap::from([("watch@*".to_owned(), Located { digest, package })]);
@@ -131,8 +135,12 @@ impl Host {
 
     /// The program says something.
     fn say(&self, count: u32) {
+        self.say_on(&key(), count);
+    }
+
+    fn say_on(&self, key: &ChainKey, count: u32) {
         let record = [80_u16.to_be_bytes().to_vec(), vec![0; 2], count.to_ne_bytes().to_vec()];
-        assert!(self.kernel.put_record(&key(), &member(), "events", &record.concat()));
+        assert!(self.kernel.put_record(key, &member(), "events", &record.concat()));
     }
 
     /// What nobody took.
@@ -258,6 +266,56 @@ fn a_change_of_the_chain_loses_no_record() {
     let generations: BTreeSet<u64> =
         kept.events.lock().unwrap().iter().map(|event| event.generation).collect();
     assert!(generations.len() > 1, "{generations:?}");
+}
+
+#[test]
+fn a_renamed_interface_takes_its_followers_along() {
+    let host = Host::new();
+    // A chain that follows names, in the place of the one that has one.
+    host.apply_to("eth*", 0);
+    let document = json!({ "chains": [{ "interface": "eth0", "hook": "xdp", "programs": [] }] });
+    let nothing = resolve::check(document).unwrap();
+    let nothing = resolve::resolve(&nothing, &BTreeMap::new(), &BTreeMap::new()).unwrap();
+    host.engine.apply(nothing, &options()).unwrap();
+    let kept = Arc::<Kept>::default();
+    let followers = kept.followers(&host, LONG);
+    let old = request("events", Some("event"));
+    followers.follow(&old).unwrap();
+    host.say(0);
+    assert_eq!(kept.records(1), [(0, event(0))]);
+
+    let wan: InterfaceName = "eth7".parse().unwrap();
+    host.kernel.rename_interface(&key().interface, &wan);
+    host.engine.tick();
+    let renamed = ChainKey { interface: wan.clone(), hook: Hook::Xdp };
+    let say = |count| host.say_on(&renamed, count);
+    say(1);
+    assert_eq!(kept.records(2).len(), 2);
+    // It goes on from generation to generation, under the new name.
+    host.apply_to("eth*", 1);
+    say(2);
+    assert_eq!(kept.records(3)[2], (2, event(2)));
+    let last = kept.events.lock().unwrap().last().unwrap().clone();
+    assert_eq!(last.map, MapName { interface: wan.clone(), ..old.map.clone() });
+    assert_eq!(last.formerly.as_ref(), Some(&old.map));
+
+    // Whoever asks again, under either name, gets the reader that is there.
+    let mut new = old.clone();
+    new.map.interface = wan;
+    for asked in [&old, &new] {
+        assert_eq!(followers.follow(asked).unwrap().map, new.map);
+    }
+    assert_eq!(followers.followed(), 1);
+
+    // Until another interface has the old name, and a buffer of its own.
+    host.kernel.add_interface(&key().interface);
+    host.engine.tick();
+    assert_eq!(followers.follow(&old).unwrap().map, old.map);
+    assert_eq!(followers.followed(), 2);
+    host.say(9);
+    say(3);
+    let told = kept.records(5);
+    assert!(told.contains(&(3, event(3))) && told.contains(&(0, event(9))), "{told:?}");
 }
 
 #[test]

@@ -63,7 +63,9 @@ pub async fn run(
                         continue;
                     }
                 };
-                if records.map == follow.map.name() && show(follow, &records, &mut seen, screen)? {
+                let mine = follow.map.name();
+                if (records.map == mine || records.formerly.as_ref() == Some(&mine))
+                    && show(follow, &records, &mut seen, screen)? {
                     return Ok(Exit::Done);
                 }
             }
@@ -165,6 +167,7 @@ mod tests {
                 "interface": "eth0", "hook": "xdp", "program": "a", "map": "events"
             }))
             .unwrap(),
+            formerly: None,
             generation: 1,
             first,
             records: vec![json!(1); records],

@@ -11,8 +11,8 @@ pub mod follow;
 pub mod get;
 pub mod map;
 pub mod package;
-pub mod token;
 pub mod partly;
+pub mod token;
 pub mod top;
 pub mod version;
 

@@ -39,12 +39,13 @@ impl Source {
 /// Hands a reader the ring buffers of the generations to come, each opened when its generation
 /// began to run: none is missed, however quickly changes follow each other.
 pub struct Watch {
-    name: MapName,
     ty: Option<String>,
     handed: Mutex<Handed>,
 }
 
 struct Handed {
+    /// What the buffer is called now: its interface may be renamed.
+    name: MapName,
     /// The kernel's id of the newest.
     newest: u32,
     next: VecDeque<Source>,
@@ -55,6 +56,11 @@ impl Watch {
     /// left the programs that wrote to the one at hand: what is in it is all there will be.
     pub fn next(&self) -> Option<Source> {
         self.lock().next.pop_front()
+    }
+
+    /// What the buffer is called now.
+    pub fn name(&self) -> MapName {
+        self.lock().name.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Handed> {
@@ -75,9 +81,12 @@ impl<K: Kernel> Engine<K> {
         let inner = self.lock();
         let source = self.source(&self.open(place(&inner, name)?)?, ty)?;
         let watch = Arc::new(Watch {
-            name: name.clone(),
             ty: ty.map(str::to_owned),
-            handed: Mutex::new(Handed { newest: source.id, next: VecDeque::new() }),
+            handed: Mutex::new(Handed {
+                name: name.clone(),
+                newest: source.id,
+                next: VecDeque::new(),
+            }),
         });
         self.watches().push(Arc::downgrade(&watch));
         Ok((source, watch))
@@ -94,10 +103,11 @@ impl<K: Kernel> Engine<K> {
         let mut watches = self.watches();
         watches.retain(|watch| watch.strong_count() > 0);
         for watch in watches.iter().filter_map(Weak::upgrade) {
-            if !keys.contains(&&watch.name.key()) {
+            let name = watch.name();
+            if !keys.contains(&&name.key()) {
                 continue;
             }
-            let source = place(inner, &watch.name)
+            let source = place(inner, &name)
                 .and_then(|place| self.source(&self.open(place)?, watch.ty.as_deref()));
             match source {
                 Ok(source) => {
@@ -109,7 +119,17 @@ impl<K: Kernel> Engine<K> {
                     }
                 }
                 // The chain, the program or the buffer is gone; it may come back.
-                Err(error) => tracing::debug!(map = %watch.name, %error, "nothing to follow"),
+                Err(error) => tracing::debug!(map = %name, %error, "nothing to follow"),
+            }
+        }
+    }
+
+    /// The chain has another name now, and with it its ring buffers: their readers go on.
+    pub(super) fn rename_watches(&self, from: &ChainKey, to: &ChainKey) {
+        for watch in self.watches().iter().filter_map(Weak::upgrade) {
+            let name = &mut watch.lock().name;
+            if name.key() == *from {
+                name.interface.clone_from(&to.interface);
             }
         }
     }

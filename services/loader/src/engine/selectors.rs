@@ -136,6 +136,7 @@ impl<K: Kernel> Engine<K> {
         }
         self.parts.store.save(&next)?;
         inner.state = next;
+        self.rename_watches(old, new);
         inner.trouble.remove(old);
         let counted: Vec<_> =
             inner.last_cells.keys().filter(|(key, _)| key == old).cloned().collect();

@@ -324,6 +324,9 @@ pub struct MapRecords {
     pub host: HostId,
     /// Which ring buffer.
     pub map: MapName,
+    /// What it was called when the following began, where its interface was renamed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formerly: Option<MapName>,
     /// The chain's generation whose programs wrote them.
     pub generation: u64,
     /// The number of the first record here, from 0 since the following began. A gap to the record
