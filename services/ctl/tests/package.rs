@@ -387,3 +387,29 @@ fn publishers_at_the_same_time_lose_nothing() {
         snapshot(&repository).into_iter().any(|(path, _)| path.to_string_lossy().ends_with(".new"));
     assert!(!left_over);
 }
+
+#[test]
+fn a_variant_is_built_checked_and_its_slips_are_told() {
+    let dir = workshop();
+    let demo = dir.path().join("demo");
+    let manifest = demo.join("package.yaml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let line = text.lines().find(|line| line.trim().starts_with("object:")).unwrap();
+    let object = line.split_whitespace().nth(1).unwrap();
+    let variant = "    variants: [{ object: new.bpf.o, requires: { features: [ring-bufer] } }]";
+    edit(&manifest, line, &format!("{line}\n{variant}"));
+    let said = fails(2, &["package", "check", "demo"], dir.path());
+    assert!(said.contains("programs[0].variants[0].object"), "{said}");
+    fs::copy(demo.join(object), demo.join("new.bpf.o")).unwrap();
+
+    let output = canopy(&["package", "build", "demo", "-o", "new.cpkg"], dir.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let warning = "warning: programs[0].variants[0].requires.features[0]: canopy doctor tells of \
+                   no \"ring-bufer\"; did you mean \"ring-buffer\"?\n";
+    assert!(said.ends_with(warning), "{said}");
+    edit(&manifest, "ring-bufer", "ring-buffer");
+    let output = canopy(&["package", "check", "demo"], dir.path());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert!(output.status.success());
+}

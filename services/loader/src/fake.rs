@@ -24,6 +24,11 @@ impl Shelf {
     pub fn put(&self, digest: Digest, package: Arc<Package>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, package);
     }
+
+    /// Takes one off, as somebody would who clears away too much.
+    pub fn take(&self, digest: &Digest) -> Option<Arc<Package>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(digest)
+    }
 }
 
 impl PackageSource for Shelf {

@@ -81,6 +81,7 @@ fn package(version: &str, size: usize) -> Package {
     let program = ManifestProgram {
         name: "main".to_owned(),
         object: "main.o".to_owned(),
+        variants: Vec::new(),
         function: "main".to_owned(),
         hooks: vec![Hook::Xdp],
         priority: 100,

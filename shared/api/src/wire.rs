@@ -180,6 +180,9 @@ pub struct PlannedProgram {
     pub digest: Digest,
     /// The program of the package.
     pub program: String,
+    /// Which of its objects, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<ChosenVariant>,
     /// Its priority.
     pub priority: u16,
     /// Verdicts after which the chain goes on.
@@ -187,6 +190,27 @@ pub struct PlannedProgram {
     /// Settings as given.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+}
+
+/// Which of several objects of a program a host runs, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChosenVariant {
+    /// The object file.
+    pub object: String,
+    /// The kernel release it was chosen for.
+    pub kernel: String,
+    /// The objects that go before it, and do not fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// An object of a program that a host cannot run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PassedOver {
+    /// The object file.
+    pub object: String,
+    /// What it needs and the host does not have.
+    pub needs: String,
 }
 
 /// What was done to a chain.
@@ -345,6 +369,9 @@ pub struct ProgramStatus {
     pub program: String,
     /// The function in the object.
     pub function: String,
+    /// Which of its objects, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<ChosenVariant>,
     /// Its priority.
     pub priority: u16,
     /// Verdicts after which the chain goes on.
@@ -439,10 +466,31 @@ pub struct FactsReply {
     pub facts: Vec<Fact>,
 }
 
+/// Names of the abilities that are told of every host.
+pub const FACTS: [&str; 17] = [
+    "kernel",
+    "capabilities",
+    "bpffs",
+    "memlock",
+    "btf",
+    "jit",
+    "xdp-native",
+    "xdp-generic",
+    "tcx",
+    "clsact",
+    "ring-buffer",
+    "grace-period",
+    "fentry",
+    "freplace",
+    "lsm",
+    "kprobe",
+    "clock",
+];
+
 /// One ability of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fact {
-    /// Short name: `xdp-native`, `tcx`, `btf`, `bpffs`, `freplace` …
+    /// Short name, one of [`FACTS`] where the host is as new as this.
     pub name: String,
     /// Whether the host has it.
     pub ok: bool,

@@ -122,6 +122,7 @@ struct Generation {
     program_id: u32,
     tc_mode: TcMode,
     members: Vec<(ProgramName, String, VerdictSet)>,
+    objects: Vec<Arc<[u8]>>,
     cells: Vec<MemberCells>,
     maps: BTreeMap<(ProgramName, String), Contents>,
 }
@@ -162,8 +163,10 @@ struct Inner {
     log: Vec<Call>,
     faults: Vec<(Call, usize, Fault)>,
     refused: Vec<String>,
+    refused_objects: Vec<Vec<u8>>,
     in_flight: Vec<InFlight>,
     facts: Vec<Fact>,
+    release: Option<String>,
     shapes: BTreeMap<String, MapShape>,
 }
 
@@ -372,6 +375,11 @@ impl FakeKernel {
         self.lock().facts = facts;
     }
 
+    /// What [`Kernel::release`] answers.
+    pub fn set_release(&self, release: &str) {
+        self.lock().release = Some(release.to_owned());
+    }
+
     /// `fault` happens at the call of this kind that follows `skip` others of its kind.
     pub fn inject(&self, call: Call, skip: usize, fault: Fault) {
         self.lock().faults.push((call, skip, fault));
@@ -463,6 +471,19 @@ impl FakeKernel {
         running(&self.lock(), key)
     }
 
+    /// The verifier refuses this object from now on.
+    pub fn refuse_object(&self, object: &[u8]) {
+        self.lock().refused_objects.push(object.to_vec());
+    }
+
+    /// The objects of the members of what is attached, in order.
+    pub fn objects(&self, key: &ChainKey) -> Vec<Arc<[u8]>> {
+        let inner = self.lock();
+        let generation =
+            running(&inner, key).and_then(|running| inner.generation(key, running).ok());
+        generation.map(|generation| generation.objects.clone()).unwrap_or_default()
+    }
+
     /// The generations pinned for a chain.
     pub fn pinned(&self, key: &ChainKey) -> Vec<u64> {
         self.lock()
@@ -534,7 +555,7 @@ fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedC
 
 impl Kernel for FakeKernel {
     fn release(&self) -> String {
-        "6.18.0-fake".to_owned()
+        self.lock().release.clone().unwrap_or_else(|| "6.18.0-fake".to_owned())
     }
 
     fn facts(&self) -> Vec<Fact> {
@@ -580,9 +601,10 @@ impl Kernel for FakeKernel {
         let die = self.enter(Call::Prepare)?;
         let mut inner = self.lock();
         inner.ifindex(&build.key)?;
-        if let Some(member) =
-            build.members.iter().find(|member| inner.refused.contains(&member.function))
-        {
+        if let Some(member) = build.members.iter().find(|member| {
+            inner.refused.contains(&member.function)
+                || inner.refused_objects.iter().any(|object| **object == *member.object)
+        }) {
             return Err(KernelError::Refused {
                 member: Some(member.name.clone()),
                 reason: "the verifier refuses it".to_owned(),
@@ -644,7 +666,9 @@ impl Kernel for FakeKernel {
                 proceeds: [0; CELLS],
             })
             .collect();
-        let generation = Generation { program_id, tc_mode: build.tc_mode, members, cells, maps };
+        let objects = build.members.iter().map(|member| Arc::clone(&member.object)).collect();
+        let tc_mode = build.tc_mode;
+        let generation = Generation { program_id, tc_mode, members, objects, cells, maps };
         inner
             .chains
             .entry(build.key.clone())

@@ -129,18 +129,20 @@ impl Package {
         let mut problems = Problems::default();
         let mut named = BTreeSet::new();
         for (i, program) in self.manifest.programs.iter().enumerate() {
-            if named.insert(&program.object) && !self.objects.contains_key(&program.object) {
-                problems.push(
-                    Problem::new(
-                        format!("programs[{i}].object"),
-                        format!("the package has no file \"{}\"", program.object),
-                    )
-                    .remedy("build the object beside package.yaml, or correct the name"),
-                );
+            for (place, file) in program.objects() {
+                if named.insert(file) && !self.objects.contains_key(file) {
+                    problems.push(
+                        Problem::new(
+                            format!("programs[{i}].{place}"),
+                            format!("the package has no file \"{file}\""),
+                        )
+                        .remedy("build the object beside package.yaml, or correct the name"),
+                    );
+                }
             }
         }
         problems.into_result().map_err(PackageError::Manifest)?;
-        match self.objects.keys().find(|name| !named.contains(name)) {
+        match self.objects.keys().find(|name| !named.contains(name.as_str())) {
             Some(name) => {
                 Err(PackageError::Entry { name: name.clone(), fault: EntryFault::Unmentioned })
             }

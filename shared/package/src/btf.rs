@@ -1,16 +1,22 @@
-//! As much of BTF as says the shape of the maps in `.maps`
+//! As much of BTF as says the shape of the maps in `.maps` and the signatures of functions
 //! (<https://docs.kernel.org/bpf/btf.html>, "BTF type and string encoding").
 
 use crate::elf::MapShape;
+use std::collections::BTreeMap;
 
 const PTR: u32 = 2;
 const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
+const FUNC: u32 = 12;
+const FUNC_PROTO: u32 = 13;
 const VAR: u32 = 14;
 const DATASEC: u32 = 15;
 
 /// Steps through typedefs and arrays before a type is given up as endless.
 const DEPTH: u32 = 32;
+
+/// Longest name that is read whole, bytes: the kernel's `KSYM_NAME_LEN`.
+const LONGEST_NAME: usize = 512;
 
 /// The types of an object.
 pub(crate) struct Btf<'a> {
@@ -55,6 +61,49 @@ impl<'a> Btf<'a> {
             .filter_map(|entry| self.get(word(entry, 0)?).filter(|ty| ty.kind == VAR))
             .map(|var| self.map(var))
             .collect()
+    }
+
+    /// What each function takes and returns: `int (struct xdp_md *)`.
+    pub(crate) fn signatures(&self) -> BTreeMap<&'a str, String> {
+        let functions = self.types.iter().filter(|ty| ty.kind == FUNC);
+        functions
+            .filter_map(|function| {
+                // No function that the kernel takes from outside has more than five parameters.
+                let proto = self
+                    .get(function.referred)
+                    .filter(|ty| ty.kind == FUNC_PROTO && ty.rest.len() <= 5 * 8)?;
+                let takes: Vec<_> = proto
+                    .rest
+                    .chunks_exact(8)
+                    .map(|parameter| self.spelled(word(parameter, 4).unwrap_or(0)))
+                    .collect();
+                let signature = format!("{} ({})", self.spelled(proto.referred), takes.join(", "));
+                Some((self.name(function.name), signature))
+            })
+            .collect()
+    }
+
+    /// A type in C, typedefs and qualifiers looked through: `struct xdp_md *`.
+    fn spelled(&self, mut id: u32) -> String {
+        let mut stars = String::new();
+        for _ in 0..DEPTH {
+            let Some(ty) = self.resolve(id) else { return format!("void{stars}") };
+            let name = self.name(ty.name);
+            return match ty.kind {
+                PTR => {
+                    // `T *`, `T **`
+                    let gap = if stars.is_empty() { " *" } else { "*" };
+                    stars.push_str(gap);
+                    id = ty.referred;
+                    continue;
+                }
+                STRUCT => format!("struct {name}{stars}"),
+                5 => format!("union {name}{stars}"),
+                6 | 19 => format!("enum {name}{stars}"),
+                _ => format!("{name}{stars}"),
+            };
+        }
+        format!("?{stars}")
     }
 
     fn map(&self, var: Type<'a>) -> MapShape {
@@ -112,6 +161,8 @@ impl<'a> Btf<'a> {
 
     fn name(&self, offset: u32) -> &'a str {
         let tail = self.strings.get(offset as usize..).unwrap_or_default();
+        // Many types may have one name: together they must not be longer than the file by much.
+        let tail = tail.get(..LONGEST_NAME).unwrap_or(tail);
         let bytes = tail.split(|byte| *byte == 0).next().unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
     }

@@ -2,7 +2,9 @@
 
 use crate::{
     bind,
-    manifest::{Bind, Manifest, Metric, Parameter, ParameterType, Select},
+    manifest::{
+        Bind, Manifest, ManifestProgram, Metric, Parameter, ParameterType, Requires, Select,
+    },
     near,
 };
 use canopy_api::{Hook, Problem, Problems, desired::parse_proceed_on};
@@ -13,6 +15,9 @@ const RESERVED_LABELS: [&str; 6] = ["host", "interface", "hook", "program", "pac
 
 /// Most keywords.
 const KEYWORDS: usize = 10;
+
+/// Most variants of a program.
+const VARIANTS: usize = 8;
 
 /// Longest string setting, bytes.
 const STRING_LIMIT: u64 = 4096;
@@ -47,14 +52,7 @@ impl Manifest {
     fn check_head(&self, problems: &mut Problems) {
         one_line(&self.description, 200, "description", problems);
         one_line(&self.license, 100, "license", problems);
-        if let Some(kernel) = &self.requires.kernel
-            && release(kernel).is_none()
-        {
-            problems.push(
-                Problem::new("requires.kernel", format!("\"{kernel}\" is not a kernel release"))
-                    .remedy("write major.minor, such as 5.15, in quotes"),
-            );
-        }
+        check_requires(&self.requires, "requires", problems);
         if self.keywords.len() > KEYWORDS {
             problems.push(
                 Problem::new("keywords", format!("there are more than {KEYWORDS} keywords"))
@@ -98,6 +96,7 @@ impl Manifest {
             if program.function.is_empty() {
                 problems.push(Problem::new(format!("{at}.function"), "the name is empty"));
             }
+            self.check_variants(program, &at, problems);
             let xdp = program.hooks.iter().filter(|hook| **hook == Hook::Xdp).count();
             if program.hooks.is_empty() {
                 problems.push(
@@ -118,6 +117,59 @@ impl Manifest {
                 if let Err(bad) = parse_proceed_on(names, *hook, &format!("{at}.proceed_on")) {
                     problems.0.extend(bad.0);
                 }
+            }
+        }
+    }
+
+    /// That each object of a program is the choice of some host.
+    fn check_variants(&self, program: &ManifestProgram, at: &str, problems: &mut Problems) {
+        let variants = &program.variants;
+        if variants.len() > VARIANTS {
+            problems.push(
+                Problem::new(
+                    format!("{at}.variants"),
+                    format!("there are more than {VARIANTS} variants"),
+                )
+                .remedy("keep those that make a difference"),
+            );
+        }
+        let files: Vec<_> = program.objects().collect();
+        for (i, (place, file)) in files.iter().enumerate() {
+            if let Some((first, _)) = files.iter().take(i).find(|(_, other)| other == file) {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.{place}"),
+                        format!("{file} is already {first} of the program"),
+                    )
+                    .remedy("each variant has an object of its own"),
+                );
+            }
+        }
+        for (i, variant) in variants.iter().enumerate() {
+            let at = format!("{at}.variants[{i}].requires");
+            check_requires(&variant.requires, &at, problems);
+            let before = variants.iter().take(i).position(|v| v.requires.within(&variant.requires));
+            if variant.requires == Requires::default() {
+                problems.push(
+                    Problem::new(at, "it needs nothing, so what follows is never used")
+                        .remedy("say what the host must have, or make it the program's object"),
+                );
+            } else if variant.requires.within(&self.requires) {
+                problems.push(
+                    Problem::new(
+                        at,
+                        "the package requires that everywhere, so what follows is never used",
+                    )
+                    .remedy("make it the program's object, or require less of every host"),
+                );
+            } else if let Some(before) = before {
+                problems.push(
+                    Problem::new(
+                        at,
+                        format!("every host that has this has what variants[{before}] needs"),
+                    )
+                    .remedy("put what needs more first"),
+                );
             }
         }
     }
@@ -329,6 +381,30 @@ fn check_bind(parameter: &Parameter, at: &str, problems: &mut Problems) {
         problems.push(
             Problem::new(format!("{at}.bind.lpm_v6"), "IPv4 and IPv6 need a map each")
                 .remedy("keys of different sizes cannot share a map"),
+        );
+    }
+}
+
+impl Requires {
+    /// Whether a host that has what `other` says has this as well.
+    fn within(&self, other: &Self) -> bool {
+        let kernel = |requires: &Self| requires.kernel.as_deref().and_then(release);
+        let arch = self.arch.is_empty()
+            || !other.arch.is_empty() && other.arch.iter().all(|arch| self.arch.contains(arch));
+        // Without a release on either side: `None` is less than any.
+        kernel(self) <= kernel(other)
+            && arch
+            && self.features.iter().all(|feature| other.features.contains(feature))
+    }
+}
+
+fn check_requires(requires: &Requires, at: &str, problems: &mut Problems) {
+    if let Some(kernel) = &requires.kernel
+        && release(kernel).is_none()
+    {
+        problems.push(
+            Problem::new(format!("{at}.kernel"), format!("\"{kernel}\" is not a kernel release"))
+                .remedy("write major.minor, such as 5.15, in quotes"),
         );
     }
 }

@@ -3,12 +3,16 @@
 use crate::{
     archive::Package,
     bind,
+    describe::kind_name,
     elf::{MapShape, ObjectFile},
-    manifest::{Bind, KeyType, Metric, Parameter, Select, ValueType},
+    manifest::{Bind, KeyType, Manifest, ManifestProgram, Metric, Parameter, Select, ValueType},
     near,
 };
 use canopy_api::{Problem, Problems};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// `enum bpf_map_type`, as far as the manifest speaks of it.
 const HASH: u32 = 1;
@@ -28,11 +32,12 @@ impl Package {
                     objects.insert(name.as_str(), object);
                 }
                 Err(error) => {
-                    let place = self.manifest.programs.iter().position(|p| p.object == *name);
-                    let at = format!("programs[{}].object", place.unwrap_or(0));
                     problems.push(
-                        Problem::new(at, format!("{name} cannot be used: {error}"))
-                            .remedy("compile it with `clang -target bpf -g -O2 -c`"),
+                        Problem::new(
+                            self.manifest.place_of(name),
+                            format!("{name} cannot be used: {error}"),
+                        )
+                        .remedy("compile it with `clang -target bpf -g -O2 -c`"),
                     );
                 }
             }
@@ -41,6 +46,7 @@ impl Package {
         problems.into_result()?;
         let mut check = Check { package: self, objects, problems: Problems::default() };
         check.programs();
+        check.variants();
         for (i, parameter) in self.manifest.config.iter().enumerate() {
             check.parameter(parameter, &format!("config[{i}].bind"));
         }
@@ -90,6 +96,47 @@ impl Check<'_> {
             let names: Vec<_> = object.functions.iter().map(|f| f.name.clone()).collect();
             let at = format!("programs[{i}].function");
             self.missing(&at, "function", &program.function, names.iter().map(String::as_str));
+        }
+    }
+
+    /// A variant is the same program: it has what the manifest names in the program's object, in the
+    /// same shape, and nothing of that which the object lacks.
+    fn variants(&mut self) {
+        let manifest = &self.package.manifest;
+        let mut told = BTreeSet::new();
+        for (p, program) in manifest.programs.iter().enumerate() {
+            let plain = program.object.as_str();
+            let at_plain = format!("programs[{p}].object");
+            for (v, variant) in program.variants.iter().enumerate() {
+                let file = variant.object.as_str();
+                let at = format!("programs[{p}].variants[{v}].object");
+                for thing in manifest.named(program) {
+                    let [here, there] = [file, plain].map(|file| {
+                        let object = self.objects.get(file)?;
+                        shape(object, &thing, manifest)
+                    });
+                    let (place, said) = match (here, there) {
+                        // What the program's object has to have is asked elsewhere.
+                        (None, None) => continue,
+                        (Some(_), None) if matches!(thing, Thing::Function(_)) => continue,
+                        (Some(here), Some(there)) if here == there => continue,
+                        (Some(here), Some(there)) => {
+                            (&at, format!("{thing} is {here} in {file}, and {there} in {plain}"))
+                        }
+                        (None, Some(_)) => (&at, format!("{file} has no {thing}, {plain} has")),
+                        (Some(_), None) => {
+                            (&at_plain, format!("{plain} has no {thing}, {file} has"))
+                        }
+                    };
+                    if told.insert((place.clone(), said.clone())) {
+                        self.push(
+                            place,
+                            said,
+                            "define it in the same way in all objects of the program",
+                        );
+                    }
+                }
+            }
         }
     }
 
@@ -241,6 +288,83 @@ impl Check<'_> {
                 }
             }
         }
+    }
+}
+
+/// Something in an object that a manifest names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing<'a> {
+    Function(&'a str),
+    Map(&'a str),
+    Global(&'a str),
+}
+
+impl fmt::Display for Thing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, name) = match self {
+            Self::Function(name) => ("function", name),
+            Self::Map(name) => ("map", name),
+            Self::Global(name) => ("global variable", name),
+        };
+        write!(f, "{kind} \"{name}\"")
+    }
+}
+
+/// What something in an object looks like, in words; `None` where it is not there.
+fn shape(object: &ObjectFile, thing: &Thing<'_>, manifest: &Manifest) -> Option<String> {
+    let number = |n: Option<u32>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    match thing {
+        Thing::Function(name) => {
+            let function = object.functions.iter().find(|function| function.name == *name)?;
+            Some(function.signature.clone().unwrap_or_else(|| "of unknown type".to_owned()))
+        }
+        Thing::Map(name) => {
+            let map = object.maps.iter().find(|map| map.name == *name)?;
+            let kind = map.kind.map(kind_name).unwrap_or_default();
+            let declared = manifest.maps.iter().find(|known| known.name == *name);
+            let entries = declared.and_then(|map| map.max_entries).or(map.max_entries);
+            Some(format!(
+                "{kind} with keys of {}, values of {} bytes and {} entries",
+                number(map.key_size),
+                number(map.value_size),
+                number(entries)
+            ))
+        }
+        Thing::Global(name) => {
+            let global = object.globals.iter().find(|global| global.name == *name)?;
+            Some(format!("{} bytes", global.size))
+        }
+    }
+}
+
+impl Manifest {
+    /// Where an object file is named first.
+    fn place_of(&self, file: &str) -> String {
+        let mut places = self.programs.iter().enumerate().flat_map(|(i, program)| {
+            program.objects().map(move |(place, named)| (format!("programs[{i}].{place}"), named))
+        });
+        places.find(|(_, named)| *named == file).map_or_else(|| "programs".to_owned(), |(at, _)| at)
+    }
+
+    /// What is named in a program's objects: its function; any map or variable may be in them.
+    fn named<'a>(&'a self, program: &'a ManifestProgram) -> BTreeSet<Thing<'a>> {
+        let mut named = BTreeSet::from([Thing::Function(&program.function)]);
+        for parameter in &self.config {
+            match &parameter.bind {
+                Bind::Global { global } => {
+                    named.insert(Thing::Global(global));
+                }
+                Bind::Slot { map, .. } | Bind::Keys { keys: map } => {
+                    named.insert(Thing::Map(map));
+                }
+                Bind::Prefixes { lpm_v4, lpm_v6 } => {
+                    named.extend([Thing::Map(lpm_v4), Thing::Map(lpm_v6)]);
+                }
+            }
+        }
+        named.extend(self.metrics.iter().map(|metric| Thing::Map(&metric.map)));
+        named.extend(self.maps.iter().map(|map| Thing::Map(&map.name)));
+        named
     }
 }
 

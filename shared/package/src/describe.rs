@@ -35,7 +35,7 @@ impl Package {
                 let declared = self.manifest.maps.iter().find(|known| known.name == map.name);
                 maps.push(DescribedMap {
                     object: object.clone(),
-                    kind: map.kind.map(kind).unwrap_or_default(),
+                    kind: map.kind.map(kind_name).unwrap_or_default(),
                     key_size: map.key_size,
                     value_size: map.value_size,
                     max_entries: declared.and_then(|map| map.max_entries).or(map.max_entries),
@@ -47,7 +47,8 @@ impl Package {
     }
 }
 
-fn kind(number: u32) -> String {
+/// A kind of map by name; a number where it has none here.
+pub(crate) fn kind_name(number: u32) -> String {
     map_kind(number).map_or_else(|| number.to_string(), str::to_owned)
 }
 

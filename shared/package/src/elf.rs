@@ -56,6 +56,8 @@ pub struct Function {
     pub name: String,
     /// Its section.
     pub section: String,
+    /// What it takes and returns, as C writes it, where the object says: `int (struct xdp_md *)`.
+    pub signature: Option<String>,
 }
 
 /// A map, as far as the object says.
@@ -106,7 +108,8 @@ impl ObjectFile {
             let (name, in_section) = (name.to_owned(), section_name.to_owned());
             match symbol.kind() {
                 SymbolKind::Text if section.kind() == SectionKind::Text => {
-                    out.functions.push(Function { name, section: in_section });
+                    let section = in_section;
+                    out.functions.push(Function { name, section, signature: None });
                 }
                 SymbolKind::Data | SymbolKind::Unknown if is_data(section_name) => {
                     out.globals.push(Global { name, size: symbol.size(), section: in_section });
@@ -127,6 +130,10 @@ impl ObjectFile {
             let btf = Btf::read(section.data().map_err(not_elf)?)
                 .map_err(|reason| ElfError::Btf { reason })?;
             out.has_btf = true;
+            let mut signatures = btf.signatures();
+            for function in &mut out.functions {
+                function.signature = signatures.remove(function.name.as_str());
+            }
             out.maps.extend(btf.maps());
         }
         Ok(out)

@@ -61,9 +61,14 @@ pub struct Requires {
 pub struct ManifestProgram {
     /// Its name in the package.
     pub name: String,
-    /// The object file in the package.
+    /// The object file in the package; where there are variants, the one of a host that none of them
+    /// fits.
     pub object: String,
-    /// The function in the object.
+    /// Other objects of the same program, the most preferred first: the first that a host can do is
+    /// used there. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
+    /// The function in each of the objects.
     pub function: String,
     /// Where it can be put; all of one program type (`xdp`, or the two of TC).
     #[schemars(length(min = 1))]
@@ -81,6 +86,27 @@ pub struct ManifestProgram {
 
 fn default_priority() -> u16 {
     100
+}
+
+impl ManifestProgram {
+    /// Its object files, the most preferred first, each with where the program names it:
+    /// `variants[0].object`, `object`.
+    pub fn objects(&self) -> impl Iterator<Item = (String, &str)> {
+        let variants = self.variants.iter().enumerate();
+        variants
+            .map(|(i, variant)| (format!("variants[{i}].object"), variant.object.as_str()))
+            .chain([("object".to_owned(), self.object.as_str())])
+    }
+}
+
+/// Another object of a program, for hosts that can do more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// The object file in the package.
+    pub object: String,
+    /// What the host must have for it, besides what the package requires; not empty.
+    pub requires: Requires,
 }
 
 /// A setting.

@@ -180,6 +180,7 @@ fn a_new_author_who_follows_the_page_gets_an_applied_package() {
     assert_eq!(configured, [Service::Registry, Service::Loader]);
     let program = world.program("mdns").unwrap();
     assert_eq!((program.package.as_str(), program.version.as_str()), ("dropport", "0.1.0"));
+    assert_eq!(program.variant.unwrap().object, "dropport-loop.bpf.o", "this kernel has bpf_loop");
     assert_eq!(world.send(PEER_IP, 20).unwrap(), 0, "packets to the port came through");
     let dropped = world.program("mdns").unwrap();
     let dropped = dropped.metrics.iter().find(|metric| metric.name == "dropped").unwrap();

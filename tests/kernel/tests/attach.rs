@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{Hook, XdpMode};
+use canopy_api::{Hook, XdpMode, wire::FACTS};
 use canopy_kernel::{Expect, Kernel as _, KernelError, LinkState};
 use canopy_kernel_aya::{AyaKernel, sys};
 use canopy_kernel_tests::{
@@ -409,6 +409,8 @@ fn this_machine_has_what_the_tests_need() {
         println!("{:5} {:14} {}", fact.ok, fact.name, fact.detail);
         assert!(fact.ok || fact.remedy.is_some(), "{fact:?}");
     }
+    let names: Vec<_> = facts.iter().map(|fact| fact.name.as_str()).collect();
+    assert_eq!(names, FACTS, "what packages may ask for is what is probed");
     let missing: Vec<_> = facts.iter().filter(|fact| fact.required && !fact.ok).collect();
     assert!(missing.is_empty(), "{missing:#?}");
     assert_eq!(fs::read_dir(live.bpffs.path()).unwrap().count(), 0, "a probe left a pin");

@@ -118,6 +118,7 @@ pub(crate) mod tests {
             version: version.to_owned(),
             digest: Digest::of(version.as_bytes()),
             program: "firewall".to_owned(),
+            variant: None,
             priority,
             proceed_on: vec!["pass".to_owned()],
             config: serde_json::json!({"blocked": ["198.51.100.0/24"]})

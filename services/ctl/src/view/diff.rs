@@ -7,7 +7,9 @@ use super::{
 use crate::output::{Answer, Table, Tone};
 use canopy_api::{
     ApiError, Hook, HostId, InterfaceName, ProgramName,
-    wire::{Action, ApplyReply, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome},
+    wire::{
+        Action, ApplyReply, ChosenVariant, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome,
+    },
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -93,11 +95,20 @@ pub struct FieldDiff {
 type Flat = BTreeMap<String, Value>;
 
 fn flat_status(p: &ProgramStatus) -> Flat {
-    flat(&p.package, &p.version, &p.digest, &p.program, p.priority, &p.proceed_on, &p.config)
+    let flat =
+        flat(&p.package, &p.version, &p.digest, &p.program, p.priority, &p.proceed_on, &p.config);
+    with_variant(flat, p.variant.as_ref())
 }
 
 fn flat_planned(p: &PlannedProgram) -> Flat {
-    flat(&p.package, &p.version, &p.digest, &p.program, p.priority, &p.proceed_on, &p.config)
+    let flat =
+        flat(&p.package, &p.version, &p.digest, &p.program, p.priority, &p.proceed_on, &p.config);
+    with_variant(flat, p.variant.as_ref())
+}
+
+fn with_variant(mut flat: Flat, variant: Option<&ChosenVariant>) -> Flat {
+    flat.extend(variant.map(|variant| ("variant".to_owned(), variant.object.clone().into())));
+    flat
 }
 
 fn flat(

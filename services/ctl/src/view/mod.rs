@@ -112,6 +112,7 @@ pub(crate) mod tests {
             digest: Digest::of(b"x"),
             program: "firewall".to_owned(),
             function: "firewall".to_owned(),
+            variant: None,
             priority: 10 * (1 + u16::try_from(position).unwrap()),
             proceed_on: vec!["pass".to_owned()],
             config: serde_json::json!({"blocked": ["198.51.100.0/24"]})

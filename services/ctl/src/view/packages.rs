@@ -7,7 +7,7 @@ use canopy_api::wire::{
 };
 use canopy_package::{
     Manifest,
-    manifest::{Parameter, ParameterType},
+    manifest::{Parameter, ParameterType, Requires},
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -254,6 +254,15 @@ fn contents(manifest: &Manifest, colour: bool) -> String {
         ]);
     }
     section("programs", &programs);
+    let mut variants = Table::new([text("PROGRAM"), text("OBJECT"), text("WHERE THE HOST HAS")]);
+    for program in manifest.programs.iter().filter(|program| !program.variants.is_empty()) {
+        let preferred = program.variants.iter().map(|v| (v.object.clone(), needs(&v.requires)));
+        let last = (program.object.clone(), "none of these".to_owned());
+        for (object, host) in preferred.chain([last]) {
+            variants.row([program.name.clone().into(), object.into(), host.into()]);
+        }
+    }
+    section("variants", &variants);
     let mut config = Table::new([
         text("SETTING"),
         text("TYPE"),
@@ -277,6 +286,17 @@ fn contents(manifest: &Manifest, colour: bool) -> String {
     }
     section("metrics", &metrics);
     out
+}
+
+/// `kernel 6.1, tcx, x86_64 or aarch64`
+fn needs(requires: &Requires) -> String {
+    let mut needs = Vec::new();
+    needs.extend(requires.kernel.as_ref().map(|kernel| format!("kernel {kernel}")));
+    needs.extend(requires.features.iter().cloned());
+    if !requires.arch.is_empty() {
+        needs.push(requires.arch.join(" or "));
+    }
+    needs.join(", ")
 }
 
 fn maps(maps: &[MapSummary]) -> Table {
@@ -367,7 +387,8 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
     fn a_package_in_full() {
         let manifest = serde_json::json!({
             "name": "ratelimit", "version": "0.1.0", "description": "Limits", "license": "GPL-2.0-only",
-            "programs": [{"name": "ratelimit", "object": "r.o", "function": "r", "hooks": ["xdp"], "priority": 20}],
+            "programs": [{"name": "ratelimit", "object": "r.o", "function": "r", "hooks": ["xdp"], "priority": 20,
+                          "variants": [{"object": "n.o", "requires": {"kernel": "6.1", "features": ["tcx"]}}]}],
             "config": [{"name": "rate", "type": "u64", "description": "Tokens a second", "unit": "packets/s",
                         "default": 1000, "min": 1, "bind": {"global": "rate"}}],
         });
@@ -393,6 +414,13 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
             "{text}"
         );
         assert!(text.contains("signed by:    0123456789ABCDEF\n"), "{text}");
+        assert!(
+            text.contains(
+                "variants:\n  PROGRAM    OBJECT  WHERE THE HOST HAS\n  ratelimit  n.o     kernel 6.1, tcx\n  \
+                 ratelimit  r.o     none of these\n"
+            ),
+            "{text}"
+        );
         assert!(
             text.contains("  rate     u64   1000     from 1 packets/s  Tokens a second\n"),
             "{text}"

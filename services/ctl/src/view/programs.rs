@@ -71,6 +71,7 @@ impl Answer for Programs {
             number("PRIORITY").wide(),
             text("PROCEED-ON").wide(),
             text("FUNCTION").wide(),
+            text("VARIANT").wide(),
             text("DIGEST").wide(),
         ]);
         for entry in &self.0 {
@@ -88,6 +89,7 @@ impl Answer for Programs {
                 (&program.priority).into(),
                 program.proceed_on.join(",").into(),
                 program.function.clone().into(),
+                program.variant.as_ref().map(|v| v.object.clone()).unwrap_or_default().into(),
                 (&program.digest).into(),
             ]);
         }
@@ -132,7 +134,14 @@ fn describe(entry: &HostProgram, colour: bool) -> String {
         .add("chain", format!("{}, position {}", entry.chain(), program.position))
         .add("package", format!("{}@{}", program.package, program.version))
         .add("digest", &program.digest)
-        .add("entry", format!("{} ({})", program.program, program.function))
+        .add("entry", format!("{} ({})", program.program, program.function));
+    if let Some(variant) = &program.variant {
+        fields.add("variant", format!("{}, for kernel {}", variant.object, variant.kernel));
+        for over in &variant.passed_over {
+            fields.add("passed over", format!("{}: it needs {}", over.object, over.needs));
+        }
+    }
+    fields
         .add("priority", program.priority)
         .add("proceed on", program.proceed_on.join(", "))
         .add("runs", program.runs)
@@ -172,6 +181,7 @@ fn describe(entry: &HostProgram, colour: bool) -> String {
 mod tests {
     use super::*;
     use crate::view::tests::host;
+    use canopy_api::wire::{ChosenVariant, PassedOver};
 
     #[test]
     fn programs_as_a_table() {
@@ -186,12 +196,32 @@ web1  eth0/xdp    1  limit      firewall@0.1.0    95  pass=95         -       bl
         );
         assert_eq!(programs.names(), ["web1/eth0/xdp/blocklist", "web1/eth0/xdp/limit"]);
         let wide = programs.table().unwrap().render(true, false);
-        assert!(wide.contains("PRIORITY  PROCEED-ON  FUNCTION  DIGEST"), "{wide}");
+        assert!(wide.contains("PRIORITY  PROCEED-ON  FUNCTION  VARIANT  DIGEST"), "{wide}");
         assert!(
             wide.contains(
                 "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
             )
         );
+    }
+
+    #[test]
+    fn which_of_several_objects_runs_is_told_with_the_reason() {
+        let mut programs = Programs::of(vec![host()]);
+        programs.0.truncate(1);
+        programs.0[0].program.variant = Some(ChosenVariant {
+            object: "plain.o".to_owned(),
+            kernel: "5.15.0".to_owned(),
+            passed_over: vec![PassedOver {
+                object: "loop.o".to_owned(),
+                needs: "kernel 6.1 or later; this is 5.15.0".to_owned(),
+            }],
+        });
+        let wide = programs.table().unwrap().render(true, false);
+        assert!(wide.contains("  firewall  plain.o  sha256:"), "{wide}");
+        let text = ProgramInFull(programs.0).text(false);
+        assert!(text.contains("variant:      plain.o, for kernel 5.15.0\n"), "{text}");
+        let over = "passed over:  loop.o: it needs kernel 6.1 or later; this is 5.15.0\n";
+        assert!(text.contains(over), "{text}");
     }
 
     #[test]

@@ -88,7 +88,11 @@ fn member(
     };
     let bindings = settings(program)?;
     let carry = match before {
-        Some(before) if before.digest == program.digest && before.function == program.function => {
+        Some(before)
+            if before.digest == program.digest
+                && before.object == program.object
+                && before.function == program.function =>
+        {
             same_bytes(&package.manifest, &settings(before)?, &bindings)
         }
         Some(before) if before.package == program.package => {
@@ -147,7 +151,7 @@ fn same_bytes(manifest: &Manifest, before: &Bindings, now: &Bindings) -> Carry {
     Carry::AllBut(fresh)
 }
 
-/// Another version: what its manifest says is kept.
+/// Another version, or another object of the same: what its manifest says is kept.
 fn other_version(manifest: &Manifest, now: &Bindings) -> Carry {
     let bound = |map: &str| now.map_entries.iter().any(|(name, _)| name == map);
     Carry::Only(

@@ -79,6 +79,7 @@ mod tests {
                 digest: Digest::of(version.as_bytes()),
                 program: "main".to_owned(),
                 object: "main.o".to_owned(),
+                choice: None,
                 function: "main".to_owned(),
                 priority: 1,
                 proceed_on: VerdictSet::from_bits(1),

@@ -12,3 +12,4 @@ pub mod resolve;
 pub mod state;
 pub mod totals;
 pub mod trust;
+pub mod variant;

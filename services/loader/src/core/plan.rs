@@ -163,6 +163,10 @@ fn differences(before: &Wanted, after: &Wanted, hook: Hook) -> Vec<String> {
             lines.push(format!("{name}: {} {} becomes {}", new.package, old.version, new.version));
         } else if old.digest != new.digest {
             lines.push(format!("{name}: {} {} has other bytes", new.package, new.version));
+        } else if old.object != new.object {
+            lines.push(format!("{name}: {} becomes {}", old.object, new.object));
+        } else if old.choice != new.choice {
+            lines.push(format!("{name}: {} is chosen for other reasons", new.object));
         }
         if old.priority != new.priority {
             lines.push(format!("{name}: priority {} becomes {}", old.priority, new.priority));
@@ -209,6 +213,7 @@ mod tests {
             digest: Digest::of(&version.to_le_bytes()),
             program: "main".to_owned(),
             object: "main.o".to_owned(),
+            choice: None,
             function: "main".to_owned(),
             priority,
             proceed_on: VerdictSet::from_bits(verdicts),

@@ -1,9 +1,12 @@
 //! From a checked document and the packages it names to chains with nothing left to look up.
 
-use super::state::{Wanted, WantedProgram};
+use super::{
+    state::{Choice, Wanted, WantedProgram},
+    variant::Host,
+};
 use canopy_api::{
     ApiError, ChainSpec, Code, DesiredState, Digest, Hook, Problem, Problems, ProgramSpec, Target,
-    VerdictSet, desired::parse_proceed_on, document, wire::Fact,
+    VerdictSet, desired::parse_proceed_on, document,
 };
 use canopy_package::{Manifest, Package, bind, manifest::ManifestProgram};
 use serde_json::Value;
@@ -166,6 +169,7 @@ fn program(
                 digest: found.digest.clone(),
                 program: chosen.name.clone(),
                 object: chosen.object.clone(),
+                choice: (!chosen.variants.is_empty()).then(Choice::default),
                 function: chosen.function.clone(),
                 priority: spec.priority.unwrap_or(chosen.priority),
                 proceed_on,
@@ -233,58 +237,19 @@ fn choose<'a>(
 }
 
 /// Whether this host has what a package asks for.
-pub fn check_host(
-    manifest: &Manifest,
-    kernel: &str,
-    arch: &str,
-    facts: &[Fact],
-) -> Result<(), ApiError> {
-    let refuse = |what: String, remedy: &str| {
-        let message = format!("{} {} needs {what}", manifest.name, manifest.version);
-        Err(ApiError::new(Code::Unsupported, message).remedy(remedy))
-    };
-    let requires = &manifest.requires;
-    if let Some(least) = &requires.kernel
-        && release(kernel) < release(least)
-    {
-        return refuse(
-            format!("kernel {least} or later; this is {kernel}"),
-            "update the kernel, or choose another version of the package",
-        );
-    }
-    if !requires.arch.is_empty() && !requires.arch.iter().any(|known| known == arch) {
-        return refuse(
-            format!("{}; this is {arch}", requires.arch.join(" or ")),
-            "choose a package built for this architecture",
-        );
-    }
-    for feature in &requires.features {
-        if !facts.iter().any(|fact| fact.name == *feature && fact.ok) {
-            return refuse(
-                format!("\"{feature}\", which this host does not have"),
-                "see `canopy doctor` for what is missing and how to get it",
-            );
+pub fn check_host(manifest: &Manifest, host: &Host<'_>) -> Result<(), ApiError> {
+    match host.lacks(&manifest.requires).first() {
+        Some(lack) => {
+            let message = format!("{} {} needs {lack}", manifest.name, manifest.version);
+            Err(ApiError::new(Code::Unsupported, message).remedy(lack.remedy()))
         }
+        None => Ok(()),
     }
-    Ok(())
-}
-
-/// `6.18.0-rc1-amd64` to (6, 18, 0); missing numbers are 0.
-fn release(text: &str) -> [u32; 3] {
-    let mut numbers = text.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
-    std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn releases_compare_by_number() {
-        assert!(release("6.9.1-amd64") < release("6.18"));
-        assert!(release("5.15") <= release("5.15.0-generic"));
-        assert!(release("6.1.0") >= release("6.1"));
-    }
 
     #[test]
     fn every_mistake_of_a_document_has_its_path() {

@@ -5,6 +5,7 @@ use super::totals::Totals;
 use canopy_api::{
     ChainKey, Digest, HostId, InterfaceSelector, PackageName, Principal, ProgramName, Target,
     TcMode, VerdictSet, XdpMode,
+    wire::{ChosenVariant, PassedOver},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -159,6 +160,9 @@ pub struct WantedProgram {
     pub program: String,
     /// The object file in the package.
     pub object: String,
+    /// Why that one, where the program has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
     /// The function in the object.
     pub function: String,
     /// Its priority.
@@ -170,6 +174,39 @@ pub struct WantedProgram {
     pub frags: bool,
     /// Settings as given.
     pub config: Map<String, Value>,
+}
+
+/// Why a program's object is what it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// The kernel release it was made for; empty for one that is to be made.
+    pub kernel: String,
+    /// The objects that go before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
+}
+
+impl WantedProgram {
+    /// Which of several objects it has, and why.
+    pub fn variant(&self) -> Option<ChosenVariant> {
+        let Choice { kernel, passed_over } = self.choice.clone()?;
+        Some(ChosenVariant { object: self.object.clone(), kernel, passed_over })
+    }
+}
+
+impl Wanted {
+    /// The choices of its programs that have several objects.
+    pub fn choices(&self) -> impl Iterator<Item = &Choice> {
+        self.programs.iter().filter_map(|program| program.choice.as_ref())
+    }
+
+    /// Has every choice made again.
+    pub fn forget_choices(&mut self) {
+        for choice in self.programs.iter_mut().filter_map(|program| program.choice.as_mut()) {
+            *choice = Choice::default();
+        }
+    }
 }
 
 /// A change between intent and commit.

@@ -30,8 +30,13 @@ type Absent = (Vec<Wish>, LoaderError);
 
 impl<K: Kernel> Engine<K> {
     /// Makes chains so.
-    pub fn apply(&self, wishes: Vec<Wish>, options: &Options) -> Result<ApplyReply, LoaderError> {
+    pub fn apply(
+        &self,
+        mut wishes: Vec<Wish>,
+        options: &Options,
+    ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.choose(wishes.iter_mut().filter_map(|wish| wish.wanted.as_mut()));
         self.change(wishes, options)
     }
 

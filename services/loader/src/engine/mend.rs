@@ -47,6 +47,9 @@ impl<K: Kernel> Engine<K> {
             }
         };
         let mut events = Vec::new();
+        if !inner.state.drained && inner.state.journal.is_none() {
+            self.choose_for_rules(&mut inner);
+        }
         if !inner.state.drained
             && inner.state.journal.is_none()
             && !self.follow_selectors(&mut inner, &mut seen)
@@ -169,6 +172,10 @@ impl<K: Kernel> Engine<K> {
             return Err(KernelError::InterfaceNotFound { name: key.interface.clone() }.into());
         }
         let seen: Vec<_> = seen.cloned().into_iter().collect();
+        // What a selector gives is chosen for all of its interfaces, before they are looked at.
+        if record.rule.is_none() {
+            self.choose_for(inner, key, &mut record.wanted);
+        }
         let build = self.lay_out(inner, &seen, key, &record.wanted)?;
         self.stage(Stage::Planned);
         self.parts.kernel.prepare(&build)?;

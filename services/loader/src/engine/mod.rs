@@ -19,6 +19,7 @@ mod selectors;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod variants;
 
 pub use report::Report;
 pub use rings::{Source, Watch};
@@ -29,6 +30,7 @@ use crate::{
         build::Packages,
         resolve::{self, Located},
         state::{Chain, State},
+        variant::Host,
     },
     error::LoaderError,
     store::{Loaded, Store, StoreError},
@@ -268,12 +270,12 @@ impl<K: Kernel> Engine<K> {
         // Probing is not free: only when somebody asks for a feature.
         let features = located.values().any(|l| !l.package.manifest.requires.features.is_empty());
         let facts = if features { self.parts.kernel.facts() } else { Vec::new() };
-        let release = self.parts.kernel.release();
+        let kernel = self.parts.kernel.release();
+        let host = Host { kernel: &kernel, arch: std::env::consts::ARCH, facts: &facts };
         for (text, (_, path)) in resolve::references(document) {
             let Some(found) = located.get(&text) else { continue };
             let manifest = &found.package.manifest;
-            resolve::check_host(manifest, &release, std::env::consts::ARCH, &facts)
-                .map_err(|error| error.at(path))?;
+            resolve::check_host(manifest, &host).map_err(|error| error.at(path))?;
         }
         Ok(())
     }

@@ -132,6 +132,7 @@ impl<K: Kernel> Engine<K> {
                     digest: program.digest.clone(),
                     program: program.program.clone(),
                     function: program.function.clone(),
+                    variant: program.variant(),
                     priority: program.priority,
                     proceed_on: program.proceed_on.names(key.hook),
                     config: program.config.clone(),

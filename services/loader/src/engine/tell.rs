@@ -32,6 +32,7 @@ pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
             version: program.version.to_string(),
             digest: program.digest.clone(),
             program: program.program.clone(),
+            variant: program.variant(),
             priority: program.priority,
             proceed_on: program.proceed_on.names(hook),
             config: program.config.clone(),

@@ -7,10 +7,11 @@ use crate::{
     output::Screen,
     progress::Progress,
 };
-use canopy_api::{Digest, Problems, document::Format};
+use canopy_api::{Digest, Problems, document::Format, wire::FACTS};
 use canopy_package::{
     Limits, Manifest, Package, PublicKey, TrustedKey,
     archive::{LICENSE, MANIFEST, README},
+    near,
     sign::verify_package,
 };
 use canopy_runtime::clock;
@@ -36,6 +37,7 @@ pub fn run(directory: &Path, file: Option<&Path>, screen: &mut Screen) -> Result
     files::write_atomic(&file, &bytes, files::PUBLIC)?;
     screen.print(&format!("{}\n", file.display()))?;
     screen.note(&format!("{name} {version}, {} bytes, {}", bytes.len(), Digest::of(&bytes)));
+    warn_of_facts(&package.manifest, screen);
     Ok(Exit::Done)
 }
 
@@ -54,6 +56,7 @@ pub fn check(path: &Path, keys: &[PathBuf], screen: &mut Screen) -> Result<Exit,
             if keys.is_empty() { None } else { Some(verify(path, &bytes, &package, keys)?) };
         (package, signed)
     };
+    warn_of_facts(&package.manifest, screen);
     let Manifest { name, version, programs, config, metrics, .. } = &package.manifest;
     let signed = signed.map(|key| format!(", signed by {key}")).unwrap_or_default();
     screen.print(&format!(
@@ -63,6 +66,32 @@ pub fn check(path: &Path, keys: &[PathBuf], screen: &mut Screen) -> Result<Exit,
         metrics.len(),
     ))?;
     Ok(Exit::Done)
+}
+
+/// Facts that are asked for and that no host of today tells: a slip, or those of a later Canopy. An
+/// object that asks for one is silently used nowhere.
+fn warn_of_facts(manifest: &Manifest, screen: &mut Screen) {
+    let whole = [("requires".to_owned(), &manifest.requires)];
+    let variants = manifest.programs.iter().enumerate().flat_map(|(p, program)| {
+        let variants = program.variants.iter().enumerate();
+        variants.map(move |(v, variant)| {
+            (format!("programs[{p}].variants[{v}].requires"), &variant.requires)
+        })
+    });
+    for (at, requires) in whole.into_iter().chain(variants) {
+        for (i, feature) in requires.features.iter().enumerate() {
+            if FACTS.contains(&feature.as_str()) {
+                continue;
+            }
+            let remedy = match near::nearest(feature, FACTS) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("known are {}", FACTS.join(", ")),
+            };
+            screen.note(&format!(
+                "warning: {at}.features[{i}]: canopy doctor tells of no \"{feature}\"; {remedy}"
+            ));
+        }
+    }
 }
 
 fn verify(
@@ -109,16 +138,19 @@ fn read(directory: &Path) -> Result<Package, Failure> {
     let mut problems = Problems::default();
     let mut objects = BTreeMap::new();
     for (i, program) in manifest.programs.iter().enumerate() {
-        let path = directory.join(&program.object);
-        match files::read_bounded(&path, limits.unpacked_bytes) {
-            Ok(bytes) => {
-                objects.insert(program.object.clone(), bytes);
+        for (place, file) in program.objects() {
+            match files::read_bounded(&directory.join(file), limits.unpacked_bytes) {
+                Ok(bytes) => {
+                    objects.insert(file.to_owned(), bytes);
+                }
+                Err(failure) => {
+                    problems.0.extend(failure.problems.into_iter().map(|mut problem| {
+                        problem.path = format!("programs[{i}].{place}");
+                        problem.remedy = Some(how_to_compile(directory, file));
+                        problem
+                    }));
+                }
             }
-            Err(failure) => problems.0.extend(failure.problems.into_iter().map(|mut problem| {
-                problem.path = format!("programs[{i}].object");
-                problem.remedy = Some(how_to_compile(directory, &program.object));
-                problem
-            })),
         }
     }
     let optional = |name: &str| {

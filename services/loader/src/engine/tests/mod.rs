@@ -11,4 +11,5 @@ mod profile;
 mod samples;
 mod selector_model;
 mod selectors;
+mod variants;
 mod world;

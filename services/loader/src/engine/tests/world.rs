@@ -14,7 +14,7 @@ use canopy_api::{
 use canopy_kernel::fake::{Call, Crashed, FakeKernel};
 use canopy_package::{
     Manifest, Package,
-    manifest::{Bind, ManifestMap, ManifestProgram, Parameter, ParameterType, Requires},
+    manifest::{Bind, ManifestMap, ManifestProgram, Parameter, ParameterType, Requires, Variant},
 };
 use serde_json::{Value, json};
 use std::{
@@ -118,7 +118,7 @@ impl World {
 
     /// The same with this object in it.
     pub(super) fn publish_object(&mut self, name: &str, version: &str, object: &[u8]) {
-        self.publish_with(name, version, object, |_| {});
+        self.publish_as(name, version, object, &[], |_| {});
     }
 
     /// The same with another manifest.
@@ -127,6 +127,28 @@ impl World {
         name: &str,
         version: &str,
         object: &[u8],
+        change: impl FnOnce(&mut Manifest),
+    ) {
+        self.publish_as(name, version, object, &[], change);
+    }
+
+    /// The same with more objects of the program, each with what it needs.
+    pub(super) fn publish_variants(
+        &mut self,
+        name: &str,
+        version: &str,
+        object: &[u8],
+        variants: &[(&str, Requires)],
+    ) {
+        self.publish_as(name, version, object, variants, |_| {});
+    }
+
+    fn publish_as(
+        &mut self,
+        name: &str,
+        version: &str,
+        object: &[u8],
+        variants: &[(&str, Requires)],
         change: impl FnOnce(&mut Manifest),
     ) {
         let mut manifest = Manifest {
@@ -140,6 +162,13 @@ impl World {
             programs: vec![ManifestProgram {
                 name: "main".to_owned(),
                 object: "main.o".to_owned(),
+                variants: variants
+                    .iter()
+                    .map(|(object, requires)| Variant {
+                        object: (*object).to_owned(),
+                        requires: requires.clone(),
+                    })
+                    .collect(),
                 function: format!("{name}_main"),
                 hooks: Hook::ALL.to_vec(),
                 priority: 100,
@@ -169,7 +198,12 @@ impl World {
         change(&mut manifest);
         let package = Package {
             manifest,
-            objects: [("main.o".to_owned(), object.to_vec())].into(),
+            // The bytes of a variant are its name.
+            objects: variants
+                .iter()
+                .map(|(name, _)| ((*name).to_owned(), name.as_bytes().to_vec()))
+                .chain([("main.o".to_owned(), object.to_vec())])
+                .collect(),
             readme: None,
             license_text: None,
         };
