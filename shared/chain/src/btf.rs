@@ -10,6 +10,10 @@ const HEADER: usize = 24;
 /// The encoding word of a plain integer of eight bits.
 const BYTE: u32 = 8;
 
+/// Longest string, bytes: as long as a path or a line of source may be. Each of many types may point
+/// into one that is longer.
+const LONGEST_STRING: usize = 4096;
+
 /// `BTF_KIND_*`
 pub mod kind {
     #![allow(missing_docs, reason = "the kernel's names say it")]
@@ -149,9 +153,10 @@ impl<'a> Btf<'a> {
         (1..).zip(&self.types)
     }
 
-    /// The string at an offset; empty where there is none.
+    /// The string at an offset; empty where there is none of at most [`LONGEST_STRING`] bytes.
     pub fn string(&self, offset: u32) -> &'a str {
         let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        let rest = rest.get(..=LONGEST_STRING).unwrap_or(rest);
         let end = rest.iter().position(|byte| *byte == 0).unwrap_or(0);
         rest.get(..end).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
     }

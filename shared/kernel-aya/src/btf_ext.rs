@@ -2,7 +2,7 @@
 //!
 //! Format: the kernel's `Documentation/bpf/btf.rst`, section ".BTF.ext section".
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 /// What the object says about its functions and lines, by section name as an offset in the BTF
 /// strings. Offsets are in bytes from the section's start.
@@ -10,8 +10,9 @@ use std::ops::Range;
 pub(crate) struct BtfExt {
     pub(crate) functions: Vec<Record<2>>,
     pub(crate) lines: Vec<Record<4>>,
-    /// Whether there are CO-RE relocations.
-    pub(crate) core: bool,
+    /// How many CO-RE relocations there are, and of how many types.
+    pub(crate) relocations: usize,
+    pub(crate) relocated_types: usize,
     /// Where in the section the section names' offsets stand.
     pub(crate) names: Vec<usize>,
 }
@@ -46,7 +47,10 @@ impl BtfExt {
         if header >= 32 {
             let mut relocations = Vec::<Record<4>>::new();
             records(bytes, part(24)?, &mut names, &mut relocations)?;
-            ext.core = !relocations.is_empty();
+            // struct bpf_core_relo: insn_off, type_id, access_str_off, kind.
+            let types: BTreeSet<u32> = relocations.iter().map(|record| record.words[1]).collect();
+            ext.relocations = relocations.len();
+            ext.relocated_types = types.len();
         }
         ext.names = names;
         Some(ext)

@@ -16,9 +16,15 @@ use aya_obj::{
 };
 use canopy_chain::insn::Insn;
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::OnceLock,
 };
+
+/// Most CO-RE relocations of an object.
+const RELOCATIONS: usize = 1 << 16;
+/// Most types that they are of: each is looked for in the kernel's, which takes milliseconds.
+const TYPES: usize = 1024;
 
 /// The kernel's own type information, parsed once a process: it takes 15 to 20 ms.
 fn kernel_btf() -> Result<&'static Btf, ObjectError> {
@@ -50,8 +56,13 @@ pub(crate) fn relocate(elf: &mut Elf, bytes: &[u8]) -> Result<(), ObjectError> {
     let (Some(btf), Some(ext)) = (btf, ext) else { return Ok(()) };
     let malformed = || ObjectError::Malformed(".BTF.ext is not whole".to_owned());
     let parsed = BtfExt::parse(&ext).ok_or_else(malformed)?;
-    if !parsed.core {
+    if parsed.relocations == 0 {
         return Ok(());
+    }
+    if parsed.relocations > RELOCATIONS || parsed.relocated_types > TYPES {
+        return Err(ObjectError::Malformed(format!(
+            "it has more than {RELOCATIONS} CO-RE relocations, or ones of more than {TYPES} types"
+        )));
     }
     let kernel = kernel_btf()?;
     let copy = renamed(elf, bytes, &btf, ext, &parsed).ok_or_else(malformed)?;
@@ -144,7 +155,7 @@ fn renamed(
     let shstr_len = usize::try_from(u64::from_ne_bytes(get(bytes, shstrtab + 32)?)).ok()?;
     let mut names = bytes.get(shstr_at..shstr_at.checked_add(shstr_len)?)?.to_vec();
 
-    let mut btf_names = Vec::new();
+    let mut btf_names = BTreeMap::new();
     let mut btf_index = None;
     let mut ext_index = None;
     for (index, section) in elf.sections.iter().enumerate().skip(1) {
@@ -166,7 +177,7 @@ fn renamed(
         put(&mut out, header(index)?, &offset.to_ne_bytes())?;
         if section.executable {
             let offset = u32::try_from(strings.len()).ok()?;
-            btf_names.push((section.name.as_str(), offset));
+            btf_names.entry(section.name.as_str()).or_insert(offset);
             strings.extend_from_slice(name.as_bytes());
             strings.push(0);
         }
@@ -175,7 +186,7 @@ fn renamed(
     let local = canopy_chain::btf::Btf::parse(btf).ok()?;
     for at in &parsed.names {
         let name = local.string(u32::from_ne_bytes(get(&ext, *at)?));
-        let (_, offset) = btf_names.iter().find(|(known, _)| *known == name)?;
+        let offset = btf_names.get(name)?;
         put(&mut ext, *at, &offset.to_ne_bytes())?;
     }
 

@@ -1,6 +1,8 @@
 //! An eBPF object file: its sections, symbols, functions and relocations, checked once.
 //!
-//! Nothing here is indexed before it was checked: objects come from outside.
+//! Nothing here is indexed before it was checked: objects come from outside. What an object may make of
+//! memory and time is bounded: by counts far above what compilers make, and by its own length. Where
+//! tables may lie over each other in the file, a few bytes would else become gigabytes.
 
 use canopy_chain::insn::{Insn, SIZE};
 use object::{
@@ -8,6 +10,19 @@ use object::{
     RelocationTarget, SectionKind, SymbolKind, SymbolSection,
 };
 use std::collections::BTreeMap;
+
+/// Longest object file, bytes: as long as an unpacked package.
+const LONGEST: usize = 64 << 20;
+/// Most sections.
+const SECTIONS: usize = 4096;
+/// Most symbols.
+const SYMBOLS: usize = 1 << 16;
+/// Most functions.
+const FUNCTIONS: usize = 4096;
+/// Most instructions of all functions together: what the verifier walks in a program at most.
+const INSTRUCTIONS: usize = 1_000_000;
+/// Longest name, bytes: the kernel's `KSYM_NAME_LEN`.
+const LONGEST_NAME: usize = 512;
 
 /// Why an object file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +98,8 @@ pub(crate) struct Elf {
     /// By ELF symbol index.
     pub(crate) symbols: Vec<Symbol>,
     pub(crate) functions: Vec<Function>,
+    /// The functions by section and address.
+    places: BTreeMap<(usize, u64), usize>,
     pub(crate) licence: String,
 }
 
@@ -90,6 +107,9 @@ impl Elf {
     /// Reads an object file.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ObjectError> {
         let broken = |error: object::read::Error| ObjectError::Elf(error.to_string());
+        if bytes.len() > LONGEST {
+            return Err(too_much("bytes", LONGEST));
+        }
         let file = object::File::parse(bytes).map_err(broken)?;
         let native =
             if cfg!(target_endian = "little") { Endianness::Little } else { Endianness::Big };
@@ -102,10 +122,20 @@ impl Elf {
         }
 
         let mut sections: Vec<Section> = Vec::new();
+        let mut contents = 0;
         for section in file.sections() {
             let at = section.index().0;
-            if at >= 1 << 16 {
-                return Err(ObjectError::Malformed("too many sections".to_owned()));
+            if at >= SECTIONS {
+                return Err(too_much("sections", SECTIONS));
+            }
+            let data = section.data().map_err(broken)?;
+            contents += data.len();
+            if contents > bytes.len() {
+                return Err(ObjectError::Malformed("its sections lie over each other".to_owned()));
+            }
+            // Names are looked up in tables of this kind only, from anywhere to the next zero.
+            if section.kind() == SectionKind::Metadata {
+                short_names(data)?;
             }
             if sections.len() <= at {
                 sections.resize_with(at + 1, Section::none);
@@ -127,7 +157,7 @@ impl Elf {
                     allocated: matches!(section.flags(),
                         object::SectionFlags::Elf { sh_flags, .. }
                             if sh_flags.0 & object::elf::SHF_ALLOC.0 != 0),
-                    data: section.data().map_err(broken)?.to_vec(),
+                    data: data.to_vec(),
                     size: section.size(),
                     relocations,
                 };
@@ -137,6 +167,9 @@ impl Elf {
         let mut symbols: Vec<Symbol> = Vec::new();
         for symbol in file.symbols() {
             let at = symbol.index().0;
+            if at >= SYMBOLS {
+                return Err(too_much("symbols", SYMBOLS));
+            }
             // The null symbol is not listed.
             symbols.resize_with(at, Symbol::none);
             symbols.push(Symbol {
@@ -159,7 +192,11 @@ impl Elf {
             String::from_utf8_lossy(text).into_owned()
         });
         let functions = functions(&sections, &symbols)?;
-        Ok(Self { sections, symbols, functions, licence })
+        let mut places = BTreeMap::new();
+        for (number, function) in functions.iter().enumerate() {
+            places.entry((function.section, function.address)).or_insert(number);
+        }
+        Ok(Self { sections, symbols, functions, places, licence })
     }
 
     /// The section of that name.
@@ -169,8 +206,22 @@ impl Elf {
 
     /// The function that starts there.
     pub(crate) fn function_at(&self, section: usize, address: u64) -> Option<usize> {
-        self.functions.iter().position(|f| f.section == section && f.address == address)
+        self.places.get(&(section, address)).copied()
     }
+}
+
+fn too_much(what: &str, limit: usize) -> ObjectError {
+    ObjectError::Malformed(format!("it has more than {limit} {what}"))
+}
+
+/// That no name in a table of strings is longer than [`LONGEST_NAME`].
+fn short_names(table: &[u8]) -> Result<(), ObjectError> {
+    if table.split(|byte| *byte == 0).any(|name| name.len() > LONGEST_NAME) {
+        return Err(ObjectError::Malformed(format!(
+            "a name in it is longer than {LONGEST_NAME} bytes"
+        )));
+    }
+    Ok(())
 }
 
 impl Section {
@@ -202,31 +253,27 @@ impl Symbol {
 /// The functions of every executable section. Compilers before LLVM 10 leave them untyped: a
 /// section without a typed one takes its untyped symbols, each up to the next.
 fn functions(sections: &[Section], symbols: &[Symbol]) -> Result<Vec<Function>, ObjectError> {
+    let mut named: BTreeMap<usize, Vec<&Symbol>> = BTreeMap::new();
+    for symbol in symbols.iter().filter(|symbol| !symbol.name.is_empty()) {
+        if let Some(section) = symbol.section {
+            named.entry(section).or_default().push(symbol);
+        }
+    }
     let mut functions = Vec::new();
+    let mut room = INSTRUCTIONS;
     for (index, section) in sections.iter().enumerate() {
         if !section.executable || section.data.is_empty() {
             continue;
         }
-        let end = section.data.len() as u64;
-        let here =
-            || symbols.iter().filter(move |s| s.section == Some(index) && !s.name.is_empty());
-        let mut spans: Vec<(&str, u64, u64)> = here()
-            .filter(|symbol| symbol.kind == SymbolKind::Text && symbol.size > 0)
-            .map(|symbol| (symbol.name.as_str(), symbol.address, symbol.size))
-            .collect();
-        if spans.is_empty() {
-            let untyped = || here().filter(|s| !s.name.starts_with("LBB") && s.address < end);
-            spans = untyped()
-                .map(|symbol| {
-                    let next = untyped().map(|s| s.address).filter(|a| *a > symbol.address).min();
-                    (symbol.name.as_str(), symbol.address, next.unwrap_or(end) - symbol.address)
-                })
-                .collect();
-        }
-        for (name, address, size) in spans {
+        let here = named.get(&index).map(Vec::as_slice).unwrap_or_default();
+        for (name, address, size) in spans(section, here) {
             let bytes = usize::try_from(address).ok().zip(usize::try_from(size).ok());
             let bytes =
                 bytes.and_then(|(from, size)| section.data.get(from..from.checked_add(size)?));
+            // Functions may lie over each other, as aliases do.
+            room = room
+                .checked_sub(bytes.map_or(0, <[u8]>::len) / SIZE)
+                .ok_or_else(|| too_much("instructions in functions", INSTRUCTIONS))?;
             let instructions = bytes
                 .filter(|_| address.is_multiple_of(SIZE as u64))
                 .and_then(Insn::parse)
@@ -236,6 +283,9 @@ fn functions(sections: &[Section], symbols: &[Symbol]) -> Result<Vec<Function>, 
                         section.name
                     ))
                 })?;
+            if functions.len() == FUNCTIONS {
+                return Err(too_much("functions", FUNCTIONS));
+            }
             functions.push(Function {
                 name: name.to_owned(),
                 section: index,
@@ -245,4 +295,27 @@ fn functions(sections: &[Section], symbols: &[Symbol]) -> Result<Vec<Function>, 
         }
     }
     Ok(functions)
+}
+
+/// The functions that the symbols of a section are: name, address, size.
+fn spans<'a>(section: &Section, symbols: &[&'a Symbol]) -> Vec<(&'a str, u64, u64)> {
+    let typed: Vec<_> = symbols
+        .iter()
+        .filter(|symbol| symbol.kind == SymbolKind::Text && symbol.size > 0)
+        .map(|symbol| (symbol.name.as_str(), symbol.address, symbol.size))
+        .collect();
+    if !typed.is_empty() {
+        return typed;
+    }
+    let end = section.data.len() as u64;
+    let untyped = || symbols.iter().filter(|s| !s.name.starts_with("LBB") && s.address < end);
+    let mut starts: Vec<_> = untyped().map(|symbol| symbol.address).collect();
+    starts.sort_unstable();
+    untyped()
+        .map(|symbol| {
+            let behind = starts.partition_point(|start| *start <= symbol.address);
+            let next = starts.get(behind).copied().unwrap_or(end);
+            (symbol.name.as_str(), symbol.address, next - symbol.address)
+        })
+        .collect()
 }

@@ -122,6 +122,17 @@ pub fn probe(root: impl Into<PathBuf>) -> Vec<Fact> {
     facts::facts(&Pins::new(root))
 }
 
+/// Reads an object file as a chain does, and links each of its functions with what it calls: their
+/// names, or why it cannot be used, in one line. The kernel is asked for its types only.
+///
+/// # Errors
+///
+/// For whatever is not an object that a chain can have a member from. Any bytes are answered, in memory
+/// and time that their length bounds.
+pub fn read_object(object: &[u8]) -> Result<Vec<String>, String> {
+    object::Object::read_whole(object).map_err(|error| error.to_string())
+}
+
 impl Kernel for AyaKernel {
     fn release(&self) -> String {
         facts::release()

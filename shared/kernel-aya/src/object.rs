@@ -14,6 +14,7 @@ use canopy_chain::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -23,6 +24,12 @@ const PSEUDO_KFUNC: u8 = 2;
 const INSN: i64 = 8;
 /// `BPF_PSEUDO_BTF_ID`
 const PSEUDO_BTF_ID: u8 = 3;
+/// Functions of a program, with its entry: the kernel's `BPF_MAX_SUBPROGS`.
+const FUNCTIONS: usize = 256;
+/// What a program may refer to of the kernel: its `MAX_KFUNC_DESCS`.
+const OUTSIDE: usize = 256;
+/// Instructions linked for looking at a whole object.
+const LINKED: usize = 16_000_000;
 /// Bytes of objects kept parsed: more than the members of a large chain and of its next version.
 const CACHE: usize = 32 << 20;
 
@@ -31,9 +38,65 @@ const CACHE: usize = 32 << 20;
 pub(crate) struct Object {
     elf: Elf,
     pub(crate) btf: Option<Arc<[u8]>>,
-    functions: Vec<Record<2>>,
-    lines: Vec<Record<4>>,
+    notes: Notes,
+    /// The names of the variables that stand for the kernel's configuration.
+    configuration: Vec<String>,
     pub(crate) maps: Vec<MapDef>,
+}
+
+/// What `.BTF.ext` says of functions and lines, found by section. Sections of one name are one here, as
+/// they are there.
+#[derive(Debug, Default)]
+struct Notes {
+    /// The first section of each name.
+    sections: BTreeMap<String, usize>,
+    /// The type of the function at an offset of a section.
+    types: BTreeMap<(usize, u32), u32>,
+    /// The lines of a section, by offset.
+    lines: BTreeMap<usize, Vec<[u32; 4]>>,
+}
+
+impl Notes {
+    fn new(elf: &Elf, btf: &Btf<'_>, ext: &BtfExt) -> Self {
+        let mut notes = Self::default();
+        for (index, section) in elf.sections.iter().enumerate() {
+            notes.sections.entry(section.name.clone()).or_insert(index);
+        }
+        let mut known = BTreeMap::new();
+        let sections = &notes.sections;
+        let mut section = |name: u32| -> Option<usize> {
+            *known.entry(name).or_insert_with(|| sections.get(btf.string(name)).copied())
+        };
+        for Record { section: name, words: [offset, id] } in &ext.functions {
+            if let Some(section) = section(*name) {
+                notes.types.entry((section, *offset)).or_insert(*id);
+            }
+        }
+        for Record { section: name, words } in &ext.lines {
+            if let Some(section) = section(*name) {
+                notes.lines.entry(section).or_default().push(*words);
+            }
+        }
+        for lines in notes.lines.values_mut() {
+            lines.sort_by_key(|[offset, ..]| *offset);
+        }
+        notes
+    }
+
+    /// The type of a function.
+    fn type_of(&self, section: &Section, address: u64) -> Option<u32> {
+        let section = self.sections.get(&section.name)?;
+        self.types.get(&(*section, u32::try_from(address).ok()?)).copied()
+    }
+
+    /// The lines of a part of a section.
+    fn lines_in(&self, section: &Section, part: Range<u64>) -> &[[u32; 4]] {
+        let section = self.sections.get(&section.name);
+        let lines = section.and_then(|section| self.lines.get(section));
+        let lines = lines.map(Vec::as_slice).unwrap_or_default();
+        let before = |end: u64| lines.partition_point(|[offset, ..]| u64::from(*offset) < end);
+        lines.get(before(part.start)..before(part.end)).unwrap_or_default()
+    }
 }
 
 type Cached = (Arc<[u8]>, Arc<Object>);
@@ -78,7 +141,26 @@ impl Object {
         });
         let ext = ext.transpose()?.unwrap_or_default();
         core_relocate::relocate(&mut elf, bytes)?;
-        Ok(Self { elf, btf, functions: ext.functions, lines: ext.lines, maps })
+        let notes = parsed.as_ref().map(|btf| Notes::new(&elf, btf, &ext)).unwrap_or_default();
+        let configuration = parsed.as_ref().map(object_maps::kernel_variables).unwrap_or_default();
+        let configuration = configuration.into_iter().map(str::to_owned).collect();
+        Ok(Self { elf, btf, notes, configuration, maps })
+    }
+
+    /// Parses an object and links every function of it, as an entry; their names.
+    pub(crate) fn read_whole(bytes: &[u8]) -> Result<Vec<String>, ObjectError> {
+        let object = Self::parse(bytes)?;
+        let mut room = LINKED;
+        for function in &object.elf.functions {
+            let code = object.link(&function.name)?;
+            room = room.saturating_sub(code.instructions.len());
+            if room == 0 {
+                return Err(ObjectError::Malformed(format!(
+                    "its functions are more than {LINKED} instructions, each with what it calls"
+                )));
+            }
+        }
+        Ok(object.elf.functions.into_iter().map(|function| function.name).collect())
     }
 
     /// The licence the object declares; empty when it declares none.
@@ -104,8 +186,7 @@ impl Object {
     /// known; weak ones read as 0, as they do where an option is not set.
     fn configured(&self, name: &str, weak: bool) -> Option<(usize, i32)> {
         let map = self.maps.iter().position(|map| map.name == object_maps::KCONFIG)?;
-        let btf = Btf::parse(self.btf.as_deref()?).ok()?;
-        let place = object_maps::kernel_variables(&btf).iter().position(|known| *known == name)?;
+        let place = self.configuration.iter().position(|known| known == name)?;
         let known = weak || name == object_maps::KERNEL_VERSION;
         Some((map, i32::try_from(place * 8).ok()?)).filter(|_| known)
     }
@@ -133,10 +214,10 @@ impl Object {
         })?;
         Linker {
             object: self,
-            strings: self.btf.as_deref().and_then(|raw| Btf::parse(raw).ok()),
             code: Code::default(),
             placed: BTreeMap::new(),
             todo: Vec::new(),
+            outside: BTreeMap::new(),
         }
         .link(first)
     }
@@ -145,13 +226,14 @@ impl Object {
 /// One linking in progress.
 struct Linker<'a> {
     object: &'a Object,
-    /// The object's type information, for its strings.
-    strings: Option<Btf<'a>>,
     code: Code,
     /// Where each function went.
     placed: BTreeMap<usize, usize>,
     /// Instructions that refer to a function, to be resolved when all are placed.
     todo: Vec<(usize, usize)>,
+    /// What is known of the kernel's functions and variables that it refers to, by symbol and whether
+    /// it is called.
+    outside: BTreeMap<(usize, bool), Option<i32>>,
 }
 
 impl Linker<'_> {
@@ -160,6 +242,12 @@ impl Linker<'_> {
         while let Some(number) = queue.pop_front() {
             if self.placed.contains_key(&number) {
                 continue;
+            }
+            if self.placed.len() == FUNCTIONS {
+                return Err(ObjectError::Unsupported {
+                    what: format!("it calls more than {} functions", FUNCTIONS - 1),
+                    remedy: "the kernel takes no more in a program: inline some".to_owned(),
+                });
             }
             let from = self.todo.len();
             self.place(number)?;
@@ -211,32 +299,17 @@ impl Linker<'_> {
 
     /// The function's type and lines.
     fn info(&mut self, function: &Function, section: &Section, base: usize) {
-        let object = self.object;
-        let in_section = |name: u32| {
-            self.strings.as_ref().is_some_and(|strings| strings.string(name) == section.name)
-        };
         let end = function.address + (function.instructions.len() * SIZE) as u64;
-        let here = |offset: u32| (function.address..end).contains(&u64::from(offset));
-        let at = |offset: u32| {
-            let within = u64::from(offset) - function.address;
-            base + usize::try_from(within).unwrap_or(0) / SIZE
-        };
-        let btf = object.functions.iter().find_map(|record| {
-            let [offset, type_id] = record.words;
-            (u64::from(offset) == function.address && in_section(record.section)).then_some(type_id)
-        });
         self.code.functions.push(canopy_chain::Function {
             name: function.name.clone(),
             start: base,
-            btf,
+            btf: self.object.notes.type_of(section, function.address),
         });
-        let mut section_matches = BTreeMap::new();
-        self.code.lines.extend(object.lines.iter().filter_map(|record| {
-            let [offset, file, text, position] = record.words;
-            let matches = *section_matches
-                .entry(record.section)
-                .or_insert_with(|| in_section(record.section));
-            (matches && here(offset)).then(|| Line { at: at(offset), file, text, position })
+        let lines = self.object.notes.lines_in(section, function.address..end);
+        self.code.lines.extend(lines.iter().map(|[offset, file, text, position]| {
+            let within = u64::from(*offset) - function.address;
+            let at = base + usize::try_from(within).unwrap_or(0) / SIZE;
+            Line { at, file: *file, text: *text, position: *position }
         }));
     }
 
@@ -251,12 +324,15 @@ impl Linker<'_> {
         let object = self.object;
         let malformed =
             |what: String| ObjectError::Malformed(format!("function \"{}\" {what}", function.name));
+        let number = symbol;
         let symbol = object
             .elf
             .symbols
-            .get(symbol)
+            .get(number)
             .ok_or_else(|| malformed("refers to a symbol that is not there".to_owned()))?;
-        let Some(section) = symbol.section else { return self.refer_outside(at, insn, symbol) };
+        let Some(section) = symbol.section else {
+            return self.refer_outside(at, insn, number, symbol);
+        };
         let executable = object.elf.sections.get(section).is_some_and(|s| s.executable);
         let address = i64::try_from(symbol.address).unwrap_or(i64::MAX);
         if executable {
@@ -273,7 +349,7 @@ impl Linker<'_> {
             return Err(malformed(format!("calls \"{}\", which is not code", symbol.name)));
         }
         // Data sections are one map each; declared maps are found by where their symbol lies.
-        let place = address + i64::from(insn.imm);
+        let place = address.saturating_add(i64::from(insn.imm));
         let map = object.maps.iter().position(|map| {
             map.section == section
                 && (map.data.is_some() || i64::try_from(map.address).is_ok_and(|at| at == place))
@@ -318,17 +394,47 @@ impl Linker<'_> {
         Ok(())
     }
 
+    /// The kernel's id of what an instruction refers to. Looking one up takes a millisecond.
+    fn kernel_s(
+        &mut self,
+        number: usize,
+        insn: Insn,
+        name: &str,
+    ) -> Result<Option<i32>, ObjectError> {
+        let at = (number, insn.is_load64());
+        if let Some(known) = self.outside.get(&at) {
+            return Ok(*known);
+        }
+        if self.outside.len() == OUTSIDE {
+            return Err(ObjectError::Unsupported {
+                what: format!("it refers to more than {OUTSIDE} things of the kernel"),
+                remedy: "the kernel takes no more in a program: leave some out".to_owned(),
+            });
+        }
+        let id = if insn.is_load64() {
+            core_relocate::kernel_symbol(name)?
+        } else {
+            core_relocate::kernel_function(name)?
+        };
+        let id = id.and_then(|id| i32::try_from(id).ok());
+        self.outside.insert(at, id);
+        Ok(id)
+    }
+
     /// Resolves an instruction that refers to something of the kernel.
     fn refer_outside(
         &mut self,
         at: usize,
         insn: Insn,
+        number: usize,
         symbol: &crate::elf::Symbol,
     ) -> Result<(), ObjectError> {
         let name = &symbol.name;
+        let configured = self.object.configured(name, symbol.weak).filter(|_| insn.is_load64());
+        let id = if configured.is_some() { None } else { self.kernel_s(number, insn, name)? };
         let Some(place) = self.code.instructions.get_mut(at) else { return Ok(()) };
         if insn.is_load64() {
-            if let Some((map, offset)) = self.object.configured(name, symbol.weak) {
+            if let Some((map, offset)) = configured {
                 *place = Insn { src: PSEUDO_MAP_VALUE, imm: 0, ..*place };
                 self.code.maps.push(MapLoad { at, map });
                 if let Some(second) = self.code.instructions.get_mut(at + 1) {
@@ -336,8 +442,7 @@ impl Linker<'_> {
                 }
                 return Ok(());
             }
-            *place = match core_relocate::kernel_symbol(name)?.and_then(|id| i32::try_from(id).ok())
-            {
+            *place = match id {
                 Some(id) => Insn { src: PSEUDO_BTF_ID, imm: id, ..*place },
                 // A weak one that is not there is NULL, which is what programs test for.
                 None if symbol.weak => Insn { src: 0, imm: 0, ..*place },
@@ -352,7 +457,6 @@ impl Linker<'_> {
             };
             return Ok(());
         }
-        let id = core_relocate::kernel_function(name)?.and_then(|id| i32::try_from(id).ok());
         match id {
             Some(id) => *place = Insn { src: PSEUDO_KFUNC, off: 0, imm: id, ..*place },
             // As libbpf does: the verifier refuses it only where it can be reached.

@@ -44,6 +44,15 @@ pub(crate) const PROG_ARRAY: u32 = 3;
 /// `BPF_F_RDONLY_PROG`
 pub(crate) const RDONLY_PROG: u32 = 1 << 7;
 
+/// Most maps of an object. A program can use 64.
+const MAPS: usize = 1024;
+/// Most members of a map's definition; there are about ten.
+const MEMBERS: usize = 64;
+/// Most data of an object, bytes.
+const DATA: usize = 64 << 20;
+/// Most entries that maps of an object are filled with from the start.
+const VALUES: usize = 1 << 16;
+
 /// The section of variables that stand for the kernel's configuration.
 pub(crate) const KCONFIG: &str = ".kconfig";
 /// The one of them that is known: as `KERNEL_VERSION()` makes it.
@@ -109,8 +118,24 @@ pub(crate) fn parse(elf: &Elf, btf: Option<&Btf<'_>>) -> Result<Vec<MapDef>, Obj
         } else if let Some(def) = data_section(index, section)? {
             maps.push(def);
         }
+        bounded(&maps)?;
     }
     Ok(maps)
+}
+
+/// That the maps so far are not more than an object has that is meant to be loaded.
+fn bounded(maps: &[MapDef]) -> Result<(), ObjectError> {
+    let data = maps.iter().filter_map(|map| map.data.as_ref());
+    for (what, found, limit) in [
+        ("maps", maps.len(), MAPS),
+        ("bytes of variables", data.map(|data| data.contents.len()).sum(), DATA),
+        ("values in maps", maps.iter().map(|map| map.values.len()).sum(), VALUES),
+    ] {
+        if found > limit {
+            return Err(ObjectError::Malformed(format!("it has more than {limit} {what}")));
+        }
+    }
+    Ok(())
 }
 
 fn data_section(index: usize, section: &Section) -> Result<Option<MapDef>, ObjectError> {
@@ -123,8 +148,10 @@ fn data_section(index: usize, section: &Section) -> Result<Option<MapDef>, Objec
     }
     // The kernel's own bound for a value is far below; this one is against a .bss that claims
     // terabytes.
-    let size =
-        u32::try_from(section.size).ok().filter(|size| *size <= 64 << 20).ok_or_else(|| {
+    let size = u32::try_from(section.size)
+        .ok()
+        .filter(|size| usize::try_from(*size).is_ok_and(|size| size <= DATA))
+        .ok_or_else(|| {
             ObjectError::Malformed(format!("section \"{}\" is too large", section.name))
         })?;
     let mut contents = section.data.clone();
@@ -176,6 +203,7 @@ fn old_form(
             pinned: word(6) != 0,
             ..MapDef::default()
         });
+        bounded(maps)?;
     }
     Ok(())
 }
@@ -202,13 +230,13 @@ fn declared(
             .resolve(ty.size_or_type)
             .filter(|(_, ty)| ty.kind == kind::STRUCT)
             .ok_or_else(|| malformed("its definition is not a struct"))?;
-        let mut def = definition_of(btf, definition, name)?;
+        let mut def = definition_of(btf, definition, name, Inner::Allowed)?;
         name.clone_into(&mut def.name);
         def.section = index;
         def.address = symbol.address;
         if let Some(offset) = values_offset(btf, definition) {
-            let first = symbol.address + u64::from(offset);
-            let end = symbol.address + symbol.size;
+            let first = symbol.address.saturating_add(u64::from(offset));
+            let end = symbol.address.saturating_add(symbol.size);
             def.values = section
                 .relocations
                 .range(first..end.max(first))
@@ -216,6 +244,7 @@ fn declared(
                 .collect();
         }
         maps.push(def);
+        bounded(maps)?;
     }
     Ok(())
 }
@@ -246,8 +275,24 @@ fn pointed(btf: &Btf<'_>, id: u32) -> Option<(u32, u32)> {
     Some((pointer.size_or_type, btf.size(pointer.size_or_type)?))
 }
 
-fn definition_of(btf: &Btf<'_>, ty: &Type<'_>, map: &str) -> Result<MapDef, ObjectError> {
+/// Whether a map may hold maps: the kernel knows none that hold maps of maps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inner {
+    Allowed,
+    Refused,
+}
+
+fn definition_of(
+    btf: &Btf<'_>,
+    ty: &Type<'_>,
+    map: &str,
+    inner: Inner,
+) -> Result<MapDef, ObjectError> {
     let mut def = MapDef { name: map.to_owned(), ..MapDef::default() };
+    if usize::from(ty.vlen) > MEMBERS {
+        let what = format!("map \"{map}\": its definition has more than {MEMBERS} members");
+        return Err(ObjectError::Malformed(what));
+    }
     for (name, id, _) in members(btf, ty) {
         let malformed =
             || ObjectError::Malformed(format!("map \"{map}\": \"{name}\" cannot be read"));
@@ -276,8 +321,9 @@ fn definition_of(btf: &Btf<'_>, ty: &Type<'_>, map: &str) -> Result<MapDef, Obje
                 def.value_size = 4;
                 match target.kind {
                     kind::FUNC_PROTO => {}
-                    kind::STRUCT if map.len() < 1024 => {
-                        let inner = definition_of(btf, target, &format!("{map}.inner"))?;
+                    kind::STRUCT if inner == Inner::Allowed => {
+                        let name = format!("{map}.inner");
+                        let inner = definition_of(btf, target, &name, Inner::Refused)?;
                         def.inner = Some(Box::new(inner));
                     }
                     _ => return Err(malformed()),

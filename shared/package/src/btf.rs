@@ -2,7 +2,7 @@
 //! (<https://docs.kernel.org/bpf/btf.html>, "BTF type and string encoding").
 
 use crate::elf::MapShape;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PTR: u32 = 2;
 const ARRAY: u32 = 3;
@@ -14,6 +14,9 @@ const DATASEC: u32 = 15;
 
 /// Steps through typedefs and arrays before a type is given up as endless.
 const DEPTH: u32 = 32;
+
+/// Members of a map's definition that are looked at; there are about ten.
+const MEMBERS: usize = 64;
 
 /// Longest name that is read whole, bytes: the kernel's `KSYM_NAME_LEN`.
 const LONGEST_NAME: usize = 512;
@@ -63,24 +66,25 @@ impl<'a> Btf<'a> {
             .collect()
     }
 
-    /// What each function takes and returns: `int (struct xdp_md *)`.
-    pub(crate) fn signatures(&self) -> BTreeMap<&'a str, String> {
-        let functions = self.types.iter().filter(|ty| ty.kind == FUNC);
-        functions
-            .filter_map(|function| {
-                // No function that the kernel takes from outside has more than five parameters.
-                let proto = self
-                    .get(function.referred)
-                    .filter(|ty| ty.kind == FUNC_PROTO && ty.rest.len() <= 5 * 8)?;
-                let takes: Vec<_> = proto
-                    .rest
-                    .chunks_exact(8)
+    /// What each of these functions takes and returns: `int (struct xdp_md *)`.
+    pub(crate) fn signatures(&self, of: &BTreeSet<&str>) -> BTreeMap<&'a str, String> {
+        let mut signatures = BTreeMap::new();
+        for function in self.types.iter().filter(|ty| ty.kind == FUNC) {
+            let name = self.name(function.name);
+            // No function that the kernel takes from outside has more than five parameters.
+            let proto = self
+                .get(function.referred)
+                .filter(|ty| ty.kind == FUNC_PROTO && ty.rest.len() <= 5 * 8);
+            let Some(proto) = proto.filter(|_| of.contains(name)) else { continue };
+            signatures.entry(name).or_insert_with(|| {
+                let parameters = proto.rest.chunks_exact(8);
+                let takes: Vec<_> = parameters
                     .map(|parameter| self.spelled(word(parameter, 4).unwrap_or(0)))
                     .collect();
-                let signature = format!("{} ({})", self.spelled(proto.referred), takes.join(", "));
-                Some((self.name(function.name), signature))
-            })
-            .collect()
+                format!("{} ({})", self.spelled(proto.referred), takes.join(", "))
+            });
+        }
+        signatures
     }
 
     /// A type in C, typedefs and qualifiers looked through: `struct xdp_md *`.
@@ -111,7 +115,7 @@ impl<'a> Btf<'a> {
         let Some(ty) = self.resolve(var.referred).filter(|ty| ty.kind == STRUCT) else {
             return map;
         };
-        for member in ty.rest.chunks_exact(12) {
+        for member in ty.rest.chunks_exact(12).take(MEMBERS) {
             let (Some(name), Some(ty)) = (word(member, 0), word(member, 4)) else { continue };
             let pointee = || self.resolve(ty).filter(|ty| ty.kind == PTR).map(|ty| ty.referred);
             // `__uint(name, n)` is `int (*name)[n]`: the number is the array's length.

@@ -7,6 +7,7 @@ use crate::btf::Btf;
 use object::{
     Architecture, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind, read::File,
 };
+use std::collections::BTreeSet;
 
 /// Why a file is not a usable eBPF object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,12 @@ pub enum ElfError {
     /// Of the other byte order.
     #[error("it is compiled for big-endian hosts")]
     BigEndian,
+    /// More than any compiler makes: tables over each other would make gigabytes of a few bytes.
+    #[error("{what}")]
+    TooMuch {
+        /// Of what.
+        what: String,
+    },
     /// Its type information cannot be read.
     #[error("its BTF cannot be read: {reason}")]
     Btf {
@@ -97,6 +104,7 @@ impl ObjectFile {
         if !file.is_little_endian() {
             return Err(ElfError::BigEndian);
         }
+        bounded(&file, bytes.len())?;
         let mut out = Self::default();
         for symbol in file.symbols() {
             let (Ok(name), Some(index)) = (symbol.name(), symbol.section_index()) else { continue };
@@ -130,7 +138,9 @@ impl ObjectFile {
             let btf = Btf::read(section.data().map_err(not_elf)?)
                 .map_err(|reason| ElfError::Btf { reason })?;
             out.has_btf = true;
-            let mut signatures = btf.signatures();
+            let names: BTreeSet<&str> =
+                out.functions.iter().map(|function| function.name.as_str()).collect();
+            let mut signatures = btf.signatures(&names);
             for function in &mut out.functions {
                 function.signature = signatures.remove(function.name.as_str());
             }
@@ -138,6 +148,39 @@ impl ObjectFile {
         }
         Ok(out)
     }
+}
+
+/// Most sections of an object.
+const SECTIONS: usize = 4096;
+/// Most symbols of an object.
+const SYMBOLS: usize = 1 << 16;
+/// Longest name, bytes: the kernel's `KSYM_NAME_LEN`.
+const LONGEST_NAME: usize = 512;
+
+/// That reading an object takes memory and time by its length, and no more.
+fn bounded<'a>(file: &File<'a, &'a [u8]>, length: usize) -> Result<(), ElfError> {
+    let too_much = |what: String| Err(ElfError::TooMuch { what });
+    let mut contents = 0;
+    for (number, section) in file.sections().enumerate() {
+        let data =
+            section.data().map_err(|error| ElfError::NotElf { reason: error.to_string() })?;
+        contents += data.len();
+        if number >= SECTIONS {
+            return too_much(format!("it has more than {SECTIONS} sections"));
+        }
+        if contents > length {
+            return too_much("its sections lie over each other".to_owned());
+        }
+        // Names are looked up in tables of this kind only, from anywhere to the next zero.
+        let mut names = data.split(|byte| *byte == 0);
+        if section.kind() == SectionKind::Metadata && names.any(|name| name.len() > LONGEST_NAME) {
+            return too_much(format!("a name in it is longer than {LONGEST_NAME} bytes"));
+        }
+    }
+    if file.symbols().nth(SYMBOLS).is_some() {
+        return too_much(format!("it has more than {SYMBOLS} symbols"));
+    }
+    Ok(())
 }
 
 fn is_data(section: &str) -> bool {

@@ -105,3 +105,43 @@ proptest! {
         }
     }
 }
+
+/// An object of many sections that are all the same bytes, or whose one name is very long.
+#[test]
+fn an_object_that_is_more_than_its_bytes_is_refused_at_once() {
+    for (sections, payload, why) in [
+        (60_000_u16, 1_usize << 20, "it has more than 4096 sections"),
+        (4_000, 1 << 20, "its sections lie over each other"),
+        (1, 1 << 20, "a name in it is longer than 512 bytes"),
+    ] {
+        let mut bytes = vec![0_u8; 64 + payload];
+        let names = bytes.len();
+        bytes.extend(vec![b'n'; payload]);
+        bytes.resize((bytes.len() + 1).next_multiple_of(8), 0);
+        let table = bytes.len() as u64;
+        for index in 0..sections + 2 {
+            // type, flags, offset, size
+            let (kind, flags, offset, size) = match index {
+                0 => (0_u32, 0_u64, 0, 0),
+                1 if why.contains("name") => (3, 0, names, payload + 1),
+                1 => (3, 0, names + payload, 1),
+                _ => (1, 2, 64, if why.contains("sections lie") { payload } else { 0 }),
+            };
+            let mut header = [0_u8; 64];
+            header[4..8].copy_from_slice(&kind.to_le_bytes());
+            header[8..16].copy_from_slice(&flags.to_le_bytes());
+            header[24..32].copy_from_slice(&(offset as u64).to_le_bytes());
+            header[32..40].copy_from_slice(&(size as u64).to_le_bytes());
+            bytes.extend(header);
+        }
+        bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        for (at, value) in
+            [(16, 1), (18, 247), (20, 1), (52, 64), (58, 64), (60, sections + 2), (62, 1)]
+        {
+            bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes[40..48].copy_from_slice(&table.to_le_bytes());
+        let error = ObjectFile::read(&bytes).unwrap_err();
+        assert_eq!(error.to_string(), why);
+    }
+}
