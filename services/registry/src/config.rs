@@ -78,6 +78,11 @@ pub struct RepositoryConfig {
     /// What must be signed. Default `signed`.
     #[serde(default)]
     pub trust: Trust,
+    /// Whether people of a role with the class `publish` publish to it over the bus, through this
+    /// registry, which then needs to be able to write there. Signatures count as ever: the registry has
+    /// no key. Default false.
+    #[serde(default)]
+    pub writable: bool,
     /// Seconds a read may take, tries again included. 1 to 60; default 4.
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 60))]
@@ -182,6 +187,15 @@ impl RepositoryConfig {
         match Location::parse(&self.url) {
             Ok(location) => {
                 self.store.check(&location, at, problems);
+                if self.writable && matches!(location, Location::Web(_)) {
+                    problems.push(
+                        Problem::new(
+                            format!("{at}.writable"),
+                            "nothing can be written through a web server",
+                        )
+                        .remedy("name the directory it serves, or the bucket"),
+                    );
+                }
                 if self.trust == Trust::UnsignedDevelopment && !location.is_directory() {
                     problems.push(
                         Problem::new(
@@ -205,6 +219,15 @@ impl RepositoryConfig {
             }
         }
         self.check_package_keys(at, problems);
+        if self.writable && self.trust == Trust::UnsignedDevelopment {
+            problems.push(
+                Problem::new(
+                    format!("{at}.writable"),
+                    "without signatures anybody who may publish could publish anything",
+                )
+                .remedy("write trust: signed with keys, or put the files there yourself"),
+            );
+        }
         match self.trust {
             Trust::Signed if self.keys.iter().all(|key| key.revoked) => problems.push(
                 Problem::new(format!("{at}.keys"), "no key is trusted, so nothing can be served")

@@ -1,9 +1,10 @@
 //! Why a question has no answer, and how that is told over the bus.
 
-use crate::core::choose::Absent;
+use crate::core::{choose::Absent, publication::Unasked};
 use canopy_api::{ApiError, Code, Digest, PackageName};
 use canopy_package::PackageError;
 use canopy_store::StoreError;
+use semver::Version;
 use std::sync::Arc;
 
 /// Why a repository or a file of one cannot be used.
@@ -91,6 +92,169 @@ impl Trouble {
             }
             Self::Defect => "report this with the registry's log".to_owned(),
         }
+    }
+}
+
+/// Why a publisher's change was not made.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PublishError {
+    /// No such repository.
+    #[error("there is no repository \"{name}\"")]
+    NoRepository {
+        /// As asked.
+        name: String,
+        /// Those that can be published to.
+        known: Vec<String>,
+    },
+    /// It is not published to over the bus.
+    #[error("nothing is published to this repository over the bus")]
+    NotWritable,
+    /// A piece that is none.
+    #[error("this is not a piece of a file: {0}")]
+    Piece(String),
+    /// Pieces are missing.
+    #[error("the file {0} was not sent, or not whole")]
+    NotThere(Digest),
+    /// Too many files wait.
+    #[error("{0} files are on their way to the repository already")]
+    Busy(usize),
+    /// More than is published at once.
+    #[error("more than {0} at once")]
+    TooMuch(String),
+    /// Somebody else wrote the index meanwhile.
+    #[error("another publisher was quicker: the index is another one by now")]
+    Overtaken,
+    /// The new index says what was not asked for.
+    #[error("{0}")]
+    Unasked(#[from] Unasked),
+    /// The package comes from another repository.
+    #[error("\"{0}\" does not come from this repository")]
+    Elsewhere(PackageName),
+    /// Other bytes are there under that version.
+    #[error("another file of {name} {version} is there, and no index names it yet")]
+    Taken {
+        /// The package.
+        name: PackageName,
+        /// Its version.
+        version: Version,
+    },
+    /// A version that is none.
+    #[error("\"{text}\" is not a version: {reason}")]
+    Version {
+        /// As given.
+        text: String,
+        /// What the parser met.
+        reason: String,
+    },
+    /// It cannot be read or written, or what was sent is not believed.
+    #[error("{0}")]
+    Trouble(Trouble),
+}
+
+impl From<StoreError> for PublishError {
+    fn from(error: StoreError) -> Self {
+        Self::Trouble(error.into())
+    }
+}
+
+impl From<PackageError> for PublishError {
+    fn from(error: PackageError) -> Self {
+        Self::Trouble(error.into())
+    }
+}
+
+impl PublishError {
+    /// In one word, for a metric's label.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoRepository { .. } => "no_repository",
+            Self::NotWritable => "not_writable",
+            Self::Piece(_) => "piece",
+            Self::NotThere(_) => "not_there",
+            Self::Busy(_) => "busy",
+            Self::TooMuch(_) => "too_much",
+            Self::Overtaken => "overtaken",
+            Self::Unasked(_) => "unasked",
+            Self::Elsewhere(_) => "elsewhere",
+            Self::Taken { .. } => "taken",
+            Self::Version { .. } => "version",
+            Self::Trouble(trouble) => trouble.kind(),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoRepository { .. } | Self::NotThere(_) => Code::NotFound,
+            Self::NotWritable => Code::Denied,
+            Self::Piece(_) | Self::TooMuch(_) | Self::Elsewhere(_) | Self::Version { .. } => {
+                Code::Invalid
+            }
+            Self::Busy(_) => Code::Unavailable,
+            Self::Overtaken | Self::Taken { .. } => Code::Conflict,
+            Self::Unasked(unasked) => match unasked {
+                Unasked::OtherBytes { .. } => Code::Conflict,
+                Unasked::Version { .. }
+                | Unasked::LeftOut { .. }
+                | Unasked::Changed { .. }
+                | Unasked::Missing { .. } => Code::Denied,
+            },
+            // What a publisher sends is the publisher's mistake.
+            Self::Trouble(Trouble::Refused(error)) => error.code(),
+            Self::Trouble(trouble) => trouble.code(),
+        }
+    }
+
+    fn remedy(&self) -> String {
+        match self {
+            Self::NoRepository { known, .. } if known.is_empty() => {
+                "no repository of this registry can be published to over the bus: `writable` in its \
+                 configuration"
+                    .to_owned()
+            }
+            Self::NoRepository { known, .. } => format!("there is {}", known.join(", ")),
+            Self::NotWritable => "publish to its directory or bucket, or have `writable: true` \
+                 written in the registry's configuration"
+                .to_owned(),
+            Self::Piece(_) => "send the file again from its beginning, in order".to_owned(),
+            Self::NotThere(_) => "send it, then ask again".to_owned(),
+            Self::Busy(_) => "try again in a while".to_owned(),
+            Self::TooMuch(_) => "publish the files in several steps".to_owned(),
+            Self::Overtaken => "read the index again and extend that".to_owned(),
+            Self::Unasked(Unasked::OtherBytes { .. }) => "raise the version in package.yaml".to_owned(),
+            Self::Unasked(_) => {
+                "extend the index as it is, by what is published and nothing else".to_owned()
+            }
+            Self::Elsewhere(_) => {
+                "publish it to the repository whose pattern fits its name best".to_owned()
+            }
+            Self::Taken { .. } => "somebody is publishing the version, or was broken off: raise \
+                 yours, or remove the file if nobody is at it"
+                .to_owned(),
+            Self::Version { .. } => "write it as 1.2.3".to_owned(),
+            Self::Trouble(Trouble::Store(_)) => {
+                "see whether the registry's user can write to the repository".to_owned()
+            }
+            Self::Trouble(trouble) => trouble.remedy(),
+        }
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        let mut api = Self::new(error.code(), error.to_string()).remedy(error.remedy());
+        match &error {
+            PublishError::NoRepository { .. } | PublishError::NotWritable => {
+                api = api.at("repository");
+            }
+            PublishError::Overtaken => api = api.at("replaces"),
+            PublishError::Trouble(Trouble::Refused(refused)) => {
+                if let PackageError::Manifest(problems) = &**refused {
+                    problems.0.clone_into(&mut api.problems);
+                }
+            }
+            _ => {}
+        }
+        api
     }
 }
 

@@ -13,8 +13,9 @@
 //!
 //! **Owns:** repositories, their indexes, verified package files in memory.
 //!
-//! **Must not know:** hosts, chains, what packages do. It writes nothing: publishing is done by
-//! whoever holds the key and may write to the place (`canopy package publish`).
+//! **Must not know:** hosts, chains, what packages do; any secret key. It writes only to repositories that
+//! are configured so (`writable`), and there only what their publishers signed, after verifying it as it
+//! does when reading; else publishing is done by whoever may write to the place.
 //!
 //! The highest index version seen is remembered while the process runs; across restarts the
 //! loaders remember it.

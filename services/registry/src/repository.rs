@@ -34,6 +34,10 @@ use tokio::{
     time::timeout,
 };
 
+mod publish;
+
+pub use publish::{Change, Published};
+
 /// Longest signature file, bytes.
 const SIGNATURE_LIMIT: u64 = 8 * 1024;
 

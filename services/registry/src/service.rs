@@ -45,7 +45,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
-    let ended = handlers::register(server, &current).serve(cx.shutdown.clone()).await;
+    let ended = handlers::register(server, &current, &bus).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
 }
@@ -92,7 +92,9 @@ async fn watch(current: Arc<Current>, mut every: Duration, latch: Latch, cx: Con
             due = clock::monotonic();
         }
         if clock::monotonic() >= due {
-            let health = current.get().refresh().await;
+            let registry = current.get();
+            let health = registry.refresh().await;
+            registry.forget_old_uploads().await;
             latch.set(health.iter().any(|one| one.usable), said(&health));
             due = clock::monotonic() + every;
         }

@@ -96,6 +96,19 @@ fn the_way_to_a_store_has_to_fit_it() {
 }
 
 #[test]
+fn only_what_is_signed_and_can_be_written_is_published_to() {
+    let mut one = repository("one", &["*"]);
+    one["writable"] = json!(true);
+    assert_eq!(paths(&json!([one])), [""; 0]);
+    let mut web = one.clone();
+    web["url"] = json!("https://host/x");
+    assert_eq!(paths(&json!([web])), ["repositories[0].writable"]);
+    one["keys"] = json!([]);
+    one["trust"] = json!("unsigned-development");
+    assert_eq!(paths(&json!([one])), ["repositories[0].writable"]);
+}
+
+#[test]
 fn two_repositories_for_one_name_are_ambiguous() {
     let clash = |a: &[&str], b: &[&str]| paths(&json!([repository("a", a), repository("b", b)]));
     assert_eq!(clash(&["firewall"], &["firewall"]), ["repositories[1].packages[0]"]);

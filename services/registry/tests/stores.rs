@@ -13,14 +13,21 @@ mod common;
 mod servers;
 
 use canopy_api::{
-    ApiError, Code,
-    wire::{ArtifactRequest, ResolveReply, ResolveRequest},
+    ApiError, Blob, Code, Digest,
+    wire::{
+        ArtifactRequest, PublishIndexRequest, PublishUploadRequest, PublishedPackage, ResolveReply,
+        ResolveRequest,
+    },
 };
-use canopy_package::repository::artifact_path;
-use canopy_registry::Registry;
+use canopy_package::{
+    Index,
+    index::split,
+    repository::{Publisher, artifact_path},
+};
+use canopy_registry::{Registry, error::PublishError, repository::Change};
 use canopy_store::{Location, Store, StoreConfig};
 use canopy_test_support::stores::Buckets;
-use common::{Directory, package, registry};
+use common::{Directory, now, package, registry};
 use serde_json::{Value, json};
 use servers::{Answer, FaultyServer, WebServer};
 use std::{
@@ -304,4 +311,104 @@ async fn a_store_that_hangs_fails_or_lies_hurts_itself_alone() {
     let registry = registry(&[directory.config("faulty", &["*"], &plain(&server))]);
     let reply = resolve(&registry, "p", "*").await.unwrap();
     assert_eq!(fetch(&registry, &reply).await, bytes);
+}
+
+/// Publishes a package through a registry, by the index that it has at this moment.
+async fn publish_through(
+    registry: &Registry,
+    directory: &Directory,
+    package: &canopy_package::Package,
+) -> Result<u64, PublishError> {
+    let by = "u-publisher".parse().unwrap();
+    let repository = "any".to_owned();
+    let mut file = Vec::new();
+    let replaces = loop {
+        let offset = file.len() as u64;
+        let request = PublishIndexRequest { repository: repository.clone(), offset };
+        let reply = registry.publish_index(&request).await?;
+        file.extend(reply.data.0);
+        if file.len() as u64 == reply.total {
+            break reply.digest;
+        }
+    };
+    let current =
+        (!file.is_empty()).then(|| Index::open_unsigned(split(&file).unwrap().0).unwrap());
+    let bytes = package.build().unwrap();
+    let (name, version) = (&package.manifest.name, &package.manifest.version);
+    let signature = directory.key.sign_package(&bytes, name, version).unwrap();
+    let publication = Publisher::new(&directory.key, now())
+        .publish(current.as_ref(), &bytes, &signature, &directory.trusted())
+        .unwrap();
+    let index = publication.files.last().unwrap().1.clone();
+    for file in [&bytes, &index] {
+        let request = PublishUploadRequest {
+            repository: repository.clone(),
+            digest: Digest::of(file),
+            total: file.len() as u64,
+            offset: 0,
+            data: Blob(file.clone()),
+        };
+        registry.publish_upload(&by, request).await?;
+    }
+    let change = Change::Publish(vec![PublishedPackage { digest: Digest::of(&bytes), signature }]);
+    let index = Digest::of(&index);
+    let done = registry.publish(&by, &repository, &change, &index, replaces.as_ref()).await?;
+    Ok(done.index_version)
+}
+
+/// Two registries over one bucket, several publishers at each: the store's compare and swap decides.
+async fn a_bucket_is_published_to(store: &Buckets) {
+    store.make("packages").unwrap();
+    let directory = Directory::new();
+    let change = json!({
+        "url": store.url("packages", "team/canopy"), "store": store.store(),
+        "writable": true, "timeout_seconds": 20,
+    });
+    let registries = [(); 2].map(|()| registry(&[directory.config("any", &["*"], &change)]));
+    let first = package("p", "0.1.0", "");
+    assert_eq!(publish_through(&registries[0], &directory, &first).await.unwrap(), 1);
+    let reply = resolve(&registries[1], "p", "*").await.unwrap();
+    assert_eq!(fetch(&registries[1], &reply).await, first.build().unwrap());
+
+    let publishers = (0..4_usize).map(|number| {
+        let (registries, directory) = (&registries, &directory);
+        async move {
+            let own = package(&format!("p{number}"), "0.1.0", "");
+            for _ in 0..50 {
+                match publish_through(&registries[number % 2], directory, &own).await {
+                    Ok(_) => return,
+                    Err(error) => assert!(matches!(error, PublishError::Overtaken), "{error}"),
+                }
+            }
+            panic!("others were quicker 50 times");
+        }
+    });
+    futures::future::join_all(publishers).await;
+    for name in ["p", "p0", "p1", "p2", "p3"] {
+        resolve(&registries[0], name, "*").await.unwrap();
+    }
+    // What was broken off before its index is in nobody's way; other bytes of it are.
+    let config: StoreConfig = serde_json::from_value(store.store().clone()).unwrap();
+    let location = Location::parse(&store.url("packages", "team/canopy")).unwrap();
+    let direct = Store::new(location, config, Duration::from_secs(10));
+    let broken_off = package("q", "0.1.0", "");
+    let path = artifact_path(&"q".parse().unwrap(), &"0.1.0".parse().unwrap());
+    direct.write(&path, b"another's".to_vec()).await.unwrap();
+    let error = publish_through(&registries[0], &directory, &broken_off).await.unwrap_err();
+    assert!(matches!(error, PublishError::Taken { .. }), "{error}");
+    direct.write(&path, broken_off.build().unwrap()).await.unwrap();
+    publish_through(&registries[0], &directory, &broken_off).await.unwrap();
+    let left = direct.list_below(".uploads", 100).await.unwrap();
+    let published = Digest::of(&broken_off.build().unwrap());
+    assert!(!left.iter().any(|piece| piece.path.contains(published.hex())), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_is_published_to_through_the_registry() {
+    a_bucket_is_published_to(&Buckets::s3().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn azure_is_published_to_through_the_registry() {
+    a_bucket_is_published_to(&Buckets::azure().unwrap()).await;
 }

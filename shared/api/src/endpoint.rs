@@ -229,9 +229,11 @@ endpoints! {
         Artifact = Internal "artifact" (10 s, idempotent, callers &[Service::Loader]): wire::ArtifactRequest => wire::ArtifactReply, "One chunk of a package file, by digest";
         Search = Read "search" (10 s, idempotent): wire::SearchRequest => wire::SearchReply, "Packages by name, description, hook or keyword";
         Refresh = Publish "refresh" (10 s, idempotent): wire::Empty => wire::RefreshReply, "Reads the repositories again now";
+        PublishIndex = Publish "publish-index" (10 s, idempotent): wire::PublishIndexRequest => wire::PublishIndexReply, "One chunk of the index of a repository that can be published to";
+        PublishUpload = Publish "publish-upload" (10 s, idempotent): wire::PublishUploadRequest => wire::PublishUploadReply, "Takes one chunk of a file that is going to be published";
+        Publish = Publish "publish" (60 s, idempotent): wire::PublishRequest => wire::PublishReply, "Adds signed packages to a repository, with the index that names them";
+        Yank = Publish "yank" (60 s, idempotent): wire::YankRequest => wire::PublishReply, "Withdraws a version from new resolutions, or brings it back";
     } planned {
-        Publish "publish" "Adds a signed package to a repository";
-        Publish "yank" "Withdraws a version from new resolutions";
     }
     /// Tokens, roles, admission, audit.
     policy: Policy {

@@ -101,6 +101,13 @@ pub fn subjects_markdown() -> String {
     schema::fields(&mut out, &downgraded, &mut types);
     let _ = write!(
         out,
+        "\n### `{ROOT}.event.registry.package.published._`, `{ROOT}.event.registry.package.yanked._`\n\n\
+         A version was published, withdrawn or brought back over the bus.\n\n"
+    );
+    let published = schemars::schema_for!(crate::wire::PackagePublished).to_value();
+    schema::fields(&mut out, &published, &mut types);
+    let _ = write!(
+        out,
         "\n## Audit records\n\n`{ROOT}.audit.<service>.<host or _>`: every request that changes something, and \
          every refusal. They go to the account DATA, which people do not see.\n\n"
     );
@@ -228,6 +235,18 @@ fn example(spec: &EndpointSpec) -> &'static str {
         }
         (Service::Policy, Class::Admin, "token-regenerate" | "token-revoke") => {
             r#"{"principal": "u-alice"}"#
+        }
+        (Service::Registry, Class::Publish, "publish-index") => {
+            r#"{"repository": "mine", "offset": 0}"#
+        }
+        (Service::Registry, Class::Publish, "publish-upload") => {
+            r#"{"repository": "mine", "digest": "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881", "total": 1, "offset": 0, "data": "eA=="}"#
+        }
+        (Service::Registry, Class::Publish, "publish") => {
+            r#"{"repository": "mine", "packages": [], "index": "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}"#
+        }
+        (Service::Registry, Class::Publish, "yank") => {
+            r#"{"repository": "mine", "package": "firewall", "version": "0.1.0", "yanked": true, "index": "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881", "replaces": "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}"#
         }
         _ => "{}",
     }

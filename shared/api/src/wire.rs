@@ -3,9 +3,11 @@
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
 mod maps;
+mod publish;
 pub mod tokens;
 
 pub use maps::*;
+pub use publish::*;
 
 use crate::{
     blob::Blob,

@@ -19,9 +19,11 @@
 pub mod config;
 pub mod location;
 mod open;
+mod publish;
 
 pub use config::{Credentials, StoreConfig, Transport};
 pub use location::Location;
+pub use publish::{Listed, Turn};
 
 use bytes::Bytes;
 use canopy_runtime::clock;

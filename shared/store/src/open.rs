@@ -39,7 +39,10 @@ pub(super) fn open(
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
     match location {
         Location::Directory(root) => LocalFileSystem::new_with_prefix(root)
-            .map(|store| Arc::new(store) as _)
+            .map(|store| {
+                // What is written is to stay, and of what is removed nothing.
+                Arc::new(store.with_fsync(true).with_automatic_cleanup(true)) as _
+            })
             .map_err(|source| StoreError::of(&root.display().to_string(), source)),
         Location::Web(url) => HttpBuilder::new()
             .with_url(url.as_str())

@@ -10,7 +10,7 @@
 use canopy_api::{Digest, Hook, document::Format, wire::ChainStatus};
 use canopy_kernel_tests::{
     chain::{Chains, member, object_with, packet},
-    engine::{Host, Loader, Shelf},
+    engine::{Host, Loader},
     package::number,
 };
 use canopy_loader::core::resolve::Located;
@@ -61,16 +61,14 @@ maps:
 /// A host that has both versions: 0.1.0 whose second object fits no host, 0.2.0 whose does here.
 fn host() -> Host {
     let mut host = Host::new();
-    let mut shelf = host.shelf.0.clone();
     for (version, needs) in
         [("0.1.0", "{ features: [no-such-fact] }"), ("0.2.0", "{ features: [ring-buffer] }")]
     {
         let package = Arc::new(package(version, needs));
         let digest = Digest::of(&package.build().unwrap());
-        shelf.insert(digest.clone(), Arc::clone(&package));
+        host.shelf.put(digest.clone(), Arc::clone(&package));
         host.located.insert(format!("variants@={version}"), Located { digest, package });
     }
-    host.shelf = Arc::new(Shelf(shelf));
     host
 }
 

@@ -134,9 +134,10 @@ pub struct RepositoryArgs {
     /// The repository.
     #[arg(
         long,
-        value_name = "DIR|URL",
-        help = "The repository: a directory, which `publish` makes if it is not there, or a bucket \
-                (s3://bucket/folder, az://container/folder)"
+        value_name = "DIR|URL|registry:NAME",
+        help = "The repository: a directory, which `publish` makes if it is not there, a bucket \
+                (s3://bucket/folder, az://container/folder), or one of the registry's, by its name, \
+                over the bus (registry:NAME)"
     )]
     pub repository: String,
     /// How the bucket is reached.

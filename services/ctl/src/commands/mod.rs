@@ -89,7 +89,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         Command::Package(PackageCommand::Refresh { output }) => {
             connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
         }
-        Command::Package(command) => package::run(&command, screen),
+        Command::Package(command) => package::run(&command, &connection, screen),
         Command::Doctor(args) => doctor::run(&args, &connection, screen),
         Command::Config(command) => config::run(&command, &connection, screen),
         Command::Completion { shell } => completion(shell, screen),

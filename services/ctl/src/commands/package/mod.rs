@@ -1,15 +1,17 @@
-//! `canopy package`: making packages and repositories. None of it needs a bus.
+//! `canopy package`: making packages and repositories. Nothing of it needs a bus, but what is published
+//! through the registry.
 
 pub mod build;
 pub mod init;
 pub mod keys;
 mod place;
 pub mod publish;
+mod registry;
 mod repository;
 pub mod yank;
 
 use crate::{
-    cli::PackageCommand,
+    cli::{ConnectionArgs, PackageCommand},
     failure::{Exit, Failure},
     files,
     output::Screen,
@@ -19,7 +21,11 @@ use canopy_package::{Limits, Package, PackageError};
 use std::path::Path;
 
 /// Runs a subcommand. Those that ask the registry are answered on the bus, before this.
-pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failure> {
+pub fn run(
+    command: &PackageCommand,
+    connection: &ConnectionArgs,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
     match command {
         PackageCommand::Init { name, directory, hook } => {
             init::run(name, directory.as_deref(), *hook, screen)
@@ -34,8 +40,8 @@ pub fn run(command: &PackageCommand, screen: &mut Screen) -> Result<Exit, Failur
         PackageCommand::Keygen { directory, name } => keys::generate(directory, name, screen),
         PackageCommand::Sign { files, key } => keys::sign(files, key, screen),
         PackageCommand::Comment { file } => keys::comment(file, screen),
-        PackageCommand::Publish(args) => publish::run(args, screen),
-        PackageCommand::Yank(args) => yank::run(args, screen),
+        PackageCommand::Publish(args) => publish::run(args, connection, screen),
+        PackageCommand::Yank(args) => yank::run(args, connection, screen),
         PackageCommand::Show { .. }
         | PackageCommand::List { .. }
         | PackageCommand::Search { .. }

@@ -1,7 +1,9 @@
-//! Where a repository is, for its publisher: a directory, locked while it is changed, or a bucket, whose
-//! index is compared and swapped.
+//! Where a repository is, for its publisher: a directory, locked while it is changed; a bucket, whose
+//! index is compared and swapped; or behind the registry, which does either for whoever may publish.
 
+use super::registry::Registry;
 use crate::{
+    cli::ConnectionArgs,
     failure::{Exit, Failure},
     files,
     progress::Progress,
@@ -37,6 +39,7 @@ const SIGNATURE_LIMIT: usize = 1 << 16;
 pub(super) enum Place {
     Directory(PathBuf),
     Bucket(Box<Bucket>),
+    Registry(Box<Registry>),
 }
 
 /// A bucket, and what waits for its answers.
@@ -53,9 +56,17 @@ pub(super) struct Found {
 }
 
 impl Place {
-    /// What was written behind `--repository`: a directory's path, or a URL. `store` says how a
-    /// bucket is reached.
-    pub(super) fn of(text: &str, store: Option<&Path>) -> Result<Self, Failure> {
+    /// What was written behind `--repository`: a directory's path, a URL, or a name of the registry's.
+    /// `store` says how a bucket is reached; one of the registry's is reached
+    /// over the bus that `connection` leads to.
+    pub(super) fn of(
+        text: &str,
+        store: Option<&Path>,
+        connection: &ConnectionArgs,
+    ) -> Result<Self, Failure> {
+        if let Some(name) = text.strip_prefix("registry:") {
+            return Registry::connect(name, connection).map(|one| Self::Registry(Box::new(one)));
+        }
         let invalid = |message: String, fix: &str| {
             Err(Failure::new(Exit::Invalid, message).at("--repository").fix(fix))
         };
@@ -106,11 +117,30 @@ impl Place {
         matches!(self, Self::Bucket(_))
     }
 
+    /// Whether its package files cannot be read from here.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self, Self::Registry(_))
+    }
+
+    /// That its package files can be read, to make the index of them.
+    pub(super) fn rebuildable(&self) -> Result<(), Failure> {
+        if self.is_remote() {
+            return Err(Failure::new(
+                Exit::Unsupported,
+                "the index is made anew from the package files, which are not read over the bus",
+            )
+            .at("--rebuild-index")
+            .fix("name the directory or the bucket of the repository"));
+        }
+        Ok(())
+    }
+
     /// Its name, for people.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Directory(path) => path.display().to_string(),
             Self::Bucket(bucket) => bucket.url.clone(),
+            Self::Registry(registry) => registry.name(),
         }
     }
 
@@ -119,6 +149,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.join(path).display().to_string(),
             Self::Bucket(bucket) => format!("{}/{path}", bucket.url.trim_end_matches('/')),
+            Self::Registry(registry) => format!("{}: {path}", registry.name()),
         }
     }
 
@@ -126,7 +157,7 @@ impl Place {
     pub(super) fn make(&self) -> Result<(), Failure> {
         match self {
             Self::Directory(path) => files::make_directory(path),
-            Self::Bucket(_) => Ok(()),
+            Self::Bucket(_) | Self::Registry(_) => Ok(()),
         }
     }
 
@@ -169,6 +200,9 @@ impl Place {
                 let seen = bucket.wait(INDEX, bucket.store.look(INDEX, limit as u64))?;
                 Ok(seen.map(|seen| Found { file: seen.bytes.to_vec(), seen: Some(seen) }))
             }
+            Self::Registry(registry) => {
+                Ok(registry.index()?.map(|file| Found { file, seen: None }))
+            }
         }
     }
 
@@ -181,6 +215,9 @@ impl Place {
                 let seen = found.and_then(|found| found.seen.as_ref());
                 bucket.wait(INDEX, bucket.store.replace(INDEX, file, seen))
             }
+            Self::Registry(registry) => {
+                registry.publish(&file, found.map(|found| found.file.as_slice()))
+            }
         }
     }
 
@@ -192,7 +229,10 @@ impl Place {
         bytes: Vec<u8>,
         names: bool,
     ) -> Result<(), Failure> {
-        let Self::Bucket(bucket) = self else { return self.write(path, bytes) };
+        let bucket = match self {
+            Self::Bucket(bucket) => bucket,
+            Self::Directory(_) | Self::Registry(_) => return self.write(path, bytes),
+        };
         if names {
             return self.write(path, bytes);
         }
@@ -225,6 +265,11 @@ impl Place {
                 files::write_atomic(&path, &bytes, files::PUBLIC)
             }
             Self::Bucket(bucket) => bucket.wait(path, bucket.store.write(path, bytes)),
+            // It goes with the index.
+            Self::Registry(registry) => {
+                registry.keep(path, bytes);
+                Ok(())
+            }
         }
     }
 
@@ -239,6 +284,7 @@ impl Place {
                 let seen = bucket.wait(path, bucket.store.look(path, limit as u64))?;
                 Ok(seen.map(|seen| seen.bytes.to_vec()))
             }
+            Self::Registry(_) => Ok(None),
         }
     }
 
@@ -257,6 +303,7 @@ impl Place {
             Self::Bucket(bucket) => {
                 bucket.wait("the list of packages", bucket.store.list(".cpkg", MOST))?
             }
+            Self::Registry(_) => Vec::new(),
         };
         found.retain(|path| path.split('/').count() == 3);
         found.sort();

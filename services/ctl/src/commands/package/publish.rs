@@ -5,7 +5,7 @@ use super::{
     repository::{Before, PATIENCE, Repository},
 };
 use crate::{
-    cli::PublishArgs,
+    cli::{ConnectionArgs, PublishArgs},
     failure::{Exit, Failure},
     files,
     output::Screen,
@@ -20,14 +20,21 @@ use semver::Version;
 use std::{path::Path, time::Duration};
 
 /// Publishes the files, or signs or makes the index again.
-pub fn run(args: &PublishArgs, screen: &mut Screen) -> Result<Exit, Failure> {
-    let (repository, key) = Repository::of(&args.repository)?;
+pub fn run(
+    args: &PublishArgs,
+    connection: &ConnectionArgs,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    let (repository, key) = Repository::of(&args.repository, connection)?;
     // Everything is read and checked before anything is locked or written.
     let offers = args
         .files
         .iter()
         .map(|path| Offer::read(path, &key))
         .collect::<Result<Vec<Offer>, Failure>>()?;
+    if args.rebuild_index {
+        repository.place.rebuildable()?;
+    }
     repository.place.make()?;
     // Who makes the index anew knows that there is none.
     let patience = if args.rebuild_index { Duration::ZERO } else { PATIENCE };

@@ -5,16 +5,20 @@ use super::{
     repository::{PATIENCE, Repository},
 };
 use crate::{
-    cli::YankArgs,
+    cli::{ConnectionArgs, YankArgs},
     failure::{Exit, Failure},
     output::Screen,
 };
 use canopy_package::repository::INDEX;
 
 /// Says in the index that the version is withdrawn, or is not any more.
-pub fn run(args: &YankArgs, screen: &mut Screen) -> Result<Exit, Failure> {
+pub fn run(
+    args: &YankArgs,
+    connection: &ConnectionArgs,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
     let (name, version) = &args.version;
-    let (repository, key) = Repository::of(&args.repository)?;
+    let (repository, key) = Repository::of(&args.repository, connection)?;
     let place = repository.place.at(INDEX);
     let yanked = !args.undo;
     let state = if yanked { "withdrawn" } else { "offered" };
