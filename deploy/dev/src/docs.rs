@@ -103,6 +103,21 @@ fn written_documents() -> Result<Vec<Written>> {
             schema: json("canopy", &["generate", "package-schema"])?,
         },
         Written {
+            name: "admission-rules".to_owned(),
+            title: "Admission rules",
+            intro: "What `rules` of the policy service names; see [admission](admission.md)."
+                .to_owned(),
+            schema: json("canopy", &["generate", "admission-rules-schema"])?,
+        },
+        Written {
+            name: "admission-cases".to_owned(),
+            title: "Admission cases",
+            intro:
+                "What `canopy policy test` takes beside the rules; see [admission](admission.md)."
+                    .to_owned(),
+            schema: json("canopy", &["generate", "admission-cases-schema"])?,
+        },
+        Written {
             name: "context".to_owned(),
             title: "Contexts of the command line",
             intro: "`~/.config/canopy/config.yaml`, or what `--context-file` or `CANOPY_CONFIG` \

@@ -27,6 +27,7 @@ const KEPT_IN: &[(&str, &[&str])] = &[
 /// What each library of ours may use of ours.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-api", &[]),
+    ("canopy-admission", &["canopy-api", "canopy-package"]),
     ("canopy-chain", &["canopy-api"]),
     ("canopy-package", &["canopy-api"]),
     ("canopy-values", &["canopy-api", "canopy-chain"]),
@@ -40,8 +41,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Bytes in, verdict out.
-const PURE: &[&str] =
-    &["canopy-api", "canopy-chain", "canopy-identity", "canopy-package", "canopy-values"];
+const PURE: &[&str] = &[
+    "canopy-admission",
+    "canopy-api",
+    "canopy-chain",
+    "canopy-identity",
+    "canopy-package",
+    "canopy-values",
+];
 
 /// What a pure crate does not use.
 const IMPURE_CRATES: &[&str] =

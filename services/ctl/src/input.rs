@@ -106,6 +106,14 @@ pub fn list<T: JsonSchema + DeserializeOwned>(path: &Path) -> Result<Vec<T>, Fai
     document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems))
 }
 
+/// A document and its file's display name; what the schema says is checked.
+pub fn document<T: JsonSchema + DeserializeOwned>(path: &Path) -> Result<(String, T), Failure> {
+    let (name, text, format) = read(path)?;
+    let loaded =
+        document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems));
+    Ok((name, loaded?))
+}
+
 /// A file's display name, text and format.
 fn read(path: &Path) -> Result<(String, String, document::Format), Failure> {
     let stdin = path == Path::new("-");

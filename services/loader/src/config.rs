@@ -1,6 +1,6 @@
 //! The loader's configuration file.
 
-use crate::{cache::DEFAULT_BYTES, core::trust::Trust};
+use crate::{admission::AdmissionMode, cache::DEFAULT_BYTES, core::trust::Trust};
 use canopy_api::{HostId, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
@@ -40,6 +40,9 @@ pub struct Config {
     /// package that no rule names is refused. Default: none.
     #[serde(default)]
     pub trust: Vec<Trust>,
+    /// Whether policy is asked before a change. Default `required`.
+    #[serde(default)]
+    pub admission: AdmissionMode,
 }
 
 fn default_state_dir() -> PathBuf {

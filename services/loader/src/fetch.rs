@@ -22,7 +22,7 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, CallError, CallOptions};
 use canopy_package::{
-    Limits, PackageError,
+    Limits, PackageError, PublicKey,
     index::{INDEX_LIMIT, IndexEntry},
     sign::verify_package,
 };
@@ -315,8 +315,8 @@ impl Fetcher {
                 };
                 let at_hand = if away { self.locked(reference).await? } else { None };
                 match at_hand {
-                    Some(located) => {
-                        self.still_trusted(trust, &located).await?;
+                    Some(mut located) => {
+                        located.signed_by = self.still_trusted(trust, &located).await?;
                         let manifest = &located.package.manifest;
                         let note = format!(
                             "the registry cannot be asked ({error}); {} {} of this host will do",
@@ -370,8 +370,13 @@ impl Fetcher {
         blocking(move || Ok(memory.locked(&reference))).await
     }
 
-    /// Whether a package of this host could still come to it: its key may have been revoked since.
-    async fn still_trusted(&self, trust: &Trust, located: &Located) -> Result<(), FetchError> {
+    /// Whether a package of this host could still come to it: its key may have been revoked since. Who
+    /// signed it, where signatures count.
+    async fn still_trusted(
+        &self,
+        trust: &Trust,
+        located: &Located,
+    ) -> Result<Option<PublicKey>, FetchError> {
         let manifest = &located.package.manifest;
         let what = format!("{} {} of this host", manifest.name, manifest.version);
         if trust.revoked.contains(&located.digest) {
@@ -379,7 +384,7 @@ impl Fetcher {
             return Err(refused(&what, PackageError::DigestRevoked { digest }));
         }
         if trust.signatures == SignatureCheck::SkipForDevelopment {
-            return Ok(());
+            return Ok(None);
         }
         let (keys, cache, now) =
             (trust.keys.clone(), Arc::clone(&self.cache), self.memory.seconds());
@@ -390,7 +395,7 @@ impl Fetcher {
             let bytes = cache.bytes(digest).unwrap_or_default();
             let signature = cache.signature(digest).unwrap_or_default();
             verify_package(&bytes, &signature, &keys, now, name, version, digest)
-                .map(drop)
+                .map(Some)
                 .map_err(|source| refused(&what, source))
         })
         .await
@@ -459,14 +464,14 @@ impl Fetcher {
         let (rule, cache, limits) = (trust.clone(), Arc::clone(&self.cache), self.limits);
         let now = self.memory.seconds();
         let located = blocking(move || {
-            let package =
+            let (package, signed_by) =
                 check_package(&rule, &entry, reply.signature.as_deref(), &bytes, &limits, now)
                     .map_err(|source| refused(&got, source))?;
             let signature = reply.signature.as_deref();
             if fresh || cache.signature(&entry.digest).as_deref() != signature {
                 cache.keep(&entry.digest, &bytes, signature).map_err(FetchError::Cache)?;
             }
-            Ok(Located { digest: entry.digest, package: Arc::new(package) })
+            Ok(Located { digest: entry.digest, package: Arc::new(package), signed_by })
         })
         .await?;
         Ok((located, note))

@@ -1,7 +1,11 @@
 //! The loader's verbs on the bus. Changes wait for each other; reading does not wait for them.
 
 use crate::{
-    core::resolve::{self, Located},
+    admission::Admission,
+    core::{
+        admission::signers,
+        resolve::{self, Located},
+    },
     engine::{Engine, Options},
     error::LoaderError,
     fetch::Fetcher,
@@ -12,8 +16,8 @@ use canopy_api::{
     ApiError, Code, DesiredState, HostId, Principal,
     endpoint::{Service, loader},
     wire::{
-        ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply, GetReply,
-        GetRequest, MapChangeReply, MapDeleteRequest, MapRecords, MapSetRequest,
+        AdmissionVerb, ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply,
+        GetReply, GetRequest, MapChangeReply, MapDeleteRequest, MapName, MapRecords, MapSetRequest,
     },
 };
 use canopy_bus::{Bus, Caller, Link, Server};
@@ -46,6 +50,7 @@ type Notes = BTreeMap<String, String>;
 pub struct Handlers<K> {
     engine: Arc<Engine<K>>,
     fetcher: Fetcher,
+    admission: Admission,
     /// One change at a time, from its packages to its commit.
     changes: Arc<Mutex<()>>,
     /// The ring buffers that are followed.
@@ -58,6 +63,7 @@ impl<K> Clone for Handlers<K> {
         Self {
             engine: Arc::clone(&self.engine),
             fetcher: self.fetcher.clone(),
+            admission: self.admission.clone(),
             changes: Arc::clone(&self.changes),
             followers: Arc::clone(&self.followers),
             metrics: self.metrics.clone(),
@@ -67,10 +73,10 @@ impl<K> Clone for Handlers<K> {
 
 impl<K: Kernel> Handlers<K> {
     /// Handlers over an engine. Events go out on the bus that packages come from.
-    pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher) -> Self {
+    pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher, admission: Admission) -> Self {
         let sink = records(fetcher.bus().clone(), engine.host().clone());
         let followers = Followers::new(Arc::clone(&engine), sink, LEASE);
-        Self { engine, fetcher, changes: Arc::default(), followers, metrics: None }
+        Self { engine, fetcher, admission, changes: Arc::default(), followers, metrics: None }
     }
 
     /// Counts changes here.
@@ -226,6 +232,14 @@ impl<K: Kernel> Handlers<K> {
         if let Some(refused) = back.iter().find(|one| !allowed.contains(&one.package)) {
             return Err(LoaderError::Downgrade(Box::new(refused.clone())).into_api());
         }
+        let (wishes, went_back, asked_by) = (asked.clone(), back.clone(), options.clone());
+        let signers = signers(&located);
+        let parts = self
+            .blocking(None, move |engine| {
+                engine.parts_of_apply(&wishes, &signers, &went_back, &asked_by)
+            })
+            .await?;
+        let admitted = self.admission.ask(&options.by, parts, options.dry_run).await?;
         let summary = summary(&asked);
         let by = options.by.clone();
         let reply = self
@@ -235,7 +249,8 @@ impl<K: Kernel> Handlers<K> {
                     .map_err(|error| LoaderError::Host(Box::new(error)))?;
                 engine.apply(std::mem::take(&mut asked), &options)
             })
-            .await;
+            .await
+            .map(|reply| ApplyReply { admission: Some(admitted), ..reply });
         if reply.as_ref().is_ok_and(|reply| !reply.dry_run) {
             self.fetcher.tell_downgrades(self.engine.host(), &back, &by, self.engine.now()).await;
         }
@@ -264,11 +279,15 @@ impl<K: Kernel> Handlers<K> {
         tracing::info!(
             interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
         );
+        let (asked, asked_by) = (request.clone(), options.clone());
+        let parts =
+            self.blocking(None, move |engine| engine.parts_of_delete(&asked, &asked_by)).await?;
+        let admitted = self.admission.ask(&options.by, parts, options.dry_run).await?;
         let by = options.by.clone();
         let reply =
             self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await?;
         self.tell(&reply, &by);
-        Ok(reply)
+        Ok(ApplyReply { admission: Some(admitted), ..reply })
     }
 
     /// Counts what came of a change, and puts what failed into the log.
@@ -288,7 +307,11 @@ impl<K: Kernel> Handlers<K> {
         let turn = self.turn(caller).await?;
         let by = &caller.principal;
         tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
-        self.blocking(Some(turn), move |engine| engine.drain(request.undo, request.dry_run)).await
+        let DrainRequest { undo, dry_run } = request;
+        let parts = self.blocking(None, move |engine| Ok(engine.parts_of_drain(undo))).await?;
+        let admitted = self.admission.ask(by, parts, dry_run).await?;
+        let reply = self.blocking(Some(turn), move |engine| engine.drain(undo, dry_run)).await?;
+        Ok(ApplyReply { admission: Some(admitted), ..reply })
     }
 
     async fn map_set(
@@ -301,6 +324,8 @@ impl<K: Kernel> Handlers<K> {
             map = %request.map, entries = request.entries.len(), dry_run = request.dry_run,
             by = %caller.principal, "map set"
         );
+        let asked = (AdmissionVerb::MapSet, &request.map, request.dry_run);
+        self.admit_map(caller, asked).await?;
         self.blocking(Some(turn), move |engine| engine.map_set(&request)).await
     }
 
@@ -314,7 +339,20 @@ impl<K: Kernel> Handlers<K> {
             map = %request.map, entries = request.keys.len(), dry_run = request.dry_run,
             by = %caller.principal, "map delete"
         );
+        let asked = (AdmissionVerb::MapDelete, &request.map, request.dry_run);
+        self.admit_map(caller, asked).await?;
         self.blocking(Some(turn), move |engine| engine.map_delete(&request)).await
+    }
+
+    /// Asks whether entries of a map may be written.
+    async fn admit_map(
+        &self,
+        caller: &Caller,
+        (verb, map, dry_run): (AdmissionVerb, &MapName, bool),
+    ) -> Result<(), ApiError> {
+        let name = map.clone();
+        let part = self.blocking(None, move |engine| engine.part_of_map(verb, &name)).await?;
+        self.admission.ask(&caller.principal, vec![part], dry_run).await.map(drop)
     }
 
     /// Runs on a thread that may block. The turn is given back when the work ends, not when its

@@ -9,7 +9,9 @@
 //! 4. Ending the process, however, changes nothing in the kernel; a start takes over what is there.
 //! 5. Applying the same document twice changes nothing in the kernel.
 //! 6. A chain that somebody removes or replaces is back within 1.5 s, without bus or registry.
-//! 7. Counts never go back, over changes and restarts.
+//! 7. Nothing is changed that policy has not admitted; what was admitted is restored and taken over
+//!    without asking.
+//! 8. Counts never go back, over changes and restarts.
 //!
 //! **Owns:** the host's desired state, its files under `state_dir`, its pins.
 //!
@@ -31,6 +33,7 @@
 //! assert_eq!(problems[1].path, "document.chains[0].programs[1].name");
 //! ```
 
+pub mod admission;
 pub mod cache;
 pub mod config;
 pub mod core;

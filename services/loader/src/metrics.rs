@@ -5,10 +5,10 @@ use canopy_api::wire::{Action, ApplyReply, ChainState};
 use canopy_kernel::Kernel;
 use canopy_runtime::{
     MetricSpec,
-    metrics::{int_counter_vec, int_gauge_vec},
+    metrics::{histogram_vec, int_counter_vec, int_gauge_vec},
 };
 use prometheus::{
-    IntCounterVec, IntGaugeVec, Registry,
+    HistogramVec, IntCounterVec, IntGaugeVec, Registry,
     core::{Collector, Desc},
     proto::{Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
@@ -107,6 +107,21 @@ const ITEMS: MetricSpec = MetricSpec::counter(
     &["result"],
     "Chains that changes were asked for, by what came of it: created, updated, removed, unchanged, failed",
 );
+const REQUIRED: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_admission_required",
+    &[],
+    "1 when policy is asked before every change, 0 when nobody is (admission: off)",
+);
+const ASKED: MetricSpec = MetricSpec::counter(
+    "canopy_loader_admissions_total",
+    &["result"],
+    "Changes and rehearsals by what came of asking: allowed, denied, unavailable, off (nobody was asked)",
+);
+const ASKING: MetricSpec = MetricSpec::histogram(
+    "canopy_loader_admission_duration_seconds",
+    &[],
+    "Time from asking policy to its decision, seconds",
+);
 
 /// Every metric of the loader. Beside these, each metric a package declares is
 /// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
@@ -129,7 +144,33 @@ pub const METRICS: &[MetricSpec] = &[
     EVICTED,
     RESUMED,
     ITEMS,
+    REQUIRED,
+    ASKED,
+    ASKING,
 ];
+
+/// What the collector does not read from the engine.
+const OWN: [&MetricSpec; 8] =
+    [&REFUSED, &CACHED, &EVICTED, &RESUMED, &ITEMS, &REQUIRED, &ASKED, &ASKING];
+
+/// What is counted of asking policy, registered.
+#[derive(Clone, Debug)]
+pub struct AdmissionMetrics {
+    pub(crate) required: IntGaugeVec,
+    pub(crate) asked: IntCounterVec,
+    pub(crate) duration: HistogramVec,
+}
+
+impl AdmissionMetrics {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            required: int_gauge_vec(registry, &REQUIRED)?,
+            asked: int_counter_vec(registry, &ASKED)?,
+            duration: histogram_vec(registry, &ASKING)?,
+        })
+    }
+}
 
 /// What is counted of packages and of changes, registered.
 #[derive(Clone, Debug)]
@@ -180,9 +221,7 @@ impl<K: Kernel> LoaderCollector<K> {
     pub fn new(engine: Arc<Engine<K>>) -> Result<Self, prometheus::Error> {
         let descriptions = METRICS
             .iter()
-            .filter(|spec| {
-                ![REFUSED, CACHED, EVICTED, RESUMED, ITEMS].iter().any(|own| own.name == spec.name)
-            })
+            .filter(|spec| !OWN.iter().any(|own| own.name == spec.name))
             .map(|spec| {
                 let labels = spec.labels.iter().map(|label| (*label).to_owned()).collect();
                 Desc::new(spec.name.to_owned(), spec.help.to_owned(), labels, HashMap::new())

@@ -1,6 +1,7 @@
 //! The loader as a process: the chains first, then the bus.
 
 use crate::{
+    admission::{Admission, AdmissionMode},
     cache::Cache,
     config::Config,
     core::resolve::Located,
@@ -8,7 +9,7 @@ use crate::{
     error::LoaderError,
     fetch::{Fetcher, Memory},
     handlers::Handlers,
-    metrics::{LoaderCollector, PackageMetrics},
+    metrics::{AdmissionMetrics, LoaderCollector, PackageMetrics},
     store::Store,
 };
 use anyhow::Context as _;
@@ -67,6 +68,9 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     cx.tasks.spawn(sample(Arc::clone(&engine), every, cx.clone()));
     cx.tasks.spawn(alive(Arc::clone(&engine), bus.clone(), cx.clone()));
 
+    let admission = Admission::new(config.admission, bus.clone())
+        .counted(AdmissionMetrics::register(&cx.metrics)?);
+    tell_admission(config.admission, &cx.readiness.latch("admission"));
     let fetcher = Fetcher::new(
         bus.clone(),
         cache,
@@ -82,7 +86,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter())
         .idempotency_file(config.state_dir.join("requests"));
-    let ended = Handlers::new(engine, fetcher)
+    let ended = Handlers::new(engine, fetcher, admission)
         .counted(metrics)
         .register(server)
         .serve(cx.shutdown.clone())
@@ -99,6 +103,18 @@ fn more_descriptors() {
     });
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Says whether anybody is asked before a change.
+fn tell_admission(mode: AdmissionMode, latch: &Latch) {
+    match mode {
+        AdmissionMode::Required => latch.set(true, "policy is asked before every change"),
+        AdmissionMode::Off => {
+            let said = "off: nobody is asked before a change; set `admission: required` in the loader's configuration";
+            tracing::warn!("admission is {said}");
+            latch.warn(said);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use canopy_api::{
 use canopy_bus::{Bus, BusConfig, CallError, Events, Server};
 use canopy_kernel::{MapKind, MapShape, fake::FakeKernel};
 use canopy_loader::{
+    admission::{Admission, AdmissionMode},
     cache::Cache,
     core::resolve::{self, Located},
     engine::{Engine, Options},
@@ -128,7 +129,8 @@ impl Host {
             { "interface": interface, "hook": "xdp", "programs": [{ "name": "a", "package": "watch" }] },
         ]}))
         .unwrap();
-        let located = BTreeMap::from([("watch@*".to_owned(), Located { digest, package })]);
+        let located =
+            BTreeMap::from([("watch@*".to_owned(), Located { digest, package, signed_by: None })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
         self.engine.apply(asked, &options()).unwrap();
     }
@@ -404,9 +406,10 @@ async fn an_operator_follows_and_everybody_who_reads_may_listen() {
     let memory = Arc::clone(&host.engine) as _;
     let release = "6.18".to_owned();
     let fetcher = Fetcher::new(bus.clone(), cache, Vec::new(), Limits::default(), memory, release);
+    let admission = Admission::new(AdmissionMode::Off, bus.clone());
     let server = Server::new(bus, Service::Loader, Some("web1".parse().unwrap()));
     let stop = CancellationToken::new();
-    let handlers = Handlers::new(Arc::clone(&host.engine), fetcher);
+    let handlers = Handlers::new(Arc::clone(&host.engine), fetcher, admission);
     tokio::spawn(handlers.register(server).serve(stop.clone()));
     let target = Target::Host("web1".parse().unwrap());
     let (viewer, operator, admin) = (

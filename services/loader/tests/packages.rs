@@ -21,6 +21,7 @@ use canopy_api::{
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server};
 use canopy_kernel::fake::{Call, FakeKernel};
 use canopy_loader::{
+    admission::{Admission, AdmissionMode},
     cache::Cache,
     core::trust::{SignatureCheck, Trust},
     engine::Engine,
@@ -251,8 +252,9 @@ impl World {
         let limits = Limits::default();
         let kept = Arc::clone(&cache);
         let fetcher = Fetcher::new(bus.clone(), kept, rules, limits, memory, release);
+        let admission = Admission::new(AdmissionMode::Off, bus.clone());
         let server = Server::new(bus.clone(), Service::Loader, Some("web1".parse().unwrap()));
-        let handlers = Handlers::new(Arc::clone(&engine), fetcher);
+        let handlers = Handlers::new(Arc::clone(&engine), fetcher, admission);
         tokio::spawn(handlers.register(server).serve(stop.clone()));
 
         let admin = connect(&nats, "u-admin").await;

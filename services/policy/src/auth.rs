@@ -83,6 +83,7 @@ impl Auth {
         auth: &AuthConfig,
         bus: &Bus,
         cx: &Context,
+        metrics: Metrics,
     ) -> anyhow::Result<Option<Self>> {
         let latch = cx.readiness.latch("connections");
         latch.set(false, "waiting for the bus");
@@ -110,7 +111,6 @@ impl Auth {
         let changes = bucket.changes().await?;
         let tokens = Tokens::new(bucket);
         let system = seat(&config.bus, auth, Seat::System).await?;
-        let metrics = Metrics::register(&cx.metrics)?;
         let connections = Connections::new(system, tokens.clone(), metrics.clone());
         let (change, trust) = watch::channel(Arc::new(trust));
         let this = Self {
@@ -310,6 +310,10 @@ async fn reload(config: Config, change: watch::Sender<Arc<Trust>>, metrics: Metr
 /// Whether nothing changed that only a restart can use.
 fn only_trust_differs(running: &Config, new: &Config) -> bool {
     let mut new = new.clone();
+    // What admission follows by itself.
+    new.rules.clone_from(&running.rules);
+    new.people.clone_from(&running.people);
+    new.hosts.clone_from(&running.hosts);
     if let (Some(running), Some(new)) = (&running.auth, &mut new.auth) {
         new.signing_keys.clone_from(&running.signing_keys);
         new.people.clone_from(&running.people);

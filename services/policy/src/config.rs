@@ -1,17 +1,20 @@
 //! Configuration of the service.
 
-use canopy_api::{problem::Problem, problem::Problems, san::SanPatterns};
+use canopy_admission::is_label;
+use canopy_api::{HostId, Principal, Problem, Problems, permission::Role, san::SanPatterns};
 use canopy_bus::BusConfig;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
 use canopy_secrets::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Most a clock may be off, seconds.
 const MOST_SKEW: u64 = 300;
 
-/// Configuration of the policy service.
+/// Configuration of the policy service. The file is looked at every second: new `rules`, `people` and
+/// `hosts` are used without a restart, as is what says so in `auth`; a file with a mistake changes
+/// nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -24,6 +27,34 @@ pub struct Config {
     /// Logs, metrics, traces.
     #[serde(default)]
     pub runtime: RuntimeConfig,
+    /// The file with the admission rules, JSON or YAML; looked at every second. Without one whoever the
+    /// bus lets through may change hosts.
+    #[serde(default)]
+    pub rules: Option<PathBuf>,
+    /// The roles of people, by their names on the bus, for rules that speak of roles.
+    #[serde(default)]
+    pub people: BTreeMap<Principal, Person>,
+    /// Hosts, for rules that speak of labels.
+    #[serde(default)]
+    pub hosts: BTreeMap<HostId, Host>,
+}
+
+/// A person.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Person {
+    /// Their role.
+    pub role: Role,
+}
+
+/// A host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Its labels: `{ "env": "prod" }`. Names and values are 1 to 63 letters, digits, '_', '.', '-'; names
+    /// may have '/'.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Who may connect.
@@ -92,7 +123,20 @@ impl ServiceConfig for Config {
 
     fn check(&self) -> Result<(), Problems> {
         let mut problems = Problems::default();
-        let Some(auth) = &self.auth else { return Ok(()) };
+        for (host, Host { labels }) in &self.hosts {
+            for (name, value) in labels {
+                if !is_label(name, true) || !is_label(value, false) {
+                    problems.push(
+                        Problem::new(
+                            format!("hosts.{host}.labels.{name}"),
+                            format!("{name}={value} is not a label"),
+                        )
+                        .remedy("name and value are 1 to 63 letters, digits, '_', '.' and '-'"),
+                    );
+                }
+            }
+        }
+        let Some(auth) = &self.auth else { return problems.into_result() };
         if auth.signing_keys.is_empty() {
             problems.push(
                 Problem::new("auth.signing_keys", "there is none, so no token can be issued")

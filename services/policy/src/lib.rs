@@ -6,33 +6,59 @@
 //! 2. A token that was regenerated or revoked opens no connection from that moment on, and its live
 //!    connections are ended.
 //! 3. Several instances agree: what is in force is one value a person, changed by compare and swap.
-//! 4. While it is away nobody new connects, and whoever is connected goes on.
+//! 4. While it is away nobody new connects and no host is changed, and whoever is connected goes on.
+//! 5. With admission rules, what none allows is denied ([`canopy_admission`]). Which host asks is what
+//!    the bus says, not what the request says.
+//! 6. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
+//!    metric and readiness; rules that were never good allow nothing.
 //!
 //! What was done is published on `canopy.v1.audit.>` by the service that did it, and not stored yet.
-//! Admission rules and the audit trail are planned.
 //!
-//! **Owns:** tokens, the answers to the bus server. **Must not know:** packages, kernels, hosts'
-//! insides.
+//! **Owns:** tokens, the answers to the bus server, the rules in force, roles of people and labels of
+//! hosts (a [`directory::Directory`]). **Must not know:** packages' contents, kernels, hosts' insides.
 
 mod auth;
 pub mod commands;
 mod config;
 mod connect;
 mod connections;
+pub mod directory;
+mod handlers;
 mod metrics;
+pub mod rules;
 mod tokens;
 mod trust;
+mod watch;
 
 pub use config::{AuthConfig, Config};
-pub use metrics::METRICS;
+pub use metrics::{METRICS, Metrics};
 
 use auth::Auth;
 use canopy_api::{endpoint::Service, permission::daemon_principal};
 use canopy_bus::{Bus, Server};
-use canopy_runtime::Context;
+use canopy_runtime::{Context, clock};
+use directory::Table;
+use rules::{Admission, RulesFile};
+use std::sync::Arc;
 
 /// Serves until told to end.
 pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
+    let metrics = Metrics::register(&cx.metrics)?;
+    let latch = cx.readiness.latch("admission");
+    let table = Arc::new(Table::from(&config));
+    let admission = Arc::new(Admission::new(table, metrics.clone(), latch, clock::now()));
+    // Before anybody is answered: without them everything would be allowed.
+    let (at_start, path) = (Arc::clone(&admission), config.rules.clone());
+    let file = tokio::task::spawn_blocking(move || {
+        let mut file = path.map(RulesFile::new);
+        watch::read(&at_start, file.as_mut());
+        file
+    })
+    .await?;
+    let followed =
+        watch::follow(Arc::clone(&admission), metrics.clone(), config.clone(), file, cx.clone());
+    cx.tasks.spawn(followed);
+
     let bus = Bus::connect(&config.bus, daemon_principal(Service::Policy, None)?).await?;
     let mut server = Server::new(bus.clone(), Service::Policy, None)
         .health(cx.health())
@@ -40,7 +66,8 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
     if let Some(auth) = &config.auth {
-        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx)).await? else {
+        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, metrics.clone())).await?
+        else {
             return Ok(());
         };
         server = auth.serve(server);
@@ -50,7 +77,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         );
         server = auth::without(server);
     }
-    server.serve(cx.shutdown.clone()).await?;
+    handlers::register(server, &admission, &metrics).serve(cx.shutdown.clone()).await?;
     bus.close().await;
     Ok(())
 }

@@ -18,6 +18,23 @@ const ENDED: MetricSpec = MetricSpec::counter(
     &[],
     "Connections ended because their token was regenerated, revoked or has ended",
 );
+const RULES: MetricSpec =
+    MetricSpec::gauge("canopy_policy_admission_rules", &[], "Admission rules in force");
+const OPEN: MetricSpec = MetricSpec::gauge(
+    "canopy_policy_admission_open",
+    &[],
+    "1 while no rules are configured, so that whoever the bus lets through may change hosts, else 0",
+);
+const CURRENT: MetricSpec = MetricSpec::gauge(
+    "canopy_policy_admission_rules_current",
+    &[],
+    "1 when the file of the rules as it stands is in force, 0 when it has a mistake",
+);
+const DECIDED: MetricSpec = MetricSpec::counter(
+    "canopy_policy_admissions_total",
+    &["decision"],
+    "Questions of loaders by decision: allowed, denied (a part at least), unavailable (no rules could be read)",
+);
 const CONFIGURATION: MetricSpec = MetricSpec::gauge(
     "canopy_policy_configuration_current",
     &[],
@@ -25,25 +42,52 @@ const CONFIGURATION: MetricSpec = MetricSpec::gauge(
 );
 
 /// Every metric of this service beside the runtime's own.
-pub const METRICS: &[MetricSpec] = &[CONNECTS, CONNECT_SECONDS, ENDED, CONFIGURATION];
+pub const METRICS: &[MetricSpec] =
+    &[CONNECTS, CONNECT_SECONDS, ENDED, RULES, OPEN, CURRENT, DECIDED, CONFIGURATION];
 
 /// The metrics, registered.
 #[derive(Clone, Debug)]
-pub(crate) struct Metrics {
+pub struct Metrics {
     pub(crate) connects: IntCounterVec,
     pub(crate) connect_seconds: HistogramVec,
     pub(crate) ended: IntCounterVec,
+    rules: IntGaugeVec,
+    open: IntGaugeVec,
+    current: IntGaugeVec,
+    decided: IntCounterVec,
     pub(crate) configuration: IntGaugeVec,
 }
 
 impl Metrics {
-    /// Makes and registers them.
-    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self {
+    /// Registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
             connects: int_counter_vec(registry, &CONNECTS)?,
             connect_seconds: histogram_vec(registry, &CONNECT_SECONDS)?,
             ended: int_counter_vec(registry, &ENDED)?,
+            rules: int_gauge_vec(registry, &RULES)?,
+            open: int_gauge_vec(registry, &OPEN)?,
+            current: int_gauge_vec(registry, &CURRENT)?,
+            decided: int_counter_vec(registry, &DECIDED)?,
             configuration: int_gauge_vec(registry, &CONFIGURATION)?,
-        })
+        };
+        metrics.configured(true);
+        Ok(metrics)
+    }
+
+    pub(crate) fn rules(&self, count: usize, open: bool, current: bool) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.rules.with_label_values::<&str>(&[]).set(count);
+        self.open.with_label_values::<&str>(&[]).set(i64::from(open));
+        self.current.with_label_values::<&str>(&[]).set(i64::from(current));
+    }
+
+    pub(crate) fn decided(&self, decision: &str) {
+        self.decided.with_label_values(&[decision]).inc();
+    }
+
+    /// Says whether the configuration file as it stands is in use.
+    pub(crate) fn configured(&self, current: bool) {
+        self.configuration.with_label_values::<&str>(&[]).set(i64::from(current));
     }
 }

@@ -373,15 +373,10 @@ fn verify(
     entry.check(&bytes)?;
     let signed_by = match &signature {
         None => None,
-        Some(signature) => Some(verify_package(
-            &bytes,
-            signature,
-            keys,
-            now,
-            &entry.name,
-            &entry.version,
-            &entry.digest,
-        )?),
+        Some(signature) => {
+            let IndexEntry { name, version, digest, .. } = entry;
+            Some(verify_package(&bytes, signature, keys, now, name, version, digest)?.id())
+        }
     };
     let package = Package::open(&bytes, &limits)?;
     if (&package.manifest.name, &package.manifest.version) != (&entry.name, &entry.version) {

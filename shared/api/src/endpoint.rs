@@ -243,8 +243,10 @@ endpoints! {
         TokenRegenerate = Admin "token-regenerate" (5 s): wire::tokens::TokenRegenerateRequest => wire::tokens::TokenReply, "Another token for a person; the old one ends at once, with its connections";
         TokenRevoke = Admin "token-revoke" (5 s): wire::tokens::TokenRevokeRequest => wire::tokens::TokenRecord, "Ends a person's token, with its connections";
         TokenList = Read "token-list" (5 s, idempotent): wire::tokens::TokenListRequest => wire::tokens::TokenListReply, "Who has a token, of which role, in which state";
+        Admit = Internal "admit" (2 s, idempotent, callers &[Service::Loader]): wire::AdmitRequest => wire::AdmitReply, "May this person do this on the host that asks";
+        Explain = Read "explain" (5 s, idempotent): wire::ExplainRequest => wire::ExplainReply, "Which admission rule would decide, and what each says";
+        Rules = Read "rules" (5 s, idempotent): wire::Empty => wire::RulesReply, "The admission rules in force";
     } planned {
-        Internal "admit" "May this subject put this package there";
         Read "audit" "What was done, by whom";
     }
     /// Certificates.

@@ -2,10 +2,12 @@
 //!
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
+mod admission;
 mod maps;
 mod publish;
 pub mod tokens;
 
+pub use admission::*;
 pub use maps::*;
 pub use publish::*;
 
@@ -46,6 +48,9 @@ pub struct Check {
     /// State in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// There, but in a way that somebody should know of: a protection that is switched off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warning: bool,
 }
 
 /// Answer to `version`.
@@ -127,6 +132,9 @@ pub struct ApplyReply {
     /// Each selector the request named that is not a plain name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selectors: Vec<SelectorOutcome>,
+    /// What admitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admitted>,
 }
 
 /// What happened to what is described for the interfaces of a selector.

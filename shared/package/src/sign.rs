@@ -196,7 +196,7 @@ pub fn comment(name: &PackageName, version: &semver::Version, digest: &Digest) -
 }
 
 /// Checks a package file's signature and that its trusted comment says exactly this name, version
-/// and digest. Returns the id of the key, 16 hexadecimal digits.
+/// and digest. Returns the key that made it.
 pub fn verify_package(
     bytes: &[u8],
     signature: &str,
@@ -205,7 +205,7 @@ pub fn verify_package(
     name: &PackageName,
     version: &semver::Version,
     digest: &Digest,
-) -> Result<String, PackageError> {
+) -> Result<PublicKey, PackageError> {
     let found = Digest::of(bytes);
     if found != *digest {
         return Err(PackageError::WrongDigest { wanted: digest.clone(), found });
@@ -215,24 +215,24 @@ pub fn verify_package(
     if found == wanted { Ok(key) } else { Err(PackageError::SignedForAnother { wanted, found }) }
 }
 
-/// Checks an index's signature. Returns the id of the key.
+/// Checks an index's signature. Returns the key that made it.
 pub fn verify_index(
     bytes: &[u8],
     signature: &str,
     keys: &[TrustedKey],
     now: u64,
-) -> Result<String, PackageError> {
+) -> Result<PublicKey, PackageError> {
     verify(INDEX, bytes, signature, keys, now).map(|(key, _)| key)
 }
 
-/// Key id and trusted comment of a good signature.
+/// Key and trusted comment of a good signature.
 fn verify(
     what: &'static str,
     bytes: &[u8],
     signature: &str,
     keys: &[TrustedKey],
     now: u64,
-) -> Result<(String, String), PackageError> {
+) -> Result<(PublicKey, String), PackageError> {
     let signature = read(what, signature)?;
     let key = id(signature.keynum());
     // Several entries may have one id: the id is chosen by whoever makes a key. One of them must
@@ -248,9 +248,9 @@ fn verify(
         })
     };
     let good: Vec<_> = candidates.iter().filter(checks).collect();
-    if good.is_empty() {
+    let Some(maker) = good.first() else {
         return Err(PackageError::Tampered { what, key });
-    }
+    };
     if good.iter().any(|trusted| trusted.revoked) {
         return Err(PackageError::KeyRevoked { what, key });
     }
@@ -262,7 +262,7 @@ fn verify(
     let comment = signature
         .trusted_comment()
         .map_err(|error| PackageError::SignatureFormat { what, reason: error.to_string() })?;
-    Ok((key, comment))
+    Ok((maker.key.clone(), comment))
 }
 
 /// Reads a signature file. The library indexes into the last line's bytes without looking at

@@ -12,7 +12,7 @@ mod common;
 
 use canopy_api::Digest;
 use canopy_package::{
-    Index, IndexEntry, Limits, Package, PackageError, TrustedKey, error::EntryFault,
+    Index, IndexEntry, Limits, Package, PackageError, PublicKey, TrustedKey, error::EntryFault,
     sign::verify_package,
 };
 use common::{key, minimal};
@@ -182,7 +182,7 @@ impl Signed {
         Self { bytes, signature, trusted }
     }
 
-    fn verify(&self, name: &str, version: &str, now: u64) -> Result<String, PackageError> {
+    fn verify(&self, name: &str, version: &str, now: u64) -> Result<PublicKey, PackageError> {
         verify_package(
             &self.bytes,
             &self.signature,
@@ -202,7 +202,7 @@ impl Signed {
 #[test]
 fn a_good_signature_is_told_by_its_key() {
     let signed = Signed::new();
-    assert_eq!(signed.verify("firewall", "0.1.0", 100).unwrap(), signed.trusted[0].key.id());
+    assert_eq!(signed.verify("firewall", "0.1.0", 100).unwrap(), signed.trusted[0].key);
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn verify(signature: &str) -> Result<String, PackageError> {
     let (name, version) = ("firewall".parse().unwrap(), "0.1.0".parse().unwrap());
     let digest = Digest::of(FILE);
     verify_package(FILE, signature, &[TrustedKey::from(key)], 0, &name, &version, &digest)
+        .map(|key| key.id())
 }
 
 #[test]

@@ -14,7 +14,15 @@ pub struct Readiness(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     started: Instant,
-    latches: Mutex<BTreeMap<String, (bool, String)>>,
+    latches: Mutex<BTreeMap<String, Standing>>,
+}
+
+/// How it stands with one thing.
+#[derive(Clone, Debug)]
+struct Standing {
+    ok: bool,
+    warning: bool,
+    detail: String,
 }
 
 impl Default for Readiness {
@@ -43,13 +51,14 @@ impl Readiness {
     pub fn health(&self) -> Health {
         let latches = self.0.latches.lock().unwrap_or_else(PoisonError::into_inner);
         Health {
-            ready: latches.values().all(|(ok, _)| *ok),
+            ready: latches.values().all(|one| one.ok),
             checks: latches
                 .iter()
-                .map(|(name, (ok, detail))| Check {
+                .map(|(name, one)| Check {
                     name: name.clone(),
-                    ok: *ok,
-                    detail: detail.clone(),
+                    ok: one.ok,
+                    detail: one.detail.clone(),
+                    warning: one.warning,
                 })
                 .collect(),
             uptime_seconds: self.0.started.elapsed().as_secs(),
@@ -72,11 +81,20 @@ pub struct Latch {
 impl Latch {
     /// Says whether it is there, and its state in words.
     pub fn set(&self, ok: bool, detail: impl Into<String>) {
-        let detail = detail.into();
+        self.stand(Standing { ok, warning: false, detail: detail.into() });
+    }
+
+    /// Says that it is there, but in a way that somebody should know of.
+    pub fn warn(&self, detail: impl Into<String>) {
+        self.stand(Standing { ok: true, warning: true, detail: detail.into() });
+    }
+
+    fn stand(&self, standing: Standing) {
+        let Standing { ok, detail, .. } = standing.clone();
         let mut latches = self.readiness.0.latches.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = latches.insert(self.name.clone(), (ok, detail.clone()));
+        let before = latches.insert(self.name.clone(), standing);
         drop(latches);
-        if before.is_some_and(|(was, _)| was != ok) {
+        if before.is_some_and(|before| before.ok != ok) {
             tracing::info!(check = %self.name, ok, %detail, "readiness changed");
         }
     }
@@ -105,5 +123,8 @@ mod tests {
         let health = readiness.health();
         assert!(!health.ready);
         assert_eq!(health.checks[0].detail, "disconnected");
+        bus.warn("in plain text");
+        let health = readiness.health();
+        assert!(health.ready && health.checks[0].warning && !health.checks[1].warning);
     }
 }

@@ -22,6 +22,7 @@ use canopy_attacks::{Attack, GENUINE, Lie, NAMES, NOW, Outcome, read, root, unch
 use canopy_bus::{Bus, BusConfig, CallError, Server};
 use canopy_kernel::fake::{Call, FakeKernel};
 use canopy_loader::{
+    admission::{Admission, AdmissionMode},
     cache::Cache,
     core::trust::{SignatureCheck, Trust},
     engine::{Engine, Parts},
@@ -231,9 +232,11 @@ impl Loader {
         let memory = Arc::clone(&engine) as _;
         let fetcher = Fetcher::new(bus.clone(), cache, rules, limits, memory, release)
             .counted(PackageMetrics::register(&counted).unwrap());
+        let admission = Admission::new(AdmissionMode::Off, bus.clone());
         let server = Server::new(bus.clone(), Service::Loader, Some("web1".parse().unwrap()));
         let stop = CancellationToken::new();
-        let serving = Handlers::new(engine, fetcher).register(server).serve(stop.clone());
+        let serving =
+            Handlers::new(engine, fetcher, admission).register(server).serve(stop.clone());
         let ended = tokio::spawn(async move {
             serving.await.unwrap();
         });

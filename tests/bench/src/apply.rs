@@ -8,7 +8,8 @@
 //!
 //! The loader's files are in memory, so that a disk's `fsync` is not measured with it; the same on
 //! the disk of the temporary directory is a row of its own, and so is a loader that was just started
-//! and has to fetch the package. There is no admission yet.
+//! and has to fetch the package. Policy is asked before each; without rules, as the stack is made. What
+//! that takes is in the whole, and told apart.
 
 use crate::report::Report;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -28,6 +29,7 @@ use canopy_test_support::{compile_text, repository};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -143,6 +145,8 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
             }
             bench.other_tools(&mut all)?;
         }
+        let admission = quantile(&bench.admission.borrow(), 0.5).context("nothing was asked")?;
+        ratios.insert("admission_ms_p50".to_owned(), admission);
         // Ten programs, and nothing to do.
         bench.call(&document(Hook::Xdp, 10, 0))?;
         let (rss, cpu) = bench.at_rest(Duration::from_secs(5))?;
@@ -240,6 +244,8 @@ struct Bench<'a> {
     btf: Btf,
     /// The object of each package: its file and its bytes.
     objects: BTreeMap<&'static str, (PathBuf, Vec<u8>)>,
+    /// What asking policy took, each time, milliseconds.
+    admission: RefCell<Vec<f64>>,
 }
 
 impl<'a> Bench<'a> {
@@ -265,7 +271,7 @@ impl<'a> Bench<'a> {
             objects.insert(name, (object, bytes));
         }
         let btf = Btf::from_sys_fs()?;
-        Ok(Self { stack, runtime, bus, btf, objects })
+        Ok(Self { stack, runtime, bus, btf, objects, admission: RefCell::default() })
     }
 
     fn object(&self, hook: Hook) -> Result<&(PathBuf, Vec<u8>)> {
@@ -291,23 +297,30 @@ impl<'a> Bench<'a> {
     /// The same on the clock, and what of it the kernel took, milliseconds.
     fn timed(&self, document: &Value, expected: Action) -> Result<(Duration, f64)> {
         // Reading the metrics costs kernel time too: it is known from a reading before.
-        let first = self.kernel_ms()?;
-        let before = self.kernel_ms()?;
+        let (first, _) = self.spent_ms()?;
+        let (before, asked_before) = self.spent_ms()?;
         let begun = Instant::now();
         let action = self.call(document)?;
         let took = begun.elapsed();
-        let kernel = (self.kernel_ms()? - before) - (before - first);
+        let (after, asked) = self.spent_ms()?;
+        let kernel = (after - before) - (before - first);
+        self.admission.borrow_mut().push(asked - asked_before);
         ensure!(action == expected, "{action:?}, not {expected:?}");
         Ok((took, kernel.max(0.0)))
     }
 
-    fn kernel_ms(&self) -> Result<f64> {
+    /// What the loader has spent so far in the kernel and in asking policy, milliseconds.
+    fn spent_ms(&self) -> Result<(f64, f64)> {
         let text = self.stack.metrics(Service::Loader)?;
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix("canopy_loader_kernel_seconds_total "))
-            .context("the loader does not tell its time in the kernel")?;
-        Ok(value.parse::<f64>()? * 1e3)
+        let value = |name: &str| -> Result<f64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            let value = line.with_context(|| format!("the loader does not tell {name}"))?;
+            Ok(value.parse::<f64>()? * 1e3)
+        };
+        Ok((
+            value("canopy_loader_kernel_seconds_total")?,
+            value("canopy_loader_admission_duration_seconds_sum")?,
+        ))
     }
 
     fn apply(&self, hook: Hook, n: usize, all: &mut Everything) -> Result<()> {

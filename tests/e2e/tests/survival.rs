@@ -193,6 +193,7 @@ fn a_bus_that_dies_during_a_change_leaves_the_old_chain_or_the_new() {
                     stack.wait_for_bus()?;
                     stack.wait_ready(Service::Loader)?;
                     stack.wait_ready(Service::Registry)?;
+                    stack.wait_ready(Service::Policy)?;
                     Ok(done)
                 })
                 .unwrap();

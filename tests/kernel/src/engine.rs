@@ -57,7 +57,7 @@ impl Host {
                 license_text: None,
             });
             shelf.put(digest.clone(), Arc::clone(&package));
-            located.insert(format!("{name}@*"), Located { digest, package });
+            located.insert(format!("{name}@*"), Located { digest, package, signed_by: None });
         }
         Self {
             pair: Pair::new().unwrap(),

@@ -128,7 +128,10 @@ impl Loader {
                 self.cache.keep(&digest, &bytes, None)?;
             }
             let package = Package::open(&bytes, &Limits::default())?;
-            located.insert(reference.clone(), Located { digest, package: Arc::new(package) });
+            located.insert(
+                reference.clone(),
+                Located { digest, package: Arc::new(package), signed_by: None },
+            );
         }
         Ok(located)
     }

@@ -96,7 +96,8 @@ impl Host {
             { "interface": HOST_LINK, "hook": "xdp", "programs": [{ "name": "a", "package": "every" }] },
         ]}))
         .unwrap();
-        let located = BTreeMap::from([("every@*".to_owned(), Located { digest, package })]);
+        let located =
+            BTreeMap::from([("every@*".to_owned(), Located { digest, package, signed_by: None })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
         let by = "u-test".parse().unwrap();
         let options = Options { expected_generation: None, dry_run: false, atomic: false, by };

@@ -67,7 +67,8 @@ fn host() -> Host {
         let package = Arc::new(package(version, needs));
         let digest = Digest::of(&package.build().unwrap());
         host.shelf.put(digest.clone(), Arc::clone(&package));
-        host.located.insert(format!("variants@={version}"), Located { digest, package });
+        host.located
+            .insert(format!("variants@={version}"), Located { digest, package, signed_by: None });
     }
     host
 }

@@ -2,10 +2,12 @@
 
 mod map;
 mod package;
+mod policy;
 mod token;
 
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
+pub use policy::{ExplainArgs, PolicyCommand};
 pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
 use crate::output::Format;
@@ -24,7 +26,7 @@ Exit codes:
   0  done, or nothing to do
   1  failed (a defect, a local file, a required ability missing)
   2  the command line or a document is wrong
-  3  diff: there are differences
+  3  diff: there are differences; policy test: a case came out otherwise; policy check --strict: a remark
   4  not found
   5  conflict: the state is not what you thought
   6  denied
@@ -154,6 +156,9 @@ pub enum Command {
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),
+    /// Check, test and explain admission rules
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Say what this machine, a host and the connection can and cannot do, and how to mend it
     Doctor(DoctorArgs),
     /// Show and choose contexts
@@ -301,6 +306,9 @@ pub enum GetWhat {
         #[arg(long)]
         outdated: bool,
     },
+    /// Admission rules in force
+    #[command(visible_alias = "rule")]
+    Rules,
 }
 
 /// `describe`
@@ -476,6 +484,10 @@ pub enum GenerateCommand {
     IndexSchema,
     /// JSON Schema of a document for `apply`
     DesiredSchema,
+    /// JSON Schema of a file of admission rules
+    AdmissionRulesSchema,
+    /// JSON Schema of a table of cases for `policy test`
+    AdmissionCasesSchema,
 }
 
 /// Hooks with completion and "did you mean".

@@ -2,6 +2,7 @@
 
 use crate::{
     cli::{GetArgs, GetWhat, HostsArgs},
+    commands::policy,
     failure::{Exit, Failure},
     near,
     output::{Format, Screen},
@@ -49,6 +50,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
         GetWhat::Packages { package, outdated: true } => {
             outdated(package.clone(), args, remote, screen).await
         }
+        GetWhat::Rules => policy::in_force(format, remote, screen).await,
     }
 }
 

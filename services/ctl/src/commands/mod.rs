@@ -12,12 +12,13 @@ pub mod get;
 pub mod map;
 pub mod package;
 pub mod partly;
+pub mod policy;
 pub mod token;
 pub mod top;
 pub mod version;
 
 use crate::{
-    cli::{Cli, Command, ConnectionArgs, GenerateCommand, PackageCommand},
+    cli::{Cli, Command, ConnectionArgs, GenerateCommand, PackageCommand, PolicyCommand},
     context::{ContextFile, Settings},
     failure::{Exit, Failure},
     input::Input,
@@ -90,6 +91,13 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
         }
         Command::Package(command) => package::run(&command, &connection, screen),
+        Command::Policy(command) => match (policy::offline(&command, screen), command) {
+            (Some(done), _) => done,
+            (None, PolicyCommand::Explain(args)) => {
+                connected(&connection, async |remote| policy::explain(&args, remote, screen).await)
+            }
+            (None, _) => Err(Failure::new(Exit::Failed, "this needs no connection")),
+        },
         Command::Doctor(args) => doctor::run(&args, &connection, screen),
         Command::Config(command) => config::run(&command, &connection, screen),
         Command::Completion { shell } => completion(shell, screen),
@@ -141,6 +149,12 @@ fn generate(command: &GenerateCommand, screen: &mut Screen) -> Result<Exit, Fail
         }
         GenerateCommand::DesiredSchema => {
             output::json(&schemars::schema_for!(canopy_api::DesiredState))?
+        }
+        GenerateCommand::AdmissionRulesSchema => {
+            output::json(&schemars::schema_for!(canopy_admission::RuleSet))?
+        }
+        GenerateCommand::AdmissionCasesSchema => {
+            output::json(&schemars::schema_for!(canopy_admission::Cases))?
         }
     };
     screen.print(&text)?;

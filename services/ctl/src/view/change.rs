@@ -1,7 +1,9 @@
 //! What a change did: answers to apply, delete and drain.
 
 use crate::output::{Answer, Table, Tone};
-use canopy_api::wire::{Action, ApplyReply, ChainOutcome, SelectorOutcome};
+use canopy_api::wire::{
+    Action, AdmissionBasis, Admitted, ApplyReply, ChainOutcome, SelectorOutcome,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -43,6 +45,11 @@ impl Answer for Change {
         for selector in &reply.selectors {
             let _ = writeln!(out, "{}", selected(selector, reply.dry_run, colour));
         }
+        if reply.dry_run
+            && let Some(admitted) = &reply.admission
+        {
+            let _ = writeln!(out, "{}", admission(admitted));
+        }
         let rehearsal = if reply.dry_run { "; nothing was changed" } else { "" };
         let _ = writeln!(out, "{}: generation {}{rehearsal}", reply.host, reply.generation);
         out
@@ -51,6 +58,18 @@ impl Answer for Change {
     fn names(&self) -> Vec<String> {
         let chains = &self.0.chains;
         chains.iter().map(|c| format!("{}/{}/{}", self.0.host, c.interface, c.hook)).collect()
+    }
+}
+
+/// What would admit a change.
+fn admission(admitted: &Admitted) -> String {
+    match admitted.basis {
+        AdmissionBasis::Rules if admitted.rules.is_empty() => {
+            "would be admitted: it changes nothing".to_owned()
+        }
+        AdmissionBasis::Rules => format!("would be admitted by {}", admitted.rules.join(", ")),
+        AdmissionBasis::Open => "would be admitted: there are no rules".to_owned(),
+        AdmissionBasis::Off => "would be admitted: this host asks nobody".to_owned(),
     }
 }
 
@@ -148,6 +167,7 @@ pub(crate) mod tests {
             dry_run,
             chains,
             selectors: Vec::new(),
+            admission: None,
         }
     }
 

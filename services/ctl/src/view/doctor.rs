@@ -15,7 +15,7 @@ pub enum Standing {
     Failed,
     /// Not there; what works today works without it.
     Missing,
-    /// Works, and will not for ever.
+    /// Works, and somebody should know how: it will not for ever, or something that protects is off.
     Warn,
     /// Could not be looked at.
     Skipped,
@@ -60,7 +60,11 @@ impl Finding {
 
     /// Something a service needs.
     pub fn check(check: Check) -> Self {
-        let standing = if check.ok { Standing::Ok } else { Standing::Failed };
+        let standing = match (check.ok, check.warning) {
+            (false, _) => Standing::Failed,
+            (true, true) => Standing::Warn,
+            (true, false) => Standing::Ok,
+        };
         Self::new(check.name, standing, check.detail)
     }
 }

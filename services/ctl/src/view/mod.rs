@@ -8,6 +8,7 @@ pub mod hosts;
 pub mod maps;
 pub mod outdated;
 pub mod packages;
+pub mod policy;
 pub mod programs;
 pub mod tokens;
 pub mod top;

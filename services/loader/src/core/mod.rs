@@ -1,6 +1,7 @@
 //! Decisions without effects: values in, values out. Nothing here reads a clock, a file, the bus
 //! or the kernel.
 
+pub mod admission;
 pub mod build;
 pub mod downgrade;
 pub mod expand;

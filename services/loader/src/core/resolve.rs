@@ -8,7 +8,7 @@ use canopy_api::{
     ApiError, ChainSpec, Code, DesiredState, Digest, Hook, Problem, Problems, ProgramSpec, Target,
     VerdictSet, desired::parse_proceed_on, document,
 };
-use canopy_package::{Manifest, Package, bind, manifest::ManifestProgram};
+use canopy_package::{Manifest, Package, PublicKey, bind, manifest::ManifestProgram};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,6 +23,8 @@ pub struct Located {
     pub digest: Digest,
     /// What is in them.
     pub package: Arc<Package>,
+    /// The key whose signature on them was verified; `None` where signatures do not count.
+    pub signed_by: Option<PublicKey>,
 }
 
 /// What a request asks for; `None` to have it removed.

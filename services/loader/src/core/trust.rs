@@ -3,7 +3,8 @@
 
 use canopy_api::{Digest, PackageName, Problem, Problems, wire::ResolveReply};
 use canopy_package::{
-    Index, Limits, Package, PackageError, TrustedKey, index::IndexEntry, sign::verify_package,
+    Index, Limits, Package, PackageError, PublicKey, TrustedKey, index::IndexEntry,
+    sign::verify_package,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -127,7 +128,8 @@ pub fn check_index(
     Ok((entry.clone(), Some(index)))
 }
 
-/// Checks the bytes of a package against the index's entry and its signature, and opens it.
+/// Checks the bytes of a package against the index's entry and its signature, and opens it. With it
+/// the key that signed it, where signatures count.
 pub fn check_package(
     rule: &Trust,
     entry: &IndexEntry,
@@ -135,18 +137,18 @@ pub fn check_package(
     bytes: &[u8],
     limits: &Limits,
     now: u64,
-) -> Result<Package, PackageError> {
+) -> Result<(Package, Option<PublicKey>), PackageError> {
     entry.check(bytes)?;
-    match (rule.signatures, signature) {
+    let signed_by = match (rule.signatures, signature) {
         (SignatureCheck::Required, Some(signature)) => {
             let IndexEntry { name, version, digest, .. } = entry;
-            verify_package(bytes, signature, &rule.keys, now, name, version, digest)?;
+            Some(verify_package(bytes, signature, &rule.keys, now, name, version, digest)?)
         }
         (SignatureCheck::Required, None) => {
             return Err(PackageError::Unsigned { what: "the package file" });
         }
-        (SignatureCheck::SkipForDevelopment, _) => {}
-    }
+        (SignatureCheck::SkipForDevelopment, _) => None,
+    };
     let package = Package::open(bytes, limits)?;
     let manifest = &package.manifest;
     if manifest.name != entry.name || manifest.version != entry.version {
@@ -155,7 +157,7 @@ pub fn check_package(
             found: format!("{} {}", manifest.name, manifest.version),
         });
     }
-    Ok(package)
+    Ok((package, signed_by))
 }
 
 #[cfg(test)]

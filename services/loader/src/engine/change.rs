@@ -47,16 +47,21 @@ impl<K: Kernel> Engine<K> {
         options: &Options,
     ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let wish = self.wish_to_delete(request)?;
+        self.change(vec![wish], options)
+    }
+
+    /// What a delete asks for, as a wish.
+    pub(super) fn wish_to_delete(&self, request: &DeleteRequest) -> Result<Wish, LoaderError> {
         let target = Target { interface: request.interface.clone(), hook: request.hook };
         let wanted = self.without(&target, request.program.as_ref())?;
-        let wish = Wish {
+        Ok(Wish {
             target,
             wanted,
             path: String::new(),
             program_paths: BTreeMap::new(),
             notes: Vec::new(),
-        };
-        self.change(vec![wish], options)
+        })
     }
 
     /// What remains of what is described for a target without one program, or nothing.

@@ -87,6 +87,7 @@ impl<K: Kernel> Engine<K> {
             dry_run,
             chains: outcomes,
             selectors: Vec::new(),
+            admission: None,
         })
     }
 }

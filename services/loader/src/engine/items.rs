@@ -348,6 +348,7 @@ impl<K: Kernel> Engine<K> {
             dry_run: options.dry_run,
             chains,
             selectors,
+            admission: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! (the intent is on disk), *switch*, *read back*, *commit*. See [`Stage`]. From the journal on, a request
 //! goes interface by interface, unless it is to be atomic.
 
+mod admission;
 mod change;
 mod drain;
 mod items;
@@ -237,7 +238,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// The exact version of a package that a chain of this host has, if it will do; the highest of
-    /// several.
+    /// several. Who signed it is for whoever verifies it again.
     pub fn locked(&self, reference: &PackageRef) -> Option<Located> {
         let found = {
             let inner = self.lock();
@@ -251,7 +252,7 @@ impl<K: Kernel> Engine<K> {
                 .map(|program| program.digest.clone())?
         };
         let package = self.parts.packages.package(&found).ok()?;
-        Some(Located { digest: found, package })
+        Some(Located { digest: found, package, signed_by: None })
     }
 
     /// Whether this host has what every package of a document asks for.

@@ -206,6 +206,7 @@ pub async fn loader_on(bus: Bus, host: &str, more: impl FnOnce(Server) -> Server
                     dry_run: request.dry_run,
                     chains: Vec::new(),
                     selectors: Vec::new(),
+                    admission: None,
                 })
             }
         });

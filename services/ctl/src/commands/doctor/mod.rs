@@ -131,7 +131,7 @@ fn service(name: &str, health: Health) -> Vec<Finding> {
     } else {
         vec![Finding::new(name, Standing::Failed, "not ready")]
     };
-    for check in health.checks.into_iter().filter(|check| !check.ok) {
+    for check in health.checks.into_iter().filter(|check| !check.ok || check.warning) {
         let mut finding = Finding::check(check);
         finding.name = format!("{name}: {}", finding.name);
         findings.push(finding);
@@ -195,14 +195,26 @@ mod tests {
 
     #[test]
     fn a_service_that_is_not_ready_says_what_it_lacks() {
-        let check = |name: &str, ok| Check { name: name.to_owned(), ok, detail: "why".to_owned() };
+        let check = |name: &str, ok| Check {
+            name: name.to_owned(),
+            ok,
+            detail: "why".to_owned(),
+            warning: name == "admission",
+        };
         let health = Health {
             ready: false,
-            checks: vec![check("bus", true), check("state", false)],
+            checks: vec![check("admission", true), check("bus", true), check("state", false)],
             uptime_seconds: 1,
         };
         let found = service("loader", health);
         let lines: Vec<_> = found.iter().map(|f| (f.name.as_str(), f.standing)).collect();
-        assert_eq!(lines, [("loader", Standing::Failed), ("loader: state", Standing::Failed)]);
+        assert_eq!(
+            lines,
+            [
+                ("loader", Standing::Failed),
+                ("loader: admission", Standing::Warn),
+                ("loader: state", Standing::Failed),
+            ]
+        );
     }
 }

@@ -106,6 +106,7 @@ fn verify(
         if beside.exists() { files::read_text(&beside, 1 << 16)? } else { String::new() };
     let Manifest { name, version, .. } = &package.manifest;
     verify_package(bytes, &signature, &keys, now(), name, version, &Digest::of(bytes))
+        .map(|key| key.id())
         .map_err(|error| refused(&beside.display().to_string(), &error))
 }
 

@@ -28,9 +28,9 @@ const ANSWER: usize = 512 << 10;
 /// Where a map is, as the state has it.
 pub(super) struct Place {
     name: MapName,
-    key: ChainKey,
+    pub(super) key: ChainKey,
     pub(super) generation: u64,
-    program: WantedProgram,
+    pub(super) program: WantedProgram,
 }
 
 /// A map that was found, and what is known of its types.

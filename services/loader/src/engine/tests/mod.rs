@@ -1,6 +1,7 @@
 //! The engine over a kernel in memory: no root, and every fault at will.
 
 mod accounting;
+mod admission;
 mod changes;
 mod crashes;
 mod healing;

@@ -210,7 +210,7 @@ impl World {
         let digest = Digest::of(object);
         let package = Arc::new(package);
         self.shelf.put(digest.clone(), Arc::clone(&package));
-        self.newest.insert(format!("{name}@*"), Located { digest, package });
+        self.newest.insert(format!("{name}@*"), Located { digest, package, signed_by: None });
     }
 
     /// A loader starts here.

@@ -1,0 +1,211 @@
+//! Asking policy whether a change may be made. Without an answer none is made; what runs keeps
+//! running, and is restored and restarted without asking anybody.
+
+use crate::metrics::AdmissionMetrics;
+use canopy_api::{
+    ApiError, Code, Principal, Problem,
+    endpoint::policy,
+    subject::Target,
+    wire::{ADMIT_ITEMS, AdmissionBasis, AdmissionDecision, AdmissionItem, AdmitRequest, Admitted},
+};
+use canopy_bus::{Bus, CallError};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::{collections::BTreeSet, time::Instant};
+
+/// How often policy is asked: one of several instances may hang.
+const TRIES: u32 = 2;
+
+/// Whether policy is asked before a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdmissionMode {
+    /// Policy is asked; without its answer nothing is changed.
+    #[default]
+    Required,
+    /// DANGER: nobody is asked. Whoever the bus lets through changes this host, whatever the rules
+    /// say. For a host that has no policy service.
+    Off,
+}
+
+/// Why a change is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It is denied.
+    #[error("admission denies this")]
+    Denied(Vec<(AdmissionItem, AdmissionDecision)>),
+    /// Policy gives no answer.
+    #[error("policy cannot be asked whether this is allowed: {0}")]
+    Silent(#[source] CallError),
+    /// It answered something else than was asked.
+    #[error("policy answered {got} of {asked} questions")]
+    Answer {
+        /// Questions.
+        asked: usize,
+        /// Answers.
+        got: usize,
+    },
+}
+
+impl NotAdmitted {
+    fn result(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "denied",
+            Self::Silent(_) | Self::Answer { .. } => "unavailable",
+        }
+    }
+
+    /// What the caller is told.
+    pub fn into_api(self) -> ApiError {
+        const REMEDY: &str = "nothing was changed and what runs keeps running; see that \
+                              canopy-policy is well (canopy doctor), then try again";
+        let said = self.to_string();
+        match self {
+            Self::Silent(error) => {
+                // Policy's own word why it cannot answer says more than that it did not.
+                let remedy = match &error {
+                    CallError::Api(api) => api.remedy.clone(),
+                    _ => None,
+                };
+                ApiError::new(Code::Unavailable, said)
+                    .remedy(remedy.unwrap_or_else(|| REMEDY.to_owned()))
+            }
+            Self::Answer { .. } => ApiError::new(Code::Unavailable, said).remedy(REMEDY),
+            Self::Denied(parts) => {
+                let mut problems: Vec<Problem> = parts.iter().map(problem).collect();
+                let first = match problems.len() {
+                    1 => problems.remove(0),
+                    parts => Problem::new("", format!("admission denies {parts} parts of this")),
+                };
+                let mut error = ApiError::new(Code::Denied, first.message).at(first.path).remedy(
+                    "ask whoever administers the rules; canopy policy explain says how each rule decides",
+                );
+                error.problems = problems;
+                error
+            }
+        }
+    }
+}
+
+/// `apply firewall 0.1.0 on eth0/xdp is denied by "no-xdp": reason`
+fn problem((item, decision): &(AdmissionItem, AdmissionDecision)) -> Problem {
+    let by = match &decision.rule {
+        Some(rule) => format!(" by rule \"{rule}\""),
+        None => String::new(),
+    };
+    Problem::new(&item.path, format!("{item} is denied{by}: {}", decision.reason))
+}
+
+/// Whoever is asked before a change.
+#[derive(Clone)]
+pub struct Admission {
+    mode: AdmissionMode,
+    bus: Bus,
+    metrics: Option<AdmissionMetrics>,
+}
+
+impl Admission {
+    /// Policy on this bus, or nobody.
+    pub fn new(mode: AdmissionMode, bus: Bus) -> Self {
+        Self { mode, bus, metrics: None }
+    }
+
+    /// With metrics.
+    #[must_use]
+    pub fn counted(mut self, metrics: AdmissionMetrics) -> Self {
+        metrics.required.with_label_values::<&str>(&[]).set(match self.mode {
+            AdmissionMode::Required => 1,
+            AdmissionMode::Off => 0,
+        });
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Whether all of this may be done; every part that may not is told. Decisions are not kept: the
+    /// next question is asked anew.
+    pub async fn ask(
+        &self,
+        by: &Principal,
+        items: Vec<AdmissionItem>,
+        dry_run: bool,
+    ) -> Result<Admitted, ApiError> {
+        if self.mode == AdmissionMode::Off {
+            self.count("off");
+            return Ok(Admitted { basis: AdmissionBasis::Off, rules: Vec::new() });
+        }
+        let begun = Instant::now();
+        let asked = self.decided(by, items, dry_run).await;
+        if let Some(metrics) = &self.metrics {
+            let took = begun.elapsed().as_secs_f64();
+            metrics.duration.with_label_values::<&str>(&[]).observe(took);
+        }
+        match asked {
+            Ok(admitted) => {
+                self.count("allowed");
+                Ok(admitted)
+            }
+            Err(refused) => {
+                self.count(refused.result());
+                tracing::warn!(%by, dry_run, result = refused.result(), "not admitted: {refused}");
+                Err(refused.into_api())
+            }
+        }
+    }
+
+    async fn decided(
+        &self,
+        by: &Principal,
+        mut items: Vec<AdmissionItem>,
+        dry_run: bool,
+    ) -> Result<Admitted, NotAdmitted> {
+        let mut basis = AdmissionBasis::Rules;
+        let mut rules = BTreeSet::new();
+        let mut denied = Vec::new();
+        while !items.is_empty() {
+            let rest = items.split_off(items.len().min(ADMIT_ITEMS));
+            let request = AdmitRequest {
+                principal: by.clone(),
+                items: std::mem::replace(&mut items, rest),
+                dry_run,
+            };
+            let reply = self.call(&request).await?;
+            let (asked, got) = (request.items.len(), reply.decisions.len());
+            if asked != got {
+                return Err(NotAdmitted::Answer { asked, got });
+            }
+            basis = reply.basis;
+            for (item, decision) in request.items.into_iter().zip(reply.decisions) {
+                if decision.allowed {
+                    rules.extend(decision.rule);
+                } else {
+                    denied.push((item, decision));
+                }
+            }
+        }
+        if denied.is_empty() {
+            Ok(Admitted { basis, rules: rules.into_iter().collect() })
+        } else {
+            Err(NotAdmitted::Denied(denied))
+        }
+    }
+
+    async fn call(
+        &self,
+        request: &AdmitRequest,
+    ) -> Result<canopy_api::wire::AdmitReply, NotAdmitted> {
+        let mut tries = 1;
+        loop {
+            match self.bus.call::<policy::Admit>(&Target::Central, request).await {
+                Ok(reply) => return Ok(reply),
+                Err(CallError::Timeout { .. }) if tries < TRIES => tries += 1,
+                Err(error) => return Err(NotAdmitted::Silent(error)),
+            }
+        }
+    }
+
+    fn count(&self, result: &str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.asked.with_label_values(&[result]).inc();
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The admission rules in force: read from a file, exchanged when it changes, and kept when what it
+//! changes to is wrong.
+
+use crate::{directory::Directory, metrics::Metrics};
+use canopy_admission::{RuleSet, Subject};
+use canopy_api::{
+    ApiError, Code, Digest, HostId, Principal, Problem, Problems,
+    document::Format,
+    time::rfc3339,
+    wire::{
+        AdmissionBasis, AdmissionDecision, AdmissionItem, ExplainReply, ExplainRequest, RulesReply,
+    },
+};
+use canopy_runtime::Latch;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+/// What is decided by.
+#[derive(Clone)]
+enum Rules {
+    /// No file is configured.
+    None,
+    /// A file is configured and none could be read yet: nothing is allowed, nothing denied.
+    Unread,
+    /// These.
+    InForce { rules: Arc<RuleSet>, digest: Digest },
+}
+
+#[derive(Clone)]
+struct State {
+    directory: Arc<dyn Directory>,
+    rules: Rules,
+    since: SystemTime,
+    /// What is wrong with the file as it stands.
+    trouble: Option<String>,
+}
+
+/// The rules, and who is who.
+pub struct Admission {
+    state: RwLock<State>,
+    metrics: Metrics,
+    latch: Latch,
+}
+
+impl Admission {
+    /// Without rules yet; see [`Self::read`].
+    pub fn new(
+        directory: Arc<dyn Directory>,
+        metrics: Metrics,
+        latch: Latch,
+        now: SystemTime,
+    ) -> Self {
+        let state = State { directory, rules: Rules::None, since: now, trouble: None };
+        let admission = Self { state: RwLock::new(state), metrics, latch };
+        admission.tell();
+        admission
+    }
+
+    /// Other people and hosts.
+    pub fn know(&self, directory: Arc<dyn Directory>) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).directory = directory;
+    }
+
+    /// No file any more: whoever the bus lets through may.
+    pub fn open(&self, now: SystemTime) {
+        self.change(|state| {
+            if !matches!(state.rules, Rules::None) {
+                tracing::warn!("admission is open: no rules are configured any more");
+                state.since = now;
+            }
+            state.rules = Rules::None;
+            state.trouble = None;
+        });
+    }
+
+    /// What a file says now. With a mistake in it the rules before stay; where there are none, every
+    /// change is refused until it is mended.
+    pub fn read(&self, path: &Path, text: Result<String, Problem>, now: SystemTime) {
+        let loaded = text.map_err(Problems::from).and_then(|text| {
+            let format = Format::of(path).ok_or_else(|| {
+                Problem::new("", "neither JSON nor YAML by its name")
+                    .remedy("name it .json, .yaml or .yml")
+            })?;
+            Ok((canopy_admission::load(&text, format)?, Digest::of(text.as_bytes())))
+        });
+        self.change(|state| match loaded {
+            Ok((rules, digest)) => {
+                tracing::info!(rules = rules.rules.len(), %digest, "admission rules are in force");
+                state.rules = Rules::InForce { rules: Arc::new(rules), digest };
+                state.since = now;
+                state.trouble = None;
+            }
+            Err(problems) => {
+                let kept = match state.rules {
+                    Rules::InForce { .. } => "the rules before stay in force",
+                    Rules::None | Rules::Unread => {
+                        state.rules = Rules::Unread;
+                        "every change is refused until it is mended"
+                    }
+                };
+                for problem in &problems.0 {
+                    tracing::error!(file = %path.display(), "the rules are not used, {kept}: {problem}");
+                }
+                let first = problems.0.first().map(ToString::to_string).unwrap_or_default();
+                state.trouble = Some(format!("{}: {first}; {kept}", path.display()));
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let state = self.state();
+        let (count, open) = match &state.rules {
+            Rules::None => (0, true),
+            Rules::Unread => (0, false),
+            Rules::InForce { rules, .. } => (rules.rules.len(), false),
+        };
+        self.metrics.rules(count, open, state.trouble.is_none());
+        match (&state.trouble, &state.rules) {
+            (Some(trouble), _) => self.latch.set(false, trouble),
+            (None, Rules::None) => self.latch.warn(
+                "open: no rules, so that whoever the bus lets through may change hosts; set `rules` in \
+                 policy's configuration",
+            ),
+            (None, _) => self.latch.set(true, format!("{count} rules in force")),
+        }
+    }
+
+    fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Decides on every item.
+    pub fn decide(
+        &self,
+        principal: &Principal,
+        host: &HostId,
+        items: &[AdmissionItem],
+    ) -> Result<(AdmissionBasis, Vec<AdmissionDecision>), ApiError> {
+        let state = self.state();
+        let labels = state.directory.labels(host);
+        let role = state.directory.role(principal);
+        let subject = Subject { principal, role, host, labels: &labels };
+        match &state.rules {
+            Rules::None => Ok((AdmissionBasis::Open, vec![open(); items.len()])),
+            Rules::Unread => Err(unread(&state)),
+            Rules::InForce { rules, .. } => {
+                let decided = items.iter().map(|item| rules.decide(subject, item)).collect();
+                Ok((AdmissionBasis::Rules, decided))
+            }
+        }
+    }
+
+    /// How a decision comes about.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<ExplainReply, ApiError> {
+        let ExplainRequest { principal, host, item } = request;
+        let state = self.state();
+        let labels = state.directory.labels(host);
+        let role = state.directory.role(principal);
+        let subject = Subject { principal, role, host, labels: &labels };
+        let (basis, decision, rules) = match &state.rules {
+            Rules::None => (AdmissionBasis::Open, open(), Vec::new()),
+            Rules::Unread => return Err(unread(&state)),
+            Rules::InForce { rules, .. } => {
+                let verdicts = rules.explain(subject, item);
+                (AdmissionBasis::Rules, rules.decide(subject, item), verdicts)
+            }
+        };
+        Ok(ExplainReply { basis, role, labels, decision, rules })
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> RulesReply {
+        let state = self.state();
+        let (digest, document) = match &state.rules {
+            Rules::None | Rules::Unread => (None, serde_json::Value::Null),
+            Rules::InForce { rules, digest } => {
+                (Some(digest.to_string()), serde_json::to_value(rules.as_ref()).unwrap_or_default())
+            }
+        };
+        RulesReply {
+            basis: match &state.rules {
+                Rules::None => AdmissionBasis::Open,
+                Rules::Unread | Rules::InForce { .. } => AdmissionBasis::Rules,
+            },
+            since: rfc3339(state.since),
+            digest,
+            trouble: state.trouble,
+            document,
+        }
+    }
+}
+
+fn open() -> AdmissionDecision {
+    AdmissionDecision {
+        allowed: true,
+        rule: None,
+        reason: "no rules are configured: whoever the bus lets through may".to_owned(),
+    }
+}
+
+fn unread(state: &State) -> ApiError {
+    let trouble = state.trouble.as_deref().unwrap_or("not read yet");
+    ApiError::new(Code::Unavailable, format!("the admission rules cannot be used: {trouble}"))
+        .remedy("mend the file; canopy policy check says everything that is wrong with it")
+}
+
+/// The file of the rules, and its text as it was read last.
+#[derive(Clone, Debug)]
+pub struct RulesFile {
+    path: PathBuf,
+    seen: Option<Result<String, Problem>>,
+}
+
+impl RulesFile {
+    /// A file that was not read yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, seen: None }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its text, if it is another one than the last time. Reads a file; not for a thread that others
+    /// wait for.
+    pub fn changed(&mut self) -> Option<Result<String, Problem>> {
+        let now = fs::read_to_string(&self.path)
+            .map_err(|error| Problem::new("", format!("cannot be read: {error}")));
+        if self.seen.as_ref() == Some(&now) {
+            return None;
+        }
+        self.seen = Some(now.clone());
+        Some(now)
+    }
+}
