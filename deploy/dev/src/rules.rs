@@ -33,9 +33,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-values", &["canopy-api", "canopy-chain"]),
     ("canopy-kernel", &["canopy-api"]),
     ("canopy-kernel-aya", &["canopy-api", "canopy-chain", "canopy-kernel"]),
+    ("canopy-audit", &["canopy-api"]),
     ("canopy-identity", &["canopy-api"]),
     ("canopy-secrets", &[]),
-    ("canopy-bus", &["canopy-api", "canopy-secrets"]),
+    ("canopy-bus", &["canopy-api", "canopy-audit", "canopy-secrets"]),
     ("canopy-runtime", &["canopy-api"]),
     ("canopy-store", &["canopy-api", "canopy-runtime", "canopy-secrets"]),
 ];
@@ -44,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "canopy-admission",
     "canopy-api",
+    "canopy-audit",
     "canopy-chain",
     "canopy-identity",
     "canopy-package",

@@ -8,7 +8,7 @@ use canopy_api::{
     subject::Target,
     wire::{ADMIT_ITEMS, AdmissionBasis, AdmissionDecision, AdmissionItem, AdmitRequest, Admitted},
 };
-use canopy_bus::{Bus, CallError};
+use canopy_bus::{Bus, CallError, Caller};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{collections::BTreeSet, time::Instant};
@@ -52,6 +52,14 @@ impl NotAdmitted {
         match self {
             Self::Denied(_) => "denied",
             Self::Silent(_) | Self::Answer { .. } => "unavailable",
+        }
+    }
+
+    /// The rules that deny.
+    fn rules(&self) -> Vec<String> {
+        match self {
+            Self::Denied(parts) => parts.iter().filter_map(|(_, one)| one.rule.clone()).collect(),
+            Self::Silent(_) | Self::Answer { .. } => Vec::new(),
         }
     }
 
@@ -125,10 +133,11 @@ impl Admission {
     /// next question is asked anew.
     pub async fn ask(
         &self,
-        by: &Principal,
+        caller: &Caller,
         items: Vec<AdmissionItem>,
         dry_run: bool,
     ) -> Result<Admitted, ApiError> {
+        let by = &caller.principal;
         if self.mode == AdmissionMode::Off {
             self.count("off");
             return Ok(Admitted { basis: AdmissionBasis::Off, rules: Vec::new() });
@@ -142,10 +151,12 @@ impl Admission {
         match asked {
             Ok(admitted) => {
                 self.count("allowed");
+                caller.notes.rules(admitted.rules.iter().cloned());
                 Ok(admitted)
             }
             Err(refused) => {
                 self.count(refused.result());
+                caller.notes.rules(refused.rules());
                 tracing::warn!(%by, dry_run, result = refused.result(), "not admitted: {refused}");
                 Err(refused.into_api())
             }

@@ -43,6 +43,15 @@ pub struct Config {
     /// Whether policy is asked before a change. Default `required`.
     #[serde(default)]
     pub admission: AdmissionMode,
+    /// The audit trail kept in `state_dir`, bytes; the oldest records go first. At least 65536; default
+    /// 64 MiB.
+    #[serde(default = "default_audit")]
+    #[schemars(range(min = 65536))]
+    pub audit_bytes: u64,
+}
+
+fn default_audit() -> u64 {
+    64 << 20
 }
 
 fn default_state_dir() -> PathBuf {

@@ -220,7 +220,7 @@ impl<K: Kernel> Handlers<K> {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
             atomic: request.atomic,
-            by: caller.principal,
+            by: caller.principal.clone(),
         };
         // Said before anything is fetched for nothing; asked again when the change is made.
         let asked_for = options.clone();
@@ -239,7 +239,7 @@ impl<K: Kernel> Handlers<K> {
                 engine.parts_of_apply(&wishes, &signers, &went_back, &asked_by)
             })
             .await?;
-        let admitted = self.admission.ask(&options.by, parts, options.dry_run).await?;
+        let admitted = self.admission.ask(&caller, parts, options.dry_run).await?;
         let summary = summary(&asked);
         let by = options.by.clone();
         let reply = self
@@ -274,7 +274,7 @@ impl<K: Kernel> Handlers<K> {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
             atomic: false,
-            by: caller.principal,
+            by: caller.principal.clone(),
         };
         tracing::info!(
             interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
@@ -282,7 +282,7 @@ impl<K: Kernel> Handlers<K> {
         let (asked, asked_by) = (request.clone(), options.clone());
         let parts =
             self.blocking(None, move |engine| engine.parts_of_delete(&asked, &asked_by)).await?;
-        let admitted = self.admission.ask(&options.by, parts, options.dry_run).await?;
+        let admitted = self.admission.ask(&caller, parts, options.dry_run).await?;
         let by = options.by.clone();
         let reply =
             self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await?;
@@ -309,7 +309,7 @@ impl<K: Kernel> Handlers<K> {
         tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
         let DrainRequest { undo, dry_run } = request;
         let parts = self.blocking(None, move |engine| Ok(engine.parts_of_drain(undo))).await?;
-        let admitted = self.admission.ask(by, parts, dry_run).await?;
+        let admitted = self.admission.ask(caller, parts, dry_run).await?;
         let reply = self.blocking(Some(turn), move |engine| engine.drain(undo, dry_run)).await?;
         Ok(ApplyReply { admission: Some(admitted), ..reply })
     }
@@ -352,7 +352,7 @@ impl<K: Kernel> Handlers<K> {
     ) -> Result<(), ApiError> {
         let name = map.clone();
         let part = self.blocking(None, move |engine| engine.part_of_map(verb, &name)).await?;
-        self.admission.ask(&caller.principal, vec![part], dry_run).await.map(drop)
+        self.admission.ask(caller, vec![part], dry_run).await.map(drop)
     }
 
     /// Runs on a thread that may block. The turn is given back when the work ends, not when its

@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use canopy_api::{HostId, PackageName, PackageRef, endpoint::Service, permission};
-use canopy_bus::{Bus, Server};
+use canopy_bus::{Bus, Server, Spool};
 use canopy_kernel::Kernel;
 use canopy_kernel_aya::AyaKernel;
 use canopy_package::Limits;
@@ -68,6 +68,14 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     cx.tasks.spawn(sample(Arc::clone(&engine), every, cx.clone()));
     cx.tasks.spawn(alive(Arc::clone(&engine), bus.clone(), cx.clone()));
 
+    // Before the first request: what cannot be recorded is not done.
+    let audit = cx.readiness.latch("audit").reporter();
+    let (dir, writer) = (config.state_dir.join("audit"), bus.principal().clone());
+    let trail = tokio::task::spawn_blocking(move || {
+        Spool::new(dir, writer, config.audit_bytes, clock::now(), audit)
+    })
+    .await
+    .context("opening the audit trail")?;
     let admission = Admission::new(config.admission, bus.clone())
         .counted(AdmissionMetrics::register(&cx.metrics)?);
     tell_admission(config.admission, &cx.readiness.latch("admission"));
@@ -85,7 +93,8 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter())
-        .idempotency_file(config.state_dir.join("requests"));
+        .idempotency_file(config.state_dir.join("requests"))
+        .audit(trail);
     let ended = Handlers::new(engine, fetcher, admission)
         .counted(metrics)
         .register(server)

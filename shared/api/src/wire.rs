@@ -861,6 +861,10 @@ pub struct Audit {
     /// Why, where it was not done.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Its place in the writer's own trail, where it keeps one: `<chain>/<seq>:<hash>`. Kept elsewhere,
+    /// it shows whether the trail was cut or written anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }
 
 /// `event.policy.connect.refused._`: somebody tried to connect, and was refused.

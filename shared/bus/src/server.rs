@@ -7,6 +7,7 @@ use crate::{
     idempotency::Table,
     limits::Limits,
     micro::{EndpointStatistics, Inventory},
+    spool::Spool,
     work::{Observe, Shop},
 };
 use async_nats::Subscriber;
@@ -24,8 +25,9 @@ use futures::{StreamExt as _, future::BoxFuture, stream::SelectAll};
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::{sync::Semaphore, time::timeout};
@@ -40,6 +42,26 @@ pub struct Caller {
     pub request_id: Option<String>,
     /// When they stop waiting. Work that has begun is not cut off by it.
     pub deadline: Option<SystemTime>,
+    /// What the handler wants the audit record to say besides.
+    pub notes: Notes,
+}
+
+/// What a handler adds to the audit record of its request. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Notes(Arc<Mutex<BTreeSet<String>>>);
+
+impl Notes {
+    /// These admission rules decided.
+    pub fn rules(&self, names: impl IntoIterator<Item = String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+    }
+
+    /// The rules noted so far.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+            .into_iter()
+            .collect()
+    }
 }
 
 type Run =
@@ -65,6 +87,7 @@ pub struct Server {
     observe: Observe,
     on_ready: ReadyFn,
     idempotency_file: Option<PathBuf>,
+    spool: Option<Arc<Spool>>,
 }
 
 impl Server {
@@ -87,6 +110,7 @@ impl Server {
             observe: Arc::new(|_, _, _| {}),
             on_ready: Arc::new(|_, _| {}),
             idempotency_file: None,
+            spool: None,
         }
     }
 
@@ -137,6 +161,14 @@ impl Server {
         self
     }
 
+    /// Where a record of every request that may change something is kept before it is worked on, and of
+    /// what came of it. What cannot be recorded is not worked on.
+    #[must_use]
+    pub fn audit(mut self, spool: Spool) -> Self {
+        self.spool = Some(Arc::new(spool));
+        self
+    }
+
     /// Serves an endpoint. A panic in the handler costs that request.
     #[must_use]
     pub fn handle<E, F, Fut>(mut self, handler: F) -> Self
@@ -180,6 +212,7 @@ impl Server {
             limits: self.limits,
             slots: Arc::new(Semaphore::new(self.limits.in_flight)),
             table,
+            spool: self.spool.take(),
             observe: self.observe.clone(),
             tasks: tasks.clone(),
         });

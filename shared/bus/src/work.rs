@@ -7,7 +7,8 @@ use crate::{
     idempotency::{Answer, Begin, Guard, Key, Table},
     limits::Limits,
     micro::EndpointStatistics,
-    server::{Caller, Registered},
+    server::{Caller, Notes, Registered},
+    spool::Spool,
     trace,
 };
 use async_nats::{HeaderMap, Message};
@@ -18,6 +19,7 @@ use canopy_api::{
     subject, time,
     wire::{Audit, Decision},
 };
+use canopy_audit::{Entry, Head, Kind, LineHash};
 use futures::FutureExt as _;
 use std::{
     panic::AssertUnwindSafe,
@@ -40,6 +42,7 @@ pub(crate) struct Shop {
     pub(crate) limits: Limits,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) table: Table,
+    pub(crate) spool: Option<Arc<Spool>>,
     pub(crate) observe: Observe,
     pub(crate) tasks: TaskTracker,
 }
@@ -83,7 +86,18 @@ impl Shop {
                 format!("reply subject \"{reply}\" is not the caller's own inbox for {}", self.me),
             );
             let shop = self.clone();
-            self.tasks.spawn(async move { shop.audit(record).await });
+            self.tasks.spawn(async move {
+                let entry = shop.entry(Kind::Refused, &record.principal, &record.verb);
+                let decision = Some(record.decision);
+                let entry = Entry { decision, reason: short(&record.reason), ..entry };
+                // Who may only read must not be able to push others' records out of the trail.
+                let head = if changes(spec.class) {
+                    shop.keep_record(entry).await.ok().flatten()
+                } else {
+                    None
+                };
+                shop.audit(record, head).await;
+            });
             return;
         };
         let span = tracing::info_span!(
@@ -107,8 +121,9 @@ impl Shop {
         let encoding = Encoding::of(header::get(headers, header::CONTENT_TYPE));
         // The answer to a request in an unknown encoding has to be in some encoding.
         let reply_encoding = encoding.as_ref().copied().unwrap_or(Encoding::Json);
+        let mut head = None;
         let answer = match encoding {
-            Ok(encoding) => self.decide(&request, encoding).await,
+            Ok(encoding) => self.decide(&request, encoding, &mut head).await,
             Err(error) => Err(error),
         }
         .map_err(ApiError::plain);
@@ -121,26 +136,23 @@ impl Shop {
             Ok(_) => tracing::debug!(code, ?took, "answered"),
             Err(error) => tracing::info!(code, path = %error.path, ?took, "refused: {error}"),
         }
-        match spec.class {
-            Class::Write | Class::Publish | Class::Admin => {
-                let (decision, reason) = match &answer {
-                    Ok(_) => (Decision::Done, String::new()),
-                    Err(error) if error.code == Code::Denied => {
-                        (Decision::Denied, error.message.clone())
-                    }
-                    Err(error) => (Decision::Failed, error.message.clone()),
-                };
-                let record =
-                    self.record(&request.caller, spec.verb, &request.message, decision, reason);
-                self.audit(record).await;
-            }
-            Class::Read | Class::Internal => {}
+        if changes(spec.class) {
+            let (decision, reason) = outcome(&answer);
+            let record =
+                self.record(&request.caller, spec.verb, &request.message, decision, reason);
+            self.audit(record, head).await;
         }
         self.answer(&request.reply, reply_encoding, answer).await;
     }
 
     /// Everything that can speak against the request, then the request.
-    async fn decide(&self, request: &Accepted, encoding: Encoding) -> Answer {
+    /// `head` is where in the trail the request ended, if it got as far.
+    async fn decide(
+        &self,
+        request: &Accepted,
+        encoding: Encoding,
+        head: &mut Option<Head>,
+    ) -> Answer {
         let payload = &request.message.payload;
         if payload.len() > self.limits.request_bytes {
             return Err(ApiError::new(
@@ -162,8 +174,13 @@ impl Shop {
             )
             .remedy("try again in a moment"));
         };
-        let caller =
-            Caller { principal: request.caller.clone(), request_id: request_id.clone(), deadline };
+        let notes = Notes::default();
+        let caller = Caller {
+            principal: request.caller.clone(),
+            request_id: request_id.clone(),
+            deadline,
+            notes: notes.clone(),
+        };
         let spec = request.endpoint.spec;
         let guard = match request_id {
             Some(request_id) if !spec.idempotent => {
@@ -190,14 +207,99 @@ impl Shop {
             }
             _ => None,
         };
+        let begun = self.begin(request, caller.request_id.clone()).await?;
         let running = (request.endpoint.run)(caller, payload.clone(), encoding);
         let answer = match AssertUnwindSafe(running).catch_unwind().await {
             Ok(answer) => answer.map(Arc::new),
             Err(panic) => Err(panicked(panic.as_ref())),
         };
+        *head = self.end(begun, &answer, notes.take()).await;
         match guard {
             Some(guard) => keep(guard, answer).await,
             None => answer,
+        }
+    }
+
+    fn entry(&self, kind: Kind, caller: &Principal, verb: &str) -> Entry {
+        Entry {
+            principal: Some(caller.clone()),
+            host: self.host.clone(),
+            verb: Some(verb.to_owned()),
+            ..Entry::new(kind, time::rfc3339(self.bus.now()))
+        }
+    }
+
+    /// Keeps a record, off the threads that others wait for; `None` without a trail.
+    async fn keep_record(&self, entry: Entry) -> Result<Option<Head>, String> {
+        let Some(spool) = self.spool.clone() else { return Ok(None) };
+        match tokio::task::spawn_blocking(move || spool.append(entry)).await {
+            Ok(Ok(head)) => Ok(Some(head)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Records that a request is about to be worked on. What cannot be recorded is not.
+    async fn begin(
+        &self,
+        request: &Accepted,
+        request_id: Option<String>,
+    ) -> Result<Option<(Entry, Head)>, ApiError> {
+        let spec = request.endpoint.spec;
+        if !changes(spec.class) {
+            return Ok(None);
+        }
+        let entry = Entry {
+            request_id,
+            request: Some(LineHash::of(&request.message.payload)),
+            ..self.entry(Kind::Begun, &request.caller, spec.verb)
+        };
+        match self.keep_record(entry.clone()).await {
+            Ok(head) => Ok(head.map(|head| (entry, head))),
+            Err(error) => {
+                tracing::error!(verb = spec.verb, caller = %request.caller, "no audit record, no change: {error}");
+                Err(ApiError::new(
+                    Code::Unavailable,
+                    format!(
+                        "the audit record of this cannot be kept, so nothing was done: {error}"
+                    ),
+                )
+                .remedy(
+                    "free space or mend the service's state directory; what runs keeps running",
+                ))
+            }
+        }
+    }
+
+    /// Records what came of a request that was begun.
+    async fn end(
+        &self,
+        begun: Option<(Entry, Head)>,
+        answer: &Answer,
+        rules: Vec<String>,
+    ) -> Option<Head> {
+        let (entry, begun) = begun?;
+        let (decision, reason) = outcome(answer);
+        let entry = Entry {
+            kind: Kind::Ended,
+            time: time::rfc3339(self.bus.now()),
+            of: Some(begun.seq),
+            decision: Some(decision),
+            rules,
+            reason: short(&reason),
+            ..entry
+        };
+        match self.keep_record(entry).await {
+            Ok(head) => head,
+            Err(error) => {
+                // The trail says that it was begun; that it has no end is seen by whoever verifies it.
+                tracing::error!(
+                    of = begun.seq,
+                    ?decision,
+                    "the end of a request is not in the audit trail: {error}"
+                );
+                None
+            }
         }
     }
 
@@ -286,10 +388,12 @@ impl Shop {
             request_id: request_id.map(str::to_owned),
             decision,
             reason,
+            place: None,
         }
     }
 
-    async fn audit(&self, record: Audit) {
+    async fn audit(&self, mut record: Audit, head: Option<Head>) {
+        record.place = self.spool.as_ref().zip(head).map(|(spool, head)| spool.name(head));
         tracing::info!(
             target: "audit", principal = %record.principal, verb = %record.verb,
             decision = ?record.decision, reason = %record.reason, "audit"
@@ -298,6 +402,28 @@ impl Shop {
         {
             tracing::warn!(%error, "audit record only in the log");
         }
+    }
+}
+
+/// As much of a reason as a record holds.
+fn short(reason: &str) -> String {
+    reason.chars().take(1000).collect()
+}
+
+/// Whether requests of a class leave a trail.
+fn changes(class: Class) -> bool {
+    match class {
+        Class::Write | Class::Publish | Class::Admin => true,
+        Class::Read | Class::Internal => false,
+    }
+}
+
+/// What came of a request, and why where it was not done.
+fn outcome(answer: &Answer) -> (Decision, String) {
+    match answer {
+        Ok(_) => (Decision::Done, String::new()),
+        Err(error) if error.code == Code::Denied => (Decision::Denied, error.message.clone()),
+        Err(error) => (Decision::Failed, error.message.clone()),
     }
 }
 

@@ -9,9 +9,12 @@
 )]
 
 use canopy_api::{
-    endpoint::Service,
-    wire::{AdmissionBasis, ApplyReply, ChainState, RulesReply},
+    Code, Hook,
+    endpoint::{Endpoint, Service, loader},
+    subject::Target,
+    wire::{AdmissionBasis, ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, RulesReply},
 };
+use canopy_bus::{Bus, BusConfig, CallError, CallOptions};
 use canopy_e2e::{Answer, BLOCKED, HOST, INTERFACE, World};
 use canopy_test_support::{pair::PEER_IP, wait_for};
 use nix::sys::signal::Signal;
@@ -22,7 +25,7 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-use xtask::outside;
+use xtask::{outside, stack::Stack};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -207,33 +210,86 @@ fn what_the_rules_deny_leaves_the_kernel_untouched() {
     world.end().unwrap();
 }
 
+/// Somebody who was connected before policy went away: whoever was not cannot connect meanwhile.
+struct Connected {
+    runtime: tokio::runtime::Runtime,
+    bus: Bus,
+}
+
+#[derive(serde::Deserialize)]
+struct Person {
+    name: String,
+    #[serde(flatten)]
+    bus: BusConfig,
+    principal: canopy_api::Principal,
+}
+
+#[derive(serde::Deserialize)]
+struct Contexts {
+    contexts: Vec<Person>,
+}
+
+impl Connected {
+    fn operator(stack: &Stack) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let text = fs::read_to_string(stack.layout().contexts())?;
+        let contexts: Contexts = serde_json::from_str(&text)?;
+        let person = contexts.contexts.into_iter().find(|person| person.name == "operator");
+        let person = person.unwrap();
+        let bus = runtime.block_on(Bus::connect(&person.bus, person.principal))?;
+        runtime.block_on(bus.wait_ready(LIMIT))?;
+        Ok(Self { runtime, bus })
+    }
+
+    /// Asks, and is told that policy says nothing.
+    fn refused<E: Endpoint>(&self, request: &E::Request) {
+        let target = Target::Host(HOST.parse().unwrap());
+        let options = CallOptions { timeout: Some(LIMIT), ..CallOptions::default() };
+        let called = self.runtime.block_on(self.bus.call_with::<E>(&target, request, options));
+        let Err(CallError::Api(error)) = called else { panic!("{:?}", called.err()) };
+        assert_eq!(error.code, Code::Unavailable, "{error:?}");
+        assert!(error.message.starts_with("policy cannot be asked whether this"), "{error:?}");
+        assert!(error.remedy.unwrap().contains("what runs keeps running"));
+    }
+}
+
+fn apply(text: &str, dry_run: bool) -> ApplyRequest {
+    let document = serde_json::from_str::<Value>(text).unwrap();
+    serde_json::from_value(json!({ "document": document, "dry_run": dry_run })).unwrap()
+}
+
 #[test]
 fn without_policy_nothing_changes_and_everything_runs_on() {
     let world = World::start().unwrap();
     let reply = world.apply(&World::firewall()).unwrap();
     assert_eq!(reply.admission.unwrap().basis, AdmissionBasis::Open);
     let before = kernel(&world);
-    let refused = |answer: &Answer| {
-        assert_eq!(answer.code, 7, "{}{}", answer.out, answer.err);
-        for part in ["policy cannot be asked whether this is allowed", "what runs keeps running"] {
-            assert!(answer.err.contains(part), "{part} is not in\n{}", answer.err);
-        }
-    };
-    let run = |arguments: &[&str]| world.canopy_as("operator", arguments).unwrap();
-
-    // Hung, then gone.
-    let policy = world.stack().process(Service::Policy);
-    policy.signal(Signal::SIGSTOP).unwrap();
-    let begun = Instant::now();
-    refused(&run(&["drain"]));
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    policy.signal(Signal::SIGKILL).unwrap();
-    policy.stop().unwrap();
     let other = document(&[("xdp", &[("limit", "ratelimit")])]);
-    refused(&world.try_apply(&other).unwrap());
-    refused(&run(&["apply", "-f", "document.yaml", "--dry-run"]));
-    refused(&run(&["delete", "chain", INTERFACE, "xdp"]));
-    refused(&run(&["drain"]));
+    let chain = DeleteRequest {
+        interface: INTERFACE.parse().unwrap(),
+        hook: Hook::Xdp,
+        program: None,
+        expected_generation: None,
+        dry_run: false,
+    };
+    world
+        .inside(|stack| {
+            let operator = Connected::operator(stack)?;
+            // Hung, then gone.
+            let policy = stack.process(Service::Policy);
+            policy.signal(Signal::SIGSTOP)?;
+            let begun = Instant::now();
+            operator.refused::<loader::Drain>(&DrainRequest::default());
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            policy.signal(Signal::SIGKILL)?;
+            policy.stop()?;
+            operator.refused::<loader::Apply>(&apply(&other, false));
+            operator.refused::<loader::Apply>(&apply(&other, true));
+            operator.refused::<loader::Delete>(&chain);
+            operator.refused::<loader::Drain>(&DrainRequest::default());
+            Ok(())
+        })
+        .unwrap();
     assert_eq!(kernel(&world), before);
     assert_eq!(world.send(BLOCKED, 10).unwrap(), 0, "the chain does not run any more");
 
@@ -245,19 +301,26 @@ fn without_policy_nothing_changes_and_everything_runs_on() {
     world
         .inside(|stack| {
             stack.process(Service::Loader).stop()?;
-            stack.start_service(Service::Loader)?;
-            stack.wait_ready(Service::Loader)
+            stack.start_service(Service::Loader)
         })
         .unwrap();
-    let chain = world.wait_for_chain("the chain", |chain| chain.state == ChainState::Active);
-    assert_eq!(chain.unwrap().programs.len(), 2);
+    let labels = [("interface", INTERFACE), ("hook", "xdp")];
+    wait_for(LIMIT, "the chain is taken over", || {
+        match world.metric(Service::Loader, "canopy_loader_chain_active", &labels) {
+            Ok(1.0) => Ok(()),
+            Ok(active) => Err(active.to_string()),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    })
+    .unwrap();
     assert_eq!(world.kernel_link().unwrap(), restored);
     assert_eq!(world.send(BLOCKED, 10).unwrap(), 0);
 
     world
         .inside(|stack| {
             stack.start_service(Service::Policy)?;
-            stack.wait_ready(Service::Policy)
+            stack.wait_ready(Service::Policy)?;
+            stack.wait_ready(Service::Loader)
         })
         .unwrap();
     let reply: ApplyReply = world.apply(&other).unwrap();
@@ -276,7 +339,6 @@ fn a_host_that_asks_nobody_says_so_everywhere() {
     configure(&world, Service::Loader, |config| config["admission"] = json!("off"));
     world
         .inside(|stack| {
-            stack.process(Service::Policy).stop()?;
             stack.process(Service::Loader).stop()?;
             stack.start_service(Service::Loader)?;
             stack.wait_ready(Service::Loader)

@@ -1,10 +1,12 @@
 //! The grammar of the command line. What the commands do is in [`crate::commands`].
 
+mod audit;
 mod map;
 mod package;
 mod policy;
 mod token;
 
+pub use audit::{AuditCommand, AuditShowArgs};
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
 pub use policy::{ExplainArgs, PolicyCommand};
@@ -26,7 +28,7 @@ Exit codes:
   0  done, or nothing to do
   1  failed (a defect, a local file, a required ability missing)
   2  the command line or a document is wrong
-  3  diff: there are differences; policy test: a case came out otherwise; policy check --strict: a remark
+  3  diff: there are differences; policy test: a case came out otherwise; policy check --strict: a remark; audit verify: a finding
   4  not found
   5  conflict: the state is not what you thought
   6  denied
@@ -156,6 +158,9 @@ pub enum Command {
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),
+    /// Verify and show the audit trail that a host's loader keeps
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Check, test and explain admission rules
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -1,6 +1,7 @@
 //! What each command does.
 
 pub mod apply;
+pub mod audit;
 pub mod config;
 pub mod delete;
 pub mod describe;
@@ -91,6 +92,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
         }
         Command::Package(command) => package::run(&command, &connection, screen),
+        Command::Audit(command) => audit::run(&command, screen),
         Command::Policy(command) => match (policy::offline(&command, screen), command) {
             (Some(done), _) => done,
             (None, PolicyCommand::Explain(args)) => {

@@ -1,5 +1,6 @@
 //! What answers look like. Pure: replies in, tables and text out.
 
+pub mod audit;
 pub mod chains;
 pub mod change;
 pub mod diff;
