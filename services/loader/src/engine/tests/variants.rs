@@ -52,8 +52,9 @@ fn running(world: &World, engine: &Engine<FakeKernel>) -> (String, String) {
     (object, format!("{} on {}; {}", told.object, told.kernel, over.join("; ")))
 }
 
-fn is(found: (String, String), object: &str, told: &str) {
-    assert_eq!(found, (object.to_owned(), told.to_owned()));
+#[track_caller]
+fn is((runs, says): &(String, String), object: &str, told: &str) {
+    assert_eq!((runs.as_str(), says.as_str()), (object, told));
 }
 
 const LOOP: &str = "loop.o on 6.18.0-fake; ";
@@ -76,7 +77,7 @@ fn each_host_runs_the_first_object_it_can_and_says_why() {
         let engine = world.start();
         let reply = world.apply(&engine, flows("eth0")).unwrap();
         let planned = reply.chains[0].programs[0].variant.clone().unwrap();
-        is(running(&world, &engine), object, told);
+        is(&running(&world, &engine), object, told);
         assert_eq!(Some(planned), status(&engine, &eth0()).programs[0].variant);
     }
 }
@@ -113,7 +114,7 @@ fn a_restart_keeps_the_choice_whatever_the_probes_say() {
     let engine = world.start();
     engine.tick();
     assert_eq!(world.changing_calls(), []);
-    is(running(&world, &engine), "ring.o", RING);
+    is(&running(&world, &engine), "ring.o", RING);
 }
 
 #[test]
@@ -130,9 +131,9 @@ fn an_apply_chooses_by_what_the_host_can_do_now() {
         "{:?}",
         plan.chains[0].steps
     );
-    is(running(&world, &engine), "plain 1.0.0", PLAIN);
+    is(&running(&world, &engine), "plain 1.0.0", PLAIN);
     world.apply(&engine, flows("eth0")).unwrap();
-    is(running(&world, &engine), "ring.o", RING);
+    is(&running(&world, &engine), "ring.o", RING);
 }
 
 /// What is in another object's data sections means something else: only what the manifest marks goes
@@ -182,7 +183,7 @@ fn another_kernel_gets_its_own_choice_without_an_apply() {
         world.kernel.set_release(kernel);
         world.kernel.set_facts(facts(ring));
         let engine = world.start();
-        is(running(&world, &engine), object, told);
+        is(&running(&world, &engine), object, told);
         assert_eq!(status(&engine, &eth0()).state, ChainState::Active);
         assert_eq!(get(&engine).generation, generation, "nobody asked for anything else");
     }
@@ -194,12 +195,12 @@ fn a_selector_s_chains_get_the_choice_of_another_kernel_at_once_and_for_ever() {
     world.kernel.set_release(OLD);
     let engine = world.start();
     world.apply(&engine, flows("eth*")).unwrap();
-    is(running(&world, &engine), "ring.o", RING);
+    is(&running(&world, &engine), "ring.o", RING);
     drop(engine);
     world.kernel.reboot();
     world.kernel.set_release(NEW);
     let engine = world.start();
-    is(running(&world, &engine), "loop.o", LOOP);
+    is(&running(&world, &engine), "loop.o", LOOP);
     assert_eq!(world.kernel.objects(&eth1()), world.kernel.objects(&eth0()));
     world.changing_calls();
     for _ in 0..3 {
@@ -233,7 +234,7 @@ fn what_cannot_be_built_is_chosen_again() {
         assert_eq!(status(&engine, &eth0()).state, ChainState::Pending, "{interface}");
         wait(2);
         engine.tick();
-        is(running(&world, &engine), "plain 1.0.0", PLAIN);
+        is(&running(&world, &engine), "plain 1.0.0", PLAIN);
         world.changing_calls();
         wait(60);
         engine.tick();
@@ -280,7 +281,7 @@ fn a_package_that_is_not_at_hand_loses_no_intent() {
     world.shelf.put(digest.clone(), package);
     wait(2);
     engine.tick();
-    is(running(&world, &engine), "loop.o", LOOP);
+    is(&running(&world, &engine), "loop.o", LOOP);
 }
 
 /// A death anywhere in the boot into another kernel, and one in the boot after that.
@@ -301,7 +302,7 @@ fn death_in_a_boot_into_another_kernel_leaves_the_choice_whole() {
             let engine = world.start();
             wait(2);
             engine.tick();
-            is(running(&world, &engine), "loop.o", LOOP);
+            is(&running(&world, &engine), "loop.o", LOOP);
             assert_eq!(world.kernel.pinned(&eth0()).len(), 1, "{interface} {stage:?}");
         }
     }
@@ -316,5 +317,5 @@ fn what_remains_of_a_chain_keeps_its_choices() {
     world.apply(&engine, both).unwrap();
     world.kernel.set_facts(facts(false));
     engine.delete(&super::world::deletion(&eth0(), Some("g")), &options()).unwrap();
-    is(running(&world, &engine), "ring.o", RING);
+    is(&running(&world, &engine), "ring.o", RING);
 }
