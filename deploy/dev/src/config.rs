@@ -193,22 +193,10 @@ impl Layout {
             }
             Service::Policy => {
                 put(&mut config, "auth", self.auth(pki));
-                put(&mut config, "people", self.people()?);
             }
             Service::CertMonitor | Service::Enforcer => {}
         }
         Ok(config)
-    }
-
-    /// The roles of people, as admission knows them.
-    fn people(&self) -> Result<Value> {
-        let mut people = json!({});
-        for user in self.users()? {
-            if let User::Person { principal, role } = user {
-                put(&mut people, principal.as_str(), json!({ "role": role }));
-            }
-        }
-        Ok(people)
     }
 
     fn admin(&self, service: Service) -> SocketAddr {

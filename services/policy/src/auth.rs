@@ -5,11 +5,12 @@ use crate::{
     connect::{self, Identity, Refusal},
     connections::{Connections, seconds},
     metrics::Metrics,
+    rules::Admission,
     tokens::Tokens,
     trust::Trust,
 };
 use canopy_api::{
-    ApiError, Code, HostId, Principal,
+    ApiError, Code, Principal,
     endpoint::{Service, policy},
     permission::{self, Reach, Seat},
     time,
@@ -48,6 +49,7 @@ pub(crate) struct Auth {
     trust: watch::Receiver<Arc<Trust>>,
     tokens: Tokens,
     connections: Connections,
+    admission: Arc<Admission>,
     metrics: Metrics,
     cx: Context,
     teller: Arc<Teller>,
@@ -83,7 +85,7 @@ impl Auth {
         auth: &AuthConfig,
         bus: &Bus,
         cx: &Context,
-        metrics: Metrics,
+        (admission, metrics): (Arc<Admission>, Metrics),
     ) -> anyhow::Result<Option<Self>> {
         let latch = cx.readiness.latch("connections");
         latch.set(false, "waiting for the bus");
@@ -117,6 +119,7 @@ impl Auth {
             trust,
             tokens,
             connections: connections.clone(),
+            admission,
             metrics: metrics.clone(),
             cx: cx.clone(),
             teller: Arc::new(Teller::new(bus.clone())),
@@ -139,6 +142,11 @@ impl Auth {
         });
         latch.set(true, "the bus server's questions are answered");
         Ok(Some(this))
+    }
+
+    /// The tokens.
+    pub(crate) fn tokens(&self) -> Tokens {
+        self.tokens.clone()
     }
 
     /// Whether somebody may connect, and what they may do.
@@ -179,9 +187,12 @@ impl Auth {
                 let none = || (Refusal::Unknown(claims.sub.clone()), Vec::new());
                 let kept = self.tokens.get(&claims.sub).await.map_err(away)?.ok_or_else(none)?;
                 kept.value.accepts(&claims).map_err(|refusal| (refusal, Vec::new()))?;
-                let fleet = std::iter::empty::<(&HostId, fn(&str) -> Option<&'static str>)>();
-                let reach =
-                    claims.scope.as_ref().map_or(Reach::EVERYWHERE, |scope| scope.reach(fleet));
+                let reach = claims.scope.as_ref().map_or(Reach::EVERYWHERE, |scope| {
+                    let hosts = self.admission.hosts();
+                    scope.reach(hosts.iter().map(|(host, labels)| {
+                        (host, |name: &str| labels.get(name).map(String::as_str))
+                    }))
+                });
                 let until = claims.exp.map_or(until, |end| end.min(until));
                 Ok(Grant {
                     user: kept.value.user(),

@@ -31,7 +31,8 @@ pub struct Config {
     /// bus lets through may change hosts.
     #[serde(default)]
     pub rules: Option<PathBuf>,
-    /// The roles of people, by their names on the bus, for rules that speak of roles.
+    /// The roles of people, by their names on the bus, for rules that speak of roles. Only without
+    /// `auth`: with it the role is the token's.
     #[serde(default)]
     pub people: BTreeMap<Principal, Person>,
     /// Hosts, for rules that speak of labels.
@@ -137,6 +138,12 @@ impl ServiceConfig for Config {
             }
         }
         let Some(auth) = &self.auth else { return problems.into_result() };
+        if !self.people.is_empty() {
+            problems.push(
+                Problem::new("people", "with `auth`, people's roles are those of their tokens")
+                    .remedy("leave it out; canopy token list tells the roles"),
+            );
+        }
         if auth.signing_keys.is_empty() {
             problems.push(
                 Problem::new("auth.signing_keys", "there is none, so no token can be issued")

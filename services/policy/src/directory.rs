@@ -1,9 +1,42 @@
 //! Who is who: roles of people and labels of hosts, as rules speak of them.
+//!
+//! With tokens, a person's role is that of their token in force; without, that of the configuration.
 
 use crate::config::{Config, Host, Person};
 use canopy_admission::Labels;
-use canopy_api::{HostId, Principal, permission::Role};
+use canopy_api::{ApiError, HostId, Principal, permission::Role};
 use std::collections::BTreeMap;
+
+use crate::{connections::seconds, rules::Admission, tokens::Tokens};
+
+/// Where roles come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Roles {
+    /// The configuration.
+    Configured,
+    /// Tokens in force.
+    Tokens(Box<Tokens>),
+}
+
+impl Roles {
+    /// The role of a person now; none for who is unknown.
+    ///
+    /// # Errors
+    /// When it cannot be found out.
+    pub(crate) async fn of(
+        &self,
+        admission: &Admission,
+        principal: &Principal,
+    ) -> Result<Option<Role>, ApiError> {
+        match self {
+            Self::Configured => Ok(admission.configured_role(principal)),
+            Self::Tokens(tokens) => {
+                let stored = tokens.get(principal).await?;
+                Ok(stored.and_then(|stored| stored.value.role_in_force(seconds())))
+            }
+        }
+    }
+}
 
 /// Answers who is who. Somebody unknown has no role, a host unknown no labels.
 pub trait Directory: Send + Sync {
@@ -11,6 +44,8 @@ pub trait Directory: Send + Sync {
     fn role(&self, principal: &Principal) -> Option<Role>;
     /// The labels of a host.
     fn labels(&self, host: &HostId) -> Labels;
+    /// Every host it knows, with its labels.
+    fn hosts(&self) -> Vec<(HostId, Labels)>;
 }
 
 /// What the configuration says.
@@ -33,5 +68,9 @@ impl Directory for Table {
 
     fn labels(&self, host: &HostId) -> Labels {
         self.hosts.get(host).map(|host| host.labels.clone()).unwrap_or_default()
+    }
+
+    fn hosts(&self) -> Vec<(HostId, Labels)> {
+        self.hosts.iter().map(|(id, host)| (id.clone(), host.labels.clone())).collect()
     }
 }

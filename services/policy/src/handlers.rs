@@ -1,6 +1,6 @@
 //! The verbs about admission.
 
-use crate::{metrics::Metrics, rules::Admission};
+use crate::{directory::Roles, metrics::Metrics, rules::Admission};
 use canopy_api::{
     ApiError, Code, HostId, Principal,
     endpoint::{Service, policy},
@@ -10,23 +10,34 @@ use canopy_bus::Server;
 use std::sync::Arc;
 
 /// Adds the verbs to a server.
-pub(crate) fn register(server: Server, admission: &Arc<Admission>, metrics: &Metrics) -> Server {
-    let of = || Arc::clone(admission);
-    let (admit_by, explain_by, rules_of) = (of(), of(), of());
+pub(crate) fn register(
+    server: Server,
+    admission: &Arc<Admission>,
+    roles: &Roles,
+    metrics: &Metrics,
+) -> Server {
+    let of = || (Arc::clone(admission), roles.clone());
+    let (admit_by, explain_by, rules_of) = (of(), of(), Arc::clone(admission));
     let metrics = metrics.clone();
     server
         .handle::<policy::Admit, _, _>(move |caller, request| {
-            let answer = admit(&admit_by, &caller.principal, &request);
-            metrics.decided(match &answer {
-                Ok(reply) if reply.decisions.iter().all(|one| one.allowed) => "allowed",
-                Ok(_) => "denied",
-                Err(_) => "unavailable",
-            });
-            async move { answer }
+            let ((admission, roles), metrics) = (admit_by.clone(), metrics.clone());
+            async move {
+                let answer = admit(&admission, &roles, &caller.principal, &request).await;
+                metrics.decided(match &answer {
+                    Ok(reply) if reply.decisions.iter().all(|one| one.allowed) => "allowed",
+                    Ok(_) => "denied",
+                    Err(_) => "unavailable",
+                });
+                answer
+            }
         })
         .handle::<policy::Explain, _, _>(move |_, request| {
-            let answer = explain_by.explain(&request);
-            async move { answer }
+            let (admission, roles) = explain_by.clone();
+            async move {
+                let role = roles.of(&admission, &request.principal).await?;
+                admission.explain(role, &request)
+            }
         })
         .handle::<policy::Rules, _, _>(move |_, _: Empty| {
             let answer = rules_of.rules();
@@ -35,8 +46,9 @@ pub(crate) fn register(server: Server, admission: &Arc<Admission>, metrics: &Met
 }
 
 /// A loader speaks for its own host only: which one that is the bus says.
-fn admit(
+async fn admit(
     admission: &Admission,
+    roles: &Roles,
     loader: &Principal,
     request: &AdmitRequest,
 ) -> Result<AdmitReply, ApiError> {
@@ -49,10 +61,11 @@ fn admit(
         let said = format!("{} items; at most {ADMIT_ITEMS} are decided at once", items.len());
         return Err(ApiError::new(Code::Invalid, said).at("items").remedy("ask several times"));
     }
-    let (basis, decisions) = admission.decide(principal, &host, items)?;
+    let role = roles.of(admission, principal).await?;
+    let (basis, decisions) = admission.decide(principal, role, &host, items)?;
     for (item, decision) in items.iter().zip(&decisions).filter(|(_, one)| !one.allowed) {
-        let rule = decision.rule.as_deref().unwrap_or("none");
-        tracing::info!(%host, %principal, %item, rule, dry_run, "denied");
+        let by = decision.rule.as_deref().unwrap_or("none");
+        tracing::info!(%host, %principal, %item, rule = by, dry_run, "denied");
     }
     Ok(AdmitReply { basis, decisions })
 }

@@ -37,7 +37,7 @@ use auth::Auth;
 use canopy_api::{endpoint::Service, permission::daemon_principal};
 use canopy_bus::{Bus, Server};
 use canopy_runtime::{Context, clock};
-use directory::Table;
+use directory::{Roles, Table};
 use rules::{Admission, RulesFile};
 use std::sync::Arc;
 
@@ -65,11 +65,13 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
+    let mut roles = Roles::Configured;
     if let Some(auth) = &config.auth {
-        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, metrics.clone())).await?
-        else {
+        let around = (Arc::clone(&admission), metrics.clone());
+        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, around)).await? else {
             return Ok(());
         };
+        roles = Roles::Tokens(Box::new(auth.tokens()));
         server = auth.serve(server);
     } else {
         tracing::warn!(
@@ -77,7 +79,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         );
         server = auth::without(server);
     }
-    handlers::register(server, &admission, &metrics).serve(cx.shutdown.clone()).await?;
+    handlers::register(server, &admission, &roles, &metrics).serve(cx.shutdown.clone()).await?;
     bus.close().await;
     Ok(())
 }

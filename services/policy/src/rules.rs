@@ -6,6 +6,7 @@ use canopy_admission::{RuleSet, Subject};
 use canopy_api::{
     ApiError, Code, Digest, HostId, Principal, Problem, Problems,
     document::Format,
+    permission::Role,
     time::rfc3339,
     wire::{
         AdmissionBasis, AdmissionDecision, AdmissionItem, ExplainReply, ExplainRequest, RulesReply,
@@ -138,16 +139,26 @@ impl Admission {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The role the configuration gives a person.
+    pub(crate) fn configured_role(&self, principal: &Principal) -> Option<Role> {
+        self.state().directory.role(principal)
+    }
+
+    /// Every host that is known, with its labels.
+    pub(crate) fn hosts(&self) -> Vec<(HostId, canopy_admission::Labels)> {
+        self.state().directory.hosts()
+    }
+
     /// Decides on every item.
     pub fn decide(
         &self,
         principal: &Principal,
+        role: Option<Role>,
         host: &HostId,
         items: &[AdmissionItem],
     ) -> Result<(AdmissionBasis, Vec<AdmissionDecision>), ApiError> {
         let state = self.state();
         let labels = state.directory.labels(host);
-        let role = state.directory.role(principal);
         let subject = Subject { principal, role, host, labels: &labels };
         match &state.rules {
             Rules::None => Ok((AdmissionBasis::Open, vec![open(); items.len()])),
@@ -160,11 +171,14 @@ impl Admission {
     }
 
     /// How a decision comes about.
-    pub fn explain(&self, request: &ExplainRequest) -> Result<ExplainReply, ApiError> {
+    pub fn explain(
+        &self,
+        role: Option<Role>,
+        request: &ExplainRequest,
+    ) -> Result<ExplainReply, ApiError> {
         let ExplainRequest { principal, host, item } = request;
         let state = self.state();
         let labels = state.directory.labels(host);
-        let role = state.directory.role(principal);
         let subject = Subject { principal, role, host, labels: &labels };
         let (basis, decision, rules) = match &state.rules {
             Rules::None => (AdmissionBasis::Open, open(), Vec::new()),

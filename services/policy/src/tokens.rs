@@ -118,6 +118,11 @@ impl Kept {
         self.state(now) == TokenState::Active
     }
 
+    /// The role, while the token is in force.
+    pub(crate) fn role_in_force(&self, now: u64) -> Option<Role> {
+        self.is_active(now).then_some(self.role)
+    }
+
     /// How many tokens the person has had.
     pub(crate) fn generation(&self) -> u64 {
         self.generation

@@ -160,7 +160,7 @@ async fn a_token_longer_than_a_line_is_not_even_asked_about() {
     let fits = stack.with_token(&admin, "fits", &"a".repeat(12_000));
     let said = stack.attempt(&fits).await.map(drop).unwrap_err();
     assert!(said.contains("AuthorizationViolation"), "{said}");
-    let log = stack.policy[0].log();
-    assert_eq!(log.matches("connection refused").count(), 1, "{log}");
+    let said = stack.policy[0].log();
+    assert_eq!(said.matches("connection refused").count(), 1, "{said}");
     stack.connect("u-admin").await;
 }

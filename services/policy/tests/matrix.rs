@@ -123,20 +123,19 @@ impl Who {
                     Role::Publisher => matches!(spec.class, Class::Read | Class::Publish),
                     Role::Admin => spec.class != Class::Internal,
                 };
-                let reached = match (reaches, spec.service, target) {
+                let there = match (reaches, spec.service, target) {
                     (Reaches::Everywhere, ..) | (_, Service::Registry, Target::Central) => true,
                     (_, Service::Loader, Target::Host(host)) => host.as_str() == "web1",
                     _ => false,
                 };
-                holds && reached
+                holds && there
             }
             Self::Daemon(_, service, place) => {
                 let called = spec.callers.contains(&service);
                 let reached = match (target, place) {
-                    (Target::Central, _) => true,
-                    (Target::Host(host), Some(place)) => host.as_str() == place,
                     // Central services call the daemons of every host, one by one or all.
-                    (Target::Host(_) | Target::AllHosts, None) => true,
+                    (Target::Central, _) | (_, None) => true,
+                    (Target::Host(host), Some(place)) => host.as_str() == place,
                     (Target::AllHosts, Some(_)) => false,
                 };
                 called && reached
