@@ -135,6 +135,10 @@ impl Store {
         self.dir.join("state.json")
     }
 
+    fn next(&self) -> PathBuf {
+        self.dir.join("state.json.new")
+    }
+
     fn previous(&self) -> PathBuf {
         self.dir.join("state.previous.json")
     }
@@ -155,7 +159,12 @@ impl Store {
                 Loaded::Lost { damage }
             }
             (Found::Damaged(one), Found::Damaged(two)) => {
-                Loaded::Lost { damage: format!("{one}; {two}") }
+                let damage = format!("{one}; {two}");
+                // A loader that died in a write leaves one file under both names, and the next one whole.
+                match read(&self.next())? {
+                    Found::State(state) => Loaded::Previous { state: *state, damage },
+                    Found::Nothing | Found::Damaged(_) => Loaded::Lost { damage },
+                }
             }
         };
         match &loaded {
@@ -172,7 +181,11 @@ impl Store {
             }
             // The damaged one is set aside, lest the next write make it the previous one.
             Loaded::Previous { .. } => set_aside(&self.current())?,
-            Loaded::Fresh | Loaded::Current(_) => {}
+            // One that was never told to be written is of no use any more.
+            Loaded::Current(_) => {
+                let _ = fs::remove_file(self.next());
+            }
+            Loaded::Fresh => {}
         }
         Ok(loaded)
     }
@@ -186,8 +199,15 @@ impl Store {
         bytes.extend_from_slice(&body);
         bytes.push(b'\n');
 
+        self.replace(&bytes).inspect_err(|_| {
+            // Who asked is told that it failed: it must not be found later.
+            let _ = fs::remove_file(self.next());
+        })
+    }
+
+    fn replace(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let (current, previous) = (self.current(), self.previous());
-        write_synced(&self.dir.join("state.json.new"), &bytes)?;
+        write_synced(&self.next(), bytes)?;
         // `state.json` is there at every moment: the old one gets a second name first.
         let link = self.dir.join("state.previous.json.new");
         let io =
@@ -198,8 +218,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io("link", &link, error)),
         }
-        fs::rename(self.dir.join("state.json.new"), &current)
-            .map_err(|e| io("replace", &current, e))?;
+        fs::rename(self.next(), &current).map_err(|e| io("replace", &current, e))?;
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| io("sync", &self.dir, e))
     }
 }
@@ -367,6 +386,35 @@ mod tests {
         assert!(dir.path().join("state.json.damaged").exists());
         assert!(dir.path().join("state.previous.json.damaged").exists());
         assert_eq!(store.load(&host()).unwrap(), Loaded::Fresh);
+    }
+
+    #[test]
+    fn one_file_under_both_names_that_is_damaged_leaves_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.save(&state(1)).unwrap();
+        store.save(&state(2)).unwrap();
+        // As a loader leaves it that dies before the last step of a write.
+        fs::rename(store.current(), store.next()).unwrap();
+        fs::rename(store.previous(), store.current()).unwrap();
+        fs::hard_link(store.current(), store.previous()).unwrap();
+        fs::write(store.current(), b"torn").unwrap();
+        match store.load(&host()).unwrap() {
+            Loaded::Previous { state: found, .. } => assert_eq!(found, state(2)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_write_that_failed_is_not_found_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.save(&state(1)).unwrap();
+        fs::create_dir(store.previous()).unwrap();
+        store.save(&state(2)).unwrap_err();
+        assert!(!store.next().exists());
+        fs::remove_dir(store.previous()).unwrap();
+        assert_eq!(store.load(&host()).unwrap(), Loaded::Current(state(1)));
     }
 
     #[test]
