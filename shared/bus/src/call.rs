@@ -6,7 +6,7 @@ use crate::{
     connection::{Bus, random_token},
     header, trace,
 };
-use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::{HeaderMap, Message, StatusCode};
 use canopy_api::{
     endpoint::{Endpoint, EndpointSpec},
     error::{ApiError, Code},
@@ -124,12 +124,6 @@ fn target_name(target: &Target) -> String {
     }
 }
 
-/// A request on its way: the subscription its answers come to.
-struct Sent {
-    replies: Subscriber,
-    until: Instant,
-}
-
 impl Bus {
     /// Asks and waits for the reply, as long as the endpoint's timeout.
     ///
@@ -161,14 +155,17 @@ impl Bus {
         let inbox = format!("_INBOX.{}.{responder}.{random}", self.principal());
         // Registered before the request goes out: the refusal may be quick.
         let mut waiting = self.shared.wait_on(&subject);
-        let mut sent = self.send::<E>(&subject, &inbox, &inbox, request, &options, wait).await?;
+        let mut expected = self.shared.inbox.expect(&inbox);
+        let until = Instant::now() + wait;
+        let ready = async { self.shared.inbox.open(self).await.map_err(|_| self.closed()) };
+        self.send::<E, ()>(&subject, ready, &inbox, request, &options, until).await?;
         let message = tokio::select! {
-            message = timeout_at(sent.until, sent.replies.next()) => message,
+            message = timeout_at(until, &mut expected.answer) => message,
             Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
         };
         match message {
-            Ok(Some(message)) => self.read::<E>(target, &message),
-            Ok(None) => Err(self.disconnected("the connection was closed".to_owned())),
+            Ok(Ok(message)) => self.read::<E>(target, &message),
+            Ok(Err(_)) => Err(self.disconnected("the connection was closed".to_owned())),
             Err(_) if self.link() != crate::Link::Connected => {
                 Err(self.disconnected("the connection was lost while waiting".to_owned()))
             }
@@ -197,11 +194,14 @@ impl Bus {
         let listen = format!("_INBOX.{}.*.{random}", self.principal());
         let mut waiting = self.shared.wait_on(&subject);
         let options = CallOptions::default();
-        let mut sent = self.send::<E>(&subject, &listen, &reply, request, &options, wait).await?;
+        let until = Instant::now() + wait;
+        let ready = async { self.client.subscribe(listen).await.map_err(|_| self.closed()) };
+        let mut replies =
+            self.send::<E, _>(&subject, ready, &reply, request, &options, until).await?;
         let mut answers = BTreeMap::new();
         loop {
             let message = tokio::select! {
-                message = timeout_at(sent.until, sent.replies.next()) => message,
+                message = timeout_at(until, replies.next()) => message,
                 Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
             };
             let Ok(Some(message)) = message else { break };
@@ -222,20 +222,20 @@ impl Bus {
         Ok(answers.into_iter().collect())
     }
 
-    /// Subscribes to `listen`, publishes the request with reply subject `reply`.
-    async fn send<E: Endpoint>(
+    /// Once `ready` is done, which is that answers can arrive, publishes the request with reply
+    /// subject `reply`.
+    async fn send<E: Endpoint, R>(
         &self,
         subject: &str,
-        listen: &str,
+        ready: impl Future<Output = Result<R, CallError>>,
         reply: &str,
         request: &E::Request,
         options: &CallOptions,
-        wait: Duration,
-    ) -> Result<Sent, CallError> {
+        until: Instant,
+    ) -> Result<R, CallError> {
         let spec = E::SPEC;
         let codec = |reason| CallError::Codec { endpoint: endpoint_name(spec), reason };
         let payload = options.encoding.encode(request).map_err(codec)?;
-        let until = Instant::now() + wait;
         // A request queued while disconnected would be executed after the reconnect, long after
         // its caller has gone: it is not queued.
         if !self.wait_connected(until).await {
@@ -248,13 +248,8 @@ impl Bus {
         let request_id = options.request_id.clone().unwrap_or_else(random_token);
         headers.insert(header::REQUEST_ID, request_id.as_str());
         trace::inject(&mut headers);
-        let closed = |_| self.disconnected("the connection is closed".to_owned());
         let sending = async {
-            let replies = self
-                .client
-                .subscribe(listen.to_owned())
-                .await
-                .map_err(|_| self.disconnected("the connection is closed".to_owned()))?;
+            let ready = ready.await?;
             self.client
                 .publish_with_reply_and_headers(
                     subject.to_owned(),
@@ -266,9 +261,9 @@ impl Bus {
                 .map_err(|error| match error.kind() {
                     async_nats::PublishErrorKind::MaxPayloadExceeded
                     | async_nats::PublishErrorKind::InvalidSubject => codec(error.to_string()),
-                    async_nats::PublishErrorKind::Send => closed(error),
+                    async_nats::PublishErrorKind::Send => self.closed(),
                 })?;
-            Ok(Sent { replies, until })
+            Ok(ready)
         };
         // Publishing blocks while the client's queue is full, which its own timeouts ignore.
         timeout_at(until, sending)
@@ -332,6 +327,10 @@ impl Bus {
             endpoint: endpoint_name(spec),
             class: spec.class.to_string(),
         }
+    }
+
+    fn closed(&self) -> CallError {
+        self.disconnected("the connection is closed".to_owned())
     }
 
     fn disconnected(&self, reason: String) -> CallError {

@@ -1,6 +1,9 @@
 //! The connection: made once, kept for ever, its state known.
 
-use crate::config::{BusConfig, BusError};
+use crate::{
+    config::{BusConfig, BusError},
+    inbox::Inbox,
+};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use canopy_api::name::Principal;
@@ -10,7 +13,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -78,6 +81,7 @@ pub(crate) struct Shared {
     violations: AtomicU64,
     next: AtomicU64,
     listeners: Mutex<Vec<Listener>>,
+    pub(crate) inbox: Inbox,
 }
 
 /// Told what happens on the connection.
@@ -250,7 +254,6 @@ fn options(config: &BusConfig, principal: &Principal) -> ConnectOptions {
         .connection_timeout(Duration::from_secs(5))
         .request_timeout(Some(Duration::from_secs(3)))
         .subscription_capacity(4096)
-        .reconnect_delay_callback(reconnect_delay)
 }
 
 impl Bus {
@@ -291,13 +294,29 @@ impl Bus {
             violations: AtomicU64::new(0),
             next: AtomicU64::new(0),
             listeners: Mutex::default(),
+            inbox: Inbox::default(),
         });
-        let events = shared.clone();
+        // The connection lives as long as who uses it, not the other way round.
+        let events = Arc::downgrade(&shared);
+        // The library asks how long to wait before the first attempt, too.
+        let first = AtomicBool::new(true);
+        let delay = move |attempt| {
+            if first.swap(false, Ordering::Relaxed) {
+                Duration::ZERO
+            } else {
+                reconnect_delay(attempt)
+            }
+        };
         let client = options(config, &principal)
+            .reconnect_delay_callback(delay)
             .retry_on_initial_connect()
             .event_callback(move |event| {
                 let events = events.clone();
-                async move { events.on_event(event) }
+                async move {
+                    if let Some(shared) = events.upgrade() {
+                        shared.on_event(event);
+                    }
+                }
             })
             .connect(addresses)
             .await

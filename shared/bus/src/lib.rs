@@ -47,6 +47,7 @@ pub mod data;
 mod event;
 mod header;
 mod idempotency;
+mod inbox;
 mod limits;
 mod micro;
 mod server;

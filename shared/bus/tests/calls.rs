@@ -348,6 +348,25 @@ async fn a_bus_that_cannot_be_reached_says_why() {
     assert!(error.starts_with("bus.key cannot be used: /nowhere/key.pem: No such file"), "{error}");
 }
 
+/// One subscription takes all answers; it must not keep alive what nobody uses any more.
+#[tokio::test]
+async fn a_connection_nobody_uses_any_more_ends() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let system = connect(&server, "s-policy-system").await;
+    let user = Some("spiffe://canopy/u-viewer");
+    let viewer = connect(&server, "u-viewer").await;
+    viewer.call::<loader::Get>(&host("web1"), &GetRequest::default()).await.unwrap();
+    let found = canopy_bus::system::connections(&system, user, LIMIT).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    drop(viewer);
+    let until = std::time::Instant::now() + LIMIT;
+    while !canopy_bus::system::connections(&system, user, LIMIT).await.unwrap().is_empty() {
+        assert!(std::time::Instant::now() < until, "the connection is still there");
+    }
+    web1.stop().await;
+}
+
 #[tokio::test]
 async fn events_reach_people_and_carry_their_content() {
     let server = NatsServer::start(&["web1"]).unwrap();
