@@ -12,7 +12,8 @@ use crate::{
 use canopy_api::{
     ApiError, Code, Principal,
     endpoint::{Service, policy},
-    permission::{self, Reach, Seat},
+    permission::{self, Seat},
+    scope::Reach,
     time,
     wire::{ConnectRefused, tokens::TokenListReply},
 };

@@ -4,7 +4,8 @@
 use crate::{connect::Refusal, trust::Trust};
 use canopy_api::{
     ApiError, Code, Principal,
-    permission::{Role, Scope},
+    permission::Role,
+    scope::Scope,
     time,
     wire::tokens::{
         Bearer, Binding, Revoked, TokenIssueRequest, TokenRecord, TokenRegenerateRequest,

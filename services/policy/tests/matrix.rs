@@ -15,7 +15,8 @@ mod stack;
 use async_nats::Client;
 use canopy_api::{
     endpoint::{self, Class, EndpointSpec, Service},
-    permission::{Role, Scope},
+    permission::Role,
+    scope::Scope,
     subject::{self, Target},
 };
 use futures::StreamExt as _;

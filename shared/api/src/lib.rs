@@ -28,6 +28,7 @@ pub mod permission;
 pub mod problem;
 pub mod reference;
 pub mod san;
+pub mod scope;
 pub mod selector;
 pub mod subject;
 pub mod time;

@@ -13,7 +13,8 @@
 use crate::{
     endpoint::Service,
     name::{HostId, NameError, Principal},
-    permission::{self, Permissions, Reach, Role, Seat},
+    permission::{self, Permissions, Role, Seat},
+    scope::Reach,
     subject::ROOT,
 };
 use std::{

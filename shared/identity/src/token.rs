@@ -10,11 +10,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use canopy_api::{
-    Principal,
-    permission::{Role, Scope},
-    wire::tokens::Binding,
-};
+use canopy_api::{Principal, permission::Role, scope::Scope, wire::tokens::Binding};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::{Deserialize, Serialize};

@@ -2,10 +2,7 @@
 
 use crate::cli::{OutputArgs, duration};
 use canopy_api::{
-    Principal,
-    endpoint::Service,
-    permission::{HostPattern, Role},
-    san::SanPattern,
+    Principal, endpoint::Service, permission::Role, san::SanPattern, scope::HostPattern,
 };
 use clap::{
     Args, Subcommand,

@@ -9,7 +9,7 @@ use crate::{
 };
 use canopy_api::{
     endpoint::policy,
-    permission::Scope,
+    scope::Scope,
     wire::tokens::{
         Binding, TokenIssueRequest, TokenListRequest, TokenRegenerateRequest, TokenReply,
         TokenRevokeRequest,

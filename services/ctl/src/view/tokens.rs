@@ -2,7 +2,7 @@
 
 use crate::output::{Answer, Cell, Table, Tone, text};
 use canopy_api::{
-    permission::Scope,
+    scope::Scope,
     wire::tokens::{Bearer, TokenRecord, TokenState},
 };
 use serde::Serialize;

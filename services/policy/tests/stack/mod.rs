@@ -6,7 +6,8 @@ use canopy_api::{
     Principal,
     endpoint::policy,
     nats::{Callout, spiffe_id},
-    permission::{Role, Scope},
+    permission::Role,
+    scope::Scope,
     subject::Target,
     wire::tokens::{Binding, TokenIssueRequest, TokenReply},
 };

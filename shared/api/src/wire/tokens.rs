@@ -1,10 +1,6 @@
 //! `policy.*.token-*`: people's tokens.
 
-use crate::{
-    name::Principal,
-    permission::{Role, Scope},
-    san::SanPattern,
-};
+use crate::{name::Principal, permission::Role, san::SanPattern, scope::Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
