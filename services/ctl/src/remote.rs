@@ -10,6 +10,7 @@ use crate::{
 use canopy_api::{
     ApiError, HostId, Principal,
     endpoint::{Endpoint, Service, loader},
+    permission::daemon_of,
     subject::Target,
     wire::Empty,
 };
@@ -191,8 +192,8 @@ impl Remote {
 
 /// `h-web1-loader` is web1's loader.
 fn host_of(principal: &Principal, service: Service) -> Option<HostId> {
-    let host = principal.as_str().strip_prefix("h-")?.strip_suffix(service.as_str())?;
-    host.strip_suffix('-')?.parse().ok()
+    let (of, host) = daemon_of(principal)?;
+    host.filter(|_| of == service)
 }
 
 /// Why there is no connection.

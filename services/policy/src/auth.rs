@@ -6,43 +6,33 @@ use crate::{
     connections::{Connections, seconds},
     metrics::Metrics,
     rules::Admission,
+    teller::Teller,
     tokens::Tokens,
     trust::Trust,
 };
 use canopy_api::{
     ApiError, Code, Principal,
-    endpoint::{Service, policy},
+    endpoint::policy,
     permission::{self, Seat},
     scope::Reach,
-    time,
-    wire::{ConnectRefused, tokens::TokenListReply},
+    wire::tokens::TokenListReply,
 };
 use canopy_bus::{
-    Bus, BusConfig, Server,
+    Bus, BusConfig, BusError, Server,
     callout::{self, CalloutKeys, ConnectRequest, Grant},
     data::Bucket,
 };
-use canopy_runtime::{Context, clock};
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use canopy_runtime::{Context, Latch};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, sleep},
 };
 
 /// The bucket of tokens.
 const BUCKET: &str = "canopy_tokens";
 /// How long a bus that is away is waited for, each time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the configuration file is looked at.
-const CONFIGURATION: Duration = Duration::from_secs(1);
-/// Refusals told as events, a second; the others are counted.
-const TOLD: u64 = 20;
 
 /// Everything that decides.
 #[derive(Clone)]
@@ -78,6 +68,30 @@ pub(crate) async fn open_tokens(
     Ok((data, Tokens::new(bucket)))
 }
 
+/// Waits until a connection carries messages, as long as it takes.
+async fn carries(bus: &Bus, latch: &Latch) {
+    while let Err(error) = bus.wait_ready(PATIENCE).await {
+        not_yet(&error, latch).await;
+    }
+}
+
+/// Opens the bucket of tokens, as long as it takes.
+async fn open(data: &Bus, replicas: usize, latch: &Latch) -> Bucket {
+    loop {
+        carries(data, latch).await;
+        match Bucket::open(data, BUCKET, replicas).await {
+            Ok(bucket) => return bucket,
+            Err(error) => not_yet(&error, latch).await,
+        }
+    }
+}
+
+async fn not_yet(error: &BusError, latch: &Latch) {
+    tracing::warn!("{error}; trying on");
+    latch.set(false, error.to_string());
+    sleep(Duration::from_millis(200)).await;
+}
+
 impl Auth {
     /// Connects, waits for the bus as long as it takes, and begins to answer the server. `None` when
     /// it was time to stop before.
@@ -86,62 +100,47 @@ impl Auth {
         auth: &AuthConfig,
         bus: &Bus,
         cx: &Context,
+        trust: watch::Receiver<Arc<Trust>>,
         (admission, metrics): (Arc<Admission>, Metrics),
     ) -> anyhow::Result<Option<Self>> {
         let latch = cx.readiness.latch("connections");
         latch.set(false, "waiting for the bus");
-        let trust = Trust::read(auth)?;
         let keys = callout_keys(auth)?;
         let data = seat(&config.bus, auth, Seat::Data).await?;
-        let bucket = loop {
-            let opened = async {
-                data.wait_ready(PATIENCE).await?;
-                Bucket::open(&data, BUCKET, auth.replicas).await
-            };
-            let opened = tokio::select! {
-                opened = opened => opened,
-                () = cx.shutdown.cancelled() => return Ok(None),
-            };
-            match opened {
-                Ok(bucket) => break bucket,
-                Err(error) => {
-                    tracing::warn!("{error}; trying on");
-                    latch.set(false, error.to_string());
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-            }
-        };
+        let opening = Box::pin(open(&data, auth.replicas, &latch));
+        let opened = cx.shutdown.run_until_cancelled(opening).await;
+        let Some(bucket) = opened else { return Ok(None) };
         let changes = bucket.changes().await?;
         let tokens = Tokens::new(bucket);
         let system = seat(&config.bus, auth, Seat::System).await?;
         let connections = Connections::new(system, tokens.clone(), metrics.clone());
-        let (change, trust) = watch::channel(Arc::new(trust));
         let this = Self {
             trust,
             tokens,
             connections: connections.clone(),
             admission,
-            metrics: metrics.clone(),
+            metrics,
             cx: cx.clone(),
             teller: Arc::new(Teller::new(bus.clone())),
         };
         cx.tasks.spawn(connections.follow(cx.clone(), changes));
-        cx.tasks.spawn(reload(config.clone(), change, metrics, cx.clone()));
 
         let asked = seat(&config.bus, auth, Seat::Callout).await?;
         let (decider, stop) = (this.clone(), cx.shutdown.clone());
-        let running = latch.clone();
         cx.tasks.spawn(async move {
+            if stop.run_until_cancelled(carries(&asked, &latch)).await.is_none() {
+                return;
+            }
+            latch.set(true, "the bus server's questions are answered");
             let decide = move |request| {
                 let decider = decider.clone();
                 async move { decider.decide(request).await }
             };
             if let Err(error) = callout::answer(&asked, keys, decide, stop).await {
-                running.set(false, error.to_string());
+                latch.set(false, error.to_string());
                 tracing::error!(%error, "the bus server's questions are not answered");
             }
         });
-        latch.set(true, "the bus server's questions are answered");
         Ok(Some(this))
     }
 
@@ -194,7 +193,9 @@ impl Auth {
                         (host, |name: &str| labels.get(name).map(String::as_str))
                     }))
                 });
-                let until = claims.exp.map_or(until, |end| end.min(until));
+                // The server ends it on time; by its own clock, and not before we would refuse it.
+                let end = claims.exp.map(|end| end.saturating_add(trust.skew.as_secs()));
+                let until = end.map_or(until, |end| end.min(until));
                 Ok(Grant {
                     user: kept.value.user(),
                     permissions: permission::person(&claims.sub, claims.role, &reach),
@@ -214,7 +215,7 @@ impl Auth {
                 async move {
                     let trust = this.trust.borrow().clone();
                     let by = caller.principal.as_str();
-                    let (_, reply) = this.tokens.issue(&trust, &request, by, seconds()).await?;
+                    let reply = this.tokens.issue(&trust, &request, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, role = %request.role, by, "token issued");
                     Ok(reply)
                 }
@@ -224,7 +225,7 @@ impl Auth {
                 async move {
                     let trust = this.trust.borrow().clone();
                     let by = caller.principal.as_str();
-                    let (_, reply) = this.tokens.regenerate(&trust, &request, by, seconds()).await?;
+                    let reply = this.tokens.regenerate(&trust, &request, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, by, "token regenerated");
                     this.end_connections(request.principal);
                     Ok(reply)
@@ -234,7 +235,7 @@ impl Auth {
                 let this = revoke.clone();
                 async move {
                     let by = caller.principal.as_str();
-                    let (_, record) = this.tokens.revoke(&request.principal, by, seconds()).await?;
+                    let record = this.tokens.revoke(&request.principal, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, by, "token revoked");
                     this.end_connections(request.principal);
                     Ok(record)
@@ -276,114 +277,4 @@ fn callout_keys(auth: &AuthConfig) -> anyhow::Result<CalloutKeys> {
     let issuer = read("auth.issuer_seed", &auth.issuer_seed)?;
     let xkey = read("auth.xkey_seed", &auth.xkey_seed)?;
     Ok(CalloutKeys::from_seeds(&issuer, &xkey)?)
-}
-
-/// Uses a changed configuration, whole or not at all.
-async fn reload(config: Config, change: watch::Sender<Arc<Trust>>, metrics: Metrics, cx: Context) {
-    let gauge = metrics.configuration.with_label_values(&[] as &[&str]);
-    gauge.set(1);
-    let Some(mut file) = cx.config_file.clone() else { return };
-    let mut timer = interval(CONFIGURATION);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = cx.shutdown.cancelled() => return,
-            _ = timer.tick() => {}
-        }
-        let looked = tokio::task::spawn_blocking(move || {
-            let changed = file.changed::<Config>().map(|loaded| {
-                let loaded = loaded.map_err(|problems| problems.to_string())?;
-                let auth = loaded.auth.as_ref().ok_or("`auth` is gone; it is kept")?;
-                let trust = Trust::read(auth).map_err(|error| format!("{error:#}"))?;
-                Ok::<_, String>((loaded, trust))
-            });
-            (file, changed)
-        });
-        let Ok((kept, changed)) = looked.await else {
-            tracing::error!("the configuration is not followed any more; restart the service");
-            return;
-        };
-        file = kept;
-        match changed {
-            None => {}
-            Some(Ok((loaded, trust))) => {
-                gauge.set(i64::from(only_trust_differs(&config, &loaded)));
-                tracing::warn!(signs = trust.signing.id(), believes = ?trust.keys, "configuration changed");
-                change.send_replace(Arc::new(trust));
-            }
-            Some(Err(problem)) => {
-                gauge.set(0);
-                tracing::error!("the changed configuration is not used: {problem}");
-            }
-        }
-    }
-}
-
-/// Whether nothing changed that only a restart can use.
-fn only_trust_differs(running: &Config, new: &Config) -> bool {
-    let mut new = new.clone();
-    // What admission follows by itself.
-    new.rules.clone_from(&running.rules);
-    new.people.clone_from(&running.people);
-    new.hosts.clone_from(&running.hosts);
-    if let (Some(running), Some(new)) = (&running.auth, &mut new.auth) {
-        new.signing_keys.clone_from(&running.signing_keys);
-        new.people.clone_from(&running.people);
-        new.clock_skew_seconds = running.clock_skew_seconds;
-    }
-    let same = new == *running;
-    if !same {
-        tracing::error!("the configuration has changes that need a restart");
-    }
-    same
-}
-
-/// Tells of refusals, not more than can be read.
-struct Teller {
-    bus: Bus,
-    second: Mutex<(u64, u64)>,
-    untold: AtomicU64,
-}
-
-impl Teller {
-    fn new(bus: Bus) -> Self {
-        Self { bus, second: Mutex::default(), untold: AtomicU64::new(0) }
-    }
-
-    fn may_tell(&self) -> bool {
-        let now = seconds();
-        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
-        if second.0 != now {
-            *second = (now, 0);
-        }
-        second.1 += 1;
-        second.1 <= TOLD
-    }
-
-    fn refused(&self, request: &ConnectRequest, refusal: &Refusal, names: Vec<String>) {
-        if !self.may_tell() {
-            self.untold.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let refused = ConnectRefused {
-            time: time::rfc3339(clock::now()),
-            address: request.address.clone(),
-            client: request.name.clone(),
-            names,
-            code: refusal.code().to_owned(),
-            reason: refusal.to_string(),
-            untold: self.untold.swap(0, Ordering::Relaxed),
-        };
-        tracing::warn!(
-            address = %refused.address, client = %refused.client, names = ?refused.names,
-            untold = refused.untold, "connection refused: {}", refused.reason
-        );
-        let bus = self.bus.clone();
-        tokio::spawn(async move {
-            let told = bus.publish_event(Service::Policy, "connect", "refused", None, &refused);
-            if let Err(error) = told.await {
-                tracing::warn!(%error, "the bus was not told of a refusal");
-            }
-        });
-    }
 }

@@ -168,7 +168,7 @@ fn bootstrap(
         if before.is_some_and(|before| before.value.is_active(now)) {
             tokens.revoke(&principal, by, now).await?;
         }
-        let (_, reply) = tokens.issue(&trust, &issue, by, now).await?;
+        let reply = tokens.issue(&trust, &issue, by, now).await?;
         data.close().await;
         anyhow::Ok(reply)
     })?;

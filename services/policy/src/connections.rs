@@ -4,8 +4,10 @@
 //! at its start: an instance that dies in the middle, or a connection that was decided about just
 //! before the change, is made good by another look.
 
-use crate::metrics::Metrics;
-use crate::tokens::{Kept, Tokens, user};
+use crate::{
+    metrics::Metrics,
+    tokens::{Kept, Tokens, user},
+};
 use canopy_api::Principal;
 use canopy_bus::{Bus, system};
 use canopy_runtime::{Context, clock};
@@ -64,13 +66,12 @@ impl Connections {
 
     async fn end(&self, principal: &Principal) -> Result<usize, String> {
         let stored = self.tokens.get(principal).await.map_err(text)?;
-        let (generation, active) = stored.map_or((0, false), |stored| {
-            (stored.value.generation(), stored.value.is_active(seconds()))
-        });
+        let (generation, lives) = stored
+            .map_or((0, false), |stored| (stored.value.generation(), !stored.value.is_revoked()));
         let mut count = 0;
         // Earlier ones were ended when they ended.
         for one in generation.saturating_sub(1).max(1)..=generation {
-            if active && one == generation {
+            if lives && one == generation {
                 continue;
             }
             let of = user(principal, one);
@@ -86,9 +87,8 @@ impl Connections {
         // In this order: a token made meanwhile is not taken for none.
         let mut found = system::connections(&self.system, None, LIMIT).await.map_err(text)?;
         let tokens = self.tokens.all().await.map_err(text)?;
-        let now = seconds();
         let live: BTreeSet<String> =
-            tokens.iter().filter(|kept| kept.is_active(now)).map(Kept::user).collect();
+            tokens.iter().filter(|kept| !kept.is_revoked()).map(Kept::user).collect();
         // People's names have a generation; daemons are not a matter of tokens.
         found.retain(|one| one.user.starts_with("u-") && !live.contains(&one.user));
         system::end(&self.system, &found).await.map_err(text)?;

@@ -2,12 +2,15 @@
 //!
 //! With tokens, a person's role is that of their token in force; without, that of the configuration.
 
-use crate::config::{Config, Host, Person};
+use crate::{
+    config::{Config, Host, Person},
+    connections::seconds,
+    rules::Admission,
+    tokens::Tokens,
+};
 use canopy_admission::Labels;
 use canopy_api::{ApiError, HostId, Principal, permission::Role};
 use std::collections::BTreeMap;
-
-use crate::{connections::seconds, rules::Admission, tokens::Tokens};
 
 /// Where roles come from.
 #[derive(Clone, Debug)]

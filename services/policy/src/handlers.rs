@@ -2,8 +2,9 @@
 
 use crate::{directory::Roles, metrics::Metrics, rules::Admission};
 use canopy_api::{
-    ApiError, Code, HostId, Principal,
+    ApiError, Code, Principal,
     endpoint::{Service, policy},
+    permission::daemon_of,
     wire::{ADMIT_ITEMS, AdmitReply, AdmitRequest, Empty},
 };
 use canopy_bus::Server;
@@ -52,10 +53,10 @@ async fn admit(
     loader: &Principal,
     request: &AdmitRequest,
 ) -> Result<AdmitReply, ApiError> {
-    let host = host_of(loader).ok_or_else(|| {
-        ApiError::new(Code::Denied, format!("{loader} is no host's loader"))
-            .remedy("ask with canopy policy explain")
-    })?;
+    let Some((Service::Loader, Some(host))) = daemon_of(loader) else {
+        return Err(ApiError::new(Code::Denied, format!("{loader} is no host's loader"))
+            .remedy("ask with canopy policy explain"));
+    };
     let AdmitRequest { principal, items, dry_run } = request;
     if items.len() > ADMIT_ITEMS {
         let said = format!("{} items; at most {ADMIT_ITEMS} are decided at once", items.len());
@@ -68,9 +69,4 @@ async fn admit(
         tracing::info!(%host, %principal, %item, rule = by, dry_run, "denied");
     }
     Ok(AdmitReply { basis, decisions })
-}
-
-fn host_of(loader: &Principal) -> Option<HostId> {
-    let host = loader.as_str().strip_prefix("h-")?.strip_suffix(Service::Loader.as_str())?;
-    host.strip_suffix('-')?.parse().ok()
 }

@@ -23,12 +23,13 @@ mod config;
 mod connect;
 mod connections;
 pub mod directory;
+mod follow;
 mod handlers;
 mod metrics;
 pub mod rules;
+mod teller;
 mod tokens;
 mod trust;
-mod watch;
 
 pub use config::{AuthConfig, Config};
 pub use metrics::{METRICS, Metrics};
@@ -40,6 +41,8 @@ use canopy_runtime::{Context, clock};
 use directory::{Roles, Table};
 use rules::{Admission, RulesFile};
 use std::sync::Arc;
+use tokio::sync::watch;
+use trust::Trust;
 
 /// Serves until told to end.
 pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
@@ -51,12 +54,27 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let (at_start, path) = (Arc::clone(&admission), config.rules.clone());
     let file = tokio::task::spawn_blocking(move || {
         let mut file = path.map(RulesFile::new);
-        watch::read(&at_start, file.as_mut());
+        follow::read(&at_start, file.as_mut());
         file
     })
     .await?;
-    let followed =
-        watch::follow(Arc::clone(&admission), metrics.clone(), config.clone(), file, cx.clone());
+    let (change, trust) = match &config.auth {
+        Some(auth) => {
+            let (change, trust) = watch::channel(Arc::new(Trust::read(auth)?));
+            (Some(change), Some(trust))
+        }
+        None => (None, None),
+    };
+    let followed = follow::follow(
+        follow::Followers {
+            admission: Arc::clone(&admission),
+            trust: change,
+            metrics: metrics.clone(),
+        },
+        config.clone(),
+        file,
+        cx.clone(),
+    );
     cx.tasks.spawn(followed);
 
     let bus = Bus::connect(&config.bus, daemon_principal(Service::Policy, None)?).await?;
@@ -66,9 +84,10 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
     let mut roles = Roles::Configured;
-    if let Some(auth) = &config.auth {
+    if let (Some(auth), Some(trust)) = (&config.auth, trust) {
         let around = (Arc::clone(&admission), metrics.clone());
-        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, around)).await? else {
+        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, trust, around)).await?
+        else {
             return Ok(());
         };
         roles = Roles::Tokens(Box::new(auth.tokens()));

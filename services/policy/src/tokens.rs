@@ -114,7 +114,13 @@ impl Kept {
         user(&self.principal, self.generation)
     }
 
-    /// Whether connections of this token may live.
+    /// Whether connections of this token may live. The server itself ends those of one that ends by
+    /// itself.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.is_some()
+    }
+
+    /// Whether it is in force.
     pub(crate) fn is_active(&self, now: u64) -> bool {
         self.state(now) == TokenState::Active
     }
@@ -140,9 +146,6 @@ pub(crate) fn user(principal: &Principal, generation: u64) -> String {
 pub(crate) struct Tokens {
     bucket: Bucket,
 }
-
-/// A token that was just made, and its record.
-type Made = (Kept, TokenReply);
 
 impl Tokens {
     /// Those in this bucket.
@@ -188,7 +191,7 @@ impl Tokens {
         request: &TokenIssueRequest,
         by: &str,
         now: u64,
-    ) -> Result<Made, ApiError> {
+    ) -> Result<TokenReply, ApiError> {
         check_issue(request)?;
         let principal = &request.principal;
         for _ in 0..TRIES {
@@ -228,7 +231,7 @@ impl Tokens {
         request: &TokenRegenerateRequest,
         by: &str,
         now: u64,
-    ) -> Result<Made, ApiError> {
+    ) -> Result<TokenReply, ApiError> {
         check_life(request.expires_in)?;
         let principal = &request.principal;
         for _ in 0..TRIES {
@@ -264,18 +267,16 @@ impl Tokens {
         principal: &Principal,
         by: &str,
         now: u64,
-    ) -> Result<(Kept, TokenRecord), ApiError> {
+    ) -> Result<TokenRecord, ApiError> {
         for _ in 0..TRIES {
             let before = self.get(principal).await?.ok_or_else(|| none(principal))?;
             if before.value.revoked.is_some() {
-                let record = before.value.record(now);
-                return Ok((before.value, record));
+                return Ok(before.value.record(now));
             }
             let kept = Kept { revoked: Some((now, by.to_owned())), ..before.value };
             let swap = self.bucket.replace(principal.as_str(), &kept, before.revision).await?;
             if swap == Swap::Done {
-                let record = kept.record(now);
-                return Ok((kept, record));
+                return Ok(kept.record(now));
             }
         }
         Err(busy(principal))
@@ -288,7 +289,7 @@ impl Tokens {
         kept: Kept,
         before: Option<Stored<Kept>>,
         now: u64,
-    ) -> Result<Option<Made>, ApiError> {
+    ) -> Result<Option<TokenReply>, ApiError> {
         let token = trust.signing.sign(&kept.claims()).map_err(unsignable)?;
         let key = kept.principal.as_str();
         let swap = match before {
@@ -297,10 +298,7 @@ impl Tokens {
         };
         Ok(match swap {
             Swap::Overtaken => None,
-            Swap::Done => {
-                let record = kept.record(now);
-                Some((kept, TokenReply { token: Bearer(token), record }))
-            }
+            Swap::Done => Some(TokenReply { token: Bearer(token), record: kept.record(now) }),
         })
     }
 }

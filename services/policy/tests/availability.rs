@@ -52,8 +52,8 @@ async fn one_of_two_is_killed() {
     timeout(LIMIT, link.wait_for(|link| *link == Link::Disconnected)).await.unwrap().unwrap();
 }
 
-/// One of two hangs: the server gives up on what it was asked after 2 s, and a client that tries
-/// again comes through.
+/// One of two hangs: the server gives up on what it asked it after 2 s, and a client that tries again
+/// comes through; after 15 s of silence the server drops it, and nothing is lost any more.
 #[tokio::test]
 async fn one_of_two_hangs() {
     let mut stack = Stack::start();
@@ -61,12 +61,16 @@ async fn one_of_two_hangs() {
     let hung = Pid::from_raw(stack.policy[0].pid().cast_signed());
     kill(hung, Signal::SIGSTOP).unwrap();
     let begun = Instant::now();
-    for _ in 0..6 {
+    for _ in 0..3 {
         let registry = stack.connect("s-registry").await;
         registry.close().await;
     }
-    println!("6 connects took {:?}", begun.elapsed());
-    assert!(begun.elapsed() < LIMIT);
+    println!("3 connects took {:?}", begun.elapsed());
+    tokio::time::sleep_until((begun + Duration::from_secs(20)).into()).await;
+    let credentials = stack.credentials("s-registry");
+    for _ in 0..10 {
+        stack.attempt(&credentials).await.unwrap();
+    }
     kill(hung, Signal::SIGCONT).unwrap();
 }
 

@@ -25,6 +25,7 @@ use canopy_api::{
 };
 use canopy_bus::Link;
 use canopy_test_support::nats::private_file;
+use serde_json::json;
 use stack::{LIMIT, Stack};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -190,4 +191,53 @@ async fn changes_at_once_are_one_after_the_other() {
         let connected = stack.attempt(&credentials).await.is_ok();
         assert_eq!(connected, reply.record.generation == *expected.last().unwrap());
     }
+}
+
+/// Another signing key is put before the old one, and the old one taken away, while the service runs.
+#[tokio::test]
+async fn signing_keys_are_rotated_without_a_restart() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    let old = stack.issue(&admin, "u-viewer", Role::Viewer).await.record.key;
+    let made = stack::run(&["keys", "--output", stack.path("next").to_str().unwrap()]);
+    assert!(made.status.success(), "{made:?}");
+    let key = |dir: &str| json!({ "file": stack.path(dir).join("token-signing.pem") });
+    let configured = |keys: serde_json::Value| {
+        let mut config = stack.config();
+        config["auth"]["signing_keys"] = keys;
+        stack.policy[0].configure(config).unwrap();
+    };
+    let current = "canopy_policy_configuration_current ";
+    let wait = |state: &str| {
+        let said = format!("{current}{state}");
+        canopy_test_support::wait_for(LIMIT, "the configuration is looked at", || {
+            let metrics = stack.policy[0].get("/metrics").unwrap().1;
+            if metrics.lines().any(|line| line == said) { Ok(()) } else { Err(metrics) }
+        })
+        .unwrap();
+    };
+
+    // A key that is not there changes nothing.
+    configured(json!([key("nowhere"), key("keys")]));
+    wait("0");
+    stack.attempt(&stack.credentials("u-viewer")).await.unwrap();
+
+    // Both are believed, the new one signs.
+    configured(json!([key("next"), key("keys")]));
+    wait("1");
+    stack.attempt(&stack.credentials("u-viewer")).await.unwrap();
+    let new = stack.issue(&admin, "u-operator", Role::Operator).await.record.key;
+    assert_ne!(new, old);
+    stack.attempt(&stack.credentials("u-operator")).await.unwrap();
+
+    // The old one is worth nothing any more.
+    configured(json!([key("next")]));
+    let until = Instant::now() + LIMIT;
+    while stack.attempt(&stack.credentials("u-viewer")).await.is_ok() {
+        assert!(Instant::now() < until, "the old key is still believed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stack.attempt(&stack.credentials("u-operator")).await.unwrap();
+    // Nobody was cut off by it.
+    assert_eq!((admin.link(), admin.statistics().connects), (Link::Connected, 1));
 }

@@ -126,17 +126,31 @@ name!(
     })
 );
 
-/// Whether a name fits a pattern: `*` is any text, `?` one character.
+/// Whether a name fits a pattern: `*` is any text, `?` one character. In time of pattern times name:
+/// only the last `*` seen is ever tried again.
 pub(crate) fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.split_first(), name.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            fits(rest, name) || name.split_first().is_some_and(|(_, tail)| fits(pattern, tail))
+    let (mut at, mut seen) = (0, 0);
+    // Where the pattern goes on behind the last star, and where in the name that was tried.
+    let mut again = None;
+    while let Some(one) = name.get(seen) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                at += 1;
+                again = Some((at, seen));
+            }
+            Some(wanted) if *wanted == b'?' || wanted == one => {
+                at += 1;
+                seen += 1;
+            }
+            Some(_) | None => {
+                let Some((behind, tried)) = again else { return false };
+                at = behind;
+                seen = tried + 1;
+                again = Some((behind, seen));
+            }
         }
-        (Some((b'?', rest)), Some((_, tail))) => fits(rest, tail),
-        (Some((one, rest)), Some((other, tail))) => one == other && fits(rest, tail),
-        (None, Some(_)) | (Some(_), None) => false,
     }
+    pattern.get(at..).unwrap_or_default().iter().all(|one| *one == b'*')
 }
 
 impl Principal {
@@ -162,6 +176,45 @@ impl Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_fit_what_a_plain_search_says_and_take_no_time() {
+        fn plain(pattern: &[u8], name: &[u8]) -> bool {
+            match (pattern, name) {
+                ([], []) => true,
+                ([b'*', rest @ ..], _) => {
+                    plain(rest, name) || (!name.is_empty() && plain(pattern, &name[1..]))
+                }
+                ([one, rest @ ..], [other, tail @ ..]) => {
+                    (*one == b'?' || one == other) && plain(rest, tail)
+                }
+                _ => false,
+            }
+        }
+        // Every pattern of up to five of these against every name of up to five of those.
+        let texts = |letters: &[u8]| {
+            let mut all = vec![Vec::new()];
+            let mut last = all.clone();
+            for _ in 0..5 {
+                last = last
+                    .iter()
+                    .flat_map(|text| {
+                        letters.iter().map(move |one| [text.as_slice(), &[*one]].concat())
+                    })
+                    .collect();
+                all.extend(last.clone());
+            }
+            all
+        };
+        for pattern in texts(b"ab*?") {
+            for name in texts(b"ab") {
+                assert_eq!(fits(&pattern, &name), plain(&pattern, &name), "{pattern:?} {name:?}");
+            }
+        }
+        // Tried in every way, this would not end.
+        assert!(!fits("*a".repeat(24).as_bytes(), "a".repeat(23).as_bytes()));
+        assert!(!fits(&[b"*a".repeat(40), b"b".to_vec()].concat(), &b"a".repeat(4000)));
+    }
 
     #[test]
     fn principals_are_one_subject_token() {
