@@ -48,6 +48,11 @@ const REQUIREMENTS: &[Requirement] = &[
     Requirement { need: Need::Tests, package: "npm", present: || has("node") && has("npm") },
     Requirement { need: Need::Tests, package: "minisign", present: || has("minisign") },
     Requirement { need: Need::Tests, package: "systemd", present: || has("systemd-analyze") },
+    Requirement {
+        need: Need::Tests,
+        package: "systemd-container",
+        present: || has("systemd-nspawn"),
+    },
     Requirement { need: Need::Tests, package: "util-linux", present: || has("setpriv") },
     Requirement { need: Need::Check, package: "clang-format", present: || has("clang-format") },
 ];

@@ -59,6 +59,8 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     .await
     .context("starting the engine")??;
     report(&state, &engine);
+    // The chains are restored. The network comes up behind this: see the unit.
+    cx.begun();
     cx.metrics.register(Box::new(LoaderCollector::new(Arc::clone(&engine))?))?;
 
     let principal = permission::daemon_principal(Service::Loader, Some(&config.host))?;

@@ -49,6 +49,14 @@ impl Context {
         })
     }
 
+    /// Tells the service manager, if one asks, that the service has begun: units that are ordered
+    /// behind this one start now. See `sd_notify(3)`.
+    pub fn begun(&self) {
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "the service manager was not told that this service has begun");
+        }
+    }
+
     /// Answers `health` from the readiness latches.
     pub fn health(&self) -> impl Fn() -> Health + Send + Sync + 'static {
         let readiness = self.readiness.clone();

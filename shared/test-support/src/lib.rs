@@ -5,6 +5,7 @@
 
 pub mod bpffs;
 mod compile;
+pub mod memory;
 pub mod nats;
 pub mod netns;
 pub mod node;

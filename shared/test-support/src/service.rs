@@ -31,6 +31,15 @@ impl ServiceProcess {
     /// Starts the program with this configuration, whose `runtime` is given an address file, and
     /// waits until its admin listener is there.
     pub fn start(program: &Path, config: Value) -> Result<Self> {
+        Self::start_with(program, config, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_with(
+        program: &Path,
+        config: Value,
+        environment: &[(&str, &Path)],
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let address_file = dir.path().join("admin");
         let file = dir.path().join("config.json");
@@ -38,6 +47,7 @@ impl ServiceProcess {
         let mut child = Command::new(program)
             .arg("--config")
             .arg(&file)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("log"))?)

@@ -13,10 +13,10 @@ use canopy_api::{
     wire::{ChainState, ChainStatus},
 };
 use canopy_e2e::{BLOCKED, INTERFACE, World};
-use canopy_test_support::pair::PEER_IP;
+use canopy_test_support::{memory::kill_for_memory, pair::PEER_IP};
 use nix::sys::signal::Signal;
 use std::{process::Stdio, time::Duration};
-use xtask::{outside, stack::Stack};
+use xtask::{outside, process::Process, stack::Stack};
 
 /// Longest time an attached chain may be gone after somebody detached it.
 const RESTORE_LIMIT: Duration = Duration::from_millis(1500);
@@ -54,8 +54,8 @@ fn a_detached_chain_is_restored_without_bus_and_enforcer() {
     world.end().unwrap();
 }
 
-/// Kills or stops the loader while the blocked source floods, starts it again, and compares.
-fn loader_is_restarted(signal: Signal) {
+/// Ends the loader while the blocked source floods, starts it again, and compares.
+fn loader_is_restarted(end: impl FnOnce(&Process)) {
     let world = World::start().unwrap();
     world.apply(&World::firewall()).unwrap();
     assert_eq!(world.send(PEER_IP, 50).unwrap(), 50);
@@ -66,7 +66,7 @@ fn loader_is_restarted(signal: Signal) {
     let arrived = world.arrived().unwrap();
     let flood = world.flood(BLOCKED).unwrap();
     let loader = world.stack().process(Service::Loader);
-    loader.signal(signal).unwrap();
+    end(&loader);
     canopy_test_support::wait_for(Duration::from_secs(15), "the loader ends", || {
         loader.pid().map_or(Ok(()), Err)
     })
@@ -98,12 +98,17 @@ fn loader_is_restarted(signal: Signal) {
 
 #[test]
 fn a_killed_loader_is_not_noticed_by_packets() {
-    loader_is_restarted(Signal::SIGKILL);
+    loader_is_restarted(|loader| loader.signal(Signal::SIGKILL).unwrap());
+}
+
+#[test]
+fn a_loader_that_the_kernel_kills_for_memory_is_not_noticed_by_packets() {
+    loader_is_restarted(|loader| kill_for_memory(loader.pid().unwrap()).unwrap());
 }
 
 #[test]
 fn a_stopped_loader_is_not_noticed_by_packets() {
-    loader_is_restarted(Signal::SIGTERM);
+    loader_is_restarted(|loader| loader.signal(Signal::SIGTERM).unwrap());
 }
 
 #[test]

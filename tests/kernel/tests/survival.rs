@@ -28,6 +28,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::Ipv4Addr,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -110,14 +111,18 @@ impl World {
         Counts { first: number(&jumps), second: number(&jumps[8..]), fired: number(&read("timer")) }
     }
 
-    /// A loader as a process, with nobody at the bus's address.
-    fn process(&self, program: &Path, bus: &Value) -> ServiceProcess {
-        let config = json!({
+    fn config(&self, bus: &Value) -> Value {
+        json!({
             "host": "web1",
             "bus": bus,
             "state_dir": self.dir.path().join("state"),
             "bpffs": self.bpffs.path(),
-        });
+        })
+    }
+
+    /// A loader as a process, with nobody at the bus's address.
+    fn process(&self, program: &Path, bus: &Value) -> ServiceProcess {
+        let config = self.config(bus);
         let process = self.here(|| ServiceProcess::start(program, config)).unwrap();
         wait_for(Duration::from_secs(10), "the chain in the metrics", || {
             let seen = self.here(|| process.get("/metrics")).map_err(|error| error.to_string())?.1;
@@ -154,6 +159,57 @@ fn frame(source: Ipv4Addr) -> Vec<u8> {
     Udp4 { source, ..Udp4::to_port(4242) }.frame()
 }
 
+/// The loader's settings for a bus that is not there.
+fn nobody_at_the_bus() -> (NatsServer, Value) {
+    let mut nats = NatsServer::start(&["web1"]).unwrap();
+    nats.kill();
+    let files = nats.client("h-web1-loader");
+    let bus = json!({ "url": files.url, "ca": files.ca, "cert": files.cert, "key": files.key });
+    (nats, bus)
+}
+
+/// A boot: nothing is attached, and the network waits for the loader's word.
+#[test]
+fn the_service_manager_is_told_of_a_start_once_the_chains_are_attached() {
+    let world = World::new();
+    let loader = world.start(false);
+    world.apply(&loader, &[]);
+    drop(loader);
+    for entry in fs::read_dir(world.bpffs.path()).unwrap() {
+        fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    let blocked = vec![frame(BLOCKED); 5];
+    let arrive = |count| {
+        let look = || match world.arrived() {
+            seen if seen == count => Ok(()),
+            other => Err(other),
+        };
+        wait_for(Duration::from_secs(5), "packets", look).unwrap();
+    };
+    send_frames(&world.pair, &blocked).unwrap();
+    arrive(5);
+
+    let (_nats, bus) = nobody_at_the_bus();
+    let address = world.dir.path().join("notify");
+    let manager = UnixDatagram::bind(&address).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    std::thread::scope(|scope| {
+        let process = scope.spawn(|| {
+            let environment = [("NOTIFY_SOCKET", address.as_path())];
+            let start = || ServiceProcess::start_with(&program(), world.config(&bus), &environment);
+            world.here(start)
+        });
+        let mut told = [0; 256];
+        let length = manager.recv(&mut told).unwrap();
+        // At this very moment, and not a little later.
+        send_frames(&world.pair, &blocked).unwrap();
+        send_frames(&world.pair, &[frame(Ipv4Addr::new(10, 77, 0, 67))]).unwrap();
+        arrive(6);
+        assert_eq!(std::str::from_utf8(&told[..length]).unwrap().trim(), "READY=1");
+        process.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn packets_notice_no_restart_kill_upgrade_or_change() {
     let world = World::new();
@@ -170,10 +226,7 @@ fn packets_notice_no_restart_kill_upgrade_or_change() {
     let link = first.observed.as_ref().unwrap().link_id;
     drop(loader);
 
-    let mut nats = NatsServer::start(&["web1"]).unwrap();
-    nats.kill();
-    let files = nats.client("h-web1-loader");
-    let bus = json!({ "url": files.url, "ca": files.ca, "cert": files.cert, "key": files.key });
+    let (_nats, bus) = nobody_at_the_bus();
     let flood = Flood::start(&world.pair.peer, PEER_LINK, vec![frame(BLOCKED); 8]).unwrap();
     let mut counts = world.own_counts(&first);
     let mut look = |what: &str, status: &ChainStatus| {
