@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use async_nats::{Client, ConnectOptions};
 use canopy_api::{
     endpoint::{Service, policy, registry},
-    subject::Target,
+    subject::{self, Target},
     wire::{RepositoryTrouble, SearchReply, SearchRequest, tokens::TokenRegenerateRequest},
 };
 use canopy_bus::{Bus, BusConfig, Link, Server};
@@ -174,6 +174,56 @@ impl Plain {
     }
 }
 
+/// The bare library over the server with all security: what the project's own client and server add is
+/// the difference to this.
+struct Bare {
+    client: Client,
+    subject: String,
+    headers: async_nats::HeaderMap,
+}
+
+impl Bare {
+    async fn start(secure: &Secure) -> Result<Self> {
+        let connect = async |principal: &str, inbox: &str| {
+            let config = secure.config(principal);
+            let mut options = ConnectOptions::new()
+                .require_tls(true)
+                .tls_first()
+                .custom_inbox_prefix(inbox)
+                .add_root_certificates(config.ca)
+                .add_client_certificate(config.cert, config.key);
+            if let Some(token) = config.token {
+                options = options.token(std::fs::read_to_string(token)?.trim().to_owned());
+            }
+            anyhow::Ok(options.connect(&config.url).await?)
+        };
+        let echo = connect("s-registry", "_INBOX.s-registry.none").await?;
+        // A verb of its own, which the service that is measured beside does not serve.
+        let spec = <registry::Resolve as canopy_api::endpoint::Endpoint>::SPEC;
+        let subject = subject::request(spec, &Target::Central, &"u-operator".parse()?);
+        let mut requests = echo.subscribe(subject::subscription(spec, &Target::Central)).await?;
+        echo.flush().await?;
+        tokio::spawn(async move {
+            while let Some(message) = requests.next().await {
+                if let Some(reply) = message.reply {
+                    let headers = message.headers.unwrap_or_default();
+                    let _ = if headers.is_empty() {
+                        echo.publish(reply, message.payload).await
+                    } else {
+                        echo.publish_with_headers(reply, headers, message.payload).await
+                    };
+                }
+            }
+        });
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Content-Type", "application/msgpack");
+        headers.insert("Canopy-Deadline", "1700000000000");
+        headers.insert("Canopy-Request-Id", "0123456789abcdef0123456789abcdef");
+        let client = connect("u-operator", "_INBOX.u-operator.s-registry").await?;
+        Ok(Self { client, subject, headers })
+    }
+}
+
 /// Asks in turn; each time, microseconds.
 async fn sequential<F: Future<Output = Result<()>>>(
     count: u32,
@@ -245,6 +295,16 @@ async fn measure(secure: &Secure, options: &Options) -> Result<Report<Row>> {
         plain.client.request("echo", bytes.clone()).await?;
         Ok(())
     };
+    let bare = Bare::start(secure).await?;
+    let bare_ask = || async {
+        bare.client.request(bare.subject.clone(), bytes.clone()).await?;
+        Ok(())
+    };
+    let headed_ask = || async {
+        let (subject, headers) = (bare.subject.clone(), bare.headers.clone());
+        bare.client.request_with_headers(subject, headers, bytes.clone()).await?;
+        Ok(())
+    };
     // Until the service has subscribed.
     let until = Instant::now() + LIMIT;
     while secure_ask().await.is_err() && Instant::now() < until {
@@ -252,13 +312,17 @@ async fn measure(secure: &Secure, options: &Options) -> Result<Report<Row>> {
     }
     sequential(200, plain_ask).await?;
     sequential(200, secure_ask).await?;
+    sequential(200, headed_ask).await?;
 
     let (mut plain_times, mut secure_times) = (Vec::new(), Vec::new());
     let (mut plain_rates, mut secure_rates) = (Vec::new(), Vec::new());
+    let (mut bare_rates, mut headed_rates) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         plain_times.extend(sequential(options.sequential, plain_ask).await?);
         secure_times.extend(sequential(options.sequential, secure_ask).await?);
         plain_rates.push(parallel(options.parallel, plain_ask).await?);
+        bare_rates.push(parallel(options.parallel, bare_ask).await?);
+        headed_rates.push(parallel(options.parallel, headed_ask).await?);
         secure_rates.push(parallel(options.parallel, secure_ask).await?);
     }
     let connects = connects(secure, options.connects).await?;
@@ -267,7 +331,8 @@ async fn measure(secure: &Secure, options: &Options) -> Result<Report<Row>> {
     stop.cancel();
     serving.await??;
     report(
-        [&mut plain_times, &mut secure_times, &mut plain_rates, &mut secure_rates],
+        [&mut plain_times, &mut secure_times],
+        [&mut plain_rates, &mut bare_rates, &mut headed_rates, &mut secure_rates],
         connects,
         cuts,
         attack,
@@ -369,7 +434,8 @@ async fn attack(
 }
 
 fn report(
-    [plain_times, secure_times, plain_rates, secure_rates]: [&mut Vec<f64>; 4],
+    [plain_times, secure_times]: [&mut Vec<f64>; 2],
+    [plain_rates, bare_rates, headed_rates, secure_rates]: [&mut Vec<f64>; 4],
     mut connects: Vec<f64>,
     mut cuts: Vec<f64>,
     mut attack: Attack,
@@ -384,6 +450,8 @@ fn report(
         row("secure request, one after the other, median", secure_p50, "µs"),
         row("secure request, p99", quantile(secure_times, 0.99), "µs"),
         row("plain echo, 64 in flight", plain_rate, "1/s"),
+        row("bare library over the secure server, 64 in flight", quantile(bare_rates, 0.5), "1/s"),
+        row("the same with our headers, 64 in flight", quantile(headed_rates, 0.5), "1/s"),
         row("secure request, 64 in flight", secure_rate, "1/s"),
         row("connect until a message came back, median", connect_p50, "ms"),
         row("connect, p99", quantile(&mut connects, 0.99), "ms"),
