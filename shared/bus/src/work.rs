@@ -118,7 +118,7 @@ impl Shop {
 
     async fn work(&self, request: Accepted) {
         let headers = request.message.headers.as_ref();
-        let encoding = Encoding::of(header::get(headers, header::CONTENT_TYPE));
+        let encoding = header::only(headers, header::CONTENT_TYPE).and_then(Encoding::of);
         // The answer to a request in an unknown encoding has to be in some encoding.
         let reply_encoding = encoding.as_ref().copied().unwrap_or(Encoding::Json);
         let mut head = None;
@@ -165,8 +165,8 @@ impl Shop {
             ));
         }
         let headers = request.message.headers.as_ref();
-        let deadline = self.deadline(header::get(headers, header::DEADLINE))?;
-        let request_id = request_id(header::get(headers, header::REQUEST_ID))?;
+        let deadline = self.deadline(header::only(headers, header::DEADLINE)?)?;
+        let request_id = request_id(header::only(headers, header::REQUEST_ID)?)?;
         let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
             return Err(ApiError::new(
                 Code::Unavailable,

@@ -204,6 +204,11 @@ async fn garbage_is_answered_and_the_service_lives() {
     bad_deadline.insert("canopy-deadline", "tomorrow");
     let mut bad_id = json_headers();
     bad_id.insert("CANOPY-REQUEST-ID", "x".repeat(65).as_str());
+    let mut two_ids = json_headers();
+    two_ids.insert("Canopy-Request-Id", "one");
+    two_ids.insert("canopy-request-id", "two");
+    let mut two_types = json_headers();
+    two_types.append("Content-Type", "application/msgpack");
     let cases: Vec<(HeaderMap, Vec<u8>)> = vec![
         (HeaderMap::new(), vec![0xc1; 64]),
         (HeaderMap::new(), b"{\"document\": {}}".to_vec()),
@@ -217,6 +222,8 @@ async fn garbage_is_answered_and_the_service_lives() {
         (strange, b"<x/>".to_vec()),
         (bad_deadline, b"{\"document\": {}}".to_vec()),
         (bad_id, b"{\"document\": {}}".to_vec()),
+        (two_ids, b"{\"document\": {}}".to_vec()),
+        (two_types, b"{\"document\": {}}".to_vec()),
     ];
     for (n, (headers, payload)) in cases.into_iter().enumerate() {
         let reply = format!("_INBOX.u-operator.h-web1-loader.{n}");
