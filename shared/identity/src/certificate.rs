@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use std::{fmt, net::IpAddr};
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
-    pem::parse_x509_pem,
+    pem::Pem,
     prelude::{FromDer as _, X509Certificate},
 };
 
@@ -36,12 +36,19 @@ pub struct Certificate {
 impl Certificate {
     /// Reads the first certificate of a PEM file.
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        let (_, block) =
-            parse_x509_pem(pem).map_err(|error| CertificateError(error.to_string()))?;
-        if block.label != "CERTIFICATE" {
-            return Err(CertificateError(format!("it is a {}", block.label.to_lowercase())));
+        let mut other = None;
+        for block in Pem::iter_from_buffer(pem) {
+            let block = block.map_err(|error| CertificateError(error.to_string()))?;
+            if block.label == "CERTIFICATE" {
+                return Self::from_der(&block.contents);
+            }
+            other.get_or_insert(block.label);
         }
-        Self::from_der(&block.contents)
+        let other = other.map_or_else(
+            || "without any PEM".to_owned(),
+            |label| format!("a {}", label.to_lowercase()),
+        );
+        Err(CertificateError(format!("it is {other}")))
     }
 
     /// Reads a certificate in DER.

@@ -29,7 +29,6 @@ use canopy_test_support::{compile_text, repository};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -116,11 +115,21 @@ pub struct Row {
     pub runs: usize,
 }
 
-/// What was measured of one case, milliseconds: all of it, and the kernel's part where it is known.
+/// What was measured of one case, milliseconds: all of it, and what of it was the kernel's and what the
+/// asking of policy, where it is known.
 #[derive(Clone, Debug, Default)]
 struct Measured {
     total: Vec<f64>,
     kernel: Vec<f64>,
+    admission: Vec<f64>,
+}
+
+/// Of one request.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    total: Duration,
+    kernel: f64,
+    admission: f64,
 }
 
 type Everything = BTreeMap<Case, Measured>;
@@ -145,8 +154,6 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
             }
             bench.other_tools(&mut all)?;
         }
-        let admission = quantile(&bench.admission.borrow(), 0.5).context("nothing was asked")?;
-        ratios.insert("admission_ms_p50".to_owned(), admission);
         // Ten programs, and nothing to do.
         bench.call(&document(Hook::Xdp, 10, 0))?;
         let (rss, cpu) = bench.at_rest(Duration::from_secs(5))?;
@@ -168,10 +175,10 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
         // The first is cold.
         for run in 0..=SLOW_RUNS {
             for hook in HOOKS {
-                let (took, _) = bench.timed(&document(hook, 1, 0), Action::Created)?;
+                let took = bench.timed(&document(hook, 1, 0), Action::Created)?;
                 bench.call(&nothing(hook))?;
                 if run > 0 {
-                    note(&mut all, hook, 1, Way::OnDisk, took, None);
+                    note(&mut all, hook, 1, Way::OnDisk, took.total);
                 }
             }
         }
@@ -193,10 +200,17 @@ fn cases() -> impl Iterator<Item = (Hook, usize)> {
     HOOKS.into_iter().flat_map(|hook| LENGTHS.map(|n| (hook, n)))
 }
 
-fn note(all: &mut Everything, hook: Hook, n: usize, way: Way, took: Duration, kernel: Option<f64>) {
+fn note(all: &mut Everything, hook: Hook, n: usize, way: Way, took: Duration) {
     let measured = all.entry(Case { hook, n, way }).or_default();
     measured.total.push(took.as_secs_f64() * 1e3);
-    measured.kernel.extend(kernel);
+}
+
+/// The same with where the time went.
+fn note_parts(all: &mut Everything, hook: Hook, n: usize, way: Way, took: Took) {
+    note(all, hook, n, way, took.total);
+    let measured = all.entry(Case { hook, n, way }).or_default();
+    measured.kernel.push(took.kernel);
+    measured.admission.push(took.admission);
 }
 
 /// The package that is put on a hook.
@@ -244,8 +258,6 @@ struct Bench<'a> {
     btf: Btf,
     /// The object of each package: its file and its bytes.
     objects: BTreeMap<&'static str, (PathBuf, Vec<u8>)>,
-    /// What asking policy took, each time, milliseconds.
-    admission: RefCell<Vec<f64>>,
 }
 
 impl<'a> Bench<'a> {
@@ -271,7 +283,7 @@ impl<'a> Bench<'a> {
             objects.insert(name, (object, bytes));
         }
         let btf = Btf::from_sys_fs()?;
-        Ok(Self { stack, runtime, bus, btf, objects, admission: RefCell::default() })
+        Ok(Self { stack, runtime, bus, btf, objects })
     }
 
     fn object(&self, hook: Hook) -> Result<&(PathBuf, Vec<u8>)> {
@@ -294,19 +306,18 @@ impl<'a> Bench<'a> {
         Ok(chain.action)
     }
 
-    /// The same on the clock, and what of it the kernel took, milliseconds.
-    fn timed(&self, document: &Value, expected: Action) -> Result<(Duration, f64)> {
+    /// The same on the clock.
+    fn timed(&self, document: &Value, expected: Action) -> Result<Took> {
         // Reading the metrics costs kernel time too: it is known from a reading before.
         let (first, _) = self.spent_ms()?;
         let (before, asked_before) = self.spent_ms()?;
         let begun = Instant::now();
         let action = self.call(document)?;
-        let took = begun.elapsed();
+        let total = begun.elapsed();
         let (after, asked) = self.spent_ms()?;
         let kernel = (after - before) - (before - first);
-        self.admission.borrow_mut().push(asked - asked_before);
         ensure!(action == expected, "{action:?}, not {expected:?}");
-        Ok((took, kernel.max(0.0)))
+        Ok(Took { total, kernel: kernel.max(0.0), admission: asked - asked_before })
     }
 
     /// What the loader has spent so far in the kernel and in asking policy, milliseconds.
@@ -325,10 +336,10 @@ impl<'a> Bench<'a> {
     }
 
     fn apply(&self, hook: Hook, n: usize, all: &mut Everything) -> Result<()> {
-        let (took, kernel) = self.timed(&document(hook, n, 0), Action::Created)?;
-        note(all, hook, n, Way::Apply, took, Some(kernel));
-        let (took, kernel) = self.timed(&document(hook, n, 1), Action::Updated)?;
-        note(all, hook, n, Way::Replace, took, Some(kernel));
+        let took = self.timed(&document(hook, n, 0), Action::Created)?;
+        note_parts(all, hook, n, Way::Apply, took);
+        let took = self.timed(&document(hook, n, 1), Action::Updated)?;
+        note_parts(all, hook, n, Way::Replace, took);
         let removed = self.call(&nothing(hook))?;
         ensure!(removed == Action::Removed, "{removed:?}, not removed");
         Ok(())
@@ -356,7 +367,7 @@ impl<'a> Bench<'a> {
             }
             loaded.push(ebpf);
         }
-        note(all, hook, n, Way::Floor, begun.elapsed(), None);
+        note(all, hook, n, Way::Floor, begun.elapsed());
         Ok(())
     }
 
@@ -369,14 +380,14 @@ impl<'a> Bench<'a> {
             let begun = Instant::now();
             command("bpftool", &["prog", "load", object, &pin])?;
             command("bpftool", &["net", "attach", "xdpdrv", "pinned", &pin, "dev", INTERFACE])?;
-            note(all, Hook::Xdp, 1, Way::Bpftool, begun.elapsed(), None);
+            note(all, Hook::Xdp, 1, Way::Bpftool, begun.elapsed());
             command("bpftool", &["net", "detach", "xdpdrv", "dev", INTERFACE])?;
             fs::remove_file(&pin)?;
         }
         if found("xdp-loader") {
             let begun = Instant::now();
             command("xdp-loader", &["load", "-m", "native", INTERFACE, object])?;
-            note(all, Hook::Xdp, 1, Way::XdpLoader, begun.elapsed(), None);
+            note(all, Hook::Xdp, 1, Way::XdpLoader, begun.elapsed());
             command("xdp-loader", &["unload", "-a", INTERFACE])?;
         }
         Ok(())
@@ -393,7 +404,7 @@ impl<'a> Bench<'a> {
         self.stack.wait_ready(Service::Loader)?;
         let begun = Instant::now();
         self.call(&document(Hook::TcIngress, 1, 0))?;
-        note(all, Hook::TcIngress, 1, Way::Cold, begun.elapsed(), None);
+        note(all, Hook::TcIngress, 1, Way::Cold, begun.elapsed());
         self.call(&nothing(Hook::TcIngress))?;
         Ok(())
     }
@@ -479,15 +490,20 @@ fn summary(all: &Everything) -> Result<BTreeMap<String, f64>> {
             ratios.insert(format!("xdp_apply_vs_{}_1", way.name()), ours / other);
         }
     }
-    let mut own = Vec::new();
+    let (mut own, mut asked) = (Vec::new(), Vec::new());
     for hook in HOOKS {
         let measured =
             all.get(&Case { hook, n: 1, way: Way::Apply }).context("nothing measured")?;
-        own.extend(measured.total.iter().zip(&measured.kernel).map(|(all, kernel)| all - kernel));
+        let others =
+            measured.kernel.iter().zip(&measured.admission).map(|(one, other)| one + other);
+        own.extend(measured.total.iter().zip(others).map(|(all, others)| all - others));
+        asked.extend(&measured.admission);
         let on_disk = median(all, hook, 1, Way::OnDisk)? - median(all, hook, 1, Way::Apply)?;
         ratios.insert(format!("{hook}_disk_ms"), on_disk);
     }
-    ratios.insert("own_ms_p50".to_owned(), quantile(&own, 0.5).context("nothing measured")?);
+    for (name, values) in [("own_ms_p50", &own), ("admission_ms_p50", &asked)] {
+        ratios.insert(name.to_owned(), quantile(values, 0.5).context("nothing measured")?);
+    }
     Ok(ratios)
 }
 

@@ -6,9 +6,14 @@ use crate::{
     files,
     view::doctor::{Finding, Standing},
 };
-use canopy_api::Principal;
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
-use x509_parser::{extensions::GeneralName, pem::Pem, prelude::X509Certificate};
+use canopy_api::{Principal, nats::spiffe_id, time};
+use canopy_identity::Certificate;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// Days left under which a certificate is worth a warning.
 const SOON: i64 = 30;
@@ -25,11 +30,7 @@ fn bad(name: &str, path: &Path, why: &str, remedy: &str) -> Finding {
 }
 
 /// What a look at the first certificate of a PEM file says.
-fn with_certificate(
-    name: &str,
-    path: &Path,
-    say: impl FnOnce(&X509Certificate<'_>) -> Finding,
-) -> Finding {
+fn with_certificate(name: &str, path: &Path, say: impl FnOnce(&Certificate) -> Finding) -> Finding {
     let bytes = match files::read_bounded(path, 1 << 20) {
         Ok(bytes) => bytes,
         Err(failure) => {
@@ -38,29 +39,30 @@ fn with_certificate(
                 .remedy("correct the path in the context, or the file's permissions");
         }
     };
-    let pem =
-        Pem::iter_from_buffer(&bytes).filter_map(Result::ok).find(|pem| pem.label == "CERTIFICATE");
-    let certificate = pem.as_ref().and_then(|pem| pem.parse_x509().ok());
-    match certificate {
-        Some(certificate) => say(&certificate),
-        None => bad(name, path, "no certificate in PEM", "give the certificate's PEM file"),
+    match Certificate::from_pem(&bytes) {
+        Ok(certificate) => say(&certificate),
+        Err(error) => bad(name, path, &error.to_string(), "give the certificate's PEM file"),
     }
 }
 
 /// Whether it is in time; if so, in words, how long yet.
-fn time_left(certificate: &X509Certificate<'_>, now: u64) -> Result<(Standing, String), String> {
+fn time_left(certificate: &Certificate, now: u64) -> Result<(Standing, String), String> {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let validity = certificate.validity();
-    let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    if now < from {
-        return Err(format!("not valid before {}", validity.not_before));
+    let Certificate { not_before, not_after, .. } = *certificate;
+    if now < not_before {
+        return Err(format!("not valid before {}", date(not_before)));
     }
-    if now > until {
-        return Err(format!("expired on {}", validity.not_after));
+    if now > not_after {
+        return Err(format!("expired on {}", date(not_after)));
     }
-    let days = (until - now) / DAY;
+    let days = (not_after - now) / DAY;
     let standing = if days < SOON { Standing::Warn } else { Standing::Ok };
     Ok((standing, format!("{days} days left")))
+}
+
+fn date(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+    time::rfc3339(UNIX_EPOCH + since)
 }
 
 fn ca(path: &Path, now: u64) -> Finding {
@@ -74,13 +76,13 @@ fn ca(path: &Path, now: u64) -> Finding {
 
 fn person(path: &Path, principal: &Principal, now: u64) -> Finding {
     with_certificate("certificate", path, |certificate| {
-        let wanted = format!("spiffe://canopy/{principal}");
-        let names = uris(certificate);
-        if !names.contains(&wanted) {
+        let wanted = spiffe_id(principal.as_str());
+        if certificate.our_name() != Some(principal.as_str()) {
+            let names = &certificate.names.uri;
             let why = if names.is_empty() {
                 "it carries no URI name".to_owned()
             } else {
-                format!("it is of {}, not of {wanted}", names.join(", "))
+                format!("it is of {}, not of {wanted} alone", names.join(", "))
             };
             return bad("certificate", path, &why, "correct `principal` or `cert` in the context");
         }
@@ -92,18 +94,6 @@ fn person(path: &Path, principal: &Principal, now: u64) -> Finding {
             Err(why) => bad("certificate", path, &why, "have it renewed"),
         }
     })
-}
-
-fn uris(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
-    names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).to_owned()),
-            _ => None,
-        })
-        .collect()
 }
 
 fn key(path: &Path) -> Finding {
