@@ -24,6 +24,8 @@ pub struct CertificateError(String);
 pub struct Certificate {
     /// SHA-256 of the certificate (DER), base64url without padding: `x5t#S256` of RFC 8705.
     pub fingerprint: String,
+    /// SHA-256 of its public key, base64url: the same for every certificate of the key.
+    pub key_fingerprint: String,
     /// Its subject alternative names. The subject's common name is not among them and counts for
     /// nothing (RFC 6125).
     pub names: SubjectNames,
@@ -79,6 +81,7 @@ impl Certificate {
         }
         Ok(Self {
             fingerprint: URL_SAFE_NO_PAD.encode(Sha256::digest(der)),
+            key_fingerprint: URL_SAFE_NO_PAD.encode(Sha256::digest(parsed.public_key().raw)),
             names,
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
