@@ -155,6 +155,7 @@ impl Layout {
             "issuer_seed": key("issuer.seed"),
             "xkey_seed": key("xkey.seed"),
             "signing_keys": [key("token-signing.pem")],
+            "ca": { "cert": pki.ca(), "key": { "file": pki.key("ca") } },
         })
     }
 

@@ -67,6 +67,7 @@ impl Pki {
             .and_then(|text| text.trim().parse::<u64>().ok())
             .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
         expires.is_some_and(|expires| expires > SystemTime::now() + RENEW_BEFORE)
+            && self.key("ca").is_file()
             && names
                 .iter()
                 .map(String::as_str)
@@ -82,8 +83,9 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, expires);
-        // The CA's key is used now and forgotten: nobody can make another certificate later.
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        // The policy service signs with it for hosts that are enrolled.
+        private_file(&self.key("ca"), &ca.key().serialize_pem())?;
         public_file(&self.ca(), &ca.pem())?;
 
         let mut server = leaf("nats-server", ExtendedKeyUsagePurpose::ServerAuth, expires);

@@ -12,7 +12,11 @@ use crate::{
     shell, tools,
 };
 use anyhow::{Context as _, Result, bail};
-use canopy_api::{endpoint::Service, nats::User, permission::Role};
+use canopy_api::{
+    endpoint::Service,
+    nats::User,
+    permission::{self, Role},
+};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -75,8 +79,8 @@ impl Stack {
         layout.write(&pki)
     }
 
-    /// Gives each person of the stack a token; the policy service and the bus run. Tokens of before
-    /// end.
+    /// Gives each person of the stack a token and enrols the host; the policy service and the bus run.
+    /// Tokens of before end.
     pub fn issue_tokens(&self) -> Result<()> {
         let layout = &self.layout;
         let tokens = layout.token("any").parent().map(Path::to_owned).unwrap_or_default();
@@ -117,7 +121,18 @@ impl Stack {
                     .arg(layout.token(principal.as_str())),
             )?;
         }
-        Ok(())
+        self.enrol_host()
+    }
+
+    /// Enrols the stack's host with the certificates it has.
+    fn enrol_host(&self) -> Result<()> {
+        let mut enrol = self.canopy("admin")?;
+        enrol.args(["host", "enrol", "--replace"]);
+        for service in Service::ALL.into_iter().filter(|service| service.is_host_local()) {
+            let me = permission::daemon_principal(service, Some(&self.layout.host))?;
+            enrol.arg("--certificate").arg(self.layout.pki_dir().join(format!("{me}.crt")));
+        }
+        shell::quiet(&mut enrol)
     }
 
     /// Starts the bus and every service, and waits until each says it is ready.

@@ -1,9 +1,10 @@
 //! Who may connect: the bus server's questions, the verbs of tokens, the end of connections.
 
 use crate::{
-    config::{AuthConfig, Config},
+    config::{AuthConfig, Config, HostsRule},
     connect::{self, Identity, Refusal},
     connections::{Connections, seconds},
+    hosts::{self, Hosts},
     metrics::Metrics,
     rules::Admission,
     teller::Teller,
@@ -11,8 +12,8 @@ use crate::{
     trust::Trust,
 };
 use canopy_api::{
-    ApiError, Code, Principal,
-    endpoint::policy,
+    ApiError, Code, HostId, Principal,
+    endpoint::{Service, policy},
     permission::{self, Seat},
     scope::Reach,
     wire::tokens::TokenListReply,
@@ -31,18 +32,21 @@ use tokio::{
 
 /// The bucket of tokens.
 const BUCKET: &str = "canopy_tokens";
+/// The bucket of enrolled hosts.
+const HOSTS: &str = "canopy_hosts";
 /// How long a bus that is away is waited for, each time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that decides.
 #[derive(Clone)]
 pub(crate) struct Auth {
-    trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
     tokens: Tokens,
-    connections: Connections,
-    admission: Arc<Admission>,
+    pub(crate) hosts: Hosts,
+    pub(crate) connections: Connections,
+    pub(crate) admission: Arc<Admission>,
     metrics: Metrics,
-    cx: Context,
+    pub(crate) cx: Context,
     teller: Arc<Teller>,
 }
 
@@ -75,11 +79,11 @@ async fn carries(bus: &Bus, latch: &Latch) {
     }
 }
 
-/// Opens the bucket of tokens, as long as it takes.
-async fn open(data: &Bus, replicas: usize, latch: &Latch) -> Bucket {
+/// Opens a bucket, as long as it takes.
+async fn open(data: &Bus, bucket: &str, replicas: usize, latch: &Latch) -> Bucket {
     loop {
         carries(data, latch).await;
-        match Bucket::open(data, BUCKET, replicas).await {
+        match Bucket::open(data, bucket, replicas).await {
             Ok(bucket) => return bucket,
             Err(error) => not_yet(&error, latch).await,
         }
@@ -107,16 +111,29 @@ impl Auth {
         latch.set(false, "waiting for the bus");
         let keys = callout_keys(auth)?;
         let data = seat(&config.bus, auth, Seat::Data).await?;
-        let opening = Box::pin(open(&data, auth.replicas, &latch));
+        let opening = Box::pin(async {
+            let tokens = open(&data, BUCKET, auth.replicas, &latch).await;
+            (tokens, open(&data, HOSTS, auth.replicas, &latch).await)
+        });
         let opened = cx.shutdown.run_until_cancelled(opening).await;
-        let Some(bucket) = opened else { return Ok(None) };
-        let changes = bucket.changes().await?;
-        let tokens = Tokens::new(bucket);
+        let Some((bucket, hosts)) = opened else { return Ok(None) };
+        let changes = (bucket.changes().await?, hosts.changes().await?);
+        let (tokens, hosts) = (Tokens::new(bucket), Hosts::new(hosts));
+        // Before anybody is answered: rules speak of their labels.
+        admission.all_enrolled(&hosts.all().await?);
         let system = seat(&config.bus, auth, Seat::System).await?;
-        let connections = Connections::new(system, tokens.clone(), metrics.clone());
+        let connections = Connections {
+            system,
+            tokens: tokens.clone(),
+            hosts: hosts.clone(),
+            trust: trust.clone(),
+            admission: Arc::clone(&admission),
+            metrics: metrics.clone(),
+        };
         let this = Self {
             trust,
             tokens,
+            hosts,
             connections: connections.clone(),
             admission,
             metrics,
@@ -174,13 +191,18 @@ impl Auth {
     async fn grant(&self, request: &ConnectRequest) -> Result<Grant, (Refusal, Vec<String>)> {
         let trust = self.trust.borrow().clone();
         match connect::identify(&trust, request, seconds())? {
-            Identity::Daemon { service, host, until } => {
+            Identity::Daemon { service, host, certificate, until } => {
                 let nobody = |error: canopy_api::name::NameError| {
                     (Refusal::Nobody(error.to_string()), Vec::new())
                 };
                 let me = permission::daemon_principal(service, host.as_ref()).map_err(nobody)?;
                 let permissions = permission::daemon(service, host.as_ref()).map_err(nobody)?;
-                Ok(Grant { user: me.to_string(), permissions, until: Some(until) })
+                let user = match &host {
+                    Some(host) => self.host_user(&trust, host, service, &certificate).await,
+                    None => Ok(me.to_string()),
+                };
+                let user = user.map_err(|refusal| (refusal, vec![me.to_string()]))?;
+                Ok(Grant { user, permissions, until: Some(until) })
             }
             Identity::Person { claims, until } => {
                 let away = |error: ApiError| (Refusal::StoreAway(error.to_string()), Vec::new());
@@ -201,6 +223,33 @@ impl Auth {
                     permissions: permission::person(&claims.sub, claims.role, &reach),
                     until: Some(until),
                 })
+            }
+        }
+    }
+
+    /// The name of the connections of a host's daemon, if its host is enrolled.
+    async fn host_user(
+        &self,
+        trust: &Trust,
+        host: &HostId,
+        service: Service,
+        certificate: &str,
+    ) -> Result<String, Refusal> {
+        let nobody = |error: canopy_api::name::NameError| Refusal::Nobody(error.to_string());
+        let me = permission::daemon_principal(service, Some(host)).map_err(nobody)?;
+        match trust.hosts {
+            HostsRule::Enrolled => {
+                let generation = self.hosts.admit(host, service, certificate, seconds()).await?;
+                Ok(hosts::user(&me, generation))
+            }
+            HostsRule::Any => {
+                let away = |error: ApiError| Refusal::StoreAway(error.to_string());
+                match self.hosts.get(host).await.map_err(away)? {
+                    Some(kept) if kept.value.is_revoked() => {
+                        Err(Refusal::HostRevoked(host.clone()))
+                    }
+                    _ => Ok(me.to_string()),
+                }
             }
         }
     }

@@ -84,12 +84,53 @@ pub struct AuthConfig {
     /// person's only, whatever fits. Changed without a restart.
     #[serde(default = "people")]
     pub people: SanPatterns,
+    /// Hosts' daemons: `enrolled` (default), those whose certificate was enrolled with `canopy host
+    /// enrol`; or `any`: whoever has a certificate of the authority with a host's name, which is for
+    /// development. Changed without a restart.
+    #[serde(default)]
+    pub hosts: HostsRule,
+    /// The authority that signs certificates of hosts' daemons. Without it, those it has signed
+    /// elsewhere are enrolled. Changed without a restart.
+    #[serde(default)]
+    pub ca: Option<CaConfig>,
     /// By how much clocks may differ, seconds: at most 300. Default 30. Changed without a restart.
     #[serde(default = "clock_skew")]
     pub clock_skew_seconds: u64,
     /// Servers of a cluster that keep what is stored: 1, 3 or 5. Default 1.
     #[serde(default = "replicas")]
     pub replicas: usize,
+}
+
+/// Which daemons of hosts may connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostsRule {
+    /// Those of enrolled hosts.
+    #[default]
+    Enrolled,
+    /// Any with a certificate of the authority; whoever can have one signed is a host.
+    Any,
+}
+
+/// The authority that signs hosts' certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CaConfig {
+    /// PEM file of its certificate, which the bus server trusts: the bus's authority, or one of its
+    /// own below it.
+    pub cert: PathBuf,
+    /// Its key, PKCS #8 in PEM.
+    pub key: SecretRef,
+    /// How long the certificates it signs are valid, days: 1 to 825. Default 90.
+    #[serde(default = "ca_days")]
+    pub days: u16,
+}
+
+/// Longest life of a host's certificate, days.
+const MOST_DAYS: u16 = 825;
+
+fn ca_days() -> u16 {
+    90
 }
 
 /// A certificate and its key.
@@ -163,6 +204,12 @@ impl ServiceConfig for Config {
                     format!("{} s is more than {MOST_SKEW}", auth.clock_skew_seconds),
                 )
                 .remedy("let the clocks be set by NTP, and allow 30"),
+            );
+        }
+        if let Some(ca) = auth.ca.as_ref().filter(|ca| !(1..=MOST_DAYS).contains(&ca.days)) {
+            problems.push(
+                Problem::new("auth.ca.days", format!("{} days is not 1 to {MOST_DAYS}", ca.days))
+                    .remedy("leave it out for 90; daemons renew with canopy host renew"),
             );
         }
         if ![1, 3, 5].contains(&auth.replicas) {

@@ -19,6 +19,8 @@ pub(crate) enum Identity {
         service: Service,
         /// On which host, where it is host-local.
         host: Option<HostId>,
+        /// SHA-256 of its certificate.
+        certificate: String,
         /// Last second of its certificate, since 1970.
         until: u64,
     },
@@ -84,8 +86,20 @@ pub(crate) enum Refusal {
     /// Ended by an administrator.
     #[error("{0}'s token was revoked")]
     Revoked(Principal),
+    /// A daemon of a host nobody enrolled.
+    #[error("the host {0} is not enrolled")]
+    NotEnrolled(HostId),
+    /// Another certificate than the enrolled one.
+    #[error("the certificate is not the one {1} of {0} is enrolled with")]
+    NotTheEnrolled(HostId, Service),
+    /// It did not connect in time.
+    #[error("the enrolment of {0} has expired: it was not used in time")]
+    EnrolmentExpired(HostId),
+    /// Taken back by an administrator.
+    #[error("the host {0} was revoked")]
+    HostRevoked(HostId),
     /// Whether it is in force cannot be found out.
-    #[error("whether the token is in force cannot be found out: {0}")]
+    #[error("whether the token or the enrolment is in force cannot be found out: {0}")]
     StoreAway(String),
 }
 
@@ -115,6 +129,10 @@ impl Refusal {
             Self::Unknown(_) => "token_unknown",
             Self::Regenerated(_) => "token_regenerated",
             Self::Revoked(_) => "token_revoked",
+            Self::NotEnrolled(_) => "host_not_enrolled",
+            Self::NotTheEnrolled(..) => "host_other_certificate",
+            Self::EnrolmentExpired(_) => "host_enrolment_expired",
+            Self::HostRevoked(_) => "host_revoked",
             Self::StoreAway(_) => "store_away",
         }
     }
@@ -159,7 +177,7 @@ fn by_certificate(
         None => None,
     };
     if let Some(owner) = owner.as_ref().filter(|owner| !owner.is_person()) {
-        return daemon(owner, request, until);
+        return daemon(owner, request, certificate, until);
     }
     if !certificate.fits(&trust.people) {
         return Err(Refusal::NotPeoples);
@@ -174,7 +192,12 @@ fn by_certificate(
     }
 }
 
-fn daemon(owner: &Principal, request: &ConnectRequest, until: u64) -> Result<Identity, Refusal> {
+fn daemon(
+    owner: &Principal,
+    request: &ConnectRequest,
+    certificate: &Certificate,
+    until: u64,
+) -> Result<Identity, Refusal> {
     let policy = daemon_principal(Service::Policy, None);
     if policy.is_ok_and(|policy| owner.as_str().starts_with(policy.as_str())) {
         return Err(Refusal::OurOwn(owner.to_string()));
@@ -185,5 +208,6 @@ fn daemon(owner: &Principal, request: &ConnectRequest, until: u64) -> Result<Ide
     if request.token.is_some() {
         return Err(Refusal::DaemonWithToken(owner.clone()));
     }
-    Ok(Identity::Daemon { service, host, until })
+    let certificate = certificate.fingerprint.clone();
+    Ok(Identity::Daemon { service, host, certificate, until })
 }

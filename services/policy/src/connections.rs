@@ -1,23 +1,35 @@
-//! Ends the connections of tokens that are no longer in force.
+//! Ends the connections of tokens and enrolments that are no longer in force.
 //!
 //! Every instance does so when it hears of a change, and for all connections every half minute and
 //! at its start: an instance that dies in the middle, or a connection that was decided about just
 //! before the change, is made good by another look.
 
 use crate::{
+    config::HostsRule,
+    hosts::{self, Hosts},
     metrics::Metrics,
+    rules::Admission,
     tokens::{Kept, Tokens, user},
+    trust::Trust,
 };
-use canopy_api::Principal;
+use canopy_api::{
+    HostId, Principal,
+    endpoint::Service,
+    permission::{daemon_of, daemon_principal},
+};
 use canopy_bus::{Bus, system};
 use canopy_runtime::{Context, clock};
 use futures::StreamExt as _;
 use std::{
     collections::BTreeSet,
     pin::pin,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 /// How often all connections are looked at.
 const ALL: Duration = Duration::from_secs(30);
@@ -29,23 +41,25 @@ const AFTER: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_millis(2500),
 ];
+/// How long after a host's enrolment ended anything is looked for that has to end with it; who is
+/// left then is found by the look at all connections.
+const LATELY: u64 = 60;
 /// How long one look may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Ends what has to end, until the service does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Connections {
-    system: Bus,
-    tokens: Tokens,
-    metrics: Metrics,
+    /// In SYS.
+    pub(crate) system: Bus,
+    pub(crate) tokens: Tokens,
+    pub(crate) hosts: Hosts,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Metrics,
 }
 
 impl Connections {
-    /// With a connection in SYS.
-    pub(crate) fn new(system: Bus, tokens: Tokens, metrics: Metrics) -> Self {
-        Self { system, tokens, metrics }
-    }
-
     /// A person's token has changed: ends their connections of other tokens, now and again until no
     /// decision made before can come true.
     pub(crate) async fn token_changed(&self, principal: &Principal) {
@@ -82,6 +96,54 @@ impl Connections {
         Ok(count)
     }
 
+    /// A host's enrolment may have ended: the same for its daemons.
+    pub(crate) async fn host_changed(&self, host: &HostId) {
+        let mut waited = Duration::ZERO;
+        for at in AFTER {
+            sleep(at.saturating_sub(waited)).await;
+            waited = at;
+            match self.end_host(host).await {
+                Ok(None) => return,
+                Ok(Some(0)) => {}
+                Ok(Some(ended)) => tracing::info!(%host, ended, "connections ended"),
+                Err(reason) => tracing::error!(%host, %reason, "connections could not be ended"),
+            }
+        }
+    }
+
+    /// How many were ended; `None` when there is nothing to end.
+    async fn end_host(&self, host: &HostId) -> Result<Option<usize>, String> {
+        let Some(kept) = self.hosts.get(host).await.map_err(text)? else { return Ok(None) };
+        let kept = kept.value;
+        let enrolled = self.trust.borrow().hosts == HostsRule::Enrolled;
+        let first = kept.generation() <= 1 && !kept.is_revoked();
+        // A first connect or a renewal changes what is kept, and ends nothing.
+        if first || seconds().saturating_sub(kept.turned()) > LATELY {
+            return Ok(None);
+        }
+        let mut ending = Vec::new();
+        for service in Service::ALL.into_iter().filter(|service| service.is_host_local()) {
+            let Ok(principal) = daemon_principal(service, Some(host)) else { continue };
+            // Earlier ones were ended when they ended.
+            let numbered = (kept.generation().saturating_sub(1).max(1)..=kept.generation())
+                .map(|generation| hosts::user(&principal, generation));
+            ending.extend(numbered);
+            if enrolled || kept.is_revoked() {
+                ending.push(principal.to_string());
+            }
+        }
+        let live = kept.users();
+        ending.retain(|user| !live.contains(user));
+        let looks = ending.iter().map(|user| system::connections(&self.system, Some(user), LIMIT));
+        let mut count = 0;
+        for found in futures::future::join_all(looks).await {
+            let found = found.map_err(text)?;
+            system::end(&self.system, &found).await.map_err(text)?;
+            count += self.count(found.len());
+        }
+        Ok(Some(count))
+    }
+
     /// Looks at all connections.
     async fn look(&self) -> Result<usize, String> {
         // In this order: a token made meanwhile is not taken for none.
@@ -89,8 +151,19 @@ impl Connections {
         let tokens = self.tokens.all().await.map_err(text)?;
         let live: BTreeSet<String> =
             tokens.iter().filter(|kept| !kept.is_revoked()).map(Kept::user).collect();
-        // People's names have a generation; daemons are not a matter of tokens.
-        found.retain(|one| one.user.starts_with("u-") && !live.contains(&one.user));
+        let hosts = self.hosts.all().await.map_err(text)?;
+        self.admission.all_enrolled(&hosts);
+        let enrolled = self.trust.borrow().hosts == HostsRule::Enrolled;
+        let live_hosts: BTreeSet<String> = hosts.iter().flat_map(hosts::Kept::users).collect();
+        let revoked: BTreeSet<&HostId> =
+            hosts.iter().filter(|kept| kept.is_revoked()).map(hosts::Kept::host).collect();
+        found.retain(|one| match one.user.get(..2) {
+            // People's names have a generation, and those of enrolled hosts.
+            Some("u-") => !live.contains(&one.user),
+            Some("h-") if enrolled => !live_hosts.contains(&one.user),
+            Some("h-") => host_of(&one.user).is_some_and(|host| revoked.contains(&host)),
+            _ => false,
+        });
         system::end(&self.system, &found).await.map_err(text)?;
         Ok(self.count(found.len()))
     }
@@ -101,10 +174,32 @@ impl Connections {
         ended
     }
 
+    async fn told_of_host(&self, key: &str) {
+        let Ok(host) = key.parse::<HostId>() else {
+            tracing::warn!(key, "a key of the hosts is no host's");
+            return;
+        };
+        match self.hosts.get(&host).await {
+            Ok(kept) => {
+                let labels = kept.and_then(|kept| kept.value.labels().cloned());
+                self.admission.enrolled(&host, labels);
+            }
+            Err(error) => tracing::warn!(%host, %error, "its labels were not read; looking again"),
+        }
+        self.host_changed(&host).await;
+    }
+
     /// Follows the changes of other instances, and looks at all connections again and again.
-    pub(crate) async fn follow(self, cx: Context, changes: impl futures::Stream<Item = String>) {
-        let mut changes = pin!(changes);
-        let mut told = true;
+    pub(crate) async fn follow(
+        self,
+        cx: Context,
+        (changes, of_hosts): (
+            impl futures::Stream<Item = String>,
+            impl futures::Stream<Item = String>,
+        ),
+    ) {
+        let (mut changes, mut of_hosts) = (pin!(changes), pin!(of_hosts));
+        let (mut told, mut told_of_hosts) = (true, true);
         let mut timer = interval(ALL);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -121,14 +216,29 @@ impl Connections {
                         told = false;
                     }
                 },
+                key = of_hosts.next(), if told_of_hosts => {
+                    if let Some(key) = key {
+                        let this = self.clone();
+                        cx.tasks.spawn(async move { this.told_of_host(&key).await });
+                    } else {
+                        tracing::warn!("changes of hosts are not told any more; looking instead");
+                        told_of_hosts = false;
+                    }
+                },
                 _ = timer.tick() => match self.look().await {
                     Ok(0) => {}
-                    Ok(ended) => tracing::warn!(ended, "connections of tokens not in force ended"),
+                    Ok(ended) => tracing::warn!(ended, "connections of tokens or enrolments not in force ended"),
                     Err(reason) => tracing::warn!(%reason, "connections were not looked at"),
                 },
             }
         }
     }
+}
+
+/// `h-web1-loader/3` is web1's.
+fn host_of(user: &str) -> Option<HostId> {
+    let principal: Principal = user.split('/').next()?.parse().ok()?;
+    daemon_of(&principal)?.1
 }
 
 fn text(error: impl std::fmt::Display) -> String {

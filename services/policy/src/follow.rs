@@ -102,6 +102,8 @@ fn is_whole(running: &Config, mut new: Config) -> bool {
     if let (Some(running), Some(new)) = (&running.auth, &mut new.auth) {
         new.signing_keys.clone_from(&running.signing_keys);
         new.people.clone_from(&running.people);
+        new.ca.clone_from(&running.ca);
+        new.hosts = running.hosts;
         new.clock_skew_seconds = running.clock_skew_seconds;
     }
     let same = new == *running;

@@ -6,15 +6,17 @@
 //! 2. A token that was regenerated or revoked opens no connection from that moment on, and its live
 //!    connections are ended.
 //! 3. Several instances agree: what is in force is one value a person, changed by compare and swap.
-//! 4. While it is away nobody new connects and no host is changed, and whoever is connected goes on.
-//! 5. With admission rules, what none allows is denied ([`canopy_admission`]). Which host asks is what
+//! 4. A host's daemon is let in with the certificate its host was enrolled with, and no other; an
+//!    enrolment is used in time or void. A revoked host is treated as a revoked token.
+//! 5. While it is away nobody new connects and no host is changed, and whoever is connected goes on.
+//! 6. With admission rules, what none allows is denied ([`canopy_admission`]). Which host asks is what
 //!    the bus says, not what the request says.
-//! 6. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
+//! 7. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
 //!    metric and readiness; rules that were never good allow nothing.
 //!
 //! What was done is published on `canopy.v1.audit.>` by the service that did it, and not stored yet.
 //!
-//! **Owns:** tokens, the answers to the bus server, the rules in force, roles of people and labels of
+//! **Owns:** tokens, enrolments, the answers to the bus server, the rules in force, roles of people and labels of
 //! hosts (a [`directory::Directory`]). **Must not know:** packages' contents, kernels, hosts' insides.
 
 mod auth;
@@ -23,15 +25,17 @@ mod config;
 mod connect;
 mod connections;
 pub mod directory;
+mod enrol;
 mod follow;
 mod handlers;
+mod hosts;
 mod metrics;
 pub mod rules;
 mod teller;
 mod tokens;
 mod trust;
 
-pub use config::{AuthConfig, Config};
+pub use config::{AuthConfig, CaConfig, Config, HostsRule};
 pub use metrics::{METRICS, Metrics};
 
 use auth::Auth;
@@ -91,12 +95,12 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
             return Ok(());
         };
         roles = Roles::Tokens(Box::new(auth.tokens()));
-        server = auth.serve(server);
+        server = auth.serve_hosts(auth.serve(server));
     } else {
         tracing::warn!(
             "no `auth` in the configuration: the bus server's own says who may connect, and there are no tokens"
         );
-        server = auth::without(server);
+        server = enrol::without(auth::without(server));
     }
     handlers::register(server, &admission, &roles, &metrics).serve(cx.shutdown.clone()).await?;
     bus.close().await;

@@ -16,7 +16,7 @@ const CONNECT_SECONDS: MetricSpec = MetricSpec::histogram(
 const ENDED: MetricSpec = MetricSpec::counter(
     "canopy_policy_connections_ended_total",
     &[],
-    "Connections ended because their token was regenerated, revoked or has ended",
+    "Connections ended because their token or enrolment was replaced, revoked or has ended",
 );
 const RULES: MetricSpec =
     MetricSpec::gauge("canopy_policy_admission_rules", &[], "Admission rules in force");

@@ -2,7 +2,7 @@
 //! changes to is wrong.
 
 use crate::{directory::Directory, metrics::Metrics};
-use canopy_admission::{RuleSet, Subject};
+use canopy_admission::{Labels, RuleSet, Subject};
 use canopy_api::{
     ApiError, Code, Digest, HostId, Principal, Problem, Problems,
     document::Format,
@@ -14,6 +14,7 @@ use canopy_api::{
 };
 use canopy_runtime::Latch;
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -34,10 +35,22 @@ enum Rules {
 #[derive(Clone)]
 struct State {
     directory: Arc<dyn Directory>,
+    /// Labels of enrolled hosts.
+    enrolled: Arc<BTreeMap<HostId, Labels>>,
     rules: Rules,
     since: SystemTime,
     /// What is wrong with the file as it stands.
     trouble: Option<String>,
+}
+
+impl State {
+    /// The labels of a host: those of the configuration and those of its enrolment, which counts
+    /// where both have one of the name.
+    fn labels(&self, host: &HostId) -> Labels {
+        let mut labels = self.directory.labels(host);
+        labels.extend(self.enrolled.get(host).cloned().unwrap_or_default());
+        labels
+    }
 }
 
 /// The rules, and who is who.
@@ -55,10 +68,35 @@ impl Admission {
         latch: Latch,
         now: SystemTime,
     ) -> Self {
-        let state = State { directory, rules: Rules::None, since: now, trouble: None };
+        let state = State {
+            directory,
+            enrolled: Arc::default(),
+            rules: Rules::None,
+            since: now,
+            trouble: None,
+        };
         let admission = Self { state: RwLock::new(state), metrics, latch };
         admission.tell();
         admission
+    }
+
+    /// The labels of an enrolled host; `None` when it is none any more.
+    pub(crate) fn enrolled(&self, host: &HostId, labels: Option<Labels>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let enrolled = Arc::make_mut(&mut state.enrolled);
+        match labels {
+            Some(labels) => enrolled.insert(host.clone(), labels),
+            None => enrolled.remove(host),
+        };
+    }
+
+    /// All enrolled hosts.
+    pub(crate) fn all_enrolled(&self, hosts: &[crate::hosts::Kept]) {
+        let labels = hosts
+            .iter()
+            .filter_map(|kept| Some((kept.host().clone(), kept.labels()?.clone())))
+            .collect();
+        self.state.write().unwrap_or_else(PoisonError::into_inner).enrolled = Arc::new(labels);
     }
 
     /// Other people and hosts.
@@ -145,8 +183,11 @@ impl Admission {
     }
 
     /// Every host that is known, with its labels.
-    pub(crate) fn hosts(&self) -> Vec<(HostId, canopy_admission::Labels)> {
-        self.state().directory.hosts()
+    pub(crate) fn hosts(&self) -> Vec<(HostId, Labels)> {
+        let state = self.state();
+        let configured = state.directory.hosts().into_iter().map(|(host, _)| host);
+        let all: BTreeSet<HostId> = configured.chain(state.enrolled.keys().cloned()).collect();
+        all.into_iter().map(|host| (host.clone(), state.labels(&host))).collect()
     }
 
     /// Decides on every item.
@@ -158,7 +199,7 @@ impl Admission {
         items: &[AdmissionItem],
     ) -> Result<(AdmissionBasis, Vec<AdmissionDecision>), ApiError> {
         let state = self.state();
-        let labels = state.directory.labels(host);
+        let labels = state.labels(host);
         let subject = Subject { principal, role, host, labels: &labels };
         match &state.rules {
             Rules::None => Ok((AdmissionBasis::Open, vec![open(); items.len()])),
@@ -178,7 +219,7 @@ impl Admission {
     ) -> Result<ExplainReply, ApiError> {
         let ExplainRequest { principal, host, item } = request;
         let state = self.state();
-        let labels = state.directory.labels(host);
+        let labels = state.labels(host);
         let subject = Subject { principal, role, host, labels: &labels };
         let (basis, decision, rules) = match &state.rules {
             Rules::None => (AdmissionBasis::Open, open(), Vec::new()),

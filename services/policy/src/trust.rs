@@ -1,10 +1,10 @@
 //! What decisions are measured by: keys, patterns, tolerance. Replaced as a whole when the
 //! configuration changes.
 
-use crate::config::AuthConfig;
+use crate::config::{AuthConfig, CaConfig, HostsRule};
 use canopy_api::san::SanPatterns;
-use canopy_identity::{SigningKey, VerifyingKeys};
-use std::time::Duration;
+use canopy_identity::{Authority, SigningKey, VerifyingKeys};
+use std::{fs, time::Duration};
 
 /// Keys, patterns, tolerance.
 #[derive(Debug)]
@@ -15,8 +15,36 @@ pub(crate) struct Trust {
     pub(crate) keys: VerifyingKeys,
     /// Certificates of people.
     pub(crate) people: SanPatterns,
+    /// Which daemons of hosts may connect.
+    pub(crate) hosts: HostsRule,
+    /// Who signs their certificates.
+    pub(crate) authority: Option<HostAuthority>,
     /// By how much clocks may differ.
     pub(crate) skew: Duration,
+}
+
+/// Who signs hosts' certificates.
+#[derive(Debug)]
+pub(crate) struct HostAuthority {
+    /// The authority.
+    pub(crate) authority: Authority,
+    /// How long what it signs is valid, seconds.
+    pub(crate) life: u64,
+}
+
+impl HostAuthority {
+    fn read(config: &CaConfig) -> anyhow::Result<Self> {
+        let certificate = fs::read_to_string(&config.cert).map_err(|error| {
+            anyhow::anyhow!("auth.ca.cert: cannot read {}: {error}", config.cert.display())
+        })?;
+        let key = config
+            .key
+            .read()
+            .map_err(|error| anyhow::anyhow!("auth.ca.key: {error}; {}", error.remedy))?;
+        let authority = Authority::new(&certificate, &key)
+            .map_err(|error| anyhow::anyhow!("auth.ca: {error}"))?;
+        Ok(Self { authority, life: u64::from(config.days) * 86_400 })
+    }
 }
 
 impl Trust {
@@ -39,10 +67,18 @@ impl Trust {
         let Some(signing) = keys.into_iter().next() else {
             anyhow::bail!("auth.signing_keys: there is none");
         };
+        if config.hosts == HostsRule::Any {
+            tracing::warn!(
+                "auth.hosts is `any`: whoever has a certificate of the authority with a host's name is \
+                 that host; this is for development"
+            );
+        }
         Ok(Self {
             signing,
             keys: verifying,
             people: config.people.clone(),
+            hosts: config.hosts,
+            authority: config.ca.as_ref().map(HostAuthority::read).transpose()?,
             skew: Duration::from_secs(config.clock_skew_seconds),
         })
     }

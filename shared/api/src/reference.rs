@@ -239,6 +239,16 @@ fn example(spec: &EndpointSpec) -> &'static str {
         (Service::Policy, Class::Admin, "token-regenerate" | "token-revoke") => {
             r#"{"principal": "u-alice"}"#
         }
+        (Service::Policy, Class::Admin, "host-enrol") => {
+            r#"{"host": "web9", "certificates": {"loader": "-----BEGIN CERTIFICATE REQUEST-----\n…"}, "labels": {"rack": "7"}}"#
+        }
+        (Service::Policy, Class::Admin, "host-label") => {
+            r#"{"host": "web9", "labels": {"rack": "8", "env": null}}"#
+        }
+        (Service::Policy, Class::Admin, "host-revoke") => r#"{"host": "web9"}"#,
+        (Service::Policy, Class::Internal, "host-renew") => {
+            r#"{"request": "-----BEGIN CERTIFICATE REQUEST-----\n…"}"#
+        }
         (Service::Registry, Class::Publish, "publish-index") => {
             r#"{"repository": "mine", "offset": 0}"#
         }

@@ -3,6 +3,7 @@
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
 mod admission;
+pub mod hosts;
 mod maps;
 mod publish;
 pub mod tokens;

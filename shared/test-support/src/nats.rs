@@ -244,6 +244,11 @@ impl Authority {
         self.issuer.pem()
     }
 
+    /// Its key, PEM.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// Writes `<file>.crt` and `<file>.key` with these names, otherwise as `change` makes it.
     pub fn issue(
         &self,

@@ -1,12 +1,14 @@
 //! The grammar of the command line. What the commands do is in [`crate::commands`].
 
 mod audit;
+mod host;
 mod map;
 mod package;
 mod policy;
 mod token;
 
 pub use audit::{AuditCommand, AuditShowArgs};
+pub use host::{HostCommand, HostEnrolArgs, HostInstallArgs, HostRenewArgs, HostRequestArgs};
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
 pub use policy::{ExplainArgs, PolicyCommand};
@@ -155,6 +157,9 @@ pub enum Command {
     /// Give people tokens, and take them back
     #[command(subcommand, visible_alias = "tokens")]
     Token(TokenCommand),
+    /// Let hosts in, label them, and let them in no more
+    #[command(subcommand, visible_alias = "hosts")]
+    Host(HostCommand),
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod drain;
 pub mod follow;
 pub mod get;
+pub mod host;
 pub mod map;
 pub mod package;
 pub mod partly;
@@ -72,6 +73,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
                 token::run(&command, binding, remote, screen).await
             })
         }
+        Command::Host(command) => host::run(&command, &connection, screen),
         Command::Package(PackageCommand::Show { package, output }) => {
             connected(&connection, async |remote| {
                 describe::package(&package, output.output, remote, screen).await

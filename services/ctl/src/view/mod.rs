@@ -5,6 +5,7 @@ pub mod chains;
 pub mod change;
 pub mod diff;
 pub mod doctor;
+pub mod enrolment;
 pub mod hosts;
 pub mod maps;
 pub mod outdated;

@@ -37,6 +37,8 @@ pub struct Stack {
     pub server: NatsServer,
     pub policy: Vec<ServiceProcess>,
     pub dir: TempDir,
+    /// `auth.hosts`: most tests are not about hosts.
+    pub hosts: &'static str,
 }
 
 /// What somebody connects with.
@@ -60,6 +62,15 @@ impl Stack {
         stack
     }
 
+    /// The same, with an authority that signs for hosts, which have to be enrolled.
+    pub fn enrolling() -> Self {
+        let mut stack = Self::without_policy();
+        stack.hosts = "enrolled";
+        stack.start_policy();
+        stack.bootstrap("u-admin");
+        stack
+    }
+
     pub fn without_policy() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let made = run(&["keys", "--output", dir.path().join("keys").to_str().unwrap()]);
@@ -71,7 +82,9 @@ impl Stack {
             xkey: public["xkey"].as_str().unwrap().to_owned(),
         };
         let server = NatsServer::asking(&["web1", "web2"], callout).unwrap();
-        Self { server, policy: Vec::new(), dir }
+        fs::write(dir.path().join("ca.crt"), server.authority().pem()).unwrap();
+        private_file(&dir.path().join("keys/ca.key"), &server.authority().key_pem()).unwrap();
+        Self { server, policy: Vec::new(), dir, hosts: "any" }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -94,6 +107,8 @@ impl Stack {
                 "issuer_seed": key("issuer.seed"),
                 "xkey_seed": key("xkey.seed"),
                 "signing_keys": [key("token-signing.pem")],
+                "hosts": self.hosts,
+                "ca": { "cert": self.path("ca.crt"), "key": key("ca.key") },
             },
         })
     }
