@@ -37,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-identity", &["canopy-api"]),
     ("canopy-secrets", &[]),
     ("canopy-bus", &["canopy-api", "canopy-audit", "canopy-secrets"]),
-    ("canopy-runtime", &["canopy-api"]),
+    ("canopy-runtime", &["canopy-api", "canopy-identity", "canopy-secrets"]),
     ("canopy-store", &["canopy-api", "canopy-runtime", "canopy-secrets"]),
 ];
 

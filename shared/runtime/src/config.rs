@@ -3,6 +3,7 @@
 use canopy_api::{
     document::{self, Format},
     problem::{Problem, Problems},
+    san::SanPatterns,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -41,14 +42,52 @@ pub struct RuntimeConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
-    /// Address and port; port 0 for any free one. Loopback only: the listener has no
-    /// authentication yet.
+    /// Address and port; port 0 for any free one. Default: on loopback. Any other address needs
+    /// `tls`.
     pub listen: SocketAddr,
+    /// TLS, with certificates of clients. Without it clients are whoever reaches the address: on
+    /// loopback everybody of this machine.
+    pub tls: Option<AdminTls>,
+    /// What to do off loopback without `tls`: `refuse` (default) or `plain_to_anybody`, which shows
+    /// whoever reaches the address what runs here.
+    pub off_loopback: OffLoopback,
+}
+
+/// TLS of the admin listener: 1.3, with certificates on both sides. The files are looked at every two
+/// seconds, so that renewed ones are used without a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminTls {
+    /// PEM file of the listener's certificate.
+    pub cert: PathBuf,
+    /// PEM file of its key: this service's user's, mode 0600 or less.
+    pub key: PathBuf,
+    /// PEM file of the authorities that sign clients' certificates.
+    pub ca: PathBuf,
+    /// Who may ask: one of these has to fit a name in the client's certificate, such as `[{"dns":
+    /// {"exact": "prometheus.example.net"}}]`.
+    #[schemars(length(min = 1))]
+    pub clients: SanPatterns,
+}
+
+/// An admin listener that everybody on the network can reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OffLoopback {
+    /// Is not started without TLS.
+    #[default]
+    Refuse,
+    /// Answers anybody.
+    PlainToAnybody,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0) }
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            tls: None,
+            off_loopback: OffLoopback::Refuse,
+        }
     }
 }
 
@@ -86,13 +125,25 @@ impl RuntimeConfig {
     /// What the schema cannot check. `at` is the path of this block.
     pub fn check(&self, at: &str) -> Result<(), Problems> {
         let mut problems = Problems::default();
-        if !self.admin.listen.ip().is_loopback() {
+        let AdminConfig { listen, tls, off_loopback } = &self.admin;
+        if !listen.ip().is_loopback() && tls.is_none() && *off_loopback == OffLoopback::Refuse {
             problems.push(
                 Problem::new(
                     format!("{at}.admin.listen"),
-                    format!("{} is not a loopback address, and the admin listener has no authentication yet", self.admin.listen),
+                    format!(
+                        "{listen} is not a loopback address, and nobody would be asked who they are"
+                    ),
                 )
-                .remedy("listen on 127.0.0.1 or [::1] and put an authenticating proxy in front"),
+                .remedy("give the listener `tls`, or listen on 127.0.0.1 or [::1]"),
+            );
+        }
+        if tls.as_ref().is_some_and(|tls| tls.clients.0.is_empty()) {
+            problems.push(
+                Problem::new(
+                    format!("{at}.admin.tls.clients"),
+                    "there is no pattern, so nobody could ask",
+                )
+                .remedy("name who may: [{\"dns\": {\"exact\": \"prometheus.example.net\"}}]"),
             );
         }
         if let Some(level) = &self.log.level

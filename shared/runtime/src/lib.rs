@@ -45,7 +45,8 @@ mod run;
 mod telemetry;
 
 pub use config::{
-    AdminConfig, LogConfig, LogFormat, OtlpConfig, RuntimeConfig, ServiceConfig, load,
+    AdminConfig, AdminTls, LogConfig, LogFormat, OffLoopback, OtlpConfig, RuntimeConfig,
+    ServiceConfig, load,
 };
 pub use config_file::ConfigFile;
 pub use context::Context;

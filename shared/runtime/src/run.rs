@@ -143,8 +143,7 @@ where
     let admin = tokio_util::sync::CancellationToken::new();
     let runtime = config.runtime().clone();
     let address =
-        admin::serve(&cx, runtime.admin.listen, runtime.address_file.as_deref(), admin.clone())
-            .await?;
+        admin::serve(&cx, &runtime.admin, runtime.address_file.as_deref(), admin.clone()).await?;
     tracing::info!(version = VERSION, pid = std::process::id(), admin = %address, "started");
 
     let mut work = tokio::spawn(start(config, cx.clone()));

@@ -1,6 +1,14 @@
 //! The admin listener: `/metrics`, `/live`, `/ready`.
 
-use crate::context::Context;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    config::{AdminConfig, OffLoopback},
+    context::Context,
+};
 use anyhow::Context as _;
 use axum::{
     Router,
@@ -10,16 +18,32 @@ use axum::{
     routing::get,
 };
 use std::{fmt::Write as _, net::SocketAddr, path::Path};
-use tokio::net::TcpListener;
+use tls::{Files, TlsListener};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 /// Binds, says where, serves until `stop`. Returns the address.
 pub(crate) async fn serve(
     cx: &Context,
-    listen: SocketAddr,
+    config: &AdminConfig,
     address_file: Option<&Path>,
     stop: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
+    let listen = config.listen;
+    let tls = match &config.tls {
+        None => None,
+        Some(tls) => {
+            let files = Files::read(tls)?;
+            let (change, server) = watch::channel(files.server(&tls.clients)?);
+            tokio::spawn(tls::follow(tls.clone(), files, change, stop.clone()));
+            Some(server)
+        }
+    };
+    if tls.is_none() && config.off_loopback == OffLoopback::PlainToAnybody {
+        tracing::warn!(
+            %listen, "the admin listener answers anybody who reaches it (runtime.admin.off_loopback)"
+        );
+    }
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen} (runtime.admin.listen)"))?;
@@ -34,9 +58,15 @@ pub(crate) async fn serve(
         .route("/ready", get(ready))
         .with_state(cx.clone());
     tokio::spawn(async move {
-        let served = axum::serve(listener, router)
-            .with_graceful_shutdown(async move { stop.cancelled().await })
-            .await;
+        let ended = stop.clone();
+        let ended = async move { ended.cancelled().await };
+        let served = match tls {
+            None => axum::serve(listener, router).with_graceful_shutdown(ended).await,
+            Some(server) => match TlsListener::new(listener, server, stop) {
+                Ok(listener) => axum::serve(listener, router).with_graceful_shutdown(ended).await,
+                Err(error) => Err(error),
+            },
+        };
         if let Err(error) = served {
             tracing::error!(%error, "admin listener ended");
         }
