@@ -36,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-audit", &["canopy-api"]),
     ("canopy-identity", &["canopy-api"]),
     ("canopy-secrets", &[]),
-    ("canopy-bus", &["canopy-api", "canopy-audit", "canopy-secrets"]),
+    ("canopy-bus", &["canopy-api", "canopy-audit", "canopy-identity", "canopy-secrets"]),
     ("canopy-runtime", &["canopy-api", "canopy-identity", "canopy-secrets"]),
     ("canopy-store", &["canopy-api", "canopy-runtime", "canopy-secrets"]),
 ];

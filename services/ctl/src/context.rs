@@ -6,7 +6,7 @@ use crate::{
     failure::{Exit, Failure},
     near,
 };
-use canopy_api::{HostId, Principal, document};
+use canopy_api::{HostId, Principal, document, san::SanPatterns};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,10 @@ pub struct Context {
     pub token: Option<PathBuf>,
     /// The person's name on the bus, as in the certificate: `u-alice`.
     pub principal: Principal,
+    /// Names the bus server's certificate has to have beside the address, such as
+    /// `[{"dns": {"glob": "*.bus.example.net"}}]`.
+    #[serde(default, skip_serializing_if = "SanPatterns::is_empty")]
+    pub server_names: SanPatterns,
     /// Host to act on when none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
@@ -66,6 +70,8 @@ pub struct Settings {
     pub token: Option<PathBuf>,
     /// Who.
     pub principal: Option<Principal>,
+    /// Names of the bus server.
+    pub server_names: SanPatterns,
     /// Default host.
     pub host: Option<HostId>,
 }
@@ -151,6 +157,8 @@ impl Settings {
             Some(name) => Some(contexts.find(name, &file.display().to_string())?.clone()),
             None => None,
         };
+        let server_names =
+            context.as_ref().map(|context| context.server_names.clone()).unwrap_or_default();
         let (name, of) = match context {
             Some(c) => (
                 Some(c.name),
@@ -171,6 +179,7 @@ impl Settings {
             key: args.tls_key.clone().or(key),
             token: args.token_file.clone().or(token),
             principal: args.principal.clone().or(principal),
+            server_names,
             host,
         })
     }
@@ -186,6 +195,7 @@ impl Settings {
                 key: key.clone(),
                 token: self.token.clone(),
                 principal: principal.clone(),
+                server_names: self.server_names.clone(),
                 host: self.host.clone(),
             }),
             _ => Err(self.incomplete()),

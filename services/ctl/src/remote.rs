@@ -39,6 +39,7 @@ impl Remote {
             cert: context.cert,
             key: context.key,
             token: context.token,
+            server_names: context.server_names,
         };
         let _progress = Progress::start(format!("connecting to {}", context.url));
         let place = format!("context {} of {}", context.name, settings.file.display());

@@ -267,6 +267,11 @@ fn same_address(text: &str) -> String {
 pub struct SanPatterns(pub Vec<SanPattern>);
 
 impl SanPatterns {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether one of these names fits one of the patterns.
     pub fn fit(&self, names: &SubjectNames) -> bool {
         self.0.iter().any(|pattern| pattern.fits(names))

@@ -1,5 +1,6 @@
 //! How to reach the bus, and what can go wrong on the way.
 
+use canopy_api::san::SanPatterns;
 use canopy_secrets::SecretError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,12 @@ pub struct BusConfig {
     /// File with a person's token, as private as the key. Services have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<PathBuf>,
+    /// Names the server's certificate has to have, beside the address in `url`: one of these has to
+    /// fit, such as `[{"dns": {"glob": "*.bus.example.net"}}]`. Certificates of clients
+    /// (`spiffe://canopy/…`) do not fit. Without it, whoever has a certificate of the authority for
+    /// the address is the server.
+    #[serde(default, skip_serializing_if = "SanPatterns::is_empty")]
+    pub server_names: SanPatterns,
 }
 
 impl BusConfig {

@@ -3,6 +3,7 @@
 use crate::{
     config::{BusConfig, BusError},
     inbox::Inbox,
+    tls,
 };
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
@@ -241,8 +242,15 @@ fn credentials(config: &BusConfig) -> ConnectOptions {
     })
 }
 
-fn options(config: &BusConfig, principal: &Principal) -> ConnectOptions {
-    credentials(config)
+fn options(config: &BusConfig, principal: &Principal) -> Result<ConnectOptions, BusError> {
+    let options = credentials(config);
+    let options = if config.server_names.is_empty() {
+        options
+    } else {
+        let client = tls::client(config).map_err(|error| BusError::Defect(error.to_string()))?;
+        options.tls_client_config(client)
+    };
+    Ok(options
         .name(principal.as_str())
         .require_tls(true)
         .tls_first()
@@ -253,7 +261,7 @@ fn options(config: &BusConfig, principal: &Principal) -> ConnectOptions {
         .ping_interval(Duration::from_secs(5))
         .connection_timeout(Duration::from_secs(5))
         .request_timeout(Some(Duration::from_secs(3)))
-        .subscription_capacity(4096)
+        .subscription_capacity(4096))
 }
 
 impl Bus {
@@ -307,7 +315,7 @@ impl Bus {
                 reconnect_delay(attempt)
             }
         };
-        let client = options(config, &principal)
+        let client = options(config, &principal)?
             .reconnect_delay_callback(delay)
             .retry_on_initial_connect()
             .event_callback(move |event| {
@@ -448,7 +456,11 @@ impl Bus {
         let Ok(addresses) = addresses(&self.shared.config.url) else {
             return "not an address".to_owned();
         };
-        let attempt = options(&self.shared.config, &self.shared.principal).connect(addresses);
+        let options = match options(&self.shared.config, &self.shared.principal) {
+            Ok(options) => options,
+            Err(error) => return error.to_string(),
+        };
+        let attempt = options.connect(addresses);
         match timeout(Duration::from_secs(2), attempt).await {
             Ok(Ok(_)) => "the connection came up only just now; try again".to_owned(),
             Ok(Err(error)) => {

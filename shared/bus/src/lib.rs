@@ -53,6 +53,7 @@ mod micro;
 mod server;
 mod spool;
 pub mod system;
+mod tls;
 mod trace;
 mod work;
 

@@ -112,6 +112,7 @@ impl Secure {
             cert: file("crt"),
             key: file("key"),
             token: Some(self.token(principal)).filter(|token| token.exists()),
+            server_names: canopy_api::san::SanPatterns::default(),
         }
     }
 

@@ -164,7 +164,14 @@ impl Stack {
         let url = self.server.url();
         let ca = self.server.client("server").ca;
         let Credentials { cert, key, token } = with.clone();
-        BusConfig { url, ca, cert, key, token }
+        BusConfig {
+            url,
+            ca,
+            cert,
+            key,
+            token,
+            server_names: canopy_api::san::SanPatterns::default(),
+        }
     }
 
     /// A client of ours that carries messages.

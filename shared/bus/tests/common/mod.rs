@@ -31,6 +31,7 @@ pub fn config(files: &ClientFiles) -> BusConfig {
         cert: files.cert.clone(),
         key: files.key.clone(),
         token: None,
+        server_names: canopy_api::san::SanPatterns::default(),
     }
 }
 

@@ -153,6 +153,7 @@ mod tests {
             key: key.clone(),
             token: None,
             principal: "u-alice".parse().unwrap(),
+            server_names: canopy_api::san::SanPatterns::default(),
             host: None,
         };
         assert_eq!(standings(&good, MIDDLE), [Ok, Ok, Ok]);
