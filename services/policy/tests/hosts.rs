@@ -26,7 +26,7 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, Events, Link};
 use canopy_test_support::nats::private_file;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use serde_json::json;
 use stack::{Credentials, LIMIT, Stack, uri};
 use std::{
@@ -193,6 +193,29 @@ async fn certificates_signed_elsewhere_are_enrolled() {
     scene.stack.connect_with("h-web1-loader", &files).await;
     let enforcer = scene.stack.credentials("h-web1-enforcer");
     scene.refused(&enforcer, "host_other_certificate").await;
+}
+
+/// The key that signs for hosts is of an authority below the bus's own: hosts show the chain.
+#[tokio::test]
+async fn an_authority_below_the_buss_signs_for_hosts() {
+    let mut stack = Stack::without_policy();
+    let below = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    };
+    let (cert, key) =
+        stack.server.authority().issue(stack.dir.path(), "below", vec![], below).unwrap();
+    stack.hosts = "enrolled";
+    stack.change_auth = Some(Box::new(move |auth| {
+        auth["ca"] = json!({ "cert": cert, "key": { "file": key }, "days": 1 });
+    }));
+    stack.start_policy();
+    stack.bootstrap("u-admin");
+    let admin = stack.connect("u-admin").await;
+    let refused = admin.subscribe_events("canopy.v1.event.policy.connect.refused._").await.unwrap();
+    let scene = Scene { stack, admin, refused };
+    let files = scene.enrolled(&NewHost::new("web9")).await;
+    scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;
 }
 
 /// Requests that ask for another's name, or for more than a name, are refused before anything is kept.

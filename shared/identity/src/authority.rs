@@ -167,6 +167,8 @@ pub enum AuthorityError {
 /// Who signs certificates of hosts' daemons.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    /// What stands between it and the authority that servers trust; empty for that one itself.
+    chain: String,
     not_after: u64,
 }
 
@@ -179,7 +181,7 @@ impl fmt::Debug for Authority {
 /// A certificate just signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
-    /// As a file.
+    /// As a file: the certificate, then those between it and the authority that servers trust.
     pub pem: String,
     /// What it says.
     pub certificate: Certificate,
@@ -206,7 +208,9 @@ impl Authority {
         let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
         let issuer = Issuer::from_ca_cert_der(&block.contents.as_slice().into(), key)
             .map_err(|error| bad(&error))?;
-        Ok(Self { issuer, not_after })
+        let is_root = parsed.subject() == parsed.issuer();
+        let chain = if is_root { String::new() } else { certificate.trim_end().to_owned() + "\n" };
+        Ok(Self { issuer, chain, not_after })
     }
 
     /// Signs a certificate for this principal, for clients alone, valid for `life` seconds from
@@ -248,7 +252,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let made = params.signed_by(&request.key, &self.issuer).map_err(|error| failed(&error))?;
         let certificate = Certificate::from_der(made.der()).map_err(|error| failed(&error))?;
-        Ok(Signed { pem: made.pem(), certificate })
+        Ok(Signed { pem: made.pem() + &self.chain, certificate })
     }
 }
 

@@ -32,6 +32,8 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_canopy-policy");
 /// Longer than anything here takes, also on a machine busy with other things.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
+type ChangeAuth = Box<dyn Fn(&mut Value) + Send + Sync>;
+
 /// The whole: dropped, it is gone.
 pub struct Stack {
     pub server: NatsServer,
@@ -39,6 +41,8 @@ pub struct Stack {
     pub dir: TempDir,
     /// `auth.hosts`: most tests are not about hosts.
     pub hosts: &'static str,
+    /// What is otherwise in `auth`.
+    pub change_auth: Option<ChangeAuth>,
 }
 
 /// What somebody connects with.
@@ -84,7 +88,7 @@ impl Stack {
         let server = NatsServer::asking(&["web1", "web2"], callout).unwrap();
         fs::write(dir.path().join("ca.crt"), server.authority().pem()).unwrap();
         private_file(&dir.path().join("keys/ca.key"), &server.authority().key_pem()).unwrap();
-        Self { server, policy: Vec::new(), dir, hosts: "any" }
+        Self { server, policy: Vec::new(), dir, hosts: "any", change_auth: None }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -98,7 +102,7 @@ impl Stack {
             json!({ "cert": files.cert, "key": files.key })
         };
         let key = |name: &str| json!({ "file": self.path("keys").join(name) });
-        json!({
+        let mut config = json!({
             "bus": { "url": bus.url, "ca": bus.ca, "cert": bus.cert, "key": bus.key },
             "auth": {
                 "callout": files("s-policy-auth"),
@@ -110,7 +114,11 @@ impl Stack {
                 "hosts": self.hosts,
                 "ca": { "cert": self.path("ca.crt"), "key": key("ca.key") },
             },
-        })
+        });
+        if let Some(change) = &self.change_auth {
+            change(&mut config["auth"]);
+        }
+        config
     }
 
     /// Starts one more policy service and waits until it answers.
