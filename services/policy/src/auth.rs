@@ -109,7 +109,8 @@ impl Auth {
     ) -> anyhow::Result<Option<Self>> {
         let latch = cx.readiness.latch("connections");
         latch.set(false, "waiting for the bus");
-        let keys = callout_keys(auth)?;
+        let of = auth.clone();
+        let keys = tokio::task::spawn_blocking(move || callout_keys(&of)).await??;
         let data = seat(&config.bus, auth, Seat::Data).await?;
         let opening = Box::pin(async {
             let tokens = open(&data, BUCKET, auth.replicas, &latch).await;
@@ -320,7 +321,7 @@ pub(crate) fn without(server: Server) -> Server {
 }
 
 fn callout_keys(auth: &AuthConfig) -> anyhow::Result<CalloutKeys> {
-    let read = |at: &str, reference: &canopy_secrets::SecretRef| {
+    let read = |at: &str, reference: &canopy_store::SecretSource| {
         reference.read().map_err(|error| anyhow::anyhow!("{at}: {error}; {}", error.remedy))
     };
     let issuer = read("auth.issuer_seed", &auth.issuer_seed)?;

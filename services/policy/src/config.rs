@@ -4,7 +4,7 @@ use canopy_admission::is_label;
 use canopy_api::{HostId, Principal, Problem, Problems, permission::Role, san::SanPatterns};
 use canopy_bus::BusConfig;
 use canopy_runtime::{RuntimeConfig, ServiceConfig};
-use canopy_secrets::SecretRef;
+use canopy_store::SecretSource;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::PathBuf};
@@ -71,14 +71,14 @@ pub struct AuthConfig {
     pub system: Files,
     /// Seed (`SA…`) of the key that the server's configuration names as `issuer`. Whoever has it can
     /// be anybody on the bus.
-    pub issuer_seed: SecretRef,
+    pub issuer_seed: SecretSource,
     /// Seed (`SX…`) of the key that the server's configuration names as `xkey`.
-    pub xkey_seed: SecretRef,
+    pub xkey_seed: SecretSource,
     /// Keys that sign people's tokens, Ed25519 in PEM. The first signs; tokens of all of them are
     /// believed, so that a new key can be put before the old one, and the old one taken away when
     /// its tokens have been regenerated. Changed without a restart.
     #[schemars(length(min = 1))]
-    pub signing_keys: Vec<SecretRef>,
+    pub signing_keys: Vec<SecretSource>,
     /// Certificates of people: one of these has to fit. Default: `[{"uri": {"glob":
     /// "spiffe://canopy/u-*"}}]`. A certificate with a name of ours (`spiffe://canopy/…`) is that
     /// person's only, whatever fits. Changed without a restart.
@@ -96,6 +96,10 @@ pub struct AuthConfig {
     /// By how much clocks may differ, seconds: at most 300. Default 30. Changed without a restart.
     #[serde(default = "clock_skew")]
     pub clock_skew_seconds: u64,
+    /// How often the keys above are read again, so that one that was rotated where it is kept is used
+    /// without a restart, seconds: 1 to 86400. Default 300. The issuer's and the encryption key need one.
+    #[serde(default = "secrets_seconds")]
+    pub secrets_seconds: u64,
     /// Servers of a cluster that keep what is stored: 1, 3 or 5. Default 1.
     #[serde(default = "replicas")]
     pub replicas: usize,
@@ -120,7 +124,7 @@ pub struct CaConfig {
     /// own below it.
     pub cert: PathBuf,
     /// Its key, PKCS #8 in PEM.
-    pub key: SecretRef,
+    pub key: SecretSource,
     /// How long the certificates it signs are valid, days: 1 to 825. Default 90.
     #[serde(default = "ca_days")]
     pub days: u16,
@@ -148,6 +152,10 @@ fn people() -> SanPatterns {
     // The pattern is a constant that a test reads.
     let glob = Expression::new("spiffe://canopy/u-*").map(NamePattern::Glob).map(SanPattern::Uri);
     SanPatterns(glob.into_iter().collect())
+}
+
+fn secrets_seconds() -> u64 {
+    300
 }
 
 fn clock_skew() -> u64 {
@@ -211,6 +219,23 @@ impl ServiceConfig for Config {
                 Problem::new("auth.ca.days", format!("{} days is not 1 to {MOST_DAYS}", ca.days))
                     .remedy("leave it out for 90; daemons renew with canopy host renew"),
             );
+        }
+        if !(1..=86_400).contains(&auth.secrets_seconds) {
+            problems.push(
+                Problem::new(
+                    "auth.secrets_seconds",
+                    format!("{} s is not 1 to 86400", auth.secrets_seconds),
+                )
+                .remedy("leave it out for 300"),
+            );
+        }
+        auth.issuer_seed.check("auth.issuer_seed", &mut problems);
+        auth.xkey_seed.check("auth.xkey_seed", &mut problems);
+        for (i, key) in auth.signing_keys.iter().enumerate() {
+            key.check(&format!("auth.signing_keys[{i}]"), &mut problems);
+        }
+        if let Some(ca) = &auth.ca {
+            ca.key.check("auth.ca.key", &mut problems);
         }
         if ![1, 3, 5].contains(&auth.replicas) {
             problems.push(Problem::new("auth.replicas", "1, 3 or 5 servers can keep a value"));

@@ -1,14 +1,17 @@
 //! Following the configuration file and the rules.
 
 use crate::{
-    config::Config,
+    config::{AuthConfig, Config},
     directory::Table,
     metrics::Metrics,
     rules::{Admission, RulesFile},
     trust::Trust,
 };
 use canopy_runtime::{ConfigFile, Context, clock};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -34,6 +37,7 @@ pub(crate) async fn follow(
     cx: Context,
 ) {
     followers.metrics.configured(true);
+    let mut keys = Keys::of(&started_with);
     let started_with = Arc::new(started_with);
     let mut files = (cx.config_file.clone(), rules);
     let mut timer = interval(LOOK);
@@ -46,12 +50,16 @@ pub(crate) async fn follow(
         let (followers, started_with) = (followers.clone(), Arc::clone(&started_with));
         let looked = tokio::task::spawn_blocking(move || {
             let (mut file, mut rules) = files;
+            let mut keys = keys;
             if let Some(loaded) = file.as_mut().and_then(ConfigFile::changed::<Config>) {
                 let used = loaded
                     .map_err(|problems| problems.to_string())
                     .and_then(|config| followers.take_over(&config, &mut rules).map(|()| config));
                 match used {
-                    Ok(config) => followers.metrics.configured(is_whole(&started_with, config)),
+                    Ok(config) => {
+                        keys = Keys::of(&config);
+                        followers.metrics.configured(is_whole(&started_with, config));
+                    }
                     Err(problem) => {
                         followers.metrics.configured(false);
                         tracing::error!(
@@ -60,16 +68,46 @@ pub(crate) async fn follow(
                     }
                 }
             }
+            keys.read_again(followers.trust.as_ref());
             read(&followers.admission, rules.as_mut());
-            (file, rules)
+            (file, rules, keys)
         });
-        files = match looked.await {
-            Ok(files) => files,
+        (files, keys) = match looked.await {
+            Ok((file, rules, keys)) => ((file, rules), keys),
             Err(error) => {
                 tracing::error!(%error, "the files are not followed any more; restart policy");
                 return;
             }
         };
+    }
+}
+
+/// The keys of the configuration in use, which may change where they are kept.
+struct Keys {
+    auth: Option<AuthConfig>,
+    read: Instant,
+}
+
+impl Keys {
+    fn of(config: &Config) -> Self {
+        Self { auth: config.auth.clone(), read: Instant::now() }
+    }
+
+    /// Uses other keys, if there are others and all can be read.
+    fn read_again(&mut self, trust: Option<&watch::Sender<Arc<Trust>>>) {
+        let (Some(auth), Some(trust)) = (&self.auth, trust) else { return };
+        if self.read.elapsed() < Duration::from_secs(auth.secrets_seconds) {
+            return;
+        }
+        match Trust::read(auth) {
+            Ok(new) if new.is_same(&trust.borrow()) => {}
+            Ok(new) => {
+                new.say();
+                trust.send_replace(Arc::new(new));
+            }
+            Err(error) => tracing::error!("the keys of before stay in use: {error:#}"),
+        }
+        self.read = Instant::now();
     }
 }
 
@@ -79,7 +117,7 @@ impl Followers {
         if let Some(trust) = &self.trust {
             let auth = config.auth.as_ref().ok_or("`auth` is gone; restart without it")?;
             let new = Trust::read(auth).map_err(|error| format!("{error:#}"))?;
-            tracing::info!(signs = new.signing.id(), believes = ?new.keys, "keys in force");
+            new.say();
             trust.send_replace(Arc::new(new));
         }
         self.admission.know(Arc::new(Table::from(config)));
@@ -104,6 +142,7 @@ fn is_whole(running: &Config, mut new: Config) -> bool {
         new.people.clone_from(&running.people);
         new.ca.clone_from(&running.ca);
         new.hosts = running.hosts;
+        new.secrets_seconds = running.secrets_seconds;
         new.clock_skew_seconds = running.clock_skew_seconds;
     }
     let same = new == *running;

@@ -64,7 +64,10 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     .await?;
     let (change, trust) = match &config.auth {
         Some(auth) => {
-            let (change, trust) = watch::channel(Arc::new(Trust::read(auth)?));
+            let of = auth.clone();
+            let trust = tokio::task::spawn_blocking(move || Trust::read(&of)).await??;
+            trust.say();
+            let (change, trust) = watch::channel(Arc::new(trust));
             (Some(change), Some(trust))
         }
         None => (None, None),

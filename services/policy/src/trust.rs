@@ -4,6 +4,7 @@
 use crate::config::{AuthConfig, CaConfig, HostsRule};
 use canopy_api::san::SanPatterns;
 use canopy_identity::{Authority, SigningKey, VerifyingKeys};
+use ring::digest::{Context, SHA256};
 use std::{fs, time::Duration};
 
 /// Keys, patterns, tolerance.
@@ -21,6 +22,8 @@ pub(crate) struct Trust {
     pub(crate) authority: Option<HostAuthority>,
     /// By how much clocks may differ.
     pub(crate) skew: Duration,
+    /// Tells whether what was read is what was read before.
+    digest: Vec<u8>,
 }
 
 /// Who signs hosts' certificates.
@@ -33,7 +36,7 @@ pub(crate) struct HostAuthority {
 }
 
 impl HostAuthority {
-    fn read(config: &CaConfig) -> anyhow::Result<Self> {
+    fn read(config: &CaConfig, seen: &mut Context) -> anyhow::Result<Self> {
         let certificate = fs::read_to_string(&config.cert).map_err(|error| {
             anyhow::anyhow!("auth.ca.cert: cannot read {}: {error}", config.cert.display())
         })?;
@@ -41,6 +44,8 @@ impl HostAuthority {
             .key
             .read()
             .map_err(|error| anyhow::anyhow!("auth.ca.key: {error}; {}", error.remedy))?;
+        seen.update(certificate.as_bytes());
+        seen.update(key.as_bytes());
         let authority = Authority::new(&certificate, &key)
             .map_err(|error| anyhow::anyhow!("auth.ca: {error}"))?;
         Ok(Self { authority, life: u64::from(config.days) * 86_400 })
@@ -48,17 +53,35 @@ impl HostAuthority {
 }
 
 impl Trust {
+    /// Says what is in use, and what is dangerous about it.
+    pub(crate) fn say(&self) {
+        tracing::info!(signs = self.signing.id(), believes = ?self.keys, "keys in force");
+        if self.hosts == HostsRule::Any {
+            tracing::warn!(
+                "auth.hosts is `any`: whoever has a certificate of the authority with a host's name is \
+                 that host; this is for development"
+            );
+        }
+    }
+
+    /// Whether the same keys were read.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+
     /// Reads the keys.
     ///
     /// # Errors
     /// Which key cannot be used, why, and what to do.
     pub(crate) fn read(config: &AuthConfig) -> anyhow::Result<Self> {
         let mut keys = Vec::new();
+        let mut seen = Context::new(&SHA256);
         for (i, reference) in config.signing_keys.iter().enumerate() {
             let at = format!("auth.signing_keys[{i}]");
             let pem = reference
                 .read()
                 .map_err(|error| anyhow::anyhow!("{at}: {error}; {}", error.remedy))?;
+            seen.update(pem.as_bytes());
             let key = SigningKey::from_pem(&pem)
                 .map_err(|error| anyhow::anyhow!("{at}: {reference}: {error}"))?;
             keys.push(key);
@@ -67,18 +90,15 @@ impl Trust {
         let Some(signing) = keys.into_iter().next() else {
             anyhow::bail!("auth.signing_keys: there is none");
         };
-        if config.hosts == HostsRule::Any {
-            tracing::warn!(
-                "auth.hosts is `any`: whoever has a certificate of the authority with a host's name is \
-                 that host; this is for development"
-            );
-        }
+        let authority =
+            config.ca.as_ref().map(|ca| HostAuthority::read(ca, &mut seen)).transpose()?;
         Ok(Self {
+            digest: seen.finish().as_ref().to_vec(),
             signing,
             keys: verifying,
             people: config.people.clone(),
             hosts: config.hosts,
-            authority: config.ca.as_ref().map(HostAuthority::read).transpose()?,
+            authority,
             skew: Duration::from_secs(config.clock_skew_seconds),
         })
     }

@@ -1,7 +1,7 @@
 //! A repository's files: bounded reads with a time limit, and writes that lose nobody's work, in a
 //! directory, on a web server or in a bucket.
 //!
-//! **Owns:** where a repository is, how it is reached, credentials by reference.
+//! **Owns:** where a repository is, how it is reached, credentials by reference; secrets that a cloud keeps.
 //!
 //! **Must not know:** what the files mean; signatures.
 //!
@@ -20,10 +20,12 @@ pub mod config;
 pub mod location;
 mod open;
 mod publish;
+pub mod secrets;
 
 pub use config::{Credentials, StoreConfig, Transport};
 pub use location::Location;
 pub use publish::{Listed, Turn};
+pub use secrets::{AwsSecret, SecretSource, SecretStore};
 
 use bytes::Bytes;
 use canopy_runtime::clock;

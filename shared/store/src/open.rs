@@ -7,7 +7,7 @@ use crate::{
 };
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider},
     azure::MicrosoftAzureBuilder,
     http::HttpBuilder,
     local::LocalFileSystem,
@@ -60,6 +60,15 @@ pub(super) fn open(
 
 fn in_folder(store: impl ObjectStore, prefix: &str) -> Arc<dyn ObjectStore> {
     if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) }
+}
+
+/// Credentials for another of Amazon's services.
+pub(super) fn aws_credentials(
+    config: &StoreConfig,
+    limit: Duration,
+) -> Result<AwsCredentialProvider, StoreError> {
+    // They come with a bucket, which nobody is asked about.
+    Ok(Arc::clone(s3("none", config, limit)?.credentials()))
 }
 
 fn s3(
@@ -164,7 +173,7 @@ fn retry(limit: Duration) -> RetryConfig {
     }
 }
 
-fn client(config: &StoreConfig, limit: Duration) -> Result<ClientOptions, StoreError> {
+pub(super) fn client(config: &StoreConfig, limit: Duration) -> Result<ClientOptions, StoreError> {
     // Fails when it is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut options = ClientOptions::new()

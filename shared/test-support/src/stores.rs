@@ -173,6 +173,92 @@ impl Buckets {
     }
 }
 
+/// moto's Secrets Manager, which looks at every request's signature and at what its user may do.
+#[derive(Debug)]
+pub struct Secrets {
+    server: Server,
+    path: std::path::PathBuf,
+    dir: TempDir,
+}
+
+/// A user who may read secrets, and from now on nobody without a signature.
+const SECRETS_USER: &str = r#"
+import boto3, json, sys, urllib.request
+url = "http://" + sys.argv[1]
+iam = boto3.client("iam", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+iam.create_user(UserName="canopy")
+allow = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "secretsmanager:*", "Resource": "*"}]}
+iam.put_user_policy(UserName="canopy", PolicyName="secrets", PolicyDocument=json.dumps(allow))
+key = iam.create_access_key(UserName="canopy")["AccessKey"]
+request = urllib.request.Request(url + "/moto-api/reset-auth", data=b"0", method="POST", headers={"Content-Type": "text/plain"})
+urllib.request.urlopen(request)
+print(json.dumps({"access_key_id": key["AccessKeyId"], "secret_access_key": key["SecretAccessKey"]}))
+"#;
+
+const SECRETS_PUT: &str = r#"
+import boto3, json, sys
+keys = json.load(open(sys.argv[2]))
+client = boto3.client("secretsmanager", endpoint_url="http://" + sys.argv[1], region_name="us-east-1",
+    aws_access_key_id=keys["access_key_id"], aws_secret_access_key=keys["secret_access_key"])
+value = json.load(sys.stdin)
+value = {"SecretBinary": b"x"} if value is None else {"SecretString": value}
+try:
+    client.put_secret_value(SecretId=sys.argv[3], **value)
+except client.exceptions.ResourceNotFoundException:
+    client.create_secret(Name=sys.argv[3], **value)
+"#;
+
+impl Secrets {
+    /// Starts it.
+    pub fn start() -> Result<Self> {
+        let path = python::packages(&["moto[server,s3]==5.2.5"])?;
+        let server = Server::python(MOTO, &[], Some(&path))?;
+        let dir = tempfile::tempdir()?;
+        let this = Self { server, path, dir };
+        let keys = this.run(SECRETS_USER, &[&this.server.address().to_string()], "")?;
+        secret(this.dir.path(), &serde_json::from_str(&keys).context("the user's keys")?)?;
+        Ok(this)
+    }
+
+    fn keys(&self) -> std::path::PathBuf {
+        self.dir.path().join("keys.json")
+    }
+
+    fn run(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+        let mut child = Command::new("python3")
+            .env("PYTHONPATH", &self.path)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["-c", program])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Gives a secret another value; `None` for one that is no text.
+    pub fn put(&self, name: &str, value: Option<&str>) -> Result<()> {
+        let keys = self.keys();
+        let arguments = [&self.server.address().to_string(), &*keys.to_string_lossy(), name];
+        self.run(SECRETS_PUT, &arguments, &json!(value).to_string()).map(drop)
+    }
+
+    /// Where a secret is, as a configuration says it.
+    pub fn source(&self, name: &str) -> Value {
+        json!({ "aws_secrets_manager": {
+            "secret_id": name,
+            "region": "us-east-1",
+            "endpoint": format!("http://{}", self.server.address()),
+            "credentials": { "file": self.keys() },
+            "transport": "plaintext",
+        } })
+    }
+}
+
 /// Writes a file that only its owner may read.
 fn secret(dir: &Path, content: &Value) -> Result<std::path::PathBuf> {
     let path = dir.join("keys.json");
