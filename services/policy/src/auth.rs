@@ -121,7 +121,8 @@ impl Auth {
         let changes = (bucket.changes().await?, hosts.changes().await?);
         let (tokens, hosts) = (Tokens::new(bucket), Hosts::new(hosts));
         // Before anybody is answered: rules speak of their labels.
-        admission.all_enrolled(&hosts.all().await?);
+        let before = admission.enrolments();
+        admission.all_enrolled(&hosts.all().await?, before);
         let system = seat(&config.bus, auth, Seat::System).await?;
         let connections = Connections {
             system,

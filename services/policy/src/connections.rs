@@ -151,8 +151,9 @@ impl Connections {
         let tokens = self.tokens.all().await.map_err(text)?;
         let live: BTreeSet<String> =
             tokens.iter().filter(|kept| !kept.is_revoked()).map(Kept::user).collect();
+        let before = self.admission.enrolments();
         let hosts = self.hosts.all().await.map_err(text)?;
-        self.admission.all_enrolled(&hosts);
+        self.admission.all_enrolled(&hosts, before);
         let enrolled = self.trust.borrow().hosts == HostsRule::Enrolled;
         let live_hosts: BTreeSet<String> = hosts.iter().flat_map(hosts::Kept::users).collect();
         let revoked: BTreeSet<&HostId> =

@@ -35,8 +35,9 @@ enum Rules {
 #[derive(Clone)]
 struct State {
     directory: Arc<dyn Directory>,
-    /// Labels of enrolled hosts.
+    /// Labels of enrolled hosts, and how often they changed.
     enrolled: Arc<BTreeMap<HostId, Labels>>,
+    enrolments: u64,
     rules: Rules,
     since: SystemTime,
     /// What is wrong with the file as it stands.
@@ -71,6 +72,7 @@ impl Admission {
         let state = State {
             directory,
             enrolled: Arc::default(),
+            enrolments: 0,
             rules: Rules::None,
             since: now,
             trouble: None,
@@ -83,6 +85,7 @@ impl Admission {
     /// The labels of an enrolled host; `None` when it is none any more.
     pub(crate) fn enrolled(&self, host: &HostId, labels: Option<Labels>) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.enrolments += 1;
         let enrolled = Arc::make_mut(&mut state.enrolled);
         match labels {
             Some(labels) => enrolled.insert(host.clone(), labels),
@@ -90,13 +93,21 @@ impl Admission {
         };
     }
 
-    /// All enrolled hosts.
-    pub(crate) fn all_enrolled(&self, hosts: &[crate::hosts::Kept]) {
+    /// How often labels of enrolled hosts changed: to be asked before all of them are read.
+    pub(crate) fn enrolments(&self) -> u64 {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).enrolments
+    }
+
+    /// All enrolled hosts, unless one was changed since `before`, after which they were read.
+    pub(crate) fn all_enrolled(&self, hosts: &[crate::hosts::Kept], before: u64) {
         let labels = hosts
             .iter()
             .filter_map(|kept| Some((kept.host().clone(), kept.labels()?.clone())))
             .collect();
-        self.state.write().unwrap_or_else(PoisonError::into_inner).enrolled = Arc::new(labels);
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.enrolments == before {
+            state.enrolled = Arc::new(labels);
+        }
     }
 
     /// Other people and hosts.

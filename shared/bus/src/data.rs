@@ -12,6 +12,8 @@ use std::{fmt, time::Duration};
 
 /// How long an answer of the store is waited for.
 const LIMIT: Duration = Duration::from_secs(2);
+/// Values of a bucket that are read at once.
+const AT_ONCE: usize = 32;
 
 /// A bucket of values, by key.
 #[derive(Clone)]
@@ -84,11 +86,13 @@ impl Bucket {
     pub async fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, BusError> {
         let keys = self.store.keys().await.map_err(|error| failed(&error))?;
         let keys: Vec<String> = keys.try_collect().await.map_err(|error| failed(&error))?;
-        let mut all = Vec::with_capacity(keys.len());
-        for key in keys {
-            all.extend(self.get(&key).await?.map(|stored| stored.value));
-        }
-        Ok(all)
+        let reads = keys.into_iter().map(|key| {
+            let this = self.clone();
+            async move { this.get(&key).await }
+        });
+        let all: Vec<Option<Stored<T>>> =
+            futures::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        Ok(all.into_iter().flatten().map(|stored| stored.value).collect())
     }
 
     /// Puts a value where there is none.
