@@ -284,6 +284,29 @@ async fn an_enrolment_is_made_once() {
     assert_eq!((bus.link(), bus.statistics().connects), (Link::Connected, 1));
 }
 
+/// Several administrators at once, through two instances: one host comes of it.
+#[tokio::test]
+async fn of_enrolments_at_once_one_counts() {
+    let mut scene = Scene::new().await;
+    scene.stack.start_policy();
+    let hosts: Vec<NewHost> = (0..6).map(|_| NewHost::new("web9")).collect();
+    let requests: Vec<HostEnrolRequest> = hosts.iter().map(NewHost::request).collect();
+    let answers = futures::future::join_all(requests.iter().map(|one| scene.enrol(one))).await;
+    let mut let_in = 0;
+    for (host, answer) in hosts.iter().zip(answers) {
+        match answer {
+            Ok(reply) => {
+                let_in += 1;
+                let files = scene.files(host, &reply);
+                scene.stack.attempt(&files[&Service::Loader]).await.unwrap();
+            }
+            Err(error) => assert_eq!(error.code, Code::Conflict, "{error}"),
+        }
+    }
+    assert_eq!(let_in, 1);
+    assert_eq!(scene.record("web9").await.generation, 1);
+}
+
 #[tokio::test]
 async fn an_enrolment_that_is_not_used_in_time_is_void() {
     let mut scene = Scene::new().await;
