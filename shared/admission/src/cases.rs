@@ -5,7 +5,7 @@ use crate::{
     rule::{RuleSet, is_label},
 };
 use canopy_api::{
-    Hook, HostId, InterfaceSelector, PackageName, Principal, Problem, Problems,
+    Hook, HostId, InterfaceSelector, Netns, PackageName, Principal, Problem, Problems,
     permission::Role,
     wire::{AdmissionDecision, AdmissionItem, AdmissionVerb, RuleEffect},
 };
@@ -51,6 +51,9 @@ pub struct Case {
     /// The hook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
+    /// The network namespace, as a document names it; absent for the host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface, as a document names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSelector>,
@@ -146,6 +149,7 @@ impl Case {
         let (package, version) =
             package.map_or((None, None), |(name, version)| (Some(name), Some(version)));
         let item = AdmissionItem {
+            netns: self.netns.clone(),
             interface: self.interface.clone(),
             hook: self.hook,
             package,

@@ -137,7 +137,12 @@ impl Conditions {
             .or_else(|| one_of("hooks", &self.hooks, item.hook.as_ref(), |hook, own| hook == own))
             .or_else(|| {
                 let own = item.interface.as_ref();
-                one_of("interfaces", &self.interfaces, own, |glob, own| interface(glob, own, sure))
+                // Names of interfaces are those of the host: another namespace's `eth0` is not the one
+                // that a rule lets somebody change, but may be meant by one that forbids it.
+                let host = item.netns.is_none() || sure == Sure::Possibly;
+                one_of("interfaces", &self.interfaces, own, |glob, own| {
+                    (host || glob.is_everything()) && interface(glob, own, sure)
+                })
             })
             .or_else(|| one_of("maps", &self.maps, item.map.as_deref(), Glob::matches))
             .or_else(|| one_of("hosts", &self.hosts, host, Glob::matches))

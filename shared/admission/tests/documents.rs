@@ -153,11 +153,30 @@ cases:
   - { name: an uplink by pattern, principal: u-alice, role: admin, host: web1, verb: apply, package: firewall@0.1.0, hook: xdp, interface: \"up*\", expect: deny, rule: uplinks }
   - { name: an uplink by what it may be, principal: u-alice, role: admin, host: web1, verb: apply, package: firewall@0.1.0, hook: xdp, interface: default-route, expect: deny, rule: uplinks }
   - { name: no uplink, principal: u-alice, role: admin, host: web1, verb: apply, package: firewall@0.1.0, hook: xdp, interface: \"eth*\", expect: allow }
+  - { name: perhaps an uplink elsewhere, principal: u-alice, role: admin, host: web1, verb: apply, package: firewall@0.1.0, hook: xdp, netns: blue, interface: uplink0, expect: deny, rule: uplinks }
+  - { name: no uplink elsewhere, principal: u-alice, role: admin, host: web1, verb: apply, package: firewall@0.1.0, hook: xdp, netns: blue, interface: eth0, expect: allow, rule: platform }
 ";
     let rules = rules(&TYPICAL.replace("KEY", KEY));
     assert_eq!(rules.lint(), []);
     let cases: Cases = document::load(&cases.replace("KEY", KEY), Format::Yaml).unwrap();
     cases.check(&rules).unwrap();
+    for outcome in cases.run(&rules) {
+        assert!(outcome.passed, "{outcome:?}");
+    }
+}
+
+#[test]
+fn an_interface_that_a_rule_allows_is_one_of_the_host() {
+    let rules = rules(
+        "rules:\n- { name: lab, effect: allow, when: { interfaces: [eth0] } }\n- { name: net, effect: allow, when: { interfaces: [\"*\"], principals: [u-neta] } }\n",
+    );
+    let cases = "\
+cases:
+  - { name: the hosts own, principal: u-alice, role: admin, host: web1, verb: apply, interface: eth0, expect: allow, rule: lab }
+  - { name: another one of that name, principal: u-alice, role: admin, host: web1, verb: apply, netns: blue, interface: eth0, expect: deny, rule: none }
+  - { name: any at all, principal: u-neta, role: admin, host: web1, verb: apply, netns: blue, interface: eth0, expect: allow, rule: net }
+";
+    let cases: Cases = document::load(cases, Format::Yaml).unwrap();
     for outcome in cases.run(&rules) {
         assert!(outcome.passed, "{outcome:?}");
     }

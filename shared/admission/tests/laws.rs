@@ -257,6 +257,19 @@ proptest! {
     }
 
     #[test]
+    fn what_is_allowed_in_another_namespace_is_allowed_in_the_hosts_own(
+        rules in set(), questions in vec(question(), 8),
+    ) {
+        for mut question in questions {
+            question.item.netns = Some("blue".parse().unwrap());
+            if question.allowed(&rules) {
+                question.item.netns = None;
+                prop_assert!(question.allowed(&rules), "{}", question.item);
+            }
+        }
+    }
+
+    #[test]
     fn a_rule_that_is_said_to_decide_nothing_decides_nothing(
         rules in set(), questions in vec(question(), 48),
     ) {

@@ -24,6 +24,7 @@ pub mod error;
 mod map_kind;
 pub mod name;
 pub mod nats;
+pub mod netns;
 pub mod permission;
 pub mod problem;
 pub mod reference;
@@ -42,6 +43,7 @@ pub use desired::{
 pub use error::{ApiError, Code};
 pub use map_kind::map_kind;
 pub use name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName};
+pub use netns::Netns;
 pub use problem::{Problem, Problems};
 pub use selector::{InterfaceSelector, Target};
 pub use verdict::{Verdict, VerdictSet};

@@ -3,6 +3,7 @@
 use crate::{
     desired::Hook,
     name::{HostId, PackageName, Principal, ProgramName},
+    netns::{self, Netns},
     permission::Role,
     selector::InterfaceSelector,
 };
@@ -80,6 +81,9 @@ impl FromStr for AdmissionVerb {
 pub struct AdmissionItem {
     /// What would be done.
     pub verb: AdmissionVerb,
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// Where: the interface, or the selector as it was written. Absent for a drain of a host without
     /// chains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +116,7 @@ impl AdmissionItem {
     pub fn new(verb: AdmissionVerb) -> Self {
         Self {
             verb,
+            netns: None,
             interface: None,
             hook: None,
             program: None,
@@ -137,11 +142,12 @@ impl fmt::Display for AdmissionItem {
             write!(f, " map {map}")?;
         }
         match (&self.interface, &self.hook) {
-            (Some(interface), Some(hook)) => write!(f, " on {interface}/{hook}"),
-            (Some(interface), None) => write!(f, " on {interface}"),
-            (None, Some(hook)) => write!(f, " on {hook}"),
-            (None, None) => Ok(()),
+            (Some(interface), Some(hook)) => write!(f, " on {interface}/{hook}")?,
+            (Some(interface), None) => write!(f, " on {interface}")?,
+            (None, Some(hook)) => write!(f, " on {hook}")?,
+            (None, None) => {}
         }
+        write!(f, "{}", netns::In(self.netns.as_ref()))
     }
 }
 
