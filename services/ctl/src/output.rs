@@ -83,16 +83,17 @@ pub struct Column {
     title: &'static str,
     right: bool,
     wide: bool,
+    where_given: bool,
 }
 
 /// A column of text.
 pub const fn text(title: &'static str) -> Column {
-    Column { title, right: false, wide: false }
+    Column { title, right: false, wide: false, where_given: false }
 }
 
 /// A column of numbers, aligned at the right.
 pub const fn number(title: &'static str) -> Column {
-    Column { title, right: true, wide: false }
+    Column { title, right: true, wide: false, where_given: false }
 }
 
 impl Column {
@@ -100,6 +101,12 @@ impl Column {
     #[must_use]
     pub const fn wide(self) -> Self {
         Self { wide: true, ..self }
+    }
+
+    /// Shown only where some row has something in it.
+    #[must_use]
+    pub const fn where_given(self) -> Self {
+        Self { where_given: true, ..self }
     }
 }
 
@@ -128,8 +135,15 @@ impl Table {
 
     /// The table as text, ending in a newline.
     pub fn render(&self, wide: bool, colour: bool) -> String {
-        let shown: Vec<(usize, &Column)> =
-            self.columns.iter().enumerate().filter(|(_, column)| wide || !column.wide).collect();
+        let given = |i: usize| {
+            self.rows.iter().any(|row| row.get(i).is_some_and(|cell| !cell.text.is_empty()))
+        };
+        let shown: Vec<(usize, &Column)> = self
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(i, column)| (wide || !column.wide) && (!column.where_given || given(*i)))
+            .collect();
         let cell = |row: &[Cell], i: usize| match row.get(i) {
             // A line break in what a host says must not look like another row.
             Some(cell) if !cell.text.is_empty() => {

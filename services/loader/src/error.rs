@@ -1,13 +1,17 @@
 //! Why the loader did not do what was asked, and what the caller is told.
 
 use crate::{
-    core::{build::BuildError, downgrade::Downgrade, expand::Ambiguous},
+    core::{
+        build::BuildError,
+        downgrade::Downgrade,
+        expand::{Ambiguous, Unreached},
+    },
     fetch::FetchError,
     store::StoreError,
 };
 use canopy_api::{
-    ApiError, ChainKey, Code, InterfaceName, InterfaceSelector, Problem, Problems, ProgramName,
-    Target, wire::MapName,
+    ApiError, ChainKey, Code, InterfaceName, InterfaceSelector, Netns, Problem, Problems,
+    ProgramName, Target, wire::MapName,
 };
 use canopy_kernel::KernelError;
 
@@ -45,14 +49,24 @@ pub enum LoaderError {
         current: u64,
     },
     /// No such interface.
-    #[error("there is no interface \"{name}\"")]
+    #[error("there is no interface \"{name}\"{}", netns.as_ref().map(|netns| format!(" in network namespace {netns}")).unwrap_or_default())]
     NoInterface {
+        /// The network namespace; `None` for the loader's own.
+        netns: Option<Netns>,
         /// Its name.
         name: InterfaceName,
         /// Where the request names it.
         path: String,
         /// Those there are.
         known: Vec<String>,
+    },
+    /// A network namespace is not there, or cannot be entered.
+    #[error("{}", why.what)]
+    Netns {
+        /// Where the request names it.
+        path: String,
+        /// What is the matter.
+        why: Unreached,
     },
     /// Two selectors stand for the same interface with equal right.
     #[error(transparent)]
@@ -87,7 +101,7 @@ pub enum LoaderError {
     #[error("program \"{}\" of the chain on {} has no map \"{}\"", name.program, name.key(), name.map)]
     NoMap {
         /// What was asked for.
-        name: MapName,
+        name: Box<MapName>,
         /// Those there are.
         known: Vec<String>,
     },
@@ -117,9 +131,9 @@ pub enum LoaderError {
     /// A chain cannot be laid out.
     #[error("the chain cannot be laid out")]
     Build(#[from] BuildError),
-    /// Every interface of a request failed; each with its name, which rules of selectors have none of.
+    /// Every interface of a request failed; each with the first of its chains, which rules of selectors have none of.
     #[error("nothing was changed: each of {} interfaces failed", .0.len())]
-    Nothing(Vec<(Option<InterfaceName>, Self)>),
+    Nothing(Vec<(Option<ChainKey>, Self)>),
     /// An earlier change is neither done nor taken back.
     #[error("an earlier change is neither done nor taken back yet")]
     Unsettled,
@@ -148,6 +162,10 @@ impl LoaderError {
                 .remedy("read the state again and decide anew"),
             Self::NoInterface { path, known, .. } => {
                 ApiError::new(Code::NotFound, said).at(path).remedy(one_of("this host", &known))
+            }
+            Self::Netns { path, why } => {
+                let code = if why.missing { Code::NotFound } else { Code::Unsupported };
+                ApiError::new(code, said).at(path).remedy(why.remedy)
             }
             Self::Ambiguous(error) => {
                 let other = match &error.other_path {
@@ -202,16 +220,19 @@ impl From<ApiError> for LoaderError {
 }
 
 /// The first failure says what kind it is; each is told.
-fn nothing(said: String, failed: Vec<(Option<InterfaceName>, LoaderError)>) -> ApiError {
+fn nothing(said: String, failed: Vec<(Option<ChainKey>, LoaderError)>) -> ApiError {
     let mut whole = ApiError::new(Code::Internal, said);
-    for (at, (name, error)) in failed.into_iter().enumerate() {
+    for (at, (key, error)) in failed.into_iter().enumerate() {
         let error = error.into_api();
         if at == 0 {
             whole = ApiError { code: error.code, ..whole };
         }
         whole.retryable |= error.retryable;
-        let message = match name {
-            Some(name) => format!("{name}: {}", error.message),
+        let message = match key {
+            Some(ChainKey { netns: Some(netns), interface, .. }) => {
+                format!("{interface} in network namespace {netns}: {}", error.message)
+            }
+            Some(key) => format!("{}: {}", key.interface, error.message),
             None => error.message,
         };
         whole.problems.push(Problem { path: error.path, message, remedy: error.remedy });
@@ -235,6 +256,8 @@ fn kernel(error: KernelError) -> ApiError {
         KernelError::InterfaceNotFound { .. } => {
             ApiError::new(Code::NotFound, said).remedy("create the interface, or correct the name")
         }
+        KernelError::NetnsNotFound { .. } => ApiError::new(Code::NotFound, said)
+            .remedy("create the namespace, or correct what names it"),
         KernelError::Refused { remedy, log, .. } => {
             let mut api = ApiError::new(Code::Invalid, said).remedy(remedy);
             if let Some(log) = log {

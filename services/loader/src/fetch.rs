@@ -254,6 +254,7 @@ impl Fetcher {
             tracing::warn!(%key, %program, %package, %from, %to, %by, "went back to an older version");
             let event = PackageDowngraded {
                 host: host.clone(),
+                netns: key.netns.clone(),
                 interface: key.interface.clone(),
                 hook: key.hook,
                 program: program.clone(),

@@ -19,42 +19,42 @@ use std::{
 
 const PACKETS: MetricSpec = MetricSpec::counter(
     "canopy_loader_program_packets_total",
-    &["interface", "hook", "program", "verdict"],
+    &["netns", "interface", "hook", "program", "verdict"],
     "Packets a program has seen, by its verdict",
 );
 const RUNS: MetricSpec = MetricSpec::counter(
     "canopy_loader_program_runs_total",
-    &["interface", "hook", "program"],
+    &["netns", "interface", "hook", "program"],
     "Packets a program has seen",
 );
 const EXITS: MetricSpec = MetricSpec::counter(
     "canopy_loader_program_exits_total",
-    &["interface", "hook", "program", "verdict"],
+    &["netns", "interface", "hook", "program", "verdict"],
     "Packets whose way through the chain ended at a program, by verdict",
 );
 const POSITION: MetricSpec = MetricSpec::gauge(
     "canopy_loader_program_position",
-    &["interface", "hook", "program"],
+    &["netns", "interface", "hook", "program"],
     "Position of a program in its chain, from 0",
 );
 const LOADED: MetricSpec = MetricSpec::gauge(
     "canopy_loader_program_loaded_timestamp_seconds",
-    &["interface", "hook", "program", "package", "version"],
+    &["netns", "interface", "hook", "program", "package", "version"],
     "Since when a program is in its chain with these bytes, seconds since the epoch",
 );
 const CHAIN: MetricSpec = MetricSpec::gauge(
     "canopy_loader_chain_active",
-    &["interface", "hook"],
+    &["netns", "interface", "hook"],
     "1 when what is attached is what is desired, else 0",
 );
 const CHAIN_GENERATION: MetricSpec = MetricSpec::gauge(
     "canopy_loader_chain_generation",
-    &["interface", "hook"],
+    &["netns", "interface", "hook"],
     "Generation of the chain that is attached; 0 for none",
 );
 const RESTORED: MetricSpec = MetricSpec::counter(
     "canopy_loader_chain_restored_total",
-    &["interface", "hook"],
+    &["netns", "interface", "hook"],
     "Times a chain was restored after somebody removed or replaced it",
 );
 const GENERATION: MetricSpec = MetricSpec::gauge(
@@ -263,28 +263,35 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
 
 fn chain(families: &mut Families, report: &Report) {
     let status = &report.status;
-    let (interface, hook) = (status.interface.as_str(), status.hook.as_str());
+    let netns = status.netns.as_ref().map(ToString::to_string).unwrap_or_default();
+    let (netns, interface, hook) =
+        (netns.as_str(), status.interface.as_str(), status.hook.as_str());
     let active = status.state == ChainState::Active;
-    families.add(&CHAIN, &[interface, hook], f64::from(u8::from(active)));
+    families.add(&CHAIN, &[netns, interface, hook], f64::from(u8::from(active)));
     let generation = status.observed.as_ref().map_or(0, |observed| observed.generation);
-    families.add(&CHAIN_GENERATION, &[interface, hook], float(generation));
-    families.add(&RESTORED, &[interface, hook], float(status.restored));
+    families.add(&CHAIN_GENERATION, &[netns, interface, hook], float(generation));
+    families.add(&RESTORED, &[netns, interface, hook], float(status.restored));
     for (program, since) in status.programs.iter().zip(&report.since) {
         let name = program.name.as_str();
-        families.add(&RUNS, &[interface, hook, name], float(program.runs));
-        families.add(&POSITION, &[interface, hook, name], f64::from(program.position));
+        families.add(&RUNS, &[netns, interface, hook, name], float(program.runs));
+        families.add(&POSITION, &[netns, interface, hook, name], f64::from(program.position));
         let package = program.package.as_str();
-        families.add(&LOADED, &[interface, hook, name, package, &program.version], float(*since));
+        families.add(
+            &LOADED,
+            &[netns, interface, hook, name, package, &program.version],
+            float(*since),
+        );
         for (verdict, count) in &program.verdicts {
-            families.add(&PACKETS, &[interface, hook, name, verdict], float(*count));
+            families.add(&PACKETS, &[netns, interface, hook, name, verdict], float(*count));
         }
         for (verdict, count) in &program.exits {
-            families.add(&EXITS, &[interface, hook, name, verdict], float(*count));
+            families.add(&EXITS, &[netns, interface, hook, name, verdict], float(*count));
         }
         for metric in &program.metrics {
             let family =
                 format!("canopy_loader_package_{}_{}", package.replace('-', "_"), metric.name);
-            let own = [("interface", interface), ("hook", hook), ("program", name)];
+            let own =
+                [("netns", netns), ("interface", interface), ("hook", hook), ("program", name)];
             let declared = metric.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
             families.put(&family, &metric.help, own.into_iter().chain(declared), metric.value);
         }
@@ -326,6 +333,8 @@ impl Families {
             family
         });
         let mut pairs: Vec<_> = labels
+            // To Prometheus an empty label is none; most hosts have nothing in other namespaces.
+            .filter(|(name, value)| *name != "netns" || !value.is_empty())
             .map(|(name, value)| {
                 let mut pair = LabelPair::default();
                 pair.set_name(name.to_owned());

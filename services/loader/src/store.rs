@@ -15,8 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The format this version writes; it reads this one only.
-const FORMAT: u32 = 1;
+/// The format of a state without other network namespaces, which every version reads.
+const OWN_NETNS: u32 = 1;
+/// The format of one with some: a version that knows none would take their chains for the host's own.
+const NETNS: u32 = 2;
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +38,7 @@ pub enum StoreError {
         mode: u32,
     },
     /// Another version of the loader wrote it.
-    #[error("{} has format {found}, this version reads {FORMAT}; run the loader that wrote it", path.display())]
+    #[error("{} has format {found}, this version reads {OWN_NETNS} and {NETNS}; run the loader that wrote it", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -193,7 +195,8 @@ impl Store {
     /// Writes the state. When this returns `Ok`, a power cut does not undo it.
     pub fn save(&self, state: &State) -> Result<(), StoreError> {
         let body = serde_json::to_vec(state).map_err(StoreError::Encode)?;
-        let header = Header { format: FORMAT, sha256: checksum(FORMAT, &body) };
+        let format = if state.is_own_netns() { OWN_NETNS } else { NETNS };
+        let header = Header { format, sha256: checksum(format, &body) };
         let mut bytes = serde_json::to_vec(&header).map_err(StoreError::Encode)?;
         bytes.push(b'\n');
         bytes.extend_from_slice(&body);
@@ -286,7 +289,7 @@ fn read(path: &Path) -> Result<Found, StoreError> {
     if checksum(header.format, body) != header.sha256 {
         return damaged("the checksum does not match");
     }
-    if header.format != FORMAT {
+    if ![OWN_NETNS, NETNS].contains(&header.format) {
         return Err(StoreError::Format { path: path.to_owned(), found: header.format });
     }
     match serde_json::from_slice(body) {

@@ -157,7 +157,7 @@ fn options() -> Options {
 }
 
 fn key() -> ChainKey {
-    ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
 }
 
 fn member() -> ProgramName {
@@ -166,7 +166,7 @@ fn member() -> ProgramName {
 
 fn request(map: &str, ty: Option<&str>) -> MapFollowRequest {
     let (interface, hook) = (key().interface, Hook::Xdp);
-    let map = MapName { interface, hook, program: member(), map: map.to_owned() };
+    let map = MapName { netns: None, interface, hook, program: member(), map: map.to_owned() };
     MapFollowRequest { map, record_type: ty.map(str::to_owned) }
 }
 
@@ -289,7 +289,7 @@ fn a_renamed_interface_takes_its_followers_along() {
     let wan: InterfaceName = "eth7".parse().unwrap();
     host.kernel.rename_interface(&key().interface, &wan);
     host.engine.tick();
-    let renamed = ChainKey { interface: wan.clone(), hook: Hook::Xdp };
+    let renamed = ChainKey { netns: None, interface: wan.clone(), hook: Hook::Xdp };
     let say = |count| host.say_on(&renamed, count);
     say(1);
     assert_eq!(kept.records(2).len(), 2);

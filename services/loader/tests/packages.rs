@@ -351,7 +351,7 @@ impl Drop for World {
 }
 
 fn key() -> ChainKey {
-    ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use crate::{
     name::{InterfaceName, PackageName, ProgramName},
+    netns::{self, Netns},
     problem::{Problem, Problems},
     selector::{InterfaceSelector, Target},
     verdict::{Verdict, VerdictSet},
@@ -91,20 +92,36 @@ impl TcMode {
     }
 }
 
-/// Which chain: one interface, one hook.
+/// Which chain: one interface of one network namespace, one hook.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 pub struct ChainKey {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook on it.
     pub hook: Hook,
 }
 
+impl ChainKey {
+    /// A chain in the loader's own network namespace.
+    pub fn new(interface: InterfaceName, hook: Hook) -> Self {
+        Self { netns: None, interface, hook }
+    }
+
+    /// The chain on the same hook of another interface of the same namespace.
+    #[must_use]
+    pub fn on(&self, interface: InterfaceName) -> Self {
+        Self { netns: self.netns.clone(), interface, hook: self.hook }
+    }
+}
+
 impl fmt::Display for ChainKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.interface, self.hook)
+        write!(f, "{}/{}{}", self.interface, self.hook, netns::In(self.netns.as_ref()))
     }
 }
 
@@ -171,7 +188,7 @@ impl JsonSchema for PackageRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DesiredState {
-    /// The chains, each (interface, hook) at most once.
+    /// The chains, each (network namespace, interface, hook) at most once.
     #[serde(default)]
     pub chains: Vec<ChainSpec>,
 }
@@ -180,6 +197,11 @@ pub struct DesiredState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSpec {
+    /// The network namespace that the interface is in: a name of ip-netns (`blue`), the absolute path of
+    /// a namespace's file or a process (`pid:4711`). Absent for the loader's own. The loader needs
+    /// `CAP_SYS_ADMIN` to enter another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface, by name or by what it is. `eth0`, a pattern such as `eth*`, `default-route`,
     /// `mac:<address>` or `altname:<name>`. What is not a plain name gives every interface that fits a
     /// chain of its own, also one that appears later; where several fit, the most specific counts, in
@@ -200,7 +222,7 @@ pub struct ChainSpec {
 impl ChainSpec {
     /// What this describes.
     pub fn target(&self) -> Target {
-        Target { interface: self.interface.clone(), hook: self.hook }
+        Target { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
     }
 }
 

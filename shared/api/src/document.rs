@@ -160,6 +160,21 @@ mod tests {
             ],
         ),
         (
+            "chains: [{netns: \"a/b\", interface: eth0, hook: xdp, programs: []}, {netns: 7, interface: eth0, hook: xdp, programs: []}]",
+            &[
+                "chains[0].netns: \"a/b\" is not allowed (a name of ip-netns (blue)",
+                "chains[1].netns: must be a text, not the number 7 (write it in quotes: \"7\")",
+            ],
+        ),
+        (
+            "chains: [{netns: /run/../x, interface: eth0, hook: xdp, programs: []}]",
+            &["chains[0].netns: \"/run/../x\" names no network namespace: a path has no"],
+        ),
+        (
+            "chains: [{netns: blue, interface: eth0, hook: xdp, programs: []}, {interface: eth0, hook: xdp, programs: []}, {netns: blue, interface: eth0, hook: xdp, programs: []}]",
+            &["chains[2]: eth0/xdp in network namespace blue is already described by chains[0]"],
+        ),
+        (
             "chains: [{interface: \"..\", hook: xdp, programs: []}]",
             &["chains[0].interface: \"..\" is not a"],
         ),

@@ -3,6 +3,7 @@
 use crate::{
     desired::{ChainKey, Hook},
     name::{InterfaceName, fits},
+    netns::{self, Netns},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -166,21 +167,41 @@ impl JsonSchema for InterfaceSelector {
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 pub struct Target {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// Which interfaces.
     pub interface: InterfaceSelector,
     /// The hook on each.
     pub hook: Hook,
 }
 
+impl Target {
+    /// The chain, of what names its interface.
+    pub fn key(&self) -> Option<ChainKey> {
+        Some(self.on(self.interface.name()?.clone()))
+    }
+
+    /// The chain that an interface has by it.
+    pub fn on(&self, interface: InterfaceName) -> ChainKey {
+        ChainKey { netns: self.netns.clone(), interface, hook: self.hook }
+    }
+
+    /// What a chain comes from, by its selector.
+    pub fn of(key: &ChainKey, interface: InterfaceSelector) -> Self {
+        Self { netns: key.netns.clone(), interface, hook: key.hook }
+    }
+}
+
 impl From<ChainKey> for Target {
     fn from(key: ChainKey) -> Self {
-        Self { interface: key.interface.into(), hook: key.hook }
+        Self { netns: key.netns, interface: key.interface.into(), hook: key.hook }
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.interface, self.hook)
+        write!(f, "{}/{}{}", self.interface, self.hook, netns::In(self.netns.as_ref()))
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     desired::{ChainKey, Hook},
     error::ApiError,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
-    selector::InterfaceSelector,
+    netns::Netns,
+    selector::{InterfaceSelector, Target},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,9 @@ pub struct ApplyRequest {
 /// Removes a chain (interface and hook), or one program of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteRequest {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface, as it was written when the chain was applied.
     pub interface: InterfaceSelector,
     /// The hook.
@@ -141,6 +145,9 @@ pub struct ApplyReply {
 /// What happened to what is described for the interfaces of a selector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SelectorOutcome {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The selector.
     pub interface: InterfaceSelector,
     /// The hook.
@@ -155,6 +162,9 @@ pub struct SelectorOutcome {
 /// What happened to one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainOutcome {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -272,6 +282,9 @@ pub struct ProfileReply {
 /// Asks for the state of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetRequest {
+    /// Only this network namespace; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// Only this interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceName>,
@@ -305,6 +318,9 @@ pub struct GetReply {
 /// What is described for the interfaces of a selector.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SelectorStatus {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The selector.
     pub interface: InterfaceSelector,
     /// The hook.
@@ -322,6 +338,9 @@ pub struct SelectorStatus {
 /// Desired and observed state of one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainStatus {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -455,10 +474,31 @@ pub struct ObservedChain {
     pub function_bytes: Vec<u32>,
 }
 
+impl ChainOutcome {
+    /// Which chain this is.
+    pub fn key(&self) -> ChainKey {
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
+}
+
+impl SelectorOutcome {
+    /// What it is about.
+    pub fn target(&self) -> Target {
+        Target { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
+}
+
+impl SelectorStatus {
+    /// What it is about.
+    pub fn target(&self) -> Target {
+        Target { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
+}
+
 impl ChainStatus {
     /// Which chain this is.
     pub fn key(&self) -> ChainKey {
-        ChainKey { interface: self.interface.clone(), hook: self.hook }
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
     }
 }
 
@@ -478,7 +518,7 @@ pub struct FactsReply {
 }
 
 /// Names of the abilities that are told of every host.
-pub const FACTS: [&str; 17] = [
+pub const FACTS: [&str; 18] = [
     "kernel",
     "capabilities",
     "bpffs",
@@ -489,6 +529,7 @@ pub const FACTS: [&str; 17] = [
     "xdp-generic",
     "tcx",
     "clsact",
+    "netns",
     "ring-buffer",
     "grace-period",
     "fentry",
@@ -775,6 +816,9 @@ pub struct HostAlive {
 pub struct ChainRestored {
     /// The host.
     pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -820,6 +864,9 @@ pub struct PackageRefused {
 pub struct PackageDowngraded {
     /// The host.
     pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.

@@ -264,9 +264,7 @@ fn ensure_qdisc(pins: &Pins, key: &ChainKey, device: &Device) -> Result<(), Kern
             pins::remove_tree(&made)?;
             match error.raw_os_error() {
                 Some(libc::EEXIST) => Ok(()),
-                Some(libc::ENODEV) => {
-                    Err(KernelError::InterfaceNotFound { name: key.interface.clone() })
-                }
+                Some(libc::ENODEV) => Err(KernelError::no_interface(key)),
                 Some(libc::EOPNOTSUPP | libc::ENOENT) => Err(KernelError::Unsupported {
                     what: format!("{key}: this kernel has no clsact qdisc ({error})"),
                     remedy:
@@ -284,7 +282,7 @@ fn ensure_qdisc(pins: &Pins, key: &ChainKey, device: &Device) -> Result<(), Kern
 fn refused(key: &ChainKey, device: &Device, error: io::Error) -> KernelError {
     let interface = &key.interface;
     match error.raw_os_error() {
-        Some(libc::ENODEV) => KernelError::InterfaceNotFound { name: interface.clone() },
+        Some(libc::ENODEV) => KernelError::no_interface(key),
         Some(libc::EEXIST) => KernelError::Conflict {
             what: format!("{key}: a filter came into our place meanwhile"),
             remedy: "apply again: what is attached now is looked at anew".to_owned(),

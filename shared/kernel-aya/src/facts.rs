@@ -98,6 +98,12 @@ pub(crate) fn facts(pins: &Pins) -> Vec<Fact> {
             network.clsact,
             "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
         ),
+        fact(
+            "netns",
+            Optional,
+            crate::netns::probe(),
+            "only for documents that say `netns`: grant cap_sys_admin (deploy/systemd/netns.conf)",
+        ),
         fact("ring-buffer", Optional, ring_buffer(), "Linux 5.8 or newer"),
         fact(
             "grace-period",

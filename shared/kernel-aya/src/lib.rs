@@ -32,6 +32,7 @@ mod member_maps;
 mod meta;
 mod netif;
 mod netlink;
+mod netns;
 mod object;
 mod object_maps;
 mod observe;
@@ -48,7 +49,7 @@ mod verifier_log;
 
 use crate::{held::Held, pins::Pins, route::Routes};
 use canopy_api::{
-    ChainKey, InterfaceName, ProgramName, XdpMode,
+    ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
     wire::{Fact, ObservedChain},
 };
 use canopy_kernel::{
@@ -65,7 +66,7 @@ use std::{
 
 /// The kernel of this host, with everything of ours pinned under one directory.
 ///
-/// Interfaces are those of the network namespace of the thread that calls. Links and programs that
+/// The loader's own network namespace is that of the thread that calls. Links and programs that
 /// are attached are pinned and held by descriptor, so that removing the pins detaches nothing.
 #[derive(Debug)]
 pub struct AyaKernel {
@@ -150,12 +151,16 @@ impl Kernel for AyaKernel {
         times::take_times()
     }
 
-    fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {
-        netif::interfaces()
+    fn interfaces(&self, netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError> {
+        netns::within(netns, || netif::interfaces(netns))
     }
 
-    fn default_route(&self) -> Result<Vec<u32>, KernelError> {
-        self.routes.default_route()
+    fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError> {
+        match netns {
+            None => self.routes.default_route(),
+            // Nobody listens for changes there: a socket that does would keep the namespace alive.
+            Some(_) => netns::within(netns, route::default_route),
+        }
     }
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
@@ -163,7 +168,7 @@ impl Kernel for AyaKernel {
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
-        prepare::prepare(&self.pins, build)
+        netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))
     }
 
     fn switch(
@@ -173,7 +178,7 @@ impl Kernel for AyaKernel {
         mode: XdpMode,
         expect: Expect,
     ) -> Result<ObservedChain, KernelError> {
-        link::switch(self, key, generation, mode, expect)
+        netns::within(key.netns.as_ref(), || link::switch(self, key, generation, mode, expect))
     }
 
     fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {

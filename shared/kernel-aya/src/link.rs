@@ -6,7 +6,7 @@ use crate::{
     clsact,
     held::Held,
     meta::Meta,
-    netif,
+    netif, netns,
     observe::{self, Now},
     pins::{self, Pins, os},
     shared_maps, sys,
@@ -26,9 +26,11 @@ pub(crate) fn switch(
     mode: XdpMode,
     expect: Expect,
 ) -> Result<ObservedChain, KernelError> {
-    let device = netif::device(&key.interface)?
-        .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
+    let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
     let prog = open_prog(kernel, key, generation)?;
+    if expect == Expect::Nothing {
+        one_name(kernel, key, &device)?;
+    }
     let now = Now::look(kernel, key, kernel.held().get(key), &device)?;
     if by_filter(kernel, key, generation)? {
         compare(kernel, key, &now, expect)?;
@@ -72,8 +74,8 @@ pub(crate) fn switch(
     observe::read_back(kernel, key, generation)
 }
 
-/// A link of another of our chains that hangs where this chain has to: its interface was renamed, so
-/// that it is as good as dead to that chain. Whose it is, and the link.
+/// A link of another of our chains that hangs where this chain has to: its interface was renamed or came
+/// from another network namespace, so that it is as good as dead to that chain. Whose it is, and the link.
 fn stray(
     kernel: &AyaKernel,
     key: &ChainKey,
@@ -83,13 +85,40 @@ fn stray(
         if other.hook != key.hook || other == *key {
             continue;
         }
-        if let Some(link) = kernel.link(&other, kernel.held().get(&other))?
-            && link_index(&link, &other)? == device.index
+        let link = kernel.link(&other, kernel.held().get(&other))?;
+        if let Some(link) = link
+            && observe::hangs_on(&link, key, device)?.is_some()
         {
             return Ok(Some((other, link)));
         }
     }
     Ok(None)
+}
+
+/// Refuses a chain where one of ours is attached already, that calls the network namespace by another
+/// name: each would take the other one's place, for ever.
+fn one_name(kernel: &AyaKernel, key: &ChainKey, device: &netif::Device) -> Result<(), KernelError> {
+    let chains = kernel.pins.chains()?;
+    for other in chains.into_iter().filter(|other| observe::same_name(key, other)) {
+        let link = kernel.link(&other, kernel.held().get(&other))?;
+        let linked = link.map_or(Ok(0), |link| link_index(&link, &other))? != 0;
+        let filter = clsact::filter(key, device)?;
+        let attached = linked
+            || match filter {
+                Some(filter) => kernel.pins.generation_of(&other, filter.program_id)?.is_some(),
+                None => false,
+            };
+        // A namespace that cannot be entered is not this one.
+        let there = netns::within(other.netns.as_ref(), netns::identity).ok();
+        if attached && there == Some(netns::identity()?) {
+            return Err(KernelError::Conflict {
+                what: format!("{key} is the same place as {other}, which has a chain"),
+                remedy: "name the network namespace in one way, and delete the other chain"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whether a generation is to be attached by a filter of clsact.
@@ -149,14 +178,23 @@ fn other_program(key: &ChainKey) -> KernelError {
 /// Detaches a chain; see [`canopy_kernel::Kernel::detach`].
 pub(crate) fn detach(kernel: &AyaKernel, key: &ChainKey) -> Result<(), KernelError> {
     let link = kernel.link(key, kernel.held().get(key))?;
-    match netif::device(&key.interface)? {
-        Some(device) => {
-            let now = Now::look(kernel, key, None, &device)?;
-            if now.filter.is_some() {
-                clsact::detach(&kernel.pins, key, &device)?;
+    let filter = netns::within(key.netns.as_ref(), || {
+        let Some(device) = netif::device(&key.interface)? else { return Ok(false) };
+        let now = Now::look(kernel, key, None, &device)?;
+        if now.filter.is_some() {
+            clsact::detach(&kernel.pins, key, &device)?;
+        }
+        Ok(true)
+    });
+    match filter {
+        Ok(true) => {}
+        // Without the right to enter: a link is detached from everywhere, a filter only where it is.
+        Err(error) if !error.interface_missing() => {
+            if link.is_none() {
+                return Err(error);
             }
         }
-        None => pins::remove_tree(&kernel.pins.qdisc(key))?,
+        Ok(false) | Err(_) => pins::remove_tree(&kernel.pins.qdisc(key))?,
     }
     if let Some(link) = link {
         let failed = |error| os(format!("detach {key}"), error);
@@ -302,8 +340,7 @@ fn change_mode(
         return Err(other_program(key));
     }
     let before = kernel.pins.generation_of(key, running)?;
-    let device = netif::device(&key.interface)?
-        .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
+    let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
     let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
     sys::link_detach(link).map_err(failed)?;
     match create(kernel, key, generation, &device, mode) {
@@ -357,7 +394,7 @@ fn create(
 /// Why the kernel made no link, in words.
 fn refused(key: &ChainKey, device: &netif::Device, mode: XdpMode, error: io::Error) -> KernelError {
     match (key.hook, error.raw_os_error()) {
-        (_, Some(libc::ENODEV)) => KernelError::InterfaceNotFound { name: key.interface.clone() },
+        (_, Some(libc::ENODEV)) => KernelError::no_interface(key),
         (Hook::Xdp, Some(libc::EBUSY | libc::EEXIST)) => occupied(key, device),
         (Hook::Xdp, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::ENOSPC))
             if mode == XdpMode::Native =>

@@ -167,7 +167,7 @@ impl<'a> MapMaker<'a> {
         scope: ShareScope,
         btf: Option<BorrowedFd<'_>>,
     ) -> Result<Made, KernelError> {
-        let path = self.pins.shared_map(&self.key.interface, scope, &def.name);
+        let path = self.pins.shared_map(self.key, scope, &def.name);
         if let Some(fd) = pins::open(&path)? {
             let map = sys::Map::new(fd).map_err(|error| os(name, &def.name, "open", error))?;
             if let Some(difference) = differs(&map, def) {

@@ -5,7 +5,7 @@ use crate::{
     netlink::{self, attribute, attributes, u32_at},
     pins::os,
 };
-use canopy_api::InterfaceName;
+use canopy_api::{InterfaceName, Netns};
 use canopy_kernel::{Interface, KernelError};
 use std::io;
 
@@ -42,12 +42,13 @@ pub(crate) struct Device {
 }
 
 /// Every interface whose name Canopy can take.
-pub(crate) fn interfaces() -> Result<Vec<Interface>, KernelError> {
+pub(crate) fn interfaces(netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError> {
     Ok(devices()?
         .into_iter()
         .filter_map(|device| {
             let name: InterfaceName = device.name.parse().ok()?;
             Some(Interface {
+                netns: netns.cloned(),
                 name,
                 index: device.index,
                 mtu: device.mtu,

@@ -5,16 +5,16 @@ use crate::{
     held::Held,
     link,
     meta::Meta,
-    netif,
+    netif, netns,
     pins::{self, Pins, os},
     sys,
 };
-use canopy_api::{ChainKey, Hook, InterfaceName, XdpMode, wire::ObservedChain};
+use canopy_api::{ChainKey, Hook, InterfaceName, Netns, XdpMode, wire::ObservedChain};
 use canopy_chain::btf::Btf;
 use canopy_kernel::{Away, KernelError, LinkState, Observed};
 use nix::time::{ClockId, clock_gettime};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
     path::Path,
@@ -29,17 +29,47 @@ const LOOKS: usize = 5;
 pub(crate) fn observe(kernel: &AyaKernel) -> Result<Vec<Observed>, KernelError> {
     let mut keys: BTreeSet<ChainKey> = kernel.pins.chains()?.into_iter().collect();
     keys.extend(kernel.held().keys().cloned());
-    keys.into_iter()
-        .map(|key| {
-            let state = state(kernel, &key)?;
-            let generations = kernel.pins.generations(&key)?;
+    let mut by_netns = BTreeMap::<Option<Netns>, Vec<ChainKey>>::new();
+    for key in keys {
+        by_netns.entry(key.netns.clone()).or_default().push(key);
+    }
+    let mut seen = Vec::new();
+    for (netns, keys) in by_netns {
+        let look = |key: &ChainKey| {
+            let state = state(kernel, key)?;
             let away = match &state {
-                LinkState::InterfaceMissing | LinkState::Detached => away(kernel, &key)?,
-                LinkState::Attached(_) | LinkState::Replaced { .. } => None,
+                LinkState::InterfaceMissing | LinkState::Detached => away(kernel, key)?,
+                LinkState::Attached(_)
+                | LinkState::Replaced { .. }
+                | LinkState::NetnsMissing
+                | LinkState::Unseen { .. } => None,
             };
-            Ok(Observed { key, state, generations, away })
-        })
-        .collect()
+            Ok((state, away))
+        };
+        // Whether it can be entered is a question of its own: what goes wrong inside is no answer.
+        let inside = netns::within(netns.as_ref(), || {
+            Ok(keys.iter().map(look).collect::<Result<Vec<_>, KernelError>>())
+        });
+        let states = match inside {
+            Ok(states) => states?,
+            Err(error) if netns.is_none() => return Err(error),
+            Err(error) => {
+                let state = match error {
+                    KernelError::NetnsNotFound { .. } => LinkState::NetnsMissing,
+                    KernelError::Unsupported { what, remedy } => {
+                        LinkState::Unseen { why: format!("{what} ({remedy})") }
+                    }
+                    error => LinkState::Unseen { why: error.to_string() },
+                };
+                keys.iter().map(|_| (state.clone(), None)).collect()
+            }
+        };
+        for (key, (state, away)) in keys.into_iter().zip(states) {
+            let generations = kernel.pins.generations(&key)?;
+            seen.push(Observed { key, state, generations, away });
+        }
+    }
+    Ok(seen)
 }
 
 fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
@@ -84,15 +114,19 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
 /// Where the interface is that a chain is attached to, when it does not have its name any more.
 fn away(kernel: &AyaKernel, key: &ChainKey) -> Result<Option<Away>, KernelError> {
     let link = kernel.link(key, kernel.held().get(key))?;
-    let index = link.map_or(Ok(0), |link| link::link_index(&link, key))?;
+    let index = link.as_ref().map_or(Ok(0), |link| link::link_index(link, key))?;
     let devices = netif::devices()?;
     let named = |device: &netif::Device| {
         let name: InterfaceName = device.name.parse().ok()?;
         (name != key.interface).then_some(Away::Renamed(name))
     };
-    if index != 0 {
+    if let Some(link) = link.filter(|_| index != 0) {
+        // Numbers of interfaces repeat in each namespace.
         let found = devices.iter().find(|device| device.index == index);
-        return Ok(found.map_or(Some(Away::OtherNamespace), named));
+        return Ok(match found {
+            Some(device) if hangs_on(&link, key, device)?.is_some() => named(device),
+            Some(_) | None => Some(Away::OtherNamespace),
+        });
     }
     let clsact = |generation: &u64| {
         Meta::read(&kernel.pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
@@ -128,11 +162,9 @@ impl Now {
     ) -> Result<Self, KernelError> {
         let mut link = None;
         if let Some(found) = kernel.link(key, held)? {
-            let info = sys::link_info(&found)
-                .map_err(|error| os(format!("read the link of {key}"), error))?;
             // One that hangs on another interface (renamed, re-created) is as good as dead to this
             // chain.
-            if info.ifindex == Some(device.index) {
+            if let Some(info) = hangs_on(&found, key, device)? {
                 link = Some((found, info));
             }
         }
@@ -150,16 +182,66 @@ impl Now {
     }
 }
 
+/// What a link is, if it hangs on this interface. The number it tells may be that of another one, in
+/// another network namespace: so the interface is asked as well.
+pub(crate) fn hangs_on(
+    link: &OwnedFd,
+    key: &ChainKey,
+    device: &netif::Device,
+) -> Result<Option<sys::LinkInfo>, KernelError> {
+    let failed = |error| os(format!("read the link of {key}"), error);
+    let mut device = device.clone();
+    for _ in 0..LOOKS {
+        let info = sys::link_info(link).map_err(failed)?;
+        if info.ifindex != Some(device.index) {
+            return Ok(None);
+        }
+        let listed = if key.hook == Hook::Xdp {
+            [device.xdp_native, device.xdp_generic, device.xdp_hardware].contains(&info.prog_id)
+        } else {
+            match sys::tcx_query(device.index, key.hook == Hook::TcEgress) {
+                Ok(listed) => listed.iter().any(|entry| entry.link_id == info.id),
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => false,
+                Err(error) => return Err(os(format!("list the programs of {key}"), error)),
+            }
+        };
+        if listed {
+            return Ok(Some(info));
+        }
+        // A link whose program is exchanged between the two looks hangs there as before.
+        let again = netif::devices()?.into_iter().find(|now| now.index == device.index);
+        match again {
+            Some(again) if again != device => device = again,
+            Some(_) | None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
 /// Whether what is in the filter's place is the chain's, or was put there in its stead. A chain that
 /// was never attached by a filter has no claim to the place.
 fn is_ours(pins: &Pins, key: &ChainKey, program_id: u32) -> Result<bool, KernelError> {
-    if pins.generation_of(key, program_id)?.is_some() || clsact::composed_here(program_id) {
+    if pins.generation_of(key, program_id)?.is_some() {
+        return Ok(true);
+    }
+    // Nor is it this one's if it is that of a chain which calls the same place by another name.
+    for other in pins.chains()?.iter().filter(|other| same_name(key, other)) {
+        if pins.generation_of(other, program_id)?.is_some() {
+            return Ok(false);
+        }
+    }
+    if clsact::composed_here(program_id) {
         return Ok(true);
     }
     let clsact = |generation: &u64| {
         Meta::read(&pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
     };
     Ok(pins.generations(key)?.iter().any(clsact))
+}
+
+/// Whether two chains are for interfaces that are called alike, in namespaces that are not.
+pub(crate) fn same_name(key: &ChainKey, other: &ChainKey) -> bool {
+    (key.hook, &key.interface) == (other.hook, &other.interface) && key.netns != other.netns
 }
 
 /// The generation that runs; `None` when nothing of ours is attached, or when something else is in
@@ -185,8 +267,7 @@ pub(crate) fn read_back(
     key: &ChainKey,
     generation: u64,
 ) -> Result<ObservedChain, KernelError> {
-    let device = netif::device(&key.interface)?
-        .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })?;
+    let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
     let failed = |what: &str| os(format!("read back {key}"), io::Error::other(what.to_owned()));
     let prog = link::open_prog(kernel, key, generation)?;
     let wanted = sys::prog_info(&prog).map_err(|error| os(format!("read back {key}"), error))?.id;

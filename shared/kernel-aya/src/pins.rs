@@ -7,14 +7,17 @@
 //!                                  /meta
 //!                                  /maps/<member>/<map>
 //!                   /clsact/<interface's index>
-//! <root>/@shared/<interface or "@host">/<map>
+//! <root>/@netns/<network namespace>/<interface>/<hook>/…
+//! <root>/@shared/<interface, <interface>@<network namespace>, or "@host">/<map>
 //! ```
+//!
+//! Chains of the loader's own network namespace lie at the root, those of others below `@netns`.
 //!
 //! bpffs takes no '.' in a name (`bpf_lookup`: reserved for its own use), so names are escaped: what
 //! is not a letter, a digit, '_' or '-' becomes '%' and two hexadecimal digits.
 
 use crate::sys;
-use canopy_api::{ChainKey, InterfaceName, ProgramName};
+use canopy_api::{ChainKey, InterfaceName, Netns, ProgramName};
 use canopy_kernel::{KernelError, ShareScope};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::{
@@ -27,6 +30,8 @@ use std::{
 /// The directory of maps that several chains use. Cannot be an interface's: '@' is escaped there.
 const SHARED: &str = "@shared";
 const HOST: &str = "@host";
+/// The directory of what is in other network namespaces; neither can it be an interface's.
+const NETNS: &str = "@netns";
 
 /// Where everything of one bpffs root lies.
 #[derive(Clone, Debug)]
@@ -61,9 +66,18 @@ impl Pins {
         make_dir(&self.root)
     }
 
+    /// The directory of an interface's chains.
+    fn interface(&self, key: &ChainKey) -> PathBuf {
+        let of = match &key.netns {
+            Some(netns) => self.root.join(NETNS).join(escape(&netns.to_string())),
+            None => self.root.clone(),
+        };
+        of.join(escape(key.interface.as_str()))
+    }
+
     /// The chain's directory.
     pub fn chain(&self, key: &ChainKey) -> PathBuf {
-        self.root.join(escape(key.interface.as_str())).join(key.hook.to_string())
+        self.interface(key).join(key.hook.to_string())
     }
 
     /// The chain's link.
@@ -74,7 +88,7 @@ impl Pins {
     /// Says which interface, by index, has a clsact qdisc that was made for one of its chains: the
     /// name of a directory in this one. Beside the hooks, and none of them.
     pub fn qdisc(&self, key: &ChainKey) -> PathBuf {
-        self.root.join(escape(key.interface.as_str())).join("clsact")
+        self.interface(key).join("clsact")
     }
 
     /// One generation's directory.
@@ -113,12 +127,21 @@ impl Pins {
     }
 
     /// A map that several members or chains share.
-    pub fn shared_map(&self, interface: &InterfaceName, scope: ShareScope, map: &str) -> PathBuf {
+    pub fn shared_map(&self, key: &ChainKey, scope: ShareScope, map: &str) -> PathBuf {
         let scope = match scope {
-            ShareScope::Interface => escape(interface.as_str()),
-            ShareScope::Host => HOST.to_owned(),
+            ShareScope::Interface => self.shared_of(key),
+            ShareScope::Host => self.shared().join(HOST),
         };
-        self.root.join(SHARED).join(scope).join(escape(map))
+        scope.join(escape(map))
+    }
+
+    /// The directory of the maps that an interface's chains share.
+    fn shared_of(&self, key: &ChainKey) -> PathBuf {
+        let interface = escape(key.interface.as_str());
+        self.shared().join(match &key.netns {
+            Some(netns) => format!("{interface}@{}", escape(&netns.to_string())),
+            None => interface,
+        })
     }
 
     /// The directory of all shared maps, one directory a scope.
@@ -128,7 +151,7 @@ impl Pins {
 
     /// Gives a chain's pins the name that its interface has now.
     pub(crate) fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {
-        let new = ChainKey { interface: to.clone(), hook: from.hook };
+        let new = from.on(to.clone());
         let (old, new_dir) = (self.chain(from), self.chain(&new));
         if new_dir.exists() {
             return Err(KernelError::Conflict {
@@ -136,14 +159,12 @@ impl Pins {
                 remedy: format!("remove the chain on {new}"),
             });
         }
-        let interface = self.root.join(escape(to.as_str()));
-        make_dir(&interface)?;
+        make_dir(&self.interface(&new))?;
         // What belongs to the interface goes with the first of its chains. The chain's own directory
         // is last: with it the chain has its new name.
-        let shared = |name: &InterfaceName| self.shared().join(escape(name.as_str()));
         for (old, new) in [
             (self.qdisc(from), self.qdisc(&new)),
-            (shared(&from.interface), shared(to)),
+            (self.shared_of(from), self.shared_of(&new)),
             (old, new_dir),
         ] {
             if old.exists() && !new.exists() {
@@ -151,22 +172,17 @@ impl Pins {
                     .map_err(|error| os(format!("rename {}", old.display()), error))?;
             }
         }
-        prune(&self.root, &self.root.join(escape(from.interface.as_str())));
+        prune(&self.root, &self.interface(from));
         Ok(())
     }
 
     /// Every chain that has a directory, in order.
     pub fn chains(&self) -> Result<Vec<ChainKey>, KernelError> {
-        let mut keys = Vec::new();
-        for (name, path) in list(&self.root)? {
-            let Some(interface) = unescape(&name).and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let interface: InterfaceName = interface;
-            for (hook, _) in list(&path)? {
-                if let Ok(hook) = hook.parse() {
-                    keys.push(ChainKey { interface: interface.clone(), hook });
-                }
+        let mut keys = chains_in(&self.root, None)?;
+        for (name, path) in list(&self.root.join(NETNS))? {
+            let netns: Option<Netns> = unescape(&name).and_then(|name| name.parse().ok());
+            if netns.is_some() {
+                keys.extend(chains_in(&path, netns.as_ref())?);
             }
         }
         keys.sort();
@@ -219,6 +235,23 @@ impl Pins {
         found.sort();
         Ok(found)
     }
+}
+
+/// Every chain that has a directory in the one of a network namespace.
+fn chains_in(dir: &Path, netns: Option<&Netns>) -> Result<Vec<ChainKey>, KernelError> {
+    let mut keys = Vec::new();
+    for (name, path) in list(dir)? {
+        let Some(interface) = unescape(&name).and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let interface: InterfaceName = interface;
+        for (hook, _) in list(&path)? {
+            if let Ok(hook) = hook.parse() {
+                keys.push(ChainKey { netns: netns.cloned(), interface: interface.clone(), hook });
+            }
+        }
+    }
+    Ok(keys)
 }
 
 /// A name bpffs takes, from any name.
@@ -356,11 +389,34 @@ mod tests {
     fn interfaces_do_not_collide_with_our_own_directories() {
         let pins = Pins::new("/x");
         let interface: InterfaceName = "@shared".parse().unwrap();
-        let key = ChainKey { interface: interface.clone(), hook: Hook::Xdp };
+        let mut key = ChainKey::new(interface, Hook::Xdp);
         assert_eq!(pins.link(&key), Path::new("/x/%40shared/xdp/link"));
         assert_eq!(
-            pins.shared_map(&interface, ShareScope::Interface, "m.x"),
+            pins.shared_map(&key, ShareScope::Interface, "m.x"),
             Path::new("/x/@shared/%40shared/m%2ex")
         );
+        key.netns = Some("/run/a.b".parse().unwrap());
+        assert_eq!(pins.link(&key), Path::new("/x/@netns/%2frun%2fa%2eb/%40shared/xdp/link"));
+        assert_eq!(
+            pins.shared_map(&key, ShareScope::Interface, "m.x"),
+            Path::new("/x/@shared/%40shared@%2frun%2fa%2eb/m%2ex")
+        );
+    }
+
+    #[test]
+    fn the_longest_namespace_is_one_name_still() {
+        let pins = Pins::new("/x");
+        let netns = format!("/{}", ".a".repeat(32)).chars().take(64).collect::<String>();
+        let interface = ".".repeat(15);
+        let key = ChainKey {
+            netns: Some(netns.replace('a', ".").replacen("..", "a.", 1).parse().unwrap()),
+            interface: interface.parse().unwrap(),
+            hook: Hook::Xdp,
+        };
+        for path in [pins.link(&key), pins.shared_map(&key, ShareScope::Interface, "m")] {
+            for part in &path {
+                assert!(part.len() <= 255, "{}", path.display());
+            }
+        }
     }
 }

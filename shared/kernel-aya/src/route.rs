@@ -2,12 +2,12 @@
 
 use crate::{
     netlink::{self, Changes, attributes, u16_at, u32_at},
+    netns,
     pins::os,
 };
 use canopy_kernel::KernelError;
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    io,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -63,8 +63,7 @@ impl Routes {
     pub(crate) fn default_route(&self) -> Result<Vec<u32>, KernelError> {
         // Set whole: a panic elsewhere leaves nothing half.
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = fs::metadata("/proc/thread-self/ns/net").map(|ns| (ns.dev(), ns.ino()));
-        let here = here.map_err(|error| os("look at the network namespace".to_owned(), error))?;
+        let here = netns::identity()?;
         let known = state.known.take().filter(|known| known.namespace == here);
         let changes = match known {
             Some(known) => match known.changes.any() {
@@ -99,7 +98,8 @@ impl Routes {
     }
 }
 
-fn default_route() -> Result<Vec<u32>, KernelError> {
+/// Where the default route of the thread's network namespace leads.
+pub(crate) fn default_route() -> Result<Vec<u32>, KernelError> {
     let failed = |error| os("list the routes".to_owned(), error);
     let found = best(defaults(libc::AF_INET).map_err(failed)?);
     if !found.is_empty() {

@@ -10,7 +10,7 @@
 //!
 //! let kernel = FakeKernel::default();
 //! kernel.add_interface(&"eth0".parse()?);
-//! assert_eq!(kernel.interfaces()?.len(), 1);
+//! assert_eq!(kernel.interfaces(None)?.len(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -19,12 +19,12 @@ use crate::{
     MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use canopy_api::{
-    ChainKey, Hook, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
+    ChainKey, Hook, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::{CELLS, OTHER},
     wire::{Fact, ObservedChain},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -156,7 +156,12 @@ struct InFlight {
 
 #[derive(Debug, Default)]
 struct Inner {
-    interfaces: BTreeMap<InterfaceName, Interface>,
+    /// By where they are; a number is one interface's, in whichever namespace.
+    interfaces: BTreeMap<(Option<Netns>, InterfaceName), Interface>,
+    /// Those besides the loader's own.
+    namespaces: BTreeSet<Netns>,
+    /// Whether the loader may not enter other namespaces.
+    confined: bool,
     chains: BTreeMap<ChainKey, Chain>,
     default_route: Vec<u32>,
     ids: u32,
@@ -176,11 +181,27 @@ impl Inner {
         self.ids
     }
 
+    /// Enters a namespace.
+    fn within(&self, netns: Option<&Netns>) -> Result<(), KernelError> {
+        match netns {
+            Some(netns) if !self.namespaces.contains(netns) => Err(KernelError::NetnsNotFound {
+                netns: netns.clone(),
+                why: "there is none".to_owned(),
+            }),
+            Some(_) if self.confined => Err(KernelError::Unsupported {
+                what: "other network namespaces cannot be entered".to_owned(),
+                remedy: "give the loader cap_sys_admin".to_owned(),
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn ifindex(&self, key: &ChainKey) -> Result<u32, KernelError> {
+        self.within(key.netns.as_ref())?;
         self.interfaces
-            .get(&key.interface)
+            .get(&(key.netns.clone(), key.interface.clone()))
             .map(|interface| interface.index)
-            .ok_or_else(|| KernelError::InterfaceNotFound { name: key.interface.clone() })
+            .ok_or_else(|| KernelError::no_interface(key))
     }
 
     fn generation(&self, key: &ChainKey, generation: u64) -> Result<&Generation, KernelError> {
@@ -213,7 +234,12 @@ impl Inner {
     }
 
     fn state(&self, key: &ChainKey, chain: &Chain) -> LinkState {
-        let Ok(ifindex) = self.ifindex(key) else { return LinkState::InterfaceMissing };
+        let ifindex = match self.ifindex(key) {
+            Ok(ifindex) => ifindex,
+            Err(KernelError::InterfaceNotFound { .. }) => return LinkState::InterfaceMissing,
+            Err(KernelError::NetnsNotFound { .. }) => return LinkState::NetnsMissing,
+            Err(error) => return LinkState::Unseen { why: error.to_string() },
+        };
         let Some(link) = chain.link.as_ref().filter(|link| link.ifindex == ifindex) else {
             return LinkState::Detached;
         };
@@ -229,6 +255,9 @@ impl Inner {
     fn away(&self, key: &ChainKey, chain: &Chain) -> Option<Away> {
         let link = chain.link.as_ref()?;
         let now = self.interfaces.values().find(|interface| interface.index == link.ifindex)?;
+        if now.netns != key.netns {
+            return Some(Away::OtherNamespace);
+        }
         (now.name != key.interface).then(|| Away::Renamed(now.name.clone()))
     }
 
@@ -277,48 +306,91 @@ impl FakeKernel {
     /// An interface appears; a name that is there is re-created with a new index, which kills the
     /// links of the old one.
     pub fn add_interface(&self, name: &InterfaceName) -> u32 {
-        self.remove_interface(name);
+        self.add_interface_in(None, name)
+    }
+
+    /// The same, in a namespace.
+    pub fn add_interface_in(&self, netns: Option<&Netns>, name: &InterfaceName) -> u32 {
+        self.remove_interface_in(netns, name);
         let mut inner = self.lock();
         let index = inner.id();
         let [.., a, b] = index.to_be_bytes();
         let interface = Interface {
+            netns: netns.cloned(),
             name: name.clone(),
             index,
             mtu: 1500,
             mac: Some([2, 0, 0, 0, a, b]),
             altnames: Vec::new(),
         };
-        inner.interfaces.insert(name.clone(), interface);
+        inner.interfaces.insert((netns.cloned(), name.clone()), interface);
         index
     }
 
     /// An interface disappears, and with it its links.
     pub fn remove_interface(&self, name: &InterfaceName) {
+        self.remove_interface_in(None, name);
+    }
+
+    /// The same, in a namespace.
+    pub fn remove_interface_in(&self, netns: Option<&Netns>, name: &InterfaceName) {
         let mut inner = self.lock();
-        let Some(gone) = inner.interfaces.remove(name) else { return };
+        let Some(gone) = inner.interfaces.remove(&(netns.cloned(), name.clone())) else { return };
         for chain in inner.chains.values_mut() {
             chain.link.take_if(|link| link.ifindex == gone.index);
+        }
+    }
+
+    /// A network namespace appears, without interfaces. One of that name that is there goes first.
+    pub fn add_netns(&self, netns: &Netns) {
+        self.remove_netns(netns);
+        self.lock().namespaces.insert(netns.clone());
+    }
+
+    /// A network namespace disappears, and with it its interfaces.
+    pub fn remove_netns(&self, netns: &Netns) {
+        let names: Vec<_> = self.lock().interfaces.keys().cloned().collect();
+        for (_, name) in names.iter().filter(|(of, _)| of.as_ref() == Some(netns)) {
+            self.remove_interface_in(Some(netns), name);
+        }
+        self.lock().namespaces.remove(netns);
+    }
+
+    /// Whether the loader may not enter other namespaces from now on.
+    pub fn confine(&self, confined: bool) {
+        self.lock().confined = confined;
+    }
+
+    /// An interface goes to another namespace; what is attached to it stays.
+    pub fn move_interface(&self, name: &InterfaceName, from: Option<&Netns>, to: Option<&Netns>) {
+        let mut inner = self.lock();
+        if let Some(interface) = inner.interfaces.remove(&(from.cloned(), name.clone())) {
+            let moved = Interface { netns: to.cloned(), ..interface };
+            inner.interfaces.insert((to.cloned(), name.clone()), moved);
         }
     }
 
     /// An interface gets another name; what is attached to it stays.
     pub fn rename_interface(&self, from: &InterfaceName, to: &InterfaceName) {
         let mut inner = self.lock();
-        if let Some(interface) = inner.interfaces.remove(from) {
-            inner.interfaces.insert(to.clone(), Interface { name: to.clone(), ..interface });
+        if let Some(interface) = inner.interfaces.remove(&(None, from.clone())) {
+            let renamed = Interface { name: to.clone(), ..interface };
+            inner.interfaces.insert((None, to.clone()), renamed);
         }
     }
 
     /// Where the default route leads from now on.
     pub fn set_default_route(&self, to: &[&InterfaceName]) {
         let mut inner = self.lock();
-        let index = |name: &&InterfaceName| inner.interfaces.get(*name).map(|one| one.index);
+        let index = |name: &&InterfaceName| {
+            inner.interfaces.get(&(None, (*name).clone())).map(|one| one.index)
+        };
         inner.default_route = to.iter().filter_map(index).collect();
     }
 
     /// Changes what is told of an interface.
     pub fn change_interface(&self, name: &InterfaceName, change: impl FnOnce(&mut Interface)) {
-        if let Some(interface) = self.lock().interfaces.get_mut(name) {
+        if let Some(interface) = self.lock().interfaces.get_mut(&(None, name.clone())) {
             change(interface);
         }
     }
@@ -570,13 +642,18 @@ impl Kernel for FakeKernel {
         Ok(Box::new(Arc::clone(&self.times)))
     }
 
-    fn interfaces(&self) -> Result<Vec<Interface>, KernelError> {
+    fn interfaces(&self, netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError> {
         let inner = self.lock();
-        Ok(inner.interfaces.values().cloned().collect())
+        inner.within(netns)?;
+        let here = inner.interfaces.values().filter(|one| one.netns.as_ref() == netns);
+        Ok(here.cloned().collect())
     }
 
-    fn default_route(&self) -> Result<Vec<u32>, KernelError> {
-        Ok(self.lock().default_route.clone())
+    fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError> {
+        let inner = self.lock();
+        inner.within(netns)?;
+        // It leads out of the loader's own only.
+        Ok(if netns.is_none() { inner.default_route.clone() } else { Vec::new() })
     }
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
@@ -746,7 +823,7 @@ impl Kernel for FakeKernel {
     fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {
         let die = self.enter(Call::Rename)?;
         let mut inner = self.lock();
-        let to = ChainKey { interface: to.clone(), hook: from.hook };
+        let to = from.on(to.clone());
         if inner.chains.contains_key(&to) {
             return Err(KernelError::Conflict {
                 what: format!("there is a chain on {to} already"),
@@ -905,7 +982,7 @@ mod tests {
     use crate::Member;
 
     fn key() -> ChainKey {
-        ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+        ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
     }
 
     fn build(generation: u64, names: &[&str]) -> ChainBuild {

@@ -15,7 +15,7 @@ pub use maps::{
 };
 
 use canopy_api::{
-    ChainKey, InterfaceName, ProgramName, TcMode, VerdictSet, XdpMode,
+    ChainKey, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::CELLS,
     wire::{Fact, ObservedChain},
 };
@@ -163,6 +163,13 @@ pub enum LinkState {
     Detached,
     /// The interface is not there.
     InterfaceMissing,
+    /// The interface's network namespace is not there, and so neither is the interface.
+    NetnsMissing,
+    /// Its network namespace cannot be looked into: how it stands is not known.
+    Unseen {
+        /// Why not, and what to do.
+        why: String,
+    },
 }
 
 /// Per-CPU cells of one member, summed.
@@ -195,6 +202,8 @@ impl MemberCells {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
+    /// The network namespace it was found in; `None` for the loader's own.
+    pub netns: Option<Netns>,
     /// Its name.
     pub name: InterfaceName,
     /// Its index.
@@ -211,10 +220,20 @@ pub struct Interface {
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// No such interface.
-    #[error("there is no interface \"{name}\"")]
+    #[error("there is no interface \"{name}\"{}", within(netns.as_ref()))]
     InterfaceNotFound {
+        /// The network namespace in which there is none.
+        netns: Option<Netns>,
         /// Its name.
         name: InterfaceName,
+    },
+    /// No such network namespace.
+    #[error("there is no network namespace \"{netns}\": {why}")]
+    NetnsNotFound {
+        /// What should lead to it.
+        netns: Netns,
+        /// What was found instead.
+        why: String,
     },
     /// A program, or the whole chain, cannot run as asked.
     #[error("{}{reason}", member.as_ref().map(|name| format!("program \"{name}\": ")).unwrap_or_default())]
@@ -254,6 +273,23 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// The interface of a chain is not there.
+    pub fn no_interface(key: &ChainKey) -> Self {
+        Self::InterfaceNotFound { netns: key.netns.clone(), name: key.interface.clone() }
+    }
+
+    /// Whether it says that the interface is not there, by itself or with its namespace.
+    pub fn interface_missing(&self) -> bool {
+        matches!(self, Self::InterfaceNotFound { .. } | Self::NetnsNotFound { .. })
+    }
+}
+
+/// " in network namespace blue", or nothing for the loader's own.
+fn within(netns: Option<&Netns>) -> String {
+    netns.map(|netns| format!(" in network namespace {netns}")).unwrap_or_default()
+}
+
 /// The kernel of this host.
 pub trait Kernel: Send + Sync + 'static {
     /// Kernel release, as in `uname -r`.
@@ -270,12 +306,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// returned lives. Costs each run some tens of nanoseconds. Unsupported where the process may not.
     fn take_times(&self) -> Result<Box<dyn Send>, KernelError>;
 
-    /// Every interface of the network namespace.
-    fn interfaces(&self) -> Result<Vec<Interface>, KernelError>;
+    /// Every interface of a network namespace: the loader's own, or another one.
+    fn interfaces(&self, netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError>;
 
-    /// The indices of the interfaces that the default route leads to: IPv4's of the lowest metric, or
+    /// The indices of the interfaces that a namespace's default route leads to: IPv4's of the lowest metric, or
     /// IPv6's where there is none. Costs what listing the routes costs, where something changed.
-    fn default_route(&self) -> Result<Vec<u32>, KernelError>;
+    fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError>;
 
     /// Every chain whose pins exist, compared with what is attached.
     fn observe(&self) -> Result<Vec<Observed>, KernelError>;

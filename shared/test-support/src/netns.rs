@@ -1,5 +1,6 @@
 //! Network namespaces without names: one lives as long as its [`Netns`] (or a thread in it) does,
-//! and goes away with its interfaces even when the test is killed.
+//! and goes away with its interfaces even when the test is killed. And [`NamedNetns`], as `ip netns` has
+//! them.
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -7,6 +8,7 @@ use std::{
     fs::{self, File},
     os::fd::{AsRawFd as _, OwnedFd},
     process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
     thread::{self, JoinHandle},
 };
 
@@ -26,7 +28,13 @@ impl Netns {
         };
         let netns = thread::scope(|scope| scope.spawn(make).join())
             .map_err(|_| anyhow::anyhow!("the thread of a new namespace died"))??;
-        netns.run(|| {
+        netns.quiet()?;
+        Ok(netns)
+    }
+
+    /// Brings loopback up, and turns IPv6 off.
+    fn quiet(&self) -> Result<()> {
+        self.run(|| {
             for scope in ["all", "default"] {
                 let path = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
                 // Not there when the kernel has no IPv6 at all.
@@ -36,8 +44,7 @@ impl Netns {
             }
             Ok(())
         })?;
-        netns.exec(&["ip", "link", "set", "lo", "up"])?;
-        Ok(netns)
+        self.exec(&["ip", "link", "set", "lo", "up"]).map(drop)
     }
 
     /// Its path, for `ip link … netns`.
@@ -79,6 +86,53 @@ impl Netns {
     /// When it cannot be started or fails, with what it wrote to standard error.
     pub fn exec(&self, command: &[&str]) -> Result<String> {
         self.run(|| exec(command))
+    }
+}
+
+/// A namespace with a name of its own below `/run/netns`, deleted with this.
+#[derive(Debug)]
+pub struct NamedNetns {
+    name: String,
+    there: bool,
+}
+
+impl NamedNetns {
+    /// A new one, as [`Netns::new`] makes them.
+    pub fn new() -> Result<(Self, Netns)> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("canopy-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut named = Self { name, there: false };
+        let netns = named.add()?;
+        Ok((named, netns))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the name to a new namespace.
+    pub fn add(&mut self) -> Result<Netns> {
+        exec(&["ip", "netns", "add", &self.name])?;
+        self.there = true;
+        let file = File::open(format!("/run/netns/{}", self.name)).context("open the namespace")?;
+        let netns = Netns(file.into());
+        netns.quiet()?;
+        Ok(netns)
+    }
+
+    /// Takes the name away; what still holds the namespace keeps it.
+    pub fn delete(&mut self) -> Result<()> {
+        self.there = false;
+        exec(&["ip", "netns", "delete", &self.name]).map(drop)
+    }
+}
+
+impl Drop for NamedNetns {
+    fn drop(&mut self) {
+        if self.there {
+            let _ = self.delete();
+        }
     }
 }
 

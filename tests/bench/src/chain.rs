@@ -271,7 +271,7 @@ const GENERATION: u64 = 1;
 fn key(hook: Hook) -> ChainKey {
     #[expect(clippy::expect_used, reason = "a constant name that is well formed")]
     let interface = "lo".parse().expect("an interface's name");
-    ChainKey { interface, hook }
+    ChainKey { netns: None, interface, hook }
 }
 
 /// A chain as the loader makes it.

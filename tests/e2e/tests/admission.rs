@@ -266,6 +266,7 @@ fn without_policy_nothing_changes_and_everything_runs_on() {
     let before = kernel(&world);
     let other = document(&[("xdp", &[("limit", "ratelimit")])]);
     let chain = DeleteRequest {
+        netns: None,
         interface: INTERFACE.parse().unwrap(),
         hook: Hook::Xdp,
         program: None,

@@ -90,7 +90,7 @@ impl Chains {
 
     /// The chain these tests use on a hook.
     pub fn key(hook: Hook) -> ChainKey {
-        ChainKey { interface: "lo".parse().unwrap(), hook }
+        ChainKey { netns: None, interface: "lo".parse().unwrap(), hook }
     }
 
     /// Prepares a generation.

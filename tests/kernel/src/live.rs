@@ -51,7 +51,7 @@ impl Live {
 
     /// The chain of an interface.
     pub fn key_on(interface: &str, hook: Hook) -> ChainKey {
-        ChainKey { interface: interface.parse().unwrap(), hook }
+        ChainKey { netns: None, interface: interface.parse().unwrap(), hook }
     }
 
     /// Calls the kernel in the host namespace.

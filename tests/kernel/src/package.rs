@@ -112,7 +112,7 @@ impl Loaded {
         let (manifest, member) = member(package, hook, settings)?;
         let bpffs = BpffsDir::new()?;
         let kernel = AyaKernel::new(bpffs.path())?;
-        let key = ChainKey { interface: "lo".parse()?, hook };
+        let key = ChainKey { netns: None, interface: "lo".parse()?, hook };
         let name = member.name.clone();
         kernel
             .prepare(&ChainBuild {

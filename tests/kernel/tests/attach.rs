@@ -140,7 +140,7 @@ fn tcx_programs_of_others_neither_bypass_nor_are_bypassed() {
     const SHOT: u8 = 2;
     let live = Live::new();
     let attach = |code| {
-        let index = live.kernel(AyaKernel::interfaces).unwrap();
+        let index = live.kernel(|kernel| kernel.interfaces(None)).unwrap();
         let index = index.iter().find(|one| one.name.as_str() == HOST_LINK).unwrap().index;
         let target = sys::LinkTarget::TcxIngress(sys::LinkOrder::Last);
         live.kernel(|_| Ok(sys::link_create(&foreign_tc(code), index, target).unwrap())).unwrap()
@@ -242,7 +242,7 @@ fn a_taken_hook_is_refused_and_says_by_whom() {
     let live = Live::new();
     let key = Live::key(Hook::Xdp);
     live.prepare(&key, 1, vec![dropper("drop", Hook::Xdp, PORT)]);
-    let index = live.kernel(AyaKernel::interfaces).unwrap();
+    let index = live.kernel(|kernel| kernel.interfaces(None)).unwrap();
     let index = index.iter().find(|one| one.name.as_str() == HOST_LINK).unwrap().index;
     let foreign = foreign_xdp();
     let id = sys::prog_info(&foreign).unwrap().id;
@@ -394,7 +394,7 @@ fn an_interface_that_goes_and_comes_back_is_told_apart() {
 #[test]
 fn interfaces_are_those_of_the_namespace() {
     let live = Live::new();
-    let seen = live.kernel(AyaKernel::interfaces).unwrap();
+    let seen = live.kernel(|kernel| kernel.interfaces(None)).unwrap();
     let names: Vec<_> = seen.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(names, ["lo", HOST_LINK]);
     assert_eq!(seen[1].mtu, 1500);

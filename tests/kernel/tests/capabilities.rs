@@ -8,6 +8,7 @@ use canopy_kernel_tests::{
 };
 use canopy_test_support::{
     bpffs::BpffsDir,
+    netns::{NamedNetns, Netns},
     pair::{HOST_LINK, PEER_IP, Pair},
     traffic::ping,
 };
@@ -154,6 +155,44 @@ fn each_of_the_three_is_needed_and_its_lack_is_told() {
         assert!(said.contains(told), "{without}: {said}");
         assert_eq!(ping(&host.pair, 2).unwrap(), 2, "{without}");
     }
+}
+
+#[test]
+fn other_namespaces_need_one_more_and_its_lack_keeps_nobody_from_the_rest() {
+    let (named, netns) = NamedNetns::new().unwrap();
+    let other = Pair { host: netns, peer: Netns::new().unwrap() };
+    other.plug().unwrap();
+    let peer = PEER_IP.to_string();
+    let document = |own: &[&str]| {
+        let mut document = chains(own);
+        let there = json!({ "netns": named.name(), "interface": HOST_LINK, "hook": "xdp",
+            "programs": [{ "name": "wall", "package": "firewall", "config": { "blocked": [peer] } }] });
+        document["chains"].as_array_mut().unwrap().push(there);
+        document
+    };
+    let four = Host::new("-all,+bpf,+net_admin,+perfmon,+sys_admin");
+    let output = four.change(document(&[]), false);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((ping(&four.pair, 2).unwrap(), ping(&other, 2).unwrap()), (2, 0));
+
+    // Started again without the right: the chain there runs on, the others are changed.
+    let three = Host { capabilities: "-all,+bpf,+net_admin,+perfmon", ..four };
+    let output = three.change(document(&[&peer]), false);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("cannot be entered without cap_sys_admin"), "{said}");
+    assert_eq!((ping(&three.pair, 2).unwrap(), ping(&other, 2).unwrap()), (0, 0));
+    let (reply, _): (GetReply, Vec<Fact>) = serde_json::from_slice(&output.stdout).unwrap();
+    let there = reply.chains.iter().find(|chain| chain.netns.is_some()).unwrap();
+    assert_eq!(there.state, ChainState::Diverged);
+    assert!(there.reason.as_ref().unwrap().contains("netns.conf"), "{there:?}");
+
+    // Taken off it can be: a link is detached from everywhere.
+    let none =
+        json!({ "netns": named.name(), "interface": HOST_LINK, "hook": "xdp", "programs": [] });
+    let output = three.change(json!({ "chains": [none] }), false);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!((ping(&three.pair, 2).unwrap(), ping(&other, 2).unwrap()), (0, 2));
 }
 
 #[test]

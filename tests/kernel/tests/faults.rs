@@ -662,7 +662,7 @@ impl World {
 
 /// Packets that the wall has dropped.
 fn drops(loader: &Loader) -> u64 {
-    let key = ChainKey { interface: HOST_LINK.parse().unwrap(), hook: Hook::Xdp };
+    let key = ChainKey { netns: None, interface: HOST_LINK.parse().unwrap(), hook: Hook::Xdp };
     let reply = loader.engine.get(&GetRequest::default()).unwrap();
     let chain = reply.chains.into_iter().find(|chain| chain.key() == key).unwrap();
     chain.programs[0].exits["drop"]

@@ -99,6 +99,7 @@ fn a_pattern_catches_what_is_plugged_in() {
     tick(&host, &loader);
     assert_eq!(chain_on(&host, &loader, "v7", Hook::Xdp), None);
     let request = DeleteRequest {
+        netns: None,
         interface: "v*".parse().unwrap(),
         hook: Hook::Xdp,
         program: None,
@@ -164,7 +165,7 @@ fn an_interface_is_found_by_address_altname_and_default_route() {
 fn routes_are_listed_when_something_changed_and_never_missed() {
     let host = Host::new();
     let kernel = AyaKernel::new(host.bpffs.path()).unwrap();
-    let led = || host.here(|| kernel.default_route()).unwrap();
+    let led = || host.here(|| kernel.default_route(None)).unwrap();
     let lists = || kernel.route_lists();
     let index = |name: &'static str| host.here(|| if_nametoindex(name).unwrap());
     ip(&host, "link add w0 type veth peer name w1");
@@ -200,7 +201,7 @@ fn routes_are_listed_when_something_changed_and_never_missed() {
         assert_eq!(led(), [index("w0")], "{back}");
     }
     // Another namespace has other routes.
-    assert_eq!(host.pair.peer.run(|| Ok(kernel.default_route()?)).unwrap(), [0_u32; 0]);
+    assert_eq!(host.pair.peer.run(|| Ok(kernel.default_route(None)?)).unwrap(), [0_u32; 0]);
     assert_eq!(led(), [index("w0")]);
 }
 
@@ -274,6 +275,7 @@ fn a_chain_by_name_stays_with_its_name() {
     let left = chain_on(&host, &loader, HOST_LINK, Hook::Xdp).unwrap();
     assert!(!left.reason.as_ref().unwrap().contains("wan0"), "{left:?}");
     let request = DeleteRequest {
+        netns: None,
         interface: HOST_LINK.parse().unwrap(),
         hook: Hook::Xdp,
         program: None,

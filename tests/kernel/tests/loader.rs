@@ -78,8 +78,9 @@ fn packages_filter_real_packets_and_everything_is_counted() {
     assert_eq!((open.programs[0].runs, open.programs[1].runs), (6, 3));
     assert_eq!(metric(&open, "limit", "passed"), 3.0);
 
-    let key = ChainKey { interface: HOST_LINK.parse().unwrap(), hook: Hook::Xdp };
+    let key = ChainKey { netns: None, interface: HOST_LINK.parse().unwrap(), hook: Hook::Xdp };
     let request = DeleteRequest {
+        netns: None,
         interface: key.interface.into(),
         hook: key.hook,
         program: None,
@@ -161,6 +162,7 @@ fn a_chain_by_clsact_lives_like_any_other() {
     assert_eq!(runs(&loader), 18);
     host.apply(&loader, &chain("clsact")).unwrap();
     let request = DeleteRequest {
+        netns: None,
         interface: HOST_LINK.parse().unwrap(),
         hook: Hook::TcIngress,
         program: None,

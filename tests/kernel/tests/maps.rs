@@ -193,6 +193,7 @@ impl Host {
 
 fn name(map: &str) -> MapName {
     MapName {
+        netns: None,
         interface: HOST_LINK.parse().unwrap(),
         hook: canopy_api::Hook::Xdp,
         program: "a".parse().unwrap(),

@@ -273,6 +273,7 @@ impl World {
             Op::Apply { .. } => {}
             Op::Delete(hook, port) => {
                 let request = DeleteRequest {
+                    netns: None,
                     interface: HOST_LINK.parse().unwrap(),
                     hook: *hook,
                     program: port.map(|port| name(port).parse().unwrap()),

@@ -1,7 +1,7 @@
 //! The grammar of `canopy map`.
 
 use super::{HostArgs, HostsArgs, OutputArgs, hook};
-use canopy_api::{Hook, InterfaceName, ProgramName, wire::MapName};
+use canopy_api::{Hook, InterfaceName, Netns, ProgramName, wire::MapName};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -24,6 +24,9 @@ pub enum MapCommand {
         hook: Option<Hook>,
         /// Only of this program
         program: Option<ProgramName>,
+        /// Only in this network namespace: a name of ip-netns, an absolute path, or pid:N
+        #[arg(long, value_name = "NETNS")]
+        netns: Option<Netns>,
         /// The hosts.
         #[command(flatten)]
         hosts: HostsArgs,
@@ -128,12 +131,16 @@ pub struct MapArgs {
     pub program: ProgramName,
     /// The map, by its name in the program's object; .data, .bss and .rodata for variables
     pub map: String,
+    /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
+    #[arg(long, value_name = "NETNS")]
+    pub netns: Option<Netns>,
 }
 
 impl MapArgs {
     /// As requests name it.
     pub fn name(&self) -> MapName {
         MapName {
+            netns: self.netns.clone(),
             interface: self.interface.clone(),
             hook: self.hook,
             program: self.program.clone(),

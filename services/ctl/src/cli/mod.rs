@@ -16,7 +16,8 @@ pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
 use crate::output::Format;
 use canopy_api::{
-    Hook, HostId, InterfaceName, InterfaceSelector, PackageName, PackageRef, Principal, ProgramName,
+    Hook, HostId, InterfaceName, InterfaceSelector, Netns, PackageName, PackageRef, Principal,
+    ProgramName,
 };
 use clap::{
     Args, Parser, Subcommand,
@@ -293,6 +294,9 @@ pub enum GetWhat {
         /// Only this hook
         #[arg(value_parser = hook())]
         hook: Option<Hook>,
+        /// Only in this network namespace: a name of ip-netns, an absolute path, or pid:N
+        #[arg(long, value_name = "NETNS")]
+        netns: Option<Netns>,
     },
     /// Programs: runs, verdicts, exits, metrics
     #[command(visible_alias = "program")]
@@ -305,6 +309,9 @@ pub enum GetWhat {
         /// Only on this hook
         #[arg(long, value_parser = hook())]
         hook: Option<Hook>,
+        /// Only in this network namespace: a name of ip-netns, an absolute path, or pid:N
+        #[arg(long, value_name = "NETNS")]
+        netns: Option<Netns>,
     },
     /// Packages in the repositories and their versions
     #[command(visible_alias = "package")]
@@ -345,6 +352,9 @@ pub enum DescribeWhat {
         /// The hook
         #[arg(value_parser = hook())]
         hook: Hook,
+        /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
+        #[arg(long, value_name = "NETNS")]
+        netns: Option<Netns>,
     },
     /// A program of a chain: settings, verdicts, every metric
     Program {
@@ -405,6 +415,9 @@ pub enum DeleteWhat {
         /// The hook
         #[arg(value_parser = hook())]
         hook: Hook,
+        /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
+        #[arg(long, value_name = "NETNS")]
+        netns: Option<Netns>,
         /// Only this program of the chain
         #[arg(long, value_name = "NAME")]
         program: Option<ProgramName>,

@@ -10,7 +10,7 @@ use crate::{
     view::change::Change,
 };
 use canopy_api::{
-    Target,
+    ChainSpec, DesiredState,
     endpoint::loader,
     wire::{ApplyRequest, DeleteRequest},
 };
@@ -24,9 +24,10 @@ pub async fn run(
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
     let reply = match (&args.what, input) {
-        (Some(DeleteWhat::Chain { interface, hook, program, how }), _) => {
+        (Some(DeleteWhat::Chain { interface, hook, netns, program, how }), _) => {
             let host = remote.host(&how.host).await?;
             let request = DeleteRequest {
+                netns: netns.clone(),
                 interface: interface.clone(),
                 hook: *hook,
                 program: program.clone(),
@@ -56,14 +57,15 @@ async fn all_of(
 ) -> Result<canopy_api::wire::ApplyReply, Failure> {
     let how = &args.how;
     let host = remote.host(&how.host).await?;
-    let targets = input.desired.chains.iter().map(canopy_api::ChainSpec::target);
-    let chains: Vec<_> = targets
-        .map(|Target { interface, hook }| {
-            json!({ "interface": interface, "hook": hook, "programs": [] })
-        })
-        .collect();
+    let gone = input.desired.chains.iter().map(|chain| ChainSpec {
+        xdp_mode: None,
+        tc_mode: None,
+        programs: Vec::new(),
+        ..chain.clone()
+    });
+    let gone = DesiredState { chains: gone.collect() };
     let request = ApplyRequest {
-        document: json!({ "chains": chains }),
+        document: json!(gone),
         expected_generation: how.change.expected_generation,
         dry_run: how.change.dry_run,
         allow_downgrade: Vec::new(),

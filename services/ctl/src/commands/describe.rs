@@ -27,11 +27,18 @@ pub async fn run(
 ) -> Result<Exit, Failure> {
     let format = args.output.output;
     match &args.what {
-        DescribeWhat::Chain { interface, hook } => {
-            let request = GetRequest { interface: Some(interface.clone()), hook: Some(*hook) };
-            let chains = Chains::of(get::states(&args.hosts, &request, remote, screen).await?).0;
+        DescribeWhat::Chain { interface, hook, netns } => {
+            let key = ChainKey { netns: netns.clone(), interface: interface.clone(), hook: *hook };
+            let request = GetRequest {
+                netns: netns.clone(),
+                interface: Some(interface.clone()),
+                hook: Some(*hook),
+            };
+            let states = get::states(&args.hosts, &request, remote, screen).await?;
+            let mut chains = Chains::of(states).0;
+            // Without a namespace the answer has the chains of all.
+            chains.retain(|found| found.chain.key() == key);
             if chains.is_empty() {
-                let key = ChainKey { interface: interface.clone(), hook: *hook };
                 return Err(Failure::new(Exit::NotFound, format!("there is no chain {key}"))
                     .fix("canopy get chains -A lists them"));
             }

@@ -28,17 +28,20 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
     let format = args.output.output;
     match &args.what {
         GetWhat::Hosts { hosts: only } => hosts(only, args, remote, screen).await,
-        GetWhat::Chains { interface, hook } => {
-            let request = GetRequest { interface: interface.clone(), hook: *hook };
+        GetWhat::Chains { interface, hook, netns } => {
+            let request =
+                GetRequest { netns: netns.clone(), interface: interface.clone(), hook: *hook };
             let chains = Chains::of(states(&args.hosts, &request, remote, screen).await?);
-            let named = interface.is_some().then(|| "no such chain".to_owned());
+            let named =
+                (interface.is_some() || netns.is_some()).then(|| "no such chain".to_owned());
             require(!chains.0.is_empty(), named, "canopy get chains lists them")?;
             screen.show(&chains, format)?;
             remark(screen, format, chains.remarks());
             Ok(Exit::Done)
         }
-        GetWhat::Programs { programs: only, interface, hook } => {
-            let request = GetRequest { interface: interface.clone(), hook: *hook };
+        GetWhat::Programs { programs: only, interface, hook, netns } => {
+            let request =
+                GetRequest { netns: netns.clone(), interface: interface.clone(), hook: *hook };
             let programs = Programs::of(states(&args.hosts, &request, remote, screen).await?);
             let programs = pick(programs, only)?;
             screen.show(&programs, format)?;

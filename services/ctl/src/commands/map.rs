@@ -37,8 +37,9 @@ pub async fn run(
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
     match command {
-        MapCommand::List { interface, hook, program, hosts, output } => {
+        MapCommand::List { interface, hook, program, netns, hosts, output } => {
             let request = MapListRequest {
+                netns: netns.clone(),
                 interface: interface.clone(),
                 hook: *hook,
                 program: program.clone(),
@@ -167,13 +168,20 @@ async fn dump(
 async fn find(map: &MapArgs, host: &HostArgs, remote: &Remote) -> Result<HostMap, Failure> {
     let host = remote.host(host).await?;
     let request = MapListRequest {
+        netns: map.netns.clone(),
         interface: Some(map.interface.clone()),
         hook: Some(map.hook),
         program: Some(map.program.clone()),
     };
     let reply = remote.ask_host::<loader::MapList>(&host, &request, "asking").await?;
-    let known: Vec<String> = reply.maps.iter().map(|info| info.name.map.clone()).collect();
-    let found = reply.maps.into_iter().find(|info| info.name.map == map.map);
+    let chain = map.name().key();
+    let known: Vec<String> = reply
+        .maps
+        .iter()
+        .filter(|info| info.name.key() == chain)
+        .map(|info| info.name.map.clone())
+        .collect();
+    let found = reply.maps.into_iter().find(|info| info.name == map.name());
     found.map(|info| HostMap { host: reply.host, info }).ok_or_else(|| {
         Failure::new(Exit::NotFound, format!("there is no map {}", map.name())).fix(near::remedy(
             &map.map,

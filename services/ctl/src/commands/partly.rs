@@ -18,7 +18,7 @@ pub fn end(
     for (chain, error) in reply.failed() {
         let mut failure = Failure::from(error.clone());
         if let Some(first) = failure.problems.first_mut() {
-            first.message = format!("{}/{}: {}", chain.interface, chain.hook, first.message);
+            first.message = format!("{}: {}", chain.key(), first.message);
         }
         screen.fail(&input.map_or(failure.clone(), |input| input.locate(failure)));
         exit = Exit::Partly;

@@ -51,8 +51,8 @@ impl Chains {
                 let reason = chain.reason.as_ref()?;
                 Some(format!("note: {host} {} is {}: {reason}", chain.key(), state(chain.state).0))
             })
-            .chain(self.1.iter().map(|(host, SelectorStatus { interface, hook, .. })| {
-                format!("note: {host} {interface}/{hook} waits: no interface fits it now")
+            .chain(self.1.iter().map(|(host, selector)| {
+                format!("note: {host} {} waits: no interface fits it now", selector.target())
             }))
             .collect()
     }
@@ -81,6 +81,7 @@ impl Answer for Chains {
     fn table(&self) -> Option<Table> {
         let mut table = Table::new([
             text("HOST"),
+            text("NETNS").where_given(),
             text("INTERFACE"),
             text("HOOK"),
             text("STATE"),
@@ -101,6 +102,7 @@ impl Answer for Chains {
             let seen = chain.observed.as_ref();
             table.row([
                 host.into(),
+                opt(chain.netns.as_ref()),
                 (&chain.interface).into(),
                 (&chain.hook).into(),
                 state_cell(chain),
@@ -279,6 +281,21 @@ programs:
     1  limit      firewall@0.1.0        20  pass          95  pass=95         -       blocked=5
 ";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn a_column_of_namespaces_is_there_where_a_chain_is_in_one() {
+        let mut state = host();
+        state.chains[1].netns = Some("blue".parse().unwrap());
+        let chains = Chains::of(vec![state]);
+        let text = chains.table().unwrap().render(false, false);
+        let rows: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().take(4).collect()).collect();
+        assert_eq!(rows[0], ["HOST", "NETNS", "INTERFACE", "HOOK"]);
+        assert_eq!(rows[1], ["web1", "-", "eth0", "xdp"]);
+        assert_eq!(rows[2], ["web1", "blue", "eth9", "tc-ingress"]);
+        let want = "web1/eth9/tc-ingress in network namespace blue";
+        assert_eq!(chains.names(), ["web1/eth0/xdp", want]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Answer for Change {
 
     fn names(&self) -> Vec<String> {
         let chains = &self.0.chains;
-        chains.iter().map(|c| format!("{}/{}/{}", self.0.host, c.interface, c.hook)).collect()
+        chains.iter().map(|c| format!("{}/{}", self.0.host, c.key())).collect()
     }
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn selected(selector: &SelectorOutcome, dry_run: bool, colour: bool) 
         (true, Action::Failed) => "would have ",
         (true, _) => "would be ",
     };
-    let SelectorOutcome { interface, hook, interfaces, action } = selector;
+    let SelectorOutcome { interfaces, action, .. } = selector;
     let names: Vec<&str> = interfaces.iter().map(canopy_api::InterfaceName::as_str).collect();
     let stands = match (action, names.is_empty()) {
         (Action::Removed, _) => String::new(),
@@ -88,7 +88,7 @@ pub(crate) fn selected(selector: &SelectorOutcome, dry_run: bool, colour: bool) 
         (_, true) => ": no interface fits now; one that comes gets the chain".to_owned(),
         (_, false) => format!(": {}", names.join(", ")),
     };
-    format!("{interface}/{hook} {would}{}{stands}", tone.paint(word, colour))
+    format!("{} {would}{}{stands}", selector.target(), tone.paint(word, colour))
 }
 
 fn headline(chain: &ChainOutcome, dry_run: bool, colour: bool) -> String {
@@ -99,8 +99,7 @@ fn headline(chain: &ChainOutcome, dry_run: bool, colour: bool) -> String {
         (true, Action::Failed) => "would have ",
         (true, _) => "would be ",
     };
-    let mut line =
-        format!("{}/{} {would}{}", chain.interface, chain.hook, tone.paint(word, colour));
+    let mut line = format!("{} {would}{}", chain.key(), tone.paint(word, colour));
     if chain.action == Action::Failed {
         line.push_str(": it is as it was");
     } else if !chain.programs.is_empty() {
@@ -149,6 +148,7 @@ pub(crate) mod tests {
 
     pub(crate) fn outcome(action: Action, programs: Vec<PlannedProgram>) -> ChainOutcome {
         ChainOutcome {
+            netns: None,
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             action,
@@ -195,7 +195,8 @@ pub(crate) mod tests {
             (Action::Removed, vec![]),
         ] {
             let interface = "eth*".parse().unwrap();
-            let outcome = SelectorOutcome { interface, hook: Hook::Xdp, action, interfaces };
+            let outcome =
+                SelectorOutcome { netns: None, interface, hook: Hook::Xdp, action, interfaces };
             reply.selectors.push(outcome);
         }
         assert_eq!(

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::output::{Answer, Table, Tone};
 use canopy_api::{
-    ApiError, Hook, HostId, InterfaceName, ProgramName,
+    ApiError, ChainKey, Hook, HostId, InterfaceName, Netns, ProgramName,
     wire::{
         Action, ApplyReply, ChosenVariant, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome,
     },
@@ -37,6 +37,9 @@ pub struct Diff {
 /// Differences of one chain.
 #[derive(Debug, Serialize)]
 pub struct ChainDiff {
+    /// The network namespace; absent for the loader's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -148,6 +151,12 @@ fn fields(from: &Flat, to: &Flat) -> Vec<FieldDiff> {
         .collect()
 }
 
+impl ChainDiff {
+    fn key(&self) -> ChainKey {
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
+}
+
 impl Diff {
     /// Compares what is desired now with what a rehearsal says would be.
     pub fn between(now: &GetReply, rehearsal: ApplyReply) -> Self {
@@ -159,10 +168,11 @@ impl Diff {
                 let old: &[ProgramStatus] = now
                     .chains
                     .iter()
-                    .find(|c| c.interface == outcome.interface && c.hook == outcome.hook)
+                    .find(|chain| chain.key() == outcome.key())
                     .map_or(&empty, |chain| &chain.programs);
                 ChainDiff {
                     programs: programs(old, &outcome.programs),
+                    netns: outcome.netns,
                     interface: outcome.interface,
                     hook: outcome.hook,
                     action: outcome.action,
@@ -228,13 +238,7 @@ impl Answer for Diff {
             }
             let (word, tone) = word(chain.action);
             let would = if chain.action == Action::Failed { "would have" } else { "would be" };
-            let _ = writeln!(
-                out,
-                "{}/{} {would} {}",
-                chain.interface,
-                chain.hook,
-                tone.paint(word, colour)
-            );
+            let _ = writeln!(out, "{} {would} {}", chain.key(), tone.paint(word, colour));
             for program in &chain.programs {
                 write_program(&mut out, program, colour);
             }
@@ -255,7 +259,7 @@ impl Answer for Diff {
         self.chains
             .iter()
             .filter(|chain| chain.action != Action::Unchanged)
-            .map(|chain| format!("{}/{}/{}", self.host, chain.interface, chain.hook))
+            .map(|chain| format!("{}/{}", self.host, chain.key()))
             .collect()
     }
 }
@@ -354,6 +358,7 @@ eth0/xdp would be updated
     fn a_selector_that_nothing_fits_is_a_difference() {
         let mut rehearsal = reply(true, vec![]);
         rehearsal.selectors.push(SelectorOutcome {
+            netns: None,
             interface: "eth*".parse().unwrap(),
             hook: canopy_api::Hook::Xdp,
             action: Action::Created,

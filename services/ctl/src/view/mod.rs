@@ -136,6 +136,7 @@ pub(crate) mod tests {
 
     pub(crate) fn host() -> GetReply {
         let chain = ChainStatus {
+            netns: None,
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             selector: None,
@@ -163,6 +164,7 @@ pub(crate) mod tests {
             }),
         };
         let pending = ChainStatus {
+            netns: None,
             interface: "eth9".parse().unwrap(),
             hook: Hook::TcIngress,
             selector: None,

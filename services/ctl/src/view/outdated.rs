@@ -2,7 +2,7 @@
 
 use crate::output::{Answer, Cell, Table, Tone, text};
 use canopy_api::{
-    Hook, HostId, PackageName, ProgramName,
+    ChainKey, Hook, HostId, Netns, PackageName, ProgramName,
     name::InterfaceName,
     wire::{GetReply, ListReply, PackageSummary},
 };
@@ -14,6 +14,9 @@ use serde::Serialize;
 pub struct OutdatedProgram {
     /// The host.
     pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -29,6 +32,12 @@ pub struct OutdatedProgram {
     pub newest: Option<String>,
     /// What runs was withdrawn by its publisher.
     pub withdrawn: bool,
+}
+
+impl OutdatedProgram {
+    fn chain(&self) -> ChainKey {
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
 }
 
 /// Programs that are behind.
@@ -58,6 +67,7 @@ impl Outdated {
                     }
                     found.push(OutdatedProgram {
                         host: state.host.clone(),
+                        netns: chain.netns.clone(),
                         interface: chain.interface.clone(),
                         hook: chain.hook,
                         program: program.name.clone(),
@@ -102,7 +112,7 @@ impl Answer for Outdated {
             };
             table.row([
                 (&one.host).into(),
-                format!("{}/{}", one.interface, one.hook).into(),
+                one.chain().to_string().into(),
                 (&one.program).into(),
                 (&one.package).into(),
                 runs,

@@ -3,7 +3,7 @@
 use super::{Fields, counts, metrics, value};
 use crate::output::{Answer, Table, number, text};
 use canopy_api::{
-    ChainKey, Hook, HostId, InterfaceName,
+    ChainKey, Hook, HostId, InterfaceName, Netns,
     wire::{GetReply, ProgramStatus},
 };
 use serde::Serialize;
@@ -14,6 +14,9 @@ use std::fmt::Write as _;
 pub struct HostProgram {
     /// The host.
     pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -25,7 +28,7 @@ pub struct HostProgram {
 
 impl HostProgram {
     fn chain(&self) -> ChainKey {
-        ChainKey { interface: self.interface.clone(), hook: self.hook }
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
     }
 
     fn path(&self) -> String {
@@ -46,6 +49,7 @@ impl Programs {
             for chain in host.chains {
                 programs.extend(chain.programs.into_iter().map(|program| HostProgram {
                     host: host.host.clone(),
+                    netns: chain.netns.clone(),
                     interface: chain.interface.clone(),
                     hook: chain.hook,
                     program,

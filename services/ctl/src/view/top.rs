@@ -2,7 +2,7 @@
 
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
-    ChainKey, Hook, HostId, InterfaceName, ProgramName,
+    ChainKey, Hook, HostId, InterfaceName, Netns, ProgramName,
     wire::{ChainState, ChainStatus, GetReply, ProgramStatus},
 };
 use serde::Serialize;
@@ -25,6 +25,9 @@ pub struct Top {
 pub struct BusyChain {
     /// The host.
     pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -46,6 +49,12 @@ pub struct BusyChain {
     pub share: Option<f64>,
     /// Its programs, in order.
     pub programs: Vec<BusyProgram>,
+}
+
+impl BusyChain {
+    fn key(&self) -> ChainKey {
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
+    }
 }
 
 /// What one program did.
@@ -109,6 +118,7 @@ fn busy(host: &HostId, old: Option<&ChainStatus>, now: &ChainStatus, seconds: f6
     let (runs, ns) = timed(old, now);
     BusyChain {
         host: host.clone(),
+        netns: now.netns.clone(),
         interface: now.interface.clone(),
         hook: now.hook,
         state: now.state,
@@ -173,7 +183,7 @@ impl Answer for Top {
             number("SHARE"),
         ]);
         for chain in &self.chains {
-            let key = ChainKey { interface: chain.interface.clone(), hook: chain.hook };
+            let key = chain.key();
             let tone = if chain.state == ChainState::Active { Tone::Plain } else { Tone::Warn };
             let ns = chain.ns_per_packet.map(|ns| format!("{ns:.0}")).unwrap_or_default();
             table.row([
@@ -200,7 +210,7 @@ impl Answer for Top {
     }
 
     fn names(&self) -> Vec<String> {
-        let name = |chain: &BusyChain| format!("{}/{}/{}", chain.host, chain.interface, chain.hook);
+        let name = |chain: &BusyChain| format!("{}/{}", chain.host, chain.key());
         self.chains.iter().map(name).collect()
     }
 

@@ -42,6 +42,7 @@ pub fn of_apply(
     }
     items.extend(downgrades.iter().map(|back| {
         AdmissionItem {
+            netns: back.key.netns.clone(),
             interface: Some(back.key.interface.clone().into()),
             hook: Some(back.key.hook),
             program: Some(back.program.clone()),
@@ -107,6 +108,7 @@ pub fn of_delete(target: &Target, lost: Vec<AdmissionItem>) -> Vec<AdmissionItem
 /// A chain of which only the place is known.
 fn bare(target: &Target) -> AdmissionItem {
     AdmissionItem {
+        netns: target.netns.clone(),
         interface: Some(target.interface.clone()),
         hook: Some(target.hook),
         ..AdmissionItem::new(AdmissionVerb::Delete)
@@ -144,6 +146,7 @@ pub fn of_map(
 fn part(verb: AdmissionVerb, target: &Target, program: &WantedProgram) -> AdmissionItem {
     let interface: InterfaceSelector = target.interface.clone();
     AdmissionItem {
+        netns: target.netns.clone(),
         interface: Some(interface),
         hook: Some(target.hook),
         program: Some(program.name.clone()),

@@ -66,7 +66,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn key() -> ChainKey {
-        ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+        ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
     }
 
     fn wanted(programs: &[(&str, &str, &str)]) -> Wanted {

@@ -5,32 +5,64 @@ use super::{
     resolve::Wish,
     state::{Rule, RuleChange, State},
 };
-use canopy_api::{ChainKey, InterfaceSelector, Target};
+use canopy_api::{ChainKey, InterfaceSelector, Netns, Target};
 use canopy_kernel::Interface;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-/// The interfaces of a host.
+/// The interfaces of a host, in its own network namespace and those that somebody names.
 #[derive(Clone, Debug, Default)]
 pub struct Interfaces {
     /// All of them.
     pub all: Vec<Interface>,
-    /// Indices of those that the default route leads to; empty where nobody asks.
-    pub default_route: Vec<u32>,
+    /// Those that the default route of their namespace leads to, by index; empty where nobody asks.
+    pub default_route: Vec<(Option<Netns>, u32)>,
+    /// Namespaces that could not be looked into.
+    pub unreached: BTreeMap<Netns, Unreached>,
+}
+
+/// Why a namespace could not be looked into.
+#[derive(Clone, Debug)]
+pub struct Unreached {
+    /// Whether it is not there: then neither are its interfaces.
+    pub missing: bool,
+    /// What is the matter.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
 }
 
 impl Interfaces {
-    /// Whether an interface is what a selector stands for.
-    pub fn fits(&self, selector: &InterfaceSelector, interface: &Interface) -> bool {
-        match selector {
+    /// Whether an interface is what a target stands for.
+    pub fn fits(&self, target: &Target, interface: &Interface) -> bool {
+        if target.netns != interface.netns {
+            return false;
+        }
+        match &target.interface {
             InterfaceSelector::Name(name) => interface.name == *name,
             InterfaceSelector::Glob(glob) => glob.matches(interface.name.as_str()),
-            InterfaceSelector::DefaultRoute => self.default_route.contains(&interface.index),
+            InterfaceSelector::DefaultRoute => {
+                let leads = |(netns, index): &(Option<Netns>, u32)| {
+                    *netns == interface.netns && *index == interface.index
+                };
+                self.default_route.iter().any(leads)
+            }
             InterfaceSelector::Mac(mac) => interface.mac == Some(*mac),
             InterfaceSelector::AltName(name) => interface.altnames.contains(name),
         }
+    }
+
+    /// Whether a namespace has no default route.
+    fn no_route(&self, netns: Option<&Netns>) -> bool {
+        !self.default_route.iter().any(|(of, _)| of.as_ref() == netns)
+    }
+
+    /// Whether it is not known what interfaces there are where a chain is.
+    fn unknown(&self, key: &ChainKey) -> bool {
+        let unreached = key.netns.as_ref().and_then(|netns| self.unreached.get(netns));
+        unreached.is_some_and(|why| !why.missing)
     }
 }
 
@@ -40,7 +72,8 @@ pub type Owners = BTreeMap<ChainKey, InterfaceSelector>;
 /// Which chains the rules make. A chain that was applied by name is nobody's; of several selectors the
 /// most specific counts, of equal ones the first by text.
 ///
-/// A default route that is away leads where it led: a lease that ran out takes no chain off.
+/// A default route that is away leads where it led: a lease that ran out takes no chain off. Nor does a
+/// network namespace that cannot be looked into.
 pub fn owners(
     rules: &BTreeMap<Target, Rule>,
     state: &State,
@@ -50,14 +83,15 @@ pub fn owners(
     let mut owners = Owners::new();
     for interface in &interfaces.all {
         for rule in rules.keys() {
-            let key = ChainKey { interface: interface.name.clone(), hook: rule.hook };
+            let key = rule.on(interface.name.clone());
             let led_here = || {
                 rule.interface == InterfaceSelector::DefaultRoute
-                    && interfaces.default_route.is_empty()
+                    && rule.netns == interface.netns
+                    && interfaces.no_route(rule.netns.as_ref())
                     && state.chains.get(&key).and_then(|chain| chain.rule.as_ref())
                         == Some(&rule.interface)
             };
-            if by_name(&key) || !(interfaces.fits(&rule.interface, interface) || led_here()) {
+            if by_name(&key) || !(interfaces.fits(rule, interface) || led_here()) {
                 continue;
             }
             let rank = |selector: &InterfaceSelector| {
@@ -67,6 +101,14 @@ pub fn owners(
             if rank(&rule.interface) > rank(owner) {
                 *owner = rule.interface.clone();
             }
+        }
+    }
+    for (key, chain) in state.chains.iter().filter(|(key, _)| interfaces.unknown(key)) {
+        if let Some(selector) = &chain.rule
+            && rules.contains_key(&Target::of(key, selector.clone()))
+            && !by_name(key)
+        {
+            owners.insert(key.clone(), selector.clone());
         }
     }
     owners
@@ -115,8 +157,7 @@ pub fn expand(
         .collect();
     let mut changes = Vec::new();
     for wish in &wishes {
-        if let Some(name) = wish.target.interface.name() {
-            let key = ChainKey { interface: name.clone(), hook: wish.target.hook };
+        if let Some(key) = wish.target.key() {
             match wish.wanted {
                 Some(_) => by_name.insert(key),
                 None => by_name.remove(&key),
@@ -145,7 +186,7 @@ pub fn expand(
     let owners = owners(&rules, state, |key| by_name.contains(key), interfaces);
     let wanted_of = |key: &ChainKey| {
         let interface = owners.get(key)?.clone();
-        let rule = rules.get(&Target { interface: interface.clone(), hook: key.hook })?;
+        let rule = rules.get(&Target::of(key, interface.clone()))?;
         Some((interface, rule.wanted.clone()))
     };
 
@@ -167,20 +208,19 @@ pub fn expand(
                 notes: notes.clone(),
             });
         };
-        if let Some(name) = target.interface.name() {
-            let key = ChainKey { interface: name.clone(), hook: target.hook };
+        if let Some(key) = target.key() {
             match (wanted, wanted_of(&key)) {
                 (None, Some((rule, wanted))) => asked(key, Some(rule), Some(wanted)),
                 (wanted, _) => asked(key, None, wanted),
             }
             continue;
         }
-        let had = state.chains.iter().filter(|(key, chain)| {
-            key.hook == target.hook && chain.rule.as_ref() == Some(&target.interface)
-        });
-        let has = owners
+        let of = |key: &ChainKey| key.hook == target.hook && key.netns == target.netns;
+        let had = state
+            .chains
             .iter()
-            .filter(|(key, owner)| key.hook == target.hook && **owner == target.interface);
+            .filter(|(key, chain)| of(key) && chain.rule.as_ref() == Some(&target.interface));
+        let has = owners.iter().filter(|(key, owner)| of(key) && **owner == target.interface);
         let interfaces = has.clone().map(|(key, _)| key.interface.clone()).collect();
         let keys: BTreeSet<ChainKey> =
             had.map(|(key, _)| key.clone()).chain(has.map(|(key, _)| key.clone())).collect();
@@ -212,13 +252,13 @@ fn unambiguous(
         for other in rules.keys().filter(|other| {
             *other != one
                 && other.hook == one.hook
+                && other.netns == one.netns
                 && other.interface.specificity() == one.interface.specificity()
         }) {
             let both = interfaces.all.iter().find(|interface| {
-                let key = ChainKey { interface: interface.name.clone(), hook: one.hook };
-                interfaces.fits(&one.interface, interface)
-                    && interfaces.fits(&other.interface, interface)
-                    && !by_name.contains(&key)
+                interfaces.fits(one, interface)
+                    && interfaces.fits(other, interface)
+                    && !by_name.contains(&one.on(interface.name.clone()))
             });
             if let Some(interface) = both {
                 return Err(Box::new(Ambiguous {
@@ -226,7 +266,7 @@ fn unambiguous(
                     path: path(one).unwrap_or_default(),
                     other: other.clone(),
                     other_path: path(other),
-                    key: ChainKey { interface: interface.name.clone(), hook: one.hook },
+                    key: one.on(interface.name.clone()),
                 }));
             }
         }

@@ -29,7 +29,9 @@ pub fn group(state: &State, asked: &[Asked], rules: &[RuleChange], atomic: bool)
     for (chain, one) in asked.iter().enumerate() {
         let same = |group: &&mut Group| {
             let first = group.chains.first().and_then(|first| asked.get(*first));
-            first.is_some_and(|first| first.key.interface == one.key.interface)
+            first.is_some_and(|first| {
+                (&first.key.netns, &first.key.interface) == (&one.key.netns, &one.key.interface)
+            })
         };
         let needed = rules.iter().enumerate().filter(|(_, rule)| needs(state, one, rule));
         let needed = needed.map(|(rule, _)| rule);
@@ -55,7 +57,7 @@ pub fn group(state: &State, asked: &[Asked], rules: &[RuleChange], atomic: bool)
 
 fn needs(state: &State, asked: &Asked, change: &RuleChange) -> bool {
     let is = |selector: &canopy_api::InterfaceSelector| {
-        change.target == Target { interface: selector.clone(), hook: asked.key.hook }
+        change.target == Target::of(&asked.key, selector.clone())
     };
     let own = asked.wanted.is_some() && asked.rule.is_none();
     let old = state.chains.get(&asked.key).and_then(|chain| chain.rule.as_ref());
@@ -79,7 +81,7 @@ mod tests {
 
     fn asked(interface: &str, hook: Hook, rule: Option<&str>, there: bool) -> Asked {
         Asked {
-            key: ChainKey { interface: interface.parse().unwrap(), hook },
+            key: ChainKey { netns: None, interface: interface.parse().unwrap(), hook },
             rule: rule.map(selector),
             wanted: there.then(wanted),
             path: String::new(),
@@ -91,7 +93,7 @@ mod tests {
     fn change(text: &str, there: bool) -> RuleChange {
         let rule = Rule { wanted: wanted(), changed: 0, changed_by: "u-test".parse().unwrap() };
         RuleChange {
-            target: Target { interface: selector(text), hook: Hook::Xdp },
+            target: Target { netns: None, interface: selector(text), hook: Hook::Xdp },
             rule: there.then_some(rule),
         }
     }
@@ -126,7 +128,8 @@ mod tests {
                 since: BTreeMap::new(),
                 rule: Some(selector("e*")),
             };
-            let key = ChainKey { interface: interface.parse().unwrap(), hook: Hook::Xdp };
+            let key =
+                ChainKey { netns: None, interface: interface.parse().unwrap(), hook: Hook::Xdp };
             state.chains.insert(key, chain);
         }
         let request = [

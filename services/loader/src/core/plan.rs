@@ -67,8 +67,9 @@ fn chain(state: &State, seen: Option<&Observed>, asked: &Asked) -> ChainPlan {
     let record = state.chains.get(&asked.key);
     let hook = asked.key.hook;
     let attached = seen.is_some_and(|seen| match &seen.state {
-        LinkState::Attached(_) | LinkState::Replaced { .. } => true,
-        LinkState::Detached | LinkState::InterfaceMissing => false,
+        // What cannot be seen may be attached.
+        LinkState::Attached(_) | LinkState::Replaced { .. } | LinkState::Unseen { .. } => true,
+        LinkState::Detached | LinkState::InterfaceMissing | LinkState::NetnsMissing => false,
     });
     let plan = |action, step, desired_changes, lines| ChainPlan {
         key: asked.key.clone(),
@@ -102,7 +103,11 @@ fn chain(state: &State, seen: Option<&Observed>, asked: &Asked) -> ChainPlan {
     }
     let runs = seen.is_some_and(|seen| match &seen.state {
         LinkState::Attached(chain) => chain.generation == record.running,
-        LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => false,
+        LinkState::Replaced { .. }
+        | LinkState::Detached
+        | LinkState::InterfaceMissing
+        | LinkState::NetnsMissing
+        | LinkState::Unseen { .. } => false,
     });
     let pinned = seen.is_some_and(|seen| seen.generations.contains(&record.running));
     let (handed, lines) = handed_over(record.rule.as_ref(), asked.rule.as_ref());
@@ -202,7 +207,7 @@ mod tests {
     use proptest::{prelude::*, sample::select};
 
     fn key() -> ChainKey {
-        ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+        ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
     }
 
     fn program(name: &str, version: u64, priority: u16, verdicts: u32) -> WantedProgram {
@@ -258,6 +263,8 @@ mod tests {
             Just(Some(LinkState::Replaced { program_id: 9 })),
             Just(Some(LinkState::Detached)),
             Just(Some(LinkState::InterfaceMissing)),
+            Just(Some(LinkState::NetnsMissing)),
+            Just(Some(LinkState::Unseen { why: "forbidden".to_owned() })),
         ]
     }
 
@@ -313,7 +320,12 @@ mod tests {
             let is_pinned = link.is_some() && pinned.contains(&running);
             let expected = match (&have, &want) {
                 (None, None) if matches!(
-                    link, Some(LinkState::Attached(_) | LinkState::Replaced { .. })
+                    link,
+                    Some(
+                        LinkState::Attached(_)
+                            | LinkState::Replaced { .. }
+                            | LinkState::Unseen { .. }
+                    )
                 ) => Step::Remove,
                 (None, None) => Step::Nothing,
                 (Some(_), None) => Step::Remove,

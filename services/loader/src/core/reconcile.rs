@@ -47,6 +47,8 @@ pub enum Mend {
     Rebuild(Finding),
     /// Nothing can be done until the interface is there.
     Wait,
+    /// Nothing can be done until its network namespace can be entered.
+    WaitToSee,
 }
 
 /// Compares a chain that should be attached with what the kernel has.
@@ -54,7 +56,8 @@ pub fn judge(chain: &Chain, seen: Option<&Observed>) -> Mend {
     let Some(seen) = seen else { return Mend::Rebuild(Finding::Unpinned) };
     let pinned = seen.generations.contains(&chain.running);
     match &seen.state {
-        LinkState::InterfaceMissing => Mend::Wait,
+        LinkState::InterfaceMissing | LinkState::NetnsMissing => Mend::Wait,
+        LinkState::Unseen { .. } => Mend::WaitToSee,
         LinkState::Attached(now) if now.generation == chain.running => {
             if pinned {
                 Mend::Nothing

@@ -87,6 +87,20 @@ impl State {
         chains.chain(rules).flat_map(|wanted| &wanted.programs)
     }
 
+    /// Whether everything in it is in the loader's own network namespace.
+    pub fn is_own_netns(&self) -> bool {
+        let own = |key: &ChainKey| key.netns.is_none();
+        let journal = |journal: &Journal| {
+            journal.changes.iter().all(|change| own(&change.key))
+                && journal.rules.iter().all(|change| change.target.netns.is_none())
+        };
+        self.chains.keys().all(own)
+            && self.rules.keys().all(|target| target.netns.is_none())
+            && self.totals.chains().all(own)
+            && self.retired.iter().all(|(key, _)| own(key))
+            && self.journal.as_ref().is_none_or(journal)
+    }
+
     /// Whether a pinned generation is of use: attached, kept for later, or still to be counted.
     pub fn needs(&self, key: &ChainKey, generation: u64) -> bool {
         self.chains.get(key).is_some_and(|chain| chain.running == generation)
@@ -315,5 +329,21 @@ mod tests {
         let before: Value = serde_json::from_str(BEFORE).unwrap();
         let state: State = serde_json::from_str(BEFORE).unwrap();
         assert_eq!(serde_json::to_value(&state).unwrap(), before);
+        assert!(state.is_own_netns());
+    }
+
+    #[test]
+    fn a_chain_of_another_namespace_is_known_wherever_it_stands() {
+        let at = |text: &str| -> bool {
+            let text = BEFORE.replace(text, &format!(r#"{{"netns": "blue", {}"#, &text[1..]));
+            serde_json::from_str::<State>(&text).unwrap().is_own_netns()
+        };
+        assert!(!at(r#"{"interface": "eth0", "hook": "xdp"}, {"#));
+        assert!(!at(r#"{"interface": "eth0", "hook": "xdp"},
+            "from""#));
+        let departed = r#"[[[{"netns": "blue", "interface": "eth0", "hook": "xdp"}, "a"],
+            {"exits": [[1, 2]], "proceeds": []}]]"#;
+        let text = BEFORE.replace(r#""totals": []"#, &format!(r#""totals": {departed}"#));
+        assert!(!serde_json::from_str::<State>(&text).unwrap().is_own_netns());
     }
 }

@@ -81,6 +81,11 @@ fn named<'a>(hook: Hook, counts: impl Iterator<Item = (&'a u8, &'a u64)>) -> BTr
 }
 
 impl Totals {
+    /// The chains that have totals, once for each program.
+    pub fn chains(&self) -> impl Iterator<Item = &ChainKey> {
+        self.programs.keys().map(|(key, _)| key)
+    }
+
     /// Adds the cells of a generation that will not be read again.
     pub fn fold(&mut self, key: &ChainKey, cells: &[MemberCells]) {
         for member in cells {
@@ -137,7 +142,7 @@ mod tests {
 
     #[test]
     fn folding_adds_by_name_and_verdict() {
-        let key = ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp };
+        let key = ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp };
         let mut totals = Totals::default();
         totals.fold(&key, &[cells("a", 1, 3), cells("b", 2, 5)]);
         totals.fold(&key, &[cells("b", 2, 1), cells("b", 32, 7)]);
@@ -150,7 +155,11 @@ mod tests {
 
     #[test]
     fn a_chain_takes_its_totals_along_to_another_name() {
-        let key = |name: &str| ChainKey { interface: name.parse().unwrap(), hook: Hook::Xdp };
+        let key = |name: &str| ChainKey {
+            netns: None,
+            interface: name.parse().unwrap(),
+            hook: Hook::Xdp,
+        };
         let mut totals = Totals::default();
         totals.fold(&key("eth0"), &[cells("a", 1, 3), cells("b", 2, 5)]);
         totals.fold(&key("wan0"), &[cells("a", 1, 4)]);
@@ -163,7 +172,7 @@ mod tests {
 
     #[test]
     fn totals_of_programs_that_left_are_kept_up_to_a_bound() {
-        let key = ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp };
+        let key = ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp };
         let mut totals = Totals::default();
         for i in 0..DEPARTED_KEPT as u64 + 10 {
             totals.fold(&key, &[cells(&format!("p{i}"), 2, 1)]);

@@ -9,21 +9,24 @@ use crate::{
     core::{
         build::build,
         downgrade::{Downgrade, downgrades},
-        expand::{self, Expanded, Interfaces},
+        expand::{self, Expanded, Interfaces, Unreached},
         resolve::Wish,
         state::{Chain, Wanted},
     },
-    error::LoaderError,
+    error::{LoaderError, with_causes},
 };
 use canopy_api::{
-    ChainKey, Digest, InterfaceName, InterfaceSelector, ProgramName, Target,
+    ChainKey, Digest, InterfaceName, InterfaceSelector, Netns, ProgramName, Target,
     wire::{ApplyReply, DeleteRequest},
 };
-use canopy_kernel::{ChainBuild, Kernel, Observed};
+use canopy_kernel::{ChainBuild, Kernel, KernelError, Observed};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::PoisonError,
 };
+
+/// Where an interface is, and its name.
+type At = (Option<Netns>, InterfaceName);
 
 /// What was asked for an interface that is not there, and what that is told as.
 type Absent = (Vec<Wish>, LoaderError);
@@ -53,7 +56,11 @@ impl<K: Kernel> Engine<K> {
 
     /// What a delete asks for, as a wish.
     pub(super) fn wish_to_delete(&self, request: &DeleteRequest) -> Result<Wish, LoaderError> {
-        let target = Target { interface: request.interface.clone(), hook: request.hook };
+        let target = Target {
+            netns: request.netns.clone(),
+            interface: request.interface.clone(),
+            hook: request.hook,
+        };
         let wanted = self.without(&target, request.program.as_ref())?;
         Ok(Wish {
             target,
@@ -72,10 +79,9 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Option<Wanted>, LoaderError> {
         let inner = self.lock();
         let state = &inner.state;
-        let known = match target.interface.name() {
+        let known = match target.key() {
             None => state.rules.get(target).map(|rule| &rule.wanted),
-            Some(name) => {
-                let key = ChainKey { interface: name.clone(), hook: target.hook };
+            Some(key) => {
                 match state.chains.get(&key) {
                     Some(Chain { rule: Some(selector), .. }) => {
                         return Err(LoaderError::OfSelector { key, selector: selector.clone() });
@@ -142,27 +148,22 @@ impl<K: Kernel> Engine<K> {
         let selectors =
             inner.state.rules.keys().chain(wishes.iter().map(|wish| &wish.target)).cloned();
         let interfaces = self.interfaces(selectors).map_err(LoaderError::kernel)?;
-        let there = |name: &InterfaceName| interfaces.all.iter().any(|one| one.name == *name);
-        let mut absent: BTreeMap<InterfaceName, LoaderError> = BTreeMap::new();
+        let there =
+            |at: &At| interfaces.all.iter().any(|one| at.0 == one.netns && at.1 == one.name);
+        let mut absent: BTreeMap<At, LoaderError> = BTreeMap::new();
         for wish in wishes.iter().filter(|wish| wish.wanted.is_some()) {
-            let Some(name) = wish.target.interface.name().filter(|name| !there(name)) else {
-                continue;
-            };
-            let error = LoaderError::NoInterface {
-                name: name.clone(),
-                path: below(&wish.path, "interface"),
-                known: interfaces.all.iter().map(|known| known.name.to_string()).collect(),
-            };
+            let Some(at) = at(&wish.target).filter(|at| !there(at)) else { continue };
+            let error = absence(&at, wish, &interfaces);
             if options.atomic {
                 return Err(error);
             }
-            absent.entry(name.clone()).or_insert(error);
+            absent.entry(at).or_insert(error);
         }
         let mut left_out = BTreeMap::<_, Vec<Wish>>::new();
         let mut here = Vec::new();
         for wish in wishes {
-            match wish.target.interface.name().filter(|name| absent.contains_key(*name)) {
-                Some(name) => left_out.entry(name.clone()).or_default().push(wish),
+            match at(&wish.target).filter(|at| absent.contains_key(at)) {
+                Some(at) => left_out.entry(at).or_default().push(wish),
                 None => here.push(wish),
             }
         }
@@ -171,23 +172,41 @@ impl<K: Kernel> Engine<K> {
             .map_err(LoaderError::Ambiguous)?;
         let absent = absent
             .into_iter()
-            .filter_map(|(name, error)| Some((left_out.remove(&name)?, error)))
+            .filter_map(|(at, error)| Some((left_out.remove(&at)?, error)))
             .collect();
         Ok((expanded, absent))
     }
 
-    /// The interfaces of the host, with what these selectors ask about them.
+    /// The interfaces of the host and of the namespaces of these selectors, with what those ask about them.
     pub(super) fn interfaces(
         &self,
         targets: impl IntoIterator<Item = Target>,
-    ) -> Result<Interfaces, canopy_kernel::KernelError> {
-        let routed = |target: Target| target.interface == InterfaceSelector::DefaultRoute;
-        let default_route = if targets.into_iter().any(routed) {
-            self.parts.kernel.default_route()?
-        } else {
-            Vec::new()
-        };
-        Ok(Interfaces { all: self.parts.kernel.interfaces()?, default_route })
+    ) -> Result<Interfaces, KernelError> {
+        // Each namespace, and whether somebody asks for its default route.
+        let mut namespaces = BTreeMap::from([(None, false)]);
+        for Target { netns, interface, .. } in targets {
+            *namespaces.entry(netns).or_default() |= interface == InterfaceSelector::DefaultRoute;
+        }
+        let kernel = &self.parts.kernel;
+        let mut interfaces = Interfaces::default();
+        for (netns, routed) in namespaces {
+            let looked = kernel.interfaces(netns.as_ref()).and_then(|all| {
+                let route = if routed { kernel.default_route(netns.as_ref())? } else { Vec::new() };
+                Ok((all, route))
+            });
+            match (looked, netns) {
+                (Ok((all, route)), netns) => {
+                    interfaces.all.extend(all);
+                    let route = route.into_iter().map(|index| (netns.clone(), index));
+                    interfaces.default_route.extend(route);
+                }
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(netns)) => {
+                    interfaces.unreached.insert(netns, unreached(error));
+                }
+            }
+        }
+        Ok(interfaces)
     }
 
     /// Whether changes are taken at all.
@@ -221,6 +240,37 @@ impl<K: Kernel> Engine<K> {
         inner.state.last_build = generation;
         Ok(build)
     }
+}
+
+fn at(target: &Target) -> Option<At> {
+    Some((target.netns.clone(), target.interface.name()?.clone()))
+}
+
+/// Why an interface is not there: its namespace, or itself.
+fn absence(at: &At, wish: &Wish, interfaces: &Interfaces) -> LoaderError {
+    let (netns, name) = at;
+    if let Some(why) = netns.as_ref().and_then(|netns| interfaces.unreached.get(netns)) {
+        return LoaderError::Netns { path: below(&wish.path, "netns"), why: why.clone() };
+    }
+    let known = interfaces.all.iter().filter(|known| known.netns == *netns);
+    LoaderError::NoInterface {
+        netns: netns.clone(),
+        name: name.clone(),
+        path: below(&wish.path, "interface"),
+        known: known.map(|known| known.name.to_string()).collect(),
+    }
+}
+
+/// Why a namespace could not be looked into.
+fn unreached(error: KernelError) -> Unreached {
+    let missing = error.interface_missing();
+    let what = with_causes(&error);
+    let remedy = match error {
+        KernelError::Unsupported { remedy, .. } => remedy,
+        _ if missing => "create the namespace, or correct what names it".to_owned(),
+        _ => "see the loader's log".to_owned(),
+    };
+    Unreached { missing, what, remedy }
 }
 
 /// Nothing new begins while an earlier change is in between.

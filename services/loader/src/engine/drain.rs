@@ -5,10 +5,7 @@ use crate::{
     core::state::{Change, Journal},
     error::LoaderError,
 };
-use canopy_api::{
-    ChainKey,
-    wire::{Action, ApplyReply, ChainOutcome},
-};
+use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
 use canopy_kernel::{Kernel, LinkState};
 use std::sync::PoisonError;
 
@@ -29,7 +26,12 @@ impl<K: Kernel> Engine<K> {
             let now = find(&seen, key);
             let attachable = now.is_some_and(|now| {
                 now.generations.contains(&chain.running)
-                    && !matches!(now.state, LinkState::InterfaceMissing)
+                    && !matches!(
+                        now.state,
+                        LinkState::InterfaceMissing
+                            | LinkState::NetnsMissing
+                            | LinkState::Unseen { .. }
+                    )
             });
             let attached = attached(&seen, key).map(|chain| chain.generation);
             let (action, line) = match (unchanged, drained) {
@@ -51,6 +53,7 @@ impl<K: Kernel> Engine<K> {
                 absent.push(key.clone());
             }
             outcomes.push(ChainOutcome {
+                netns: key.netns.clone(),
                 interface: key.interface.clone(),
                 hook: key.hook,
                 action,
@@ -71,7 +74,7 @@ impl<K: Kernel> Engine<K> {
             };
             let after = self.carry_out(&mut inner, &journal, &seen)?;
             for outcome in &mut outcomes {
-                let key = ChainKey { interface: outcome.interface.clone(), hook: outcome.hook };
+                let key = outcome.key();
                 outcome.observed = after.get(&key).cloned().flatten();
                 if absent.contains(&key) {
                     outcome.notes.push(

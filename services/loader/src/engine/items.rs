@@ -75,7 +75,7 @@ impl Plan {
     /// Why nothing was done.
     fn into_error(self) -> LoaderError {
         let failed = self.groups.into_iter().filter_map(|group| {
-            let name = group.items.first().map(|item| item.asked.key.interface.clone());
+            let name = group.items.first().map(|item| item.asked.key.clone());
             group.failed.map(|failed| (name, failed.error))
         });
         let mut failed: Vec<_> = failed.collect();
@@ -139,6 +139,7 @@ impl<K: Kernel> Engine<K> {
             .into_iter()
             .map(|(target, interfaces)| SelectorOutcome {
                 action: rule_action(&inner, &expanded.rules, &target),
+                netns: target.netns,
                 interface: target.interface,
                 hook: target.hook,
                 interfaces,
@@ -193,6 +194,7 @@ impl<K: Kernel> Engine<K> {
                         .cloned()
                         .unwrap_or_else(|| item.asked.path.clone()),
                     KernelError::InterfaceNotFound { .. } => below(&item.asked.path, "interface"),
+                    KernelError::NetnsNotFound { .. } => below(&item.asked.path, "netns"),
                     _ => item.asked.path.clone(),
                 };
                 let error = LoaderError::Kernel { path, source: Box::new(source) };
@@ -324,9 +326,7 @@ impl<K: Kernel> Engine<K> {
     fn reply(&self, inner: &Inner, plan: Plan, options: &Options) -> ApplyReply {
         let mut selectors = plan.selectors.clone();
         for (_, change) in plan.rules.iter().enumerate().filter(|(at, _)| plan.rule_failed(*at)) {
-            let mine = |one: &&mut SelectorOutcome| {
-                change.target == Target { interface: one.interface.clone(), hook: one.hook }
-            };
+            let mine = |one: &&mut SelectorOutcome| change.target == one.target();
             if let Some(outcome) = selectors.iter_mut().find(mine) {
                 outcome.action = Action::Failed;
             }
@@ -360,8 +360,7 @@ impl Item {
 
     /// What was asked for an interface that is not there.
     fn of_absent(wish: Wish) -> Option<Self> {
-        let key =
-            ChainKey { interface: wish.target.interface.name()?.clone(), hook: wish.target.hook };
+        let key = wish.target.key()?;
         Some(Self {
             plan: ChainPlan {
                 key: key.clone(),
@@ -386,7 +385,7 @@ impl Item {
     /// Whether a rule of the host asks for just this.
     fn stays_wanted(&self, inner: &Inner) -> bool {
         let Some(selector) = &self.asked.rule else { return false };
-        let target = Target { interface: selector.clone(), hook: self.asked.key.hook };
+        let target = Target::of(&self.asked.key, selector.clone());
         let rule = inner.state.rules.get(&target);
         rule.is_some_and(|rule| Some(&rule.wanted) == self.asked.wanted.as_ref())
     }
@@ -396,7 +395,11 @@ impl Item {
 pub(super) fn attached<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a ObservedChain> {
     match &find(seen, key)?.state {
         LinkState::Attached(chain) => Some(chain),
-        LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => None,
+        LinkState::Replaced { .. }
+        | LinkState::Detached
+        | LinkState::InterfaceMissing
+        | LinkState::NetnsMissing
+        | LinkState::Unseen { .. } => None,
     }
 }
 

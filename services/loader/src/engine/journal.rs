@@ -175,10 +175,10 @@ impl<K: Kernel> Engine<K> {
             }
             Some(LinkState::Attached(now)) => Expect::Generation(now.generation),
             Some(LinkState::Replaced { .. }) => Expect::Anything,
-            Some(LinkState::InterfaceMissing) => {
-                return Err(KernelError::InterfaceNotFound { name: key.interface.clone() });
-            }
-            Some(LinkState::Detached) | None => Expect::Nothing,
+            Some(LinkState::InterfaceMissing) => return Err(KernelError::no_interface(key)),
+            // What there is to be told of it, entering it tells.
+            Some(LinkState::Detached | LinkState::NetnsMissing | LinkState::Unseen { .. })
+            | None => Expect::Nothing,
         };
         kernel.switch(key, generation, mode, expect).map(Some)
     }
@@ -202,7 +202,7 @@ impl<K: Kernel> Engine<K> {
             if let Err(error) = self.reach(now, &change.key, change.from, change.from_mode) {
                 // Without its interface or its pins there is nothing to come back to: the
                 // reconciliation builds the chain anew from the intent.
-                let gone = matches!(error, KernelError::InterfaceNotFound { .. })
+                let gone = error.interface_missing()
                     || change.from.is_some_and(|from| {
                         !now.is_some_and(|now| now.generations.contains(&from))
                     });
@@ -307,12 +307,16 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
         };
+        // What cannot be seen may be attached.
+        let seen = seen.into_iter().filter(|seen| !matches!(seen.state, LinkState::Unseen { .. }));
         for seen in seen {
             let attached = match &seen.state {
                 LinkState::Attached(chain) => Some(chain.generation),
-                LinkState::Replaced { .. } | LinkState::Detached | LinkState::InterfaceMissing => {
-                    None
-                }
+                LinkState::Replaced { .. }
+                | LinkState::Detached
+                | LinkState::InterfaceMissing
+                | LinkState::NetnsMissing
+                | LinkState::Unseen { .. } => None,
             };
             for generation in seen.generations {
                 let needed = attached == Some(generation)
@@ -339,8 +343,16 @@ pub(super) fn find<'a>(seen: &'a [Observed], key: &ChainKey) -> Option<&'a Obser
 fn on_new_side(change: &Change, seen: Option<&Observed>) -> bool {
     match (change.to, seen.map(|seen| &seen.state)) {
         (Some(to), Some(LinkState::Attached(chain))) => chain.generation == to,
-        (Some(_), _) | (None, Some(LinkState::Attached(_) | LinkState::Replaced { .. })) => false,
-        (None, Some(LinkState::Detached | LinkState::InterfaceMissing) | None) => true,
+        (Some(_), _)
+        | (
+            None,
+            Some(LinkState::Attached(_) | LinkState::Replaced { .. } | LinkState::Unseen { .. }),
+        ) => false,
+        (
+            None,
+            Some(LinkState::Detached | LinkState::InterfaceMissing | LinkState::NetnsMissing)
+            | None,
+        ) => true,
     }
 }
 

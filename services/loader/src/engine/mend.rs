@@ -92,13 +92,11 @@ impl<K: Kernel> Engine<K> {
                 return None;
             }
             Mend::Wait => {
-                self.trouble(
-                    inner,
-                    key,
-                    &KernelError::InterfaceNotFound { name: key.interface.clone() },
-                );
+                self.trouble(inner, key, &missing(key, seen));
                 return None;
             }
+            // It may well be attached: whatever is in the way is told, and nothing else touched.
+            Mend::WaitToSee => return None,
             Mend::Attach(finding, expect) => (finding, self.attach(inner, key, expect)),
             Mend::Rebuild(finding) => {
                 let waits = inner.trouble.get(key).is_some_and(|t| begun < t.not_before);
@@ -127,6 +125,7 @@ impl<K: Kernel> Engine<K> {
         chain.restored += 1;
         let event = ChainRestored {
             host: self.parts.host.clone(),
+            netns: key.netns.clone(),
             interface: key.interface.clone(),
             hook: key.hook,
             found: finding.as_str().to_owned(),
@@ -167,9 +166,9 @@ impl<K: Kernel> Engine<K> {
         seen: Option<&Observed>,
         mut record: Chain,
     ) -> Result<(), Box<dyn std::error::Error>> {
-        let interfaces = self.parts.kernel.interfaces()?;
+        let interfaces = self.parts.kernel.interfaces(key.netns.as_ref())?;
         if !interfaces.iter().any(|interface| interface.name == key.interface) {
-            return Err(KernelError::InterfaceNotFound { name: key.interface.clone() }.into());
+            return Err(KernelError::no_interface(key).into());
         }
         let seen: Vec<_> = seen.cloned().into_iter().collect();
         // What a selector gives is chosen for all of its interfaces, before they are looked at.
@@ -264,13 +263,24 @@ fn unknown(
     (!known && seen.generations.contains(&now.generation)).then(|| (key.clone(), now.generation))
 }
 
+/// Why a chain waits for its interface.
+fn missing(key: &ChainKey, seen: Option<&Observed>) -> KernelError {
+    match (seen.map(|seen| &seen.state), &key.netns) {
+        (Some(LinkState::NetnsMissing), Some(netns)) => KernelError::NetnsNotFound {
+            netns: netns.clone(),
+            why: format!("{} leads to none", netns.path().display()),
+        },
+        _ => KernelError::no_interface(key),
+    }
+}
+
 fn interface_missing(error: &(dyn std::error::Error + 'static)) -> bool {
     let kernel = match error.downcast_ref::<LoaderError>() {
         Some(LoaderError::Kernel { source, .. }) => Some(source.as_ref()),
         Some(_) => None,
         None => error.downcast_ref::<KernelError>(),
     };
-    matches!(kernel, Some(KernelError::InterfaceNotFound { .. }))
+    kernel.is_some_and(KernelError::interface_missing)
 }
 
 /// Whether there are generations that nobody needs, or counts that were not read yet.

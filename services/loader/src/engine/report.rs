@@ -9,7 +9,7 @@ use canopy_api::{
         ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
-use canopy_kernel::{Away, Kernel, LinkState, MemberCells, Observed};
+use canopy_kernel::{Away, Kernel, KernelError, LinkState, MemberCells, Observed};
 use canopy_package::{bind, metric};
 use canopy_runtime::clock;
 use serde_json::Map;
@@ -42,7 +42,12 @@ impl<K: Kernel> Engine<K> {
             .rules
             .iter()
             .filter(|(target, _)| {
-                request.interface.is_none() && request.hook.is_none_or(|hook| hook == target.hook)
+                request.interface.is_none()
+                    && request
+                        .netns
+                        .as_ref()
+                        .is_none_or(|netns| Some(netns) == target.netns.as_ref())
+                    && request.hook.is_none_or(|hook| hook == target.hook)
             })
             .map(|(target, rule)| selector(&inner, target, rule))
             .collect();
@@ -81,7 +86,8 @@ impl<K: Kernel> Engine<K> {
         let inner = self.lock();
         let seen = self.parts.kernel.observe()?;
         let asked = |key: &ChainKey| {
-            request.interface.as_ref().is_none_or(|interface| *interface == key.interface)
+            request.netns.as_ref().is_none_or(|netns| Some(netns) == key.netns.as_ref())
+                && request.interface.as_ref().is_none_or(|interface| *interface == key.interface)
                 && request.hook.is_none_or(|hook| hook == key.hook)
         };
         let mut reports = Vec::new();
@@ -144,6 +150,7 @@ impl<K: Kernel> Engine<K> {
             })
             .collect();
         let status = ChainStatus {
+            netns: key.netns.clone(),
             interface: key.interface.clone(),
             hook: key.hook,
             selector: chain.rule.clone(),
@@ -288,7 +295,7 @@ fn judge(
             (ChainState::Diverged, Some(why), None)
         }
         Some(LinkState::InterfaceMissing) => {
-            let missing = format!("there is no interface \"{}\"", key.interface);
+            let missing = KernelError::no_interface(key).to_string();
             let why = match seen.and_then(|seen| seen.away.as_ref()) {
                 None => missing,
                 Some(Away::Renamed(to)) => format!(
@@ -296,11 +303,17 @@ fn judge(
                      apply the chain to {to}, which takes it over, and delete this one"
                 ),
                 Some(Away::OtherNamespace) => format!(
-                    "{missing} here; the one that has the chain is in another network namespace"
+                    "{missing} now; the one that has the chain is in another network namespace"
                 ),
             };
             (ChainState::Pending, Some(why), None)
         }
+        Some(LinkState::NetnsMissing) => {
+            let netns = key.netns.as_ref().map(ToString::to_string).unwrap_or_default();
+            let why = format!("there is no network namespace {netns}: the chain waits for it");
+            (ChainState::Pending, Some(why), None)
+        }
+        Some(LinkState::Unseen { why }) => (ChainState::Diverged, Some(why.clone()), None),
         Some(LinkState::Detached) => pending("the link is detached; it is being restored"),
         None => pending("nothing is attached; it is being built again"),
     }
@@ -308,10 +321,12 @@ fn judge(
 
 fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
     let mine = |(key, chain): (&ChainKey, &Chain)| {
-        (key.hook == target.hook && chain.rule.as_ref() == Some(&target.interface))
-            .then(|| key.interface.clone())
+        ((key.hook, &key.netns) == (target.hook, &target.netns)
+            && chain.rule.as_ref() == Some(&target.interface))
+        .then(|| key.interface.clone())
     };
     SelectorStatus {
+        netns: target.netns.clone(),
         interface: target.interface.clone(),
         hook: target.hook,
         interfaces: inner.state.chains.iter().filter_map(mine).collect(),
@@ -324,6 +339,7 @@ fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
 /// A chain of ours that the state does not know.
 fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
     let status = ChainStatus {
+        netns: key.netns.clone(),
         interface: key.interface.clone(),
         hook: key.hook,
         selector: None,

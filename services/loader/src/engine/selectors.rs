@@ -49,7 +49,10 @@ impl<K: Kernel> Engine<K> {
             self.raise(inner, key, seen);
         }
         let left = |(key, chain): (&ChainKey, &Chain)| {
-            let left = chain.rule.is_some() && !owners.contains_key(key) && !waiting.contains(key);
+            let left = chain.rule.is_some()
+                && !owners.contains_key(key)
+                && !waiting.contains(key)
+                && !awaited(seen, key);
             left.then(|| key.clone())
         };
         let left: Vec<_> = inner.state.chains.iter().filter_map(left).collect();
@@ -89,7 +92,7 @@ impl<K: Kernel> Engine<K> {
             .filter(|(key, chain)| chain.rule.is_some() && !owners.contains_key(*key))
             .filter_map(|(key, chain)| {
                 let to = new_name(seen, key, chain)?;
-                let new = ChainKey { interface: to, hook: key.hook };
+                let new = key.on(to);
                 let owner = owners.get(&new)?.clone();
                 (!inner.state.chains.contains_key(&new)).then(|| (key.clone(), new, owner))
             })
@@ -170,7 +173,7 @@ impl<K: Kernel> Engine<K> {
         inner.wanting = owners
             .iter()
             .filter_map(|(key, owner)| {
-                let target = Target { interface: owner.clone(), hook: key.hook };
+                let target = Target::of(key, owner.clone());
                 let rule = state.rules.get(&target)?;
                 let old = state.chains.get(key);
                 let same =
@@ -245,9 +248,22 @@ fn new_name(seen: &[Observed], key: &ChainKey, chain: &Chain) -> Option<Interfac
     if let Some(Observed { away: Some(Away::Renamed(to)), .. }) = find(seen, key) {
         return Some(to.clone());
     }
-    let found =
-        seen.iter().find(|seen| seen.key.hook == key.hook && runs(seen, Some(chain.running)))?;
+    let found = seen.iter().find(|seen| {
+        (seen.key.hook, &seen.key.netns) == (key.hook, &key.netns)
+            && runs(seen, Some(chain.running))
+    })?;
     Some(found.key.interface.clone())
+}
+
+/// Whether a chain's link went along to another network namespace, where a chain has none: that one takes
+/// it over first, so that no packet passes meanwhile.
+fn awaited(seen: &[Observed], key: &ChainKey) -> bool {
+    let moved = find(seen, key).is_some_and(|seen| seen.away == Some(Away::OtherNamespace));
+    let waits = |other: &Observed| {
+        (other.key.hook, &other.state) == (key.hook, &LinkState::Detached)
+            && other.key.netns != key.netns
+    };
+    moved && seen.iter().any(waits)
 }
 
 /// Whether a generation is what is attached.

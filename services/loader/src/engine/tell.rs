@@ -75,6 +75,7 @@ pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
         ));
     }
     ChainOutcome {
+        netns: asked.key.netns,
         interface: asked.key.interface,
         hook: asked.key.hook,
         action: plan.action,
@@ -109,6 +110,7 @@ pub(super) fn failure(
         notes.push(format!("{selector} stands for it: the loader goes on trying"));
     }
     ChainOutcome {
+        netns: asked.key.netns,
         interface: asked.key.interface,
         hook: asked.key.hook,
         action: Action::Failed,

@@ -9,6 +9,7 @@
 use crate::{
     desired::{ChainKey, Hook},
     name::{HostId, InterfaceName, ProgramName},
+    netns::{self, Netns},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ use std::fmt;
 /// Which map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapName {
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The interface.
     pub interface: InterfaceName,
     /// The hook.
@@ -31,19 +35,23 @@ pub struct MapName {
 impl MapName {
     /// The chain it belongs to.
     pub fn key(&self) -> ChainKey {
-        ChainKey { interface: self.interface.clone(), hook: self.hook }
+        ChainKey { netns: self.netns.clone(), interface: self.interface.clone(), hook: self.hook }
     }
 }
 
 impl fmt::Display for MapName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}/{}", self.interface, self.hook, self.program, self.map)
+        let Self { netns, interface, hook, program, map } = self;
+        write!(f, "{interface}/{hook}/{program}/{map}{}", netns::In(netns.as_ref()))
     }
 }
 
 /// Asks which maps there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapListRequest {
+    /// Only in this network namespace; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// Only on this interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceName>,

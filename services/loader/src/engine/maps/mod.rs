@@ -198,7 +198,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let Some(map) = found else {
-            return Err(LoaderError::NoMap { name: place.name, known });
+            return Err(LoaderError::NoMap { name: Box::new(place.name), known });
         };
         let (package, types) = self.types(&place.program);
         Ok(Found { place, map, package, types })

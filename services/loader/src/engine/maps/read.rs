@@ -40,14 +40,16 @@ impl<K: Kernel> Engine<K> {
         }
         let mut names: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for (key, _, map) in &all {
-            names.entry(map.id).or_default().push(format!("{key}/{}/{}", map.member, map.name));
+            names.entry(map.id).or_default().push(name(key, map).to_string());
         }
         let mut types = BTreeMap::new();
         let mut told = Vec::new();
         for (key, chain, map) in &all {
-            let asked = request.interface.as_ref().is_none_or(|name| *name == key.interface)
-                && request.hook.is_none_or(|hook| hook == key.hook)
-                && request.program.as_ref().is_none_or(|name| *name == map.member);
+            let asked =
+                request.netns.as_ref().is_none_or(|netns| Some(netns) == key.netns.as_ref())
+                    && request.interface.as_ref().is_none_or(|name| *name == key.interface)
+                    && request.hook.is_none_or(|hook| hook == key.hook)
+                    && request.program.as_ref().is_none_or(|name| *name == map.member);
             let program = chain.wanted.programs.iter().find(|p| p.name == map.member);
             let (true, Some(program)) = (asked, program) else { continue };
             let (package, of) = types
@@ -259,12 +261,7 @@ fn describe(
         MapAccess::Nothing => wire::MapAccess::Nothing,
     };
     MapInfo {
-        name: MapName {
-            interface: key.interface.clone(),
-            hook: key.hook,
-            program: map.member.clone(),
-            map: map.name.clone(),
-        },
+        name: name(key, map),
         generation,
         id: map.id,
         kind: map.shape.kind.name(),
@@ -287,6 +284,17 @@ fn describe(
             .collect(),
         settings: settings.into_iter().map(str::to_owned).collect(),
         shared_with: Vec::new(),
+    }
+}
+
+/// What a map is called.
+fn name(key: &ChainKey, map: &MemberMap) -> MapName {
+    MapName {
+        netns: key.netns.clone(),
+        interface: key.interface.clone(),
+        hook: key.hook,
+        program: map.member.clone(),
+        map: map.name.clone(),
     }
 }
 

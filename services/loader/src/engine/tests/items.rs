@@ -18,7 +18,7 @@ fn on(hook: Hook, mut chain: Value) -> Value {
 }
 
 fn tc(interface: &str) -> ChainKey {
-    ChainKey { interface: interface.parse().unwrap(), hook: Hook::TcIngress }
+    ChainKey { netns: None, interface: interface.parse().unwrap(), hook: Hook::TcIngress }
 }
 
 fn block(interface: &str, ports: &[u16]) -> Value {
@@ -149,7 +149,7 @@ fn what_cannot_be_taken_back_keeps_the_rest_waiting() {
     });
     let all = document(&[block("eth0", &[1]), block("eth1", &[1]), block("eth2", &[1])]);
     let reply = world.apply(&engine, all.clone()).unwrap();
-    let eth2 = ChainKey { interface: "eth2".parse().unwrap(), hook: Hook::Xdp };
+    let eth2 = ChainKey { netns: None, interface: "eth2".parse().unwrap(), hook: Hook::Xdp };
     assert_eq!(
         told(&reply),
         [

@@ -84,7 +84,7 @@ fn running() -> (World, Engine<FakeKernel>) {
 
 fn map(name: &str) -> MapName {
     let (interface, hook) = (eth0().interface, eth0().hook);
-    MapName { interface, hook, program: named("a"), map: name.to_owned() }
+    MapName { netns: None, interface, hook, program: named("a"), map: name.to_owned() }
 }
 
 fn entry(key: Value, value: Value) -> MapWrite {

@@ -8,6 +8,7 @@ mod healing;
 mod items;
 mod maps;
 mod model;
+mod netns;
 mod profile;
 mod samples;
 mod selector_model;

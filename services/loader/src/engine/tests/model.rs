@@ -3,7 +3,7 @@
 
 use super::world::*;
 use crate::engine::{Engine, Options, Stage};
-use canopy_api::{ChainKey, wire::ChainState};
+use canopy_api::{ChainKey, Netns, wire::ChainState};
 use canopy_kernel::{
     Kernel,
     fake::{Call, FakeKernel, Fault},
@@ -25,14 +25,24 @@ enum Op {
     TamperReplace(&'static str),
     InterfaceGone,
     InterfaceBack,
+    NetnsGone,
+    NetnsBack,
+    Confined(bool),
     Tick,
     Restart,
     FailNext(Call),
     DieDuring(Stage, bool, BTreeMap<&'static str, Programs>),
 }
 
+/// In another network namespace, and called as one in the loader's own.
+const THERE: &str = "blue:eth0";
+
 fn interface() -> impl Strategy<Value = &'static str> {
-    select(&["eth0", "eth1"][..])
+    select(&["eth0", "eth1", THERE][..])
+}
+
+fn blue() -> Netns {
+    "blue".parse().unwrap()
 }
 
 fn programs() -> impl Strategy<Value = Programs> {
@@ -59,6 +69,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => interface().prop_map(Op::TamperReplace),
         1 => Just(Op::InterfaceGone),
         1 => Just(Op::InterfaceBack),
+        1 => Just(Op::NetnsGone),
+        1 => Just(Op::NetnsBack),
+        1 => any::<bool>().prop_map(Op::Confined),
         2 => Just(Op::Tick),
         2 => Just(Op::Restart),
         1 => call.prop_map(Op::FailNext),
@@ -89,7 +102,16 @@ impl Model {
 }
 
 fn key(interface: &str) -> ChainKey {
-    if interface == "eth0" { eth0() } else { eth1() }
+    match interface {
+        "eth0" => eth0(),
+        "eth1" => eth1(),
+        _ => ChainKey { netns: Some(blue()), ..eth0() },
+    }
+}
+
+/// What a chain is called here.
+fn called(of: &ChainKey) -> &'static str {
+    ["eth0", "eth1", THERE].into_iter().find(|name| key(name) == *of).unwrap()
 }
 
 fn to_document(request: &BTreeMap<&'static str, Programs>) -> serde_json::Value {
@@ -102,7 +124,10 @@ fn to_document(request: &BTreeMap<&'static str, Programs>) -> serde_json::Value 
                 .zip(&ports)
                 .map(|((name, package, _), port)| (*name, *package, &port[..]))
                 .collect();
-            chain(interface, &programs)
+            let ChainKey { netns, interface, .. } = key(interface);
+            let mut chain = chain(interface.as_str(), &programs);
+            chain["netns"] = serde_json::json!(netns);
+            chain
         })
         .collect();
     document(&chains)
@@ -110,9 +135,8 @@ fn to_document(request: &BTreeMap<&'static str, Programs>) -> serde_json::Value 
 
 /// What the loader says, in the model's words.
 fn told(engine: &Engine<FakeKernel>) -> Model {
-    let intern = |text: &str| {
-        ["a", "b", "c", "block", "limit", "eth0", "eth1"].into_iter().find(|t| *t == text).unwrap()
-    };
+    let intern =
+        |text: &str| ["a", "b", "c", "block", "limit"].into_iter().find(|t| *t == text).unwrap();
     let reply = get(engine);
     // What is attached and not desired is on its way out; nobody described it.
     let desired = reply.chains.iter().filter(|chain| chain.changed.is_some());
@@ -121,7 +145,7 @@ fn told(engine: &Engine<FakeKernel>) -> Model {
             let port = p.config["ports"][0].as_u64().unwrap();
             (intern(p.name.as_str()), intern(p.package.as_str()), u16::try_from(port).unwrap())
         });
-        (intern(chain.interface.as_str()), programs.collect())
+        (called(&chain.key()), programs.collect())
     });
     Model { drained: reply.drained, chains: chains.collect() }
 }
@@ -132,6 +156,7 @@ struct Run {
     model: Model,
     counts: BTreeMap<(&'static str, &'static str), u64>,
     there: bool,
+    netns: bool,
 }
 
 impl Run {
@@ -184,7 +209,17 @@ impl Run {
                 self.world.kernel.add_interface(&eth1().interface);
                 self.there = true;
             }
-            Op::InterfaceBack => {}
+            Op::NetnsGone => {
+                self.world.kernel.remove_netns(&blue());
+                self.netns = false;
+            }
+            Op::NetnsBack if !self.netns => {
+                self.world.kernel.add_netns(&blue());
+                self.world.kernel.add_interface_in(Some(&blue()), &eth0().interface);
+                self.netns = true;
+            }
+            Op::InterfaceBack | Op::NetnsBack => {}
+            Op::Confined(confined) => self.world.kernel.confine(*confined),
             Op::Tick => {
                 self.engine().tick();
             }
@@ -231,9 +266,9 @@ impl Run {
             Ok(reply) => {
                 assert_eq!(reply.chains.len(), request.len());
                 let failed: Vec<_> =
-                    reply.failed().map(|(chain, _)| chain.interface.clone()).collect();
+                    reply.failed().map(|(chain, _)| called(&chain.key())).collect();
                 assert!(failed.is_empty() || !atomic, "{failed:?}");
-                done.retain(|interface, _| failed.iter().all(|name| name.as_str() != *interface));
+                done.retain(|interface, _| !failed.contains(interface));
                 assert!(!done.is_empty(), "an answer that is none");
             }
         }
@@ -243,6 +278,7 @@ impl Run {
     /// What holds once faults have ended and the loader has had time.
     fn check(&self) {
         self.world.kernel.clear_faults();
+        self.world.kernel.confine(false);
         for _ in 0..2 {
             wait(60);
             self.engine().tick();
@@ -250,7 +286,11 @@ impl Run {
         let engine = self.engine();
         assert_eq!(told(engine), self.model);
         for status in get(engine).chains {
-            let missing = !self.there && status.key() == eth1();
+            let missing = match called(&status.key()) {
+                "eth1" => !self.there,
+                THERE => !self.netns,
+                _ => false,
+            };
             let wanted = match (self.model.drained, missing) {
                 (true, _) => ChainState::Drained,
                 (false, true) => ChainState::Pending,
@@ -263,7 +303,7 @@ impl Run {
             );
             assert_eq!(self.world.kernel.pinned(&status.key()).len(), 1, "{status:?}");
             for program in &status.programs {
-                let at = (status.interface.as_str(), program.name.as_str());
+                let at = (called(&status.key()), program.name.as_str());
                 let counted = self.counts.iter().find(|((i, n), _)| (*i, *n) == at);
                 assert_eq!(program.runs, counted.map_or(0, |(_, count)| *count), "{at:?}");
             }
@@ -293,7 +333,10 @@ proptest! {
             model: Model::default(),
             counts: BTreeMap::new(),
             there: true,
+            netns: true,
         };
+        run.step(&Op::NetnsGone);
+        run.step(&Op::NetnsBack);
         for op in &ops {
             run.step(op);
         }

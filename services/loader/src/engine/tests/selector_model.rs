@@ -86,7 +86,7 @@ impl Model {
 }
 
 fn key(interface: &str) -> ChainKey {
-    ChainKey { interface: interface.parse().unwrap(), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: interface.parse().unwrap(), hook: Hook::Xdp }
 }
 
 proptest! {

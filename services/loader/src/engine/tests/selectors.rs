@@ -22,7 +22,7 @@ fn name(text: &str) -> InterfaceName {
 }
 
 fn xdp(interface: &str) -> ChainKey {
-    ChainKey { interface: name(interface), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: name(interface), hook: Hook::Xdp }
 }
 
 /// `block` for a selector, with these ports.

@@ -292,11 +292,11 @@ pub(super) fn until_death<T>(work: impl FnOnce() -> T) -> Option<T> {
 }
 
 pub(super) fn eth0() -> ChainKey {
-    ChainKey { interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
 }
 
 pub(super) fn eth1() -> ChainKey {
-    ChainKey { interface: "eth1".parse().unwrap(), hook: Hook::Xdp }
+    ChainKey { netns: None, interface: "eth1".parse().unwrap(), hook: Hook::Xdp }
 }
 
 pub(super) fn named(name: &str) -> ProgramName {
@@ -339,6 +339,7 @@ pub(super) fn runs(engine: &Engine<FakeKernel>, key: &ChainKey, name: &str) -> u
 
 pub(super) fn deletion(key: &ChainKey, program: Option<&str>) -> DeleteRequest {
     DeleteRequest {
+        netns: key.netns.clone(),
         interface: key.interface.clone().into(),
         hook: key.hook,
         program: program.map(named),
