@@ -4,6 +4,7 @@
 //! canopy.v1.rpc.<service>.<class>.<verb>.<host | all | _>.<principal>   request
 //! canopy.v1.event.<service>.<noun>.<what happened>.<host or "_">        event
 //! canopy.v1.audit.<service>.<host or "_">                               audit
+//! canopy.v1.stored.audit.<writer>.<chain>.<main | beside>               stored audit, in DATA only
 //! _INBOX.<principal>.<responder>.<random>                               reply
 //! ```
 //!
@@ -76,6 +77,26 @@ pub fn event(service: Service, noun: &str, happened: &str, host: Option<&HostId>
 /// The subject of an audit record.
 pub fn audit(service: Service, host: Option<&HostId>) -> String {
     format!("{ROOT}.audit.{service}.{}", host.map_or("_", HostId::as_str))
+}
+
+/// Where the records of a chain are stored, in DATA; `*` for any writer or chain. `beside` are those
+/// that contradict it.
+pub fn stored_audit(writer: &str, chain: &str, beside: bool) -> String {
+    let part = if beside { "beside" } else { "main" };
+    format!("{ROOT}.stored.audit.{writer}.{chain}.{part}")
+}
+
+/// Everything that is stored of the audit trail.
+pub fn all_stored_audit() -> String {
+    format!("{ROOT}.stored.audit.>")
+}
+
+/// Writer and chain of a subject of [`stored_audit`].
+pub fn stored_chain(subject: &str) -> Option<(&str, &str)> {
+    let rest = subject.strip_prefix(ROOT)?.strip_prefix(".stored.audit.")?;
+    let (writer, rest) = rest.split_once('.')?;
+    let (chain, _) = rest.split_once('.')?;
+    Some((writer, chain))
 }
 
 /// Who asked: the last token of a request subject, granted by the server.

@@ -3,12 +3,14 @@
 //! Times are RFC 3339 text in UTC. Counters never go back while the host keeps its state.
 
 mod admission;
+mod audit;
 pub mod hosts;
 mod maps;
 mod publish;
 pub mod tokens;
 
 pub use admission::*;
+pub use audit::*;
 pub use maps::*;
 pub use publish::*;
 
@@ -883,65 +885,4 @@ pub struct PackageDowngraded {
     pub by: Principal,
     /// When.
     pub time: String,
-}
-
-// ---- audit -----------------------------------------------------------------------------------
-
-/// `audit.<service>.<host or "_">`: a request that changes something, or one that was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Audit {
-    /// When it was decided.
-    pub time: String,
-    /// Who asked.
-    pub principal: Principal,
-    /// Which service was asked.
-    pub service: String,
-    /// On which host; absent for central services.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<HostId>,
-    /// What was asked.
-    pub verb: String,
-    /// The caller's idempotency key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
-    /// What came of it.
-    pub decision: Decision,
-    /// Why, where it was not done.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub reason: String,
-    /// Its place in the writer's own trail, where it keeps one: `<chain>/<seq>:<hash>`. Kept elsewhere,
-    /// it shows whether the trail was cut or written anew.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<String>,
-}
-
-/// `event.policy.connect.refused._`: somebody tried to connect, and was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ConnectRefused {
-    /// When.
-    pub time: String,
-    /// From where.
-    pub address: String,
-    /// What the client calls itself; anybody can say anything.
-    pub client: String,
-    /// Names in its certificate, at most 8.
-    pub names: Vec<String>,
-    /// Why, in a word.
-    pub code: String,
-    /// Why.
-    pub reason: String,
-    /// How many more were refused since the last that was told: at most 20 a second are.
-    pub untold: u64,
-}
-
-/// What came of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Decision {
-    /// Done, or already so.
-    Done,
-    /// Tried, and failed.
-    Failed,
-    /// Refused: the caller may not.
-    Denied,
 }

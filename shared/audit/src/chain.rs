@@ -30,6 +30,12 @@ pub struct Entry {
     pub rules: Vec<String>,
     /// Why.
     pub reason: String,
+    /// The address that somebody connected from.
+    pub peer: Option<String>,
+    /// Id of the token that they showed.
+    pub token: Option<String>,
+    /// How many times it happened, where that is not once.
+    pub count: Option<u64>,
 }
 
 impl Entry {
@@ -48,6 +54,9 @@ impl Entry {
             decision: None,
             rules: Vec::new(),
             reason: String::new(),
+            peer: None,
+            token: None,
+            count: None,
         }
     }
 }
@@ -100,6 +109,9 @@ impl Chain {
             decision: entry.decision,
             rules: entry.rules,
             reason: entry.reason,
+            peer: entry.peer,
+            token: entry.token,
+            count: entry.count,
         };
         let line = record.to_line()?;
         let head = Head { seq: record.seq, hash: LineHash::of(line.as_bytes()) };

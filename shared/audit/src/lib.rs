@@ -5,7 +5,11 @@
 //! before. A host's root can write a chain anew from any record on: that too is seen by comparing with
 //! a head that is not on the host.
 //!
-//! **Owns:** what a record is, its one text, how records follow from each other, verification.
+//! Whoever stores copies judges each record by the last one stored ([`place`]), and signs how far the
+//! copy goes ([`Checkpoint`]): verification of either, the writer's or the stored one, starts from there.
+//!
+//! **Owns:** what a record is, its one text, how records follow from each other, verification,
+//! checkpoints.
 //!
 //! **Must not know:** files, clocks, the bus, what requests mean.
 //!
@@ -24,9 +28,13 @@
 //! ```
 
 mod chain;
+mod checkpoint;
+mod follow;
 mod record;
 mod verify;
 
 pub use chain::{Chain, Entry};
-pub use record::{Head, Kind, LineHash, Record};
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointKey, CheckpointKeyError, PublicKey};
+pub use follow::{Place, place};
+pub use record::{Head, Kind, Line, LineHash, Record};
 pub use verify::{Finding, Report, Verifier};

@@ -65,6 +65,8 @@ pub enum Kind {
     /// Records up to `of` were removed, as there is only so much room; `previous_of` is the hash of the
     /// last of them.
     Trimmed,
+    /// Somebody connected to the bus.
+    Connected,
 }
 
 /// A record. Fields that have no meaning for its kind are absent.
@@ -114,6 +116,15 @@ pub struct Record {
     /// Why.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The address that somebody connected from, or tried to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Id of the token that they showed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// How many times it happened, where one record stands for several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
 }
 
 impl Record {
@@ -152,5 +163,45 @@ impl FromStr for Head {
 impl Serialize for Head {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Head {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A record together with its line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What it says.
+    pub record: Record,
+    /// Its text, without a line break.
+    pub text: String,
+    /// The text's hash.
+    pub hash: LineHash,
+}
+
+impl Line {
+    /// A line as a record. What reads as one and is written in another way is none: there must be one
+    /// text only for each record.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn read(text: impl Into<String>) -> Result<Self, String> {
+        let text = text.into();
+        let record: Record = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let own = record.to_line().map_err(|error| error.to_string())?;
+        if own != text {
+            return Err("it is not written as one".to_owned());
+        }
+        let hash = LineHash::of(text.as_bytes());
+        Ok(Self { record, text, hash })
+    }
+
+    /// Its place in the chain.
+    pub fn head(&self) -> Head {
+        Head { seq: self.record.seq, hash: self.hash }
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a chain is what its writer wrote.
 
-use crate::record::{Head, Kind, LineHash, Record};
+use crate::record::{Head, Kind, Line, LineHash, Record};
 use canopy_api::Principal;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -69,6 +69,30 @@ pub enum Finding {
         /// Its number.
         seq: u64,
     },
+    /// A record of a number that another has already.
+    #[error("there is a second record {seq}, which does not follow from what was stored before it")]
+    Forked {
+        /// Its number.
+        seq: u64,
+    },
+    /// The writer, who goes on with a chain over restarts, began another.
+    #[error("the writer began the chain {chain} although it had the chain {before}: {reason}")]
+    BegunAnew {
+        /// The new one.
+        chain: String,
+        /// The one before.
+        before: String,
+        /// What the first record of the new one says.
+        reason: String,
+    },
+    /// Nothing is there of a chain that was there.
+    #[error("nothing is there of the chain {chain}, which had {expected} records already")]
+    ChainMissing {
+        /// Which.
+        chain: String,
+        /// The last that was seen.
+        expected: u64,
+    },
     /// The record that somebody saw is among those removed in order: nothing can be said of it.
     #[error(
         "record {seq} was removed in order, so that nothing can be said of what was seen before"
@@ -115,27 +139,40 @@ pub struct Verifier {
     /// Of records that say what was removed: the last one removed and its hash.
     trimmed: Vec<(u64, Option<LineHash>)>,
     begun: BTreeSet<u64>,
-    expected: Option<Head>,
-    seen_expected: bool,
+    /// Places that somebody kept, and whether they were met.
+    expected: Vec<(Head, bool)>,
+    may_begin_anywhere: bool,
 }
 
 impl Verifier {
-    /// A verifier that knows a place of the chain from before.
-    pub fn expecting(expected: Option<Head>) -> Self {
+    /// A verifier that knows places of the chain from before.
+    pub fn expecting(expected: impl IntoIterator<Item = Head>) -> Self {
+        let expected = expected.into_iter().map(|head| (head, false)).collect();
         Self { expected, ..Self::default() }
+    }
+
+    /// Of a copy whose oldest records are removed by who keeps it: that no record says so is no finding.
+    #[must_use]
+    pub fn of_a_copy(self) -> Self {
+        Self { may_begin_anywhere: true, ..self }
+    }
+
+    /// Something that whoever reads the lines found.
+    pub fn found(&mut self, finding: Finding) {
+        self.find(finding);
     }
 
     /// The next line, without its line break. The record, if it is one.
     pub fn line(&mut self, line: &[u8]) -> Option<Record> {
         self.line += 1;
-        let record = match read(line) {
-            Ok(record) => record,
+        let text = std::str::from_utf8(line).map_err(|error| error.to_string());
+        let Line { record, hash, .. } = match text.and_then(Line::read) {
+            Ok(line) => line,
             Err(reason) => {
                 self.find(Finding::NoRecord { line: self.line, reason });
                 return None;
             }
         };
-        let hash = LineHash::of(line);
         let report = &mut self.report;
         if report.writer.is_none() {
             report.writer = Some(record.writer.clone());
@@ -162,11 +199,15 @@ impl Verifier {
         }
         let head = Head { seq: record.seq, hash };
         self.at = Some(head);
-        if let Some(expected) = self.expected.filter(|expected| expected.seq == record.seq) {
-            self.seen_expected = true;
-            if expected.hash != hash {
-                self.find(Finding::Replaced { seq: record.seq });
+        let mut replaced = false;
+        for (expected, met) in &mut self.expected {
+            if expected.seq == record.seq {
+                *met = true;
+                replaced |= expected.hash != hash;
             }
+        }
+        if replaced {
+            self.find(Finding::Replaced { seq: record.seq });
         }
         match (record.kind, record.of) {
             (Kind::Begun, _) => {
@@ -176,7 +217,7 @@ impl Verifier {
                 self.begun.remove(&of);
             }
             (Kind::Trimmed, Some(of)) => self.trimmed.push((of, record.previous_of)),
-            (Kind::Opened | Kind::Ended | Kind::Refused | Kind::Trimmed, _) => {}
+            (Kind::Opened | Kind::Ended | Kind::Refused | Kind::Trimmed | Kind::Connected, _) => {}
         }
         Some(record)
     }
@@ -191,6 +232,7 @@ impl Verifier {
         let first = self.report.first;
         let beginning = match self.before_first {
             None => true,
+            Some(_) if self.may_begin_anywhere && first > 1 => true,
             Some(before) if first == 1 => before == LineHash::NONE,
             // Whoever removed records in order wrote down which was the last, and its hash.
             Some(before) => self.trimmed.contains(&(first.saturating_sub(1), Some(before))),
@@ -198,13 +240,14 @@ impl Verifier {
         if !beginning {
             self.find(Finding::NoBeginning { first });
         }
-        if let Some(expected) = self.expected.filter(|_| !self.seen_expected) {
-            let last = self.at.map_or(0, |at| at.seq);
-            if expected.seq > last {
-                self.find(Finding::Truncated { last, expected: expected.seq });
-            } else if expected.seq < first && beginning {
-                self.find(Finding::Gone { seq: expected.seq });
-            }
+        let last = self.at.map_or(0, |at| at.seq);
+        let unmet = self.expected.iter().filter(|(_, met)| !met).map(|(expected, _)| expected.seq);
+        let unmet: Vec<u64> = unmet.collect();
+        if let Some(expected) = unmet.iter().copied().filter(|seq| *seq > last).max() {
+            self.find(Finding::Truncated { last, expected });
+        }
+        for seq in unmet.into_iter().filter(|seq| *seq < first && beginning) {
+            self.find(Finding::Gone { seq });
         }
         self.report.head = self.at;
         self.report.unended = self.begun.into_iter().collect();
@@ -214,12 +257,4 @@ impl Verifier {
     fn find(&mut self, finding: Finding) {
         self.report.findings.push(finding);
     }
-}
-
-/// A line as a record. What reads as one and is written in another way is none: there must be one text
-/// only for each record.
-fn read(line: &[u8]) -> Result<Record, String> {
-    let record: Record = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    let own = record.to_line().map_err(|error| error.to_string())?;
-    if own.as_bytes() == line { Ok(record) } else { Err("it is not written as one".to_owned()) }
 }

@@ -87,6 +87,7 @@ impl Answer for Records {
                 (Kind::Begun, _) => Cell::toned("begun", Tone::Dim),
                 (Kind::Opened, _) => Cell::toned("chain opened", Tone::Warn),
                 (Kind::Trimmed, _) => Cell::toned("trimmed", Tone::Dim),
+                (Kind::Connected, _) => Cell::toned("connected", Tone::Good),
                 (Kind::Ended | Kind::Refused, Some(Decision::Done)) => {
                     Cell::toned("done", Tone::Good)
                 }
