@@ -44,6 +44,11 @@ impl Layout {
         self.dir.join("policy-keys")
     }
 
+    /// The key that signs audit checkpoints; its public half ends in `.pub`.
+    pub fn audit_key(&self) -> PathBuf {
+        self.policy_keys().join("audit-signing.pem")
+    }
+
     /// A person's token.
     pub fn token(&self, principal: &str) -> PathBuf {
         self.dir.join(format!("tokens/{principal}.token"))
@@ -191,9 +196,20 @@ impl Layout {
                     "repositories",
                     json!([{ "name": "dev", "url": url, "packages": ["*"], "keys": keys }]),
                 );
+                let dir = self.state_dir().join("registry/audit");
+                put(&mut config, "audit", json!({ "dir": dir }));
             }
             Service::Policy => {
                 put(&mut config, "auth", self.auth(pki));
+                put(
+                    &mut config,
+                    "audit",
+                    json!({
+                        "dir": self.state_dir().join("policy/audit"),
+                        "signing_key": { "file": self.audit_key() },
+                        "checkpoint_seconds": 5,
+                    }),
+                );
             }
             Service::CertMonitor | Service::Enforcer => {}
         }

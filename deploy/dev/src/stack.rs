@@ -76,6 +76,14 @@ impl Stack {
                     .arg(layout.policy_keys()),
             )?;
         }
+        if !layout.audit_key().exists() {
+            // A stack made before there was one.
+            shell::quiet(
+                Command::new(compile::binary("canopy-policy")?)
+                    .args(["audit-key", "--output"])
+                    .arg(layout.audit_key()),
+            )?;
+        }
         layout.write(&pki)
     }
 

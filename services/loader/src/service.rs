@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use canopy_api::{HostId, PackageName, PackageRef, endpoint::Service, permission};
-use canopy_bus::{Bus, Server, Spool};
+use canopy_bus::{Bus, Server, Spool, forward};
 use canopy_kernel::Kernel;
 use canopy_kernel_aya::AyaKernel;
 use canopy_package::Limits;
@@ -78,6 +78,9 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     })
     .await
     .context("opening the audit trail")?;
+    let trail = Arc::new(trail);
+    // Nothing waits for the copies.
+    cx.tasks.spawn(forward::to_policy(bus.clone(), Arc::clone(&trail), cx.shutdown.clone()));
     let admission = Admission::new(config.admission, bus.clone())
         .counted(AdmissionMetrics::register(&cx.metrics)?);
     tell_admission(config.admission, &cx.readiness.latch("admission"));

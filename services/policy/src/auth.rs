@@ -1,6 +1,7 @@
 //! Who may connect: the bus server's questions, the verbs of tokens, the end of connections.
 
 use crate::{
+    audit::{Happening, Noter},
     config::{AuthConfig, Config, HostsRule},
     connect::{self, Identity, Refusal},
     connections::{Connections, seconds},
@@ -16,7 +17,7 @@ use canopy_api::{
     endpoint::{Service, policy},
     permission::{self, Seat},
     scope::Reach,
-    wire::tokens::TokenListReply,
+    wire::tokens::{TokenListReply, TokenRecord},
 };
 use canopy_bus::{
     Bus, BusConfig, BusError, Server,
@@ -48,6 +49,10 @@ pub(crate) struct Auth {
     metrics: Metrics,
     pub(crate) cx: Context,
     teller: Arc<Teller>,
+    noter: Noter,
+    data: Bus,
+    system: Bus,
+    replicas: usize,
 }
 
 /// A connection of ours outside APP.
@@ -105,7 +110,7 @@ impl Auth {
         bus: &Bus,
         cx: &Context,
         trust: watch::Receiver<Arc<Trust>>,
-        (admission, metrics): (Arc<Admission>, Metrics),
+        (admission, metrics, noter): (Arc<Admission>, Metrics, Noter),
     ) -> anyhow::Result<Option<Self>> {
         let latch = cx.readiness.latch("connections");
         latch.set(false, "waiting for the bus");
@@ -125,7 +130,7 @@ impl Auth {
         admission.all_enrolled(&hosts.all().await?, before);
         let system = seat(&config.bus, auth, Seat::System).await?;
         let connections = Connections {
-            system,
+            system: system.clone(),
             tokens: tokens.clone(),
             hosts: hosts.clone(),
             trust: trust.clone(),
@@ -141,6 +146,10 @@ impl Auth {
             metrics,
             cx: cx.clone(),
             teller: Arc::new(Teller::new(bus.clone())),
+            noter,
+            data,
+            system,
+            replicas: auth.replicas,
         };
         cx.tasks.spawn(connections.follow(cx.clone(), changes));
 
@@ -163,6 +172,21 @@ impl Auth {
         Ok(Some(this))
     }
 
+    /// The connection in DATA.
+    pub(crate) fn data(&self) -> &Bus {
+        &self.data
+    }
+
+    /// The connection in SYS.
+    pub(crate) fn system(&self) -> &Bus {
+        &self.system
+    }
+
+    /// How many servers keep what is stored.
+    pub(crate) fn replicas(&self) -> usize {
+        self.replicas
+    }
+
     /// The tokens.
     pub(crate) fn tokens(&self) -> Tokens {
         self.tokens.clone()
@@ -179,18 +203,24 @@ impl Auth {
         let result = decided.as_ref().err().map_or("granted", |(refusal, _)| refusal.code());
         self.metrics.connects.with_label_values(&[result]).inc();
         match decided {
-            Ok(grant) => {
+            Ok((grant, token)) => {
                 tracing::debug!(user = %grant.user, address = %request.address, "connects");
+                self.noter.note(Happening::connected(&request, &grant.user, token));
                 Ok(grant)
             }
             Err((refusal, names)) => {
+                self.noter.note(Happening::refused(&request, &refusal));
                 self.teller.refused(&request, &refusal, names);
                 Err(refusal.code().to_owned())
             }
         }
     }
 
-    async fn grant(&self, request: &ConnectRequest) -> Result<Grant, (Refusal, Vec<String>)> {
+    /// What is granted, and the id of the token it is granted for.
+    async fn grant(
+        &self,
+        request: &ConnectRequest,
+    ) -> Result<(Grant, Option<String>), (Refusal, Vec<String>)> {
         let trust = self.trust.borrow().clone();
         match connect::identify(&trust, request, seconds())? {
             Identity::Daemon { service, host, certificate, until } => {
@@ -204,7 +234,7 @@ impl Auth {
                     None => Ok(me.to_string()),
                 };
                 let user = user.map_err(|refusal| (refusal, vec![me.to_string()]))?;
-                Ok(Grant { user, permissions, until: Some(until) })
+                Ok((Grant { user, permissions, until: Some(until) }, None))
             }
             Identity::Person { claims, until } => {
                 let away = |error: ApiError| (Refusal::StoreAway(error.to_string()), Vec::new());
@@ -220,11 +250,12 @@ impl Auth {
                 // The server ends it on time; by its own clock, and not before we would refuse it.
                 let end = claims.exp.map(|end| end.saturating_add(trust.skew.as_secs()));
                 let until = end.map_or(until, |end| end.min(until));
-                Ok(Grant {
+                let grant = Grant {
                     user: kept.value.user(),
                     permissions: permission::person(&claims.sub, claims.role, &reach),
                     until: Some(until),
-                })
+                };
+                Ok((grant, Some(claims.jti)))
             }
         }
     }
@@ -268,6 +299,7 @@ impl Auth {
                     let by = caller.principal.as_str();
                     let reply = this.tokens.issue(&trust, &request, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, role = %request.role, by, "token issued");
+                    caller.notes.about(told("issued", &reply.record));
                     Ok(reply)
                 }
             })
@@ -278,6 +310,7 @@ impl Auth {
                     let by = caller.principal.as_str();
                     let reply = this.tokens.regenerate(&trust, &request, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, by, "token regenerated");
+                    caller.notes.about(told("regenerated", &reply.record));
                     this.end_connections(request.principal);
                     Ok(reply)
                 }
@@ -288,6 +321,7 @@ impl Auth {
                     let by = caller.principal.as_str();
                     let record = this.tokens.revoke(&request.principal, by, seconds()).await?;
                     tracing::warn!(principal = %request.principal, by, "token revoked");
+                    caller.notes.about(told("revoked", &record));
                     this.end_connections(request.principal);
                     Ok(record)
                 }
@@ -319,6 +353,11 @@ pub(crate) fn without(server: Server) -> Server {
         .handle::<policy::TokenRegenerate, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::TokenRevoke, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::TokenList, _, _>(move |_, _| async move { Err(none()) })
+}
+
+/// What the audit record says of a token.
+fn told(done: &str, record: &TokenRecord) -> String {
+    format!("{done}: token {} of {}, role {}", record.id, record.principal, record.role)
 }
 
 fn callout_keys(auth: &AuthConfig) -> anyhow::Result<CalloutKeys> {

@@ -9,6 +9,7 @@ use canopy_api::{
     permission::Role,
     wire::tokens::{Binding, TokenIssueRequest},
 };
+use canopy_audit::CheckpointKey;
 use canopy_bus::callout::CalloutKeys;
 use canopy_identity::{Certificate, SigningKey};
 use canopy_secrets::Secret;
@@ -24,8 +25,13 @@ use std::{
 
 const USAGE: &str = "\
 canopy-policy keys --output DIR
-    Makes the service's keys in DIR: issuer.seed, xkey.seed, token-signing.pem (each mode 0600), and
-    callout.json with the public keys the bus server's configuration names. Overwrites nothing.
+    Makes the service's keys in DIR: issuer.seed, xkey.seed, token-signing.pem, audit-signing.pem (each
+    mode 0600), callout.json with the public keys the bus server's configuration names, and
+    audit-signing.pub, which canopy audit verify --key takes. Overwrites nothing.
+
+canopy-policy audit-key --output FILE
+    Makes only the key that signs audit checkpoints, for a service that has the others: FILE (mode 0600),
+    and FILE with the ending .pub. Overwrites nothing.
 
 canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --output FILE
     Writes a token with the role admin for this person, bound to this certificate, to a file of mode
@@ -38,6 +44,9 @@ pub fn run(args: &[String]) -> Option<ExitCode> {
     let (name, rest) = args.split_first()?;
     let done = match name.as_str() {
         "keys" => options(rest, ["--output"]).and_then(|[output]| keys(Path::new(&output))),
+        "audit-key" => {
+            options(rest, ["--output"]).and_then(|[output]| audit_key(Path::new(&output)))
+        }
         "bootstrap" => options(rest, ["--config", "--principal", "--certificate", "--output"])
             .and_then(|[config, principal, certificate, output]| {
                 bootstrap(&config, &principal, &certificate, Path::new(&output))
@@ -92,20 +101,19 @@ fn options<const N: usize>(args: &[String], names: [&str; N]) -> anyhow::Result<
 fn keys(dir: &Path) -> anyhow::Result<String> {
     let callout = CalloutKeys::generate();
     let (issuer, xkey) = callout.seeds()?;
-    let signing = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-        .map_err(|_| anyhow::anyhow!("no randomness for a key"))?;
-    let pem = Secret::from(format!(
-        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-        STANDARD.encode(signing.as_ref())
-    ));
+    let pem = signing_key()?;
+    let audit = signing_key()?;
+    let audit_public = format!("{}\n", CheckpointKey::from_pem(&audit)?.public());
     let id = SigningKey::from_pem(&pem)?.id().to_owned();
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let public = format!("{:#}\n", json!({ "issuer": callout.issuer(), "xkey": callout.xkey() }));
-    let files: [(&str, &str, u32); 4] = [
+    let files: [(&str, &str, u32); 6] = [
         ("issuer.seed", &issuer, 0o600),
         ("xkey.seed", &xkey, 0o600),
         ("token-signing.pem", &pem, 0o600),
+        ("audit-signing.pem", &audit, 0o600),
         ("callout.json", &public, 0o644),
+        ("audit-signing.pub", &audit_public, 0o644),
     ];
     // All or none: half a set would be taken for a whole one.
     if let Some((name, ..)) = files.iter().find(|(name, ..)| dir.join(name).exists()) {
@@ -118,6 +126,33 @@ fn keys(dir: &Path) -> anyhow::Result<String> {
         said = format!("{said}{}\n", path.display());
     }
     Ok(format!("{said}tokens will be signed by the key {id}\n"))
+}
+
+/// A new Ed25519 key, PKCS#8 in PEM.
+fn signing_key() -> anyhow::Result<Secret> {
+    let signing = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
+        .map_err(|_| anyhow::anyhow!("no randomness for a key"))?;
+    Ok(Secret::from(format!(
+        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
+        STANDARD.encode(signing.as_ref())
+    )))
+}
+
+fn audit_key(path: &Path) -> anyhow::Result<String> {
+    let pem = signing_key()?;
+    let public = CheckpointKey::from_pem(&pem)?.public();
+    let beside = path.with_extension("pub");
+    if let Some(there) = [path, &beside].into_iter().find(|path| path.exists()) {
+        bail!("{} exists; choose another file", there.display());
+    }
+    write_new(path, &pem, 0o600)?;
+    write_new(&beside, &format!("{public}\n"), 0o644)?;
+    Ok(format!(
+        "{}\n{}\ncheckpoints will be signed by the key {}\n",
+        path.display(),
+        beside.display(),
+        public.id()
+    ))
 }
 
 fn write_new(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {

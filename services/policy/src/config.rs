@@ -1,5 +1,6 @@
 //! Configuration of the service.
 
+use crate::audit::AuditConfig;
 use canopy_admission::is_label;
 use canopy_api::{HostId, Principal, Problem, Problems, permission::Role, san::SanPatterns};
 use canopy_bus::BusConfig;
@@ -24,6 +25,10 @@ pub struct Config {
     /// says so, and there are no tokens.
     #[serde(default)]
     pub auth: Option<AuthConfig>,
+    /// Where audit records are kept. Without it none is stored, and this service keeps none of its own.
+    /// Needs `auth`, whose connection to what is stored it uses.
+    #[serde(default)]
+    pub audit: Option<AuditConfig>,
     /// Logs, metrics, traces.
     #[serde(default)]
     pub runtime: RuntimeConfig,
@@ -184,6 +189,15 @@ impl ServiceConfig for Config {
                         .remedy("name and value are 1 to 63 letters, digits, '_', '.' and '-'"),
                     );
                 }
+            }
+        }
+        if let Some(audit) = &self.audit {
+            audit.check(&mut problems);
+            if self.auth.is_none() {
+                problems.push(
+                    Problem::new("audit", "without `auth` there is nowhere to store records")
+                        .remedy("give `auth` as well, or leave `audit` out"),
+                );
             }
         }
         let Some(auth) = &self.auth else { return problems.into_result() };

@@ -1,6 +1,11 @@
 //! The verbs about admission.
 
-use crate::{directory::Roles, metrics::Metrics, rules::Admission};
+use crate::{
+    audit::{Happening, Noter},
+    directory::Roles,
+    metrics::Metrics,
+    rules::Admission,
+};
 use canopy_api::{
     ApiError, Code, Principal,
     endpoint::{Service, policy},
@@ -15,16 +20,16 @@ pub(crate) fn register(
     server: Server,
     admission: &Arc<Admission>,
     roles: &Roles,
-    metrics: &Metrics,
+    (metrics, noter): (&Metrics, &Noter),
 ) -> Server {
     let of = || (Arc::clone(admission), roles.clone());
     let (admit_by, explain_by, rules_of) = (of(), of(), Arc::clone(admission));
-    let metrics = metrics.clone();
+    let around = (metrics.clone(), noter.clone());
     server
         .handle::<policy::Admit, _, _>(move |caller, request| {
-            let ((admission, roles), metrics) = (admit_by.clone(), metrics.clone());
+            let ((admission, roles), (metrics, noter)) = (admit_by.clone(), around.clone());
             async move {
-                let answer = admit(&admission, &roles, &caller.principal, &request).await;
+                let answer = admit(&admission, &roles, &caller.principal, &request, &noter).await;
                 metrics.decided(match &answer {
                     Ok(reply) if reply.decisions.iter().all(|one| one.allowed) => "allowed",
                     Ok(_) => "denied",
@@ -52,6 +57,7 @@ async fn admit(
     roles: &Roles,
     loader: &Principal,
     request: &AdmitRequest,
+    noter: &Noter,
 ) -> Result<AdmitReply, ApiError> {
     let Some((Service::Loader, Some(host))) = daemon_of(loader) else {
         return Err(ApiError::new(Code::Denied, format!("{loader} is no host's loader"))
@@ -67,6 +73,7 @@ async fn admit(
     for (item, decision) in items.iter().zip(&decisions).filter(|(_, one)| !one.allowed) {
         let by = decision.rule.as_deref().unwrap_or("none");
         tracing::info!(%host, %principal, %item, rule = by, dry_run, "denied");
+        noter.note(Happening::denied(&host, principal, item, decision.rule.as_deref(), *dry_run));
     }
     Ok(AdmitReply { basis, decisions })
 }

@@ -14,11 +14,14 @@
 //! 7. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
 //!    metric and readiness; rules that were never good allow nothing.
 //!
-//! What was done is published on `canopy.v1.audit.>` by the service that did it, and not stored yet.
+//! 8. Audit records that a writer was told are stored are stored once, whatever instances there are. What
+//!    does not follow from what is stored is stored as well, and told.
 //!
-//! **Owns:** tokens, enrolments, the answers to the bus server, the rules in force, roles of people and labels of
-//! hosts (a [`directory::Directory`]). **Must not know:** packages' contents, kernels, hosts' insides.
+//! **Owns:** tokens, enrolments, the answers to the bus server, the rules in force, the stored audit trail, roles
+//! of people and labels of hosts (a [`directory::Directory`]). **Must not know:** packages' contents, kernels,
+//! hosts' insides.
 
+mod audit;
 mod auth;
 pub mod commands;
 mod config;
@@ -35,9 +38,11 @@ mod teller;
 mod tokens;
 mod trust;
 
+pub use audit::AuditConfig;
 pub use config::{AuthConfig, CaConfig, Config, HostsRule};
 pub use metrics::{METRICS, Metrics};
 
+use audit::{Noter, Trails};
 use auth::Auth;
 use canopy_api::{endpoint::Service, permission::daemon_principal};
 use canopy_bus::{Bus, Server};
@@ -84,7 +89,14 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     );
     cx.tasks.spawn(followed);
 
-    let bus = Bus::connect(&config.bus, daemon_principal(Service::Policy, None)?).await?;
+    let me = daemon_principal(Service::Policy, None)?;
+    // Before anything that is to be recorded.
+    let trails = match &config.audit {
+        Some(audit) => Some(Trails::open(audit, &me, &cx).await?),
+        None => None,
+    };
+    let noter = trails.as_ref().map_or_else(Noter::none, Trails::noter);
+    let bus = Bus::connect(&config.bus, me).await?;
     let mut server = Server::new(bus.clone(), Service::Policy, None)
         .health(cx.health())
         .observe(cx.observe())
@@ -92,20 +104,30 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         .on_ready(cx.bus.reporter());
     let mut roles = Roles::Configured;
     if let (Some(auth), Some(trust)) = (&config.auth, trust) {
-        let around = (Arc::clone(&admission), metrics.clone());
+        let around = (Arc::clone(&admission), metrics.clone(), noter.clone());
         let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, trust, around)).await?
         else {
             return Ok(());
         };
         roles = Roles::Tokens(Box::new(auth.tokens()));
         server = auth.serve_hosts(auth.serve(server));
+        server = match config.audit.as_ref().zip(trails) {
+            Some((audit, trails)) => {
+                let stored = audit::store(audit, (&auth, &bus), &trails, (&cx, &metrics), server);
+                let Some(server) = Box::pin(stored).await? else { return Ok(()) };
+                server
+            }
+            None => audit::without(server),
+        };
     } else {
         tracing::warn!(
             "no `auth` in the configuration: the bus server's own says who may connect, and there are no tokens"
         );
-        server = enrol::without(auth::without(server));
+        server = audit::without(enrol::without(auth::without(server)));
     }
-    handlers::register(server, &admission, &roles, &metrics).serve(cx.shutdown.clone()).await?;
+    handlers::register(server, &admission, &roles, (&metrics, &noter))
+        .serve(cx.shutdown.clone())
+        .await?;
     bus.close().await;
     Ok(())
 }

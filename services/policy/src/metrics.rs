@@ -41,9 +41,30 @@ const CONFIGURATION: MetricSpec = MetricSpec::gauge(
     "1 when the configuration file as it stands is in use, 0 when it has a mistake or needs a restart",
 );
 
+const AUDIT_RECORDS: MetricSpec = MetricSpec::counter(
+    "canopy_policy_audit_records_total",
+    &[],
+    "Audit records stored, of all writers",
+);
+const AUDIT_FINDINGS: MetricSpec = MetricSpec::counter(
+    "canopy_policy_audit_findings_total",
+    &["finding"],
+    "Audit records that did not follow from what is stored: gap, fork, begun_anew, cut, foreign",
+);
+
 /// Every metric of this service beside the runtime's own.
-pub const METRICS: &[MetricSpec] =
-    &[CONNECTS, CONNECT_SECONDS, ENDED, RULES, OPEN, CURRENT, DECIDED, CONFIGURATION];
+pub const METRICS: &[MetricSpec] = &[
+    CONNECTS,
+    CONNECT_SECONDS,
+    ENDED,
+    RULES,
+    OPEN,
+    CURRENT,
+    DECIDED,
+    CONFIGURATION,
+    AUDIT_RECORDS,
+    AUDIT_FINDINGS,
+];
 
 /// The metrics, registered.
 #[derive(Clone, Debug)]
@@ -56,6 +77,8 @@ pub struct Metrics {
     current: IntGaugeVec,
     decided: IntCounterVec,
     pub(crate) configuration: IntGaugeVec,
+    audit_records: IntCounterVec,
+    audit_findings: IntCounterVec,
 }
 
 impl Metrics {
@@ -70,6 +93,8 @@ impl Metrics {
             current: int_gauge_vec(registry, &CURRENT)?,
             decided: int_counter_vec(registry, &DECIDED)?,
             configuration: int_gauge_vec(registry, &CONFIGURATION)?,
+            audit_records: int_counter_vec(registry, &AUDIT_RECORDS)?,
+            audit_findings: int_counter_vec(registry, &AUDIT_FINDINGS)?,
         };
         metrics.configured(true);
         Ok(metrics)
@@ -80,6 +105,14 @@ impl Metrics {
         self.rules.with_label_values::<&str>(&[]).set(count);
         self.open.with_label_values::<&str>(&[]).set(i64::from(open));
         self.current.with_label_values::<&str>(&[]).set(i64::from(current));
+    }
+
+    pub(crate) fn audit_stored(&self) {
+        self.audit_records.with_label_values::<&str>(&[]).inc();
+    }
+
+    pub(crate) fn audit_finding(&self, finding: &str) {
+        self.audit_findings.with_label_values(&[finding]).inc();
     }
 
     pub(crate) fn decided(&self, decision: &str) {

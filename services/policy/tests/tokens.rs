@@ -203,7 +203,7 @@ async fn signing_keys_are_rotated_without_a_restart() {
     assert!(made.status.success(), "{made:?}");
     let key = |dir: &str| json!({ "file": stack.path(dir).join("token-signing.pem") });
     let configured = |keys: serde_json::Value| {
-        let mut config = stack.config();
+        let mut config = stack.config_with_audit(0);
         config["auth"]["signing_keys"] = keys;
         stack.policy[0].configure(config).unwrap();
     };

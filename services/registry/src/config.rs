@@ -8,11 +8,11 @@ use canopy_runtime::{RuntimeConfig, ServiceConfig};
 use canopy_store::{Location, StoreConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Where packages come from, and whose signatures count. The file is looked at every second: new
 /// `repositories`, `refresh_seconds` and `cache_bytes` are used without a restart, and a file with a
-/// mistake changes nothing; `bus` and `runtime` are read at the start only.
+/// mistake changes nothing; `bus`, `audit` and `runtime` are read at the start only.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -33,6 +33,30 @@ pub struct Config {
     /// Verified package files kept in memory, bytes. Default 256 MiB.
     #[serde(default = "default_cache")]
     pub cache_bytes: u64,
+    /// Where this instance keeps the audit trail of what is published and withdrawn through it:
+    /// `/var/lib/canopy/registry/audit`. What cannot be recorded there is not done. Without it records
+    /// are told on the bus and kept nowhere.
+    #[serde(default)]
+    pub audit: Option<AuditConfig>,
+}
+
+/// An audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditConfig {
+    /// A directory of this instance's own.
+    pub dir: PathBuf,
+    /// Bytes kept there; the oldest records go first. At least 65536; default 64 MiB.
+    #[serde(default = "default_audit")]
+    #[schemars(range(min = 65536))]
+    pub bytes: u64,
+}
+
+/// A trail of a few records would be of no use.
+const LEAST_AUDIT: u64 = 65_536;
+
+fn default_audit() -> u64 {
+    64 << 20
 }
 
 fn default_refresh() -> u64 {
@@ -252,6 +276,12 @@ impl ServiceConfig for Config {
 
     fn check(&self) -> Result<(), Problems> {
         let mut problems = Problems::default();
+        if let Some(audit) = self.audit.as_ref().filter(|audit| audit.bytes < LEAST_AUDIT) {
+            problems.push(
+                Problem::new("audit.bytes", format!("{} is less than {LEAST_AUDIT}", audit.bytes))
+                    .remedy("leave it out for the default"),
+            );
+        }
         let mut names = BTreeMap::new();
         let mut patterns: Vec<(Pattern, usize)> = Vec::new();
         for (r, repository) in self.repositories.iter().enumerate() {

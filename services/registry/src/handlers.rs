@@ -86,6 +86,7 @@ fn register_publishing(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
                 let (by, change) = (&caller.principal, Change::Publish(packages));
                 let done =
                     registry.publish(by, &repository, &change, &index, replaces.as_ref()).await?;
+                caller.notes.about(said("published", &repository, &done));
                 tell(&bus, "published", &repository, &done, by).await;
                 Ok(PublishReply { index_version: done.index_version })
             }
@@ -101,10 +102,21 @@ fn register_publishing(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
                 let by = &caller.principal;
                 let done =
                     registry.publish(by, &repository, &change, &index, Some(&replaces)).await?;
+                let what = if yanked { "withdrawn" } else { "brought back" };
+                caller.notes.about(said(what, &repository, &done));
                 tell(&bus, "yanked", &repository, &done, by).await;
                 Ok(PublishReply { index_version: done.index_version })
             }
         })
+}
+
+/// What the audit record says of it.
+fn said(what: &str, repository: &str, done: &Published) -> String {
+    let each = done.entries.iter().map(|entry| format!("{}@{}", entry.name, entry.version));
+    let each: Vec<String> = each.collect();
+    // A new expiry, say.
+    let which = if each.is_empty() { "the index alone".to_owned() } else { each.join(", ") };
+    format!("{what} in {repository}: {which}")
 }
 
 /// Tells the bus what a publisher changed.

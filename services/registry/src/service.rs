@@ -1,14 +1,14 @@
 //! The registry as a process.
 
 use crate::{
-    config::Config,
+    config::{AuditConfig, Config},
     current::Current,
     handlers,
     metrics::Metrics,
     registry::{Registry, RepositoryHealth},
 };
 use canopy_api::{endpoint::Service, permission, wire::PackageRefused};
-use canopy_bus::{Bus, Server};
+use canopy_bus::{Bus, Server, Spool, forward};
 use canopy_runtime::{ConfigFile, Context, Latch, clock};
 use std::{
     sync::Arc,
@@ -40,14 +40,33 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let principal = permission::daemon_principal(Service::Registry, None)?;
     let bus = Bus::connect(&config.bus, principal).await?;
     cx.tasks.spawn(publish(bus.clone(), refused, cx.clone()));
-    let server = Server::new(bus.clone(), Service::Registry, None)
+    let mut server = Server::new(bus.clone(), Service::Registry, None)
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
+    if let Some(audit) = config.audit {
+        server = server.audit(trail(audit, &bus, &cx).await?);
+    } else {
+        tracing::warn!(
+            "no `audit` in the configuration: what is published leaves no lasting record here"
+        );
+    }
     let ended = handlers::register(server, &current, &bus).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
+}
+
+/// Opens the audit trail, and has copies of it stored.
+async fn trail(config: AuditConfig, bus: &Bus, cx: &Context) -> anyhow::Result<Arc<Spool>> {
+    let tell = cx.readiness.latch("audit").reporter();
+    let writer = bus.principal().clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        Spool::new(config.dir, writer, config.bytes, clock::now(), tell)
+    });
+    let spool = Arc::new(opened.await?);
+    cx.tasks.spawn(forward::to_policy(bus.clone(), Arc::clone(&spool), cx.shutdown.clone()));
+    Ok(spool)
 }
 
 /// Tells the bus what was refused.

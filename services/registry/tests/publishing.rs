@@ -310,6 +310,65 @@ async fn a_publisher_who_cannot_write_there_publishes_withdraws_and_brings_back(
 }
 
 #[tokio::test]
+async fn what_is_published_is_recorded_and_what_cannot_be_recorded_is_not_published() {
+    let server = NatsServer::start(&[]).unwrap();
+    let directory = Directory::new();
+    let place = tempfile::tempdir().unwrap();
+    let trail = place.path().join("audit");
+    let mut config = config(&server, &directory, &json!({}));
+    config["audit"] = json!({ "dir": trail });
+    let process = start(&config);
+    let publisher = Publisher { bus: connect(&server, "u-publisher").await, directory: &directory };
+    publisher.publish(&[package("p", "0.1.0", "")], |_, _| {}).await.unwrap();
+    publisher.yank("p", true, |_| {}).await.unwrap();
+    publisher.publish(&[], |_, _| {}).await.unwrap();
+    let mut told = Vec::new();
+    for file in fs::read_dir(&trail).unwrap() {
+        for line in fs::read_to_string(file.unwrap().path()).unwrap().lines() {
+            let record: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(record["writer"], "s-registry");
+            let verb = record["verb"].as_str().unwrap_or_default();
+            if record["kind"] == "ended" && ["publish", "yank"].contains(&verb) {
+                assert_eq!(record["principal"], "u-publisher");
+                told.push(record["reason"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    assert_eq!(
+        told,
+        [
+            "published in starter: p@0.1.0",
+            "withdrawn in starter: p@0.1.0",
+            "published in starter: the index alone"
+        ]
+    );
+    assert!(process.end().unwrap().success());
+
+    fs::remove_dir_all(&trail).unwrap();
+    fs::write(&trail, "in the way").unwrap();
+    let before = visible(&directory);
+    let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
+    process.wait_status(503).unwrap();
+    let refused = wait_for(Duration::from_secs(10), "it says why", || {
+        let said = process.get("/ready?verbose").unwrap().1;
+        if said.contains("audit") { Ok(said) } else { Err(said) }
+    });
+    refused.unwrap();
+    let packages = [package("p", "0.2.0", "")];
+    let refused = loop {
+        match publisher.publish(&packages, |_, _| {}).await {
+            // Not there yet.
+            Err(error) if !error.message.contains("audit record") => {
+                assert_eq!(error.code, Code::Unavailable, "{error:?}");
+            }
+            other => break other.unwrap_err(),
+        }
+    };
+    assert!(refused.message.contains("cannot be kept, so nothing was done"), "{refused:?}");
+    assert_eq!(visible(&directory), before);
+}
+
+#[tokio::test]
 async fn who_has_no_role_for_it_publishes_nothing() {
     let server = NatsServer::start(&["web1"]).unwrap();
     let directory = Directory::new();

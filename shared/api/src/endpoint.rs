@@ -251,8 +251,10 @@ endpoints! {
         Admit = Internal "admit" (2 s, idempotent, callers &[Service::Loader]): wire::AdmitRequest => wire::AdmitReply, "May this person do this on the host that asks";
         Explain = Read "explain" (5 s, idempotent): wire::ExplainRequest => wire::ExplainReply, "Which admission rule would decide, and what each says";
         Rules = Read "rules" (5 s, idempotent): wire::Empty => wire::RulesReply, "The admission rules in force";
+        AuditAppend = Internal "audit-append" (5 s, idempotent, callers &[Service::Loader, Service::Registry]): wire::AuditAppendRequest => wire::AuditAppendReply, "Stores audit records of the writer that asks, in order";
+        Audit = Admin "audit" (10 s, idempotent): wire::AuditRequest => wire::AuditReply, "What was done, by whom: the stored audit records";
+        AuditCheckpoints = Admin "audit-checkpoints" (10 s, idempotent): wire::AuditCheckpointsRequest => wire::AuditCheckpointsReply, "How far each stored chain goes, signed";
     } planned {
-        Read "audit" "What was done, by whom";
     }
     /// Certificates.
     cert_monitor: CertMonitor {

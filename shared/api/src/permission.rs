@@ -213,7 +213,7 @@ pub fn data() -> Permissions {
         ["$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"]
             .map(str::to_owned)
             .into_iter()
-            .chain([echo(me)]),
+            .chain([format!("{ROOT}.stored.>"), echo(me)]),
         [
             format!("_INBOX.{me}.>"),
             format!("{ROOT}.event.>"),

@@ -106,15 +106,28 @@ pub fn subjects_markdown() -> String {
     );
     let published = schemars::schema_for!(crate::wire::PackagePublished).to_value();
     schema::fields(&mut out, &published, &mut types);
+    audit(&mut out, &mut types);
+    schema::types(&mut out, &types);
+    out
+}
+
+/// What is told of the audit trail.
+fn audit(out: &mut String, types: &mut BTreeMap<String, Value>) {
+    let _ = write!(
+        out,
+        "\n### `{ROOT}.event.policy.audit.finding._`\n\nAudit records that came to be stored do not follow \
+         from what is stored.\n\n"
+    );
+    let finding = schemars::schema_for!(crate::wire::AuditFinding).to_value();
+    schema::fields(out, &finding, types);
     let _ = write!(
         out,
         "\n## Audit records\n\n`{ROOT}.audit.<service>.<host or _>`: every request that changes something, and \
-         every refusal. They go to the account DATA, which people do not see.\n\n"
+         every refusal, as it is told. They go to the account DATA, which people do not see. What is stored \
+         is what writers send to `policy.audit-append`, and is asked for with `policy.audit`.\n\n"
     );
     let audit = schemars::schema_for!(crate::wire::Audit).to_value();
-    schema::fields(&mut out, &audit, &mut types);
-    schema::types(&mut out, &types);
-    out
+    schema::fields(out, &audit, types);
 }
 
 /// The status table of the README: what each service does today and what is planned.

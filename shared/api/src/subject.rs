@@ -86,6 +86,11 @@ pub fn stored_audit(writer: &str, chain: &str, beside: bool) -> String {
     format!("{ROOT}.stored.audit.{writer}.{chain}.{part}")
 }
 
+/// Where all chains of a writer are stored, and what contradicts them.
+pub fn stored_audit_of(writer: &str) -> String {
+    format!("{ROOT}.stored.audit.{writer}.*.*")
+}
+
 /// Everything that is stored of the audit trail.
 pub fn all_stored_audit() -> String {
     format!("{ROOT}.stored.audit.>")

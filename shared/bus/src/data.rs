@@ -1,4 +1,9 @@
-//! The account DATA: values that every instance of a service sees, changed by compare and swap.
+//! The account DATA: values that every instance of a service sees, changed by compare and swap; and logs
+//! that only grow.
+
+mod log;
+
+pub use log::{Append, Log, LogConfig, LogEntry};
 
 use crate::{config::BusError, connection::Bus};
 use async_nats::jetstream::{
@@ -82,11 +87,15 @@ impl Bucket {
         Ok(Some(Stored { value: read(key, &entry.value)?, revision: entry.revision }))
     }
 
+    /// Every key.
+    pub async fn keys(&self) -> Result<Vec<String>, BusError> {
+        let keys = self.store.keys().await.map_err(|error| failed(&error))?;
+        keys.try_collect().await.map_err(|error| failed(&error))
+    }
+
     /// Every value.
     pub async fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, BusError> {
-        let keys = self.store.keys().await.map_err(|error| failed(&error))?;
-        let keys: Vec<String> = keys.try_collect().await.map_err(|error| failed(&error))?;
-        let reads = keys.into_iter().map(|key| {
+        let reads = self.keys().await?.into_iter().map(|key| {
             let this = self.clone();
             async move { this.get(&key).await }
         });

@@ -45,6 +45,7 @@ mod config;
 mod connection;
 pub mod data;
 mod event;
+pub mod forward;
 mod header;
 mod idempotency;
 mod inbox;

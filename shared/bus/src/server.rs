@@ -27,7 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::{sync::Semaphore, time::timeout};
@@ -48,19 +48,33 @@ pub struct Caller {
 
 /// What a handler adds to the audit record of its request. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Notes(Arc<Mutex<BTreeSet<String>>>);
+pub struct Notes(Arc<Mutex<Noted>>);
+
+/// What was noted.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    pub(crate) rules: BTreeSet<String>,
+    pub(crate) about: String,
+}
 
 impl Notes {
     /// These admission rules decided.
     pub fn rules(&self, names: impl IntoIterator<Item = String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        self.lock().rules.extend(names);
     }
 
-    /// The rules noted so far.
-    pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-            .into_iter()
-            .collect()
+    /// This was done, in a few words.
+    pub fn about(&self, done: impl Into<String>) {
+        self.lock().about = done.into();
+    }
+
+    /// What was noted so far.
+    pub(crate) fn take(&self) -> Noted {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,8 +178,8 @@ impl Server {
     /// Where a record of every request that may change something is kept before it is worked on, and of
     /// what came of it. What cannot be recorded is not worked on.
     #[must_use]
-    pub fn audit(mut self, spool: Spool) -> Self {
-        self.spool = Some(Arc::new(spool));
+    pub fn audit(mut self, spool: impl Into<Arc<Spool>>) -> Self {
+        self.spool = Some(spool.into());
         self
     }
 

@@ -8,6 +8,7 @@ use canopy_api::{Principal, time};
 use canopy_audit::{Chain, Entry, Head, Kind, LineHash, Verifier};
 use std::{
     collections::VecDeque,
+    fmt::Write as _,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -15,9 +16,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
+use tokio::sync::Notify;
 
 /// Segments a full trail has, about.
 const SEGMENTS: u64 = 8;
+/// Lines that are kept in memory for whoever sends them on.
+const RECENT: usize = 256;
 
 type Tell = Box<dyn Fn(bool, &str) + Send + Sync>;
 
@@ -28,6 +32,7 @@ pub struct Spool {
     limit: u64,
     tell: Tell,
     state: Mutex<State>,
+    grown: Notify,
 }
 
 #[derive(Default)]
@@ -46,6 +51,16 @@ struct Trail {
     file: Option<File>,
     /// Whether it may end in a part of a line, which is left out when it is read anew.
     torn: bool,
+    /// The last lines, without their breaks.
+    recent: VecDeque<(u64, String)>,
+    /// The last record that whoever stores copies has said to have.
+    stored: u64,
+}
+
+impl Trail {
+    fn new(chain: Chain, segments: VecDeque<Segment>) -> Self {
+        Self { chain, segments, file: None, torn: false, recent: VecDeque::new(), stored: 0 }
+    }
 }
 
 struct Segment {
@@ -74,7 +89,8 @@ impl Spool {
     ) -> Self {
         let dir = dir.into();
         let state = Mutex::default();
-        let spool = Self { dir, writer, limit, tell: Box::new(tell), state };
+        let grown = Notify::new();
+        let spool = Self { dir, writer, limit, tell: Box::new(tell), state, grown };
         let mut state = spool.lock();
         let opened = spool.opened(&mut state, &time::rfc3339(now)).map(drop);
         spool.told(&mut state, opened.map_err(|error| error.to_string()));
@@ -109,7 +125,79 @@ impl Spool {
             state.trail = None;
         }
         self.told(&mut state, kept.as_ref().map(drop).map_err(ToString::to_string));
+        self.grown.notify_one();
         kept
+    }
+
+    /// Waits until there is a record more than before.
+    pub(crate) async fn grown(&self) {
+        self.grown.notified().await;
+    }
+
+    /// The chain and its last record; `None` while the trail cannot be used.
+    pub(crate) fn at(&self) -> Option<(String, Head)> {
+        let state = self.lock();
+        state.trail.as_ref().map(|trail| (trail.chain.id().to_owned(), trail.chain.head()))
+    }
+
+    /// Number of the oldest record there is.
+    pub(crate) fn first(&self) -> Option<u64> {
+        let state = self.lock();
+        let oldest = state.trail.as_ref()?.segments.front()?;
+        first_of(&oldest.path)
+    }
+
+    /// Records behind one, in order, at most `lines` and about `bytes` of them; older ones than there
+    /// are begin with the oldest.
+    ///
+    /// # Errors
+    /// When the disk does not give them.
+    pub(crate) fn after(&self, seq: u64, lines: usize, bytes: usize) -> io::Result<Vec<String>> {
+        let mut files = Vec::new();
+        {
+            let state = self.lock();
+            let Some(trail) = &state.trail else { return Ok(Vec::new()) };
+            if trail.recent.front().is_some_and(|(first, _)| *first <= seq + 1) {
+                let recent = trail.recent.iter().filter(|(one, _)| *one > seq);
+                return Ok(some(recent.map(|(_, line)| line.clone()), lines, bytes));
+            }
+            let behind = trail.segments.iter().filter(|segment| segment.last.seq > seq);
+            files.extend(behind.map(|segment| segment.path.clone()).take(2));
+        }
+        let mut found = Vec::new();
+        for path in files {
+            let Some(first) = first_of(&path) else { continue };
+            let text = match fs::read_to_string(&path) {
+                // Removed meanwhile, as there is no more room.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                text => text?,
+            };
+            let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            let skip = usize::try_from((seq + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+            found.extend(whole.skip(skip).take(lines).map(str::to_owned));
+        }
+        Ok(some(found.into_iter(), lines, bytes))
+    }
+
+    /// Whoever stores copies has the records up to this one.
+    pub(crate) fn stored(&self, seq: u64) {
+        if let Some(trail) = &mut self.lock().trail {
+            trail.stored = trail.stored.max(seq);
+        }
+    }
+
+    /// Sets the trail aside and begins another, which says why.
+    ///
+    /// # Errors
+    /// When the disk does not take it. The trail is as before, or begun anew with the next record.
+    pub(crate) fn begin_anew(&self, why: &str, now: SystemTime) -> io::Result<()> {
+        let mut state = self.lock();
+        let aside = set_aside(&self.dir)?;
+        state.trail = None;
+        let reason = format!("the one before is set aside in {}: {why}", aside.display());
+        state.trail = Some(self.begin(reason, &time::rfc3339(now))?);
+        self.grown.notify_one();
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,7 +237,7 @@ impl Spool {
             (Some(head), None) if !foreign => {
                 let chain = Chain::at(writer, report.chain, head);
                 tracing::info!(chain = chain.id(), %head, "the audit trail goes on");
-                return Ok(Trail { chain, segments, file: None, torn: false });
+                return Ok(Trail::new(chain, segments));
             }
             (None, None) => "there was none".to_owned(),
             (_, finding) => {
@@ -158,9 +246,13 @@ impl Spool {
                 format!("the one before is set aside in {}: {what}", aside.display())
             }
         };
+        self.begin(reason, now)
+    }
+
+    fn begin(&self, reason: String, now: &str) -> io::Result<Trail> {
         tracing::warn!(dir = %self.dir.display(), "an audit trail begins: {reason}");
-        let chain = Chain::new(writer, format!("{:016x}", rand::random::<u64>()));
-        let mut trail = Trail { chain, segments: VecDeque::new(), file: None, torn: false };
+        let chain = Chain::new(self.writer.clone(), format!("{:016x}", rand::random::<u64>()));
+        let mut trail = Trail::new(chain, VecDeque::new());
         self.write(&mut trail, Entry { reason, ..Entry::new(Kind::Opened, now) })?;
         Ok(trail)
     }
@@ -192,9 +284,15 @@ impl Spool {
         }
         segment.bytes += line.len() as u64;
         segment.last = next.head();
+        let last = segment.last;
         trail.file = Some(file);
         trail.chain = next;
-        Ok(segment.last)
+        line.pop();
+        trail.recent.push_back((last.seq, line));
+        if trail.recent.len() > RECENT {
+            trail.recent.pop_front();
+        }
+        Ok(last)
     }
 
     /// Removes the oldest segments while there are too many bytes, and writes down which before.
@@ -203,10 +301,18 @@ impl Spool {
             && trail.segments.iter().map(|segment| segment.bytes).sum::<u64>() > self.limit
         {
             let Some(oldest) = trail.segments.front().map(|oldest| oldest.last) else { break };
+            let mut reason = format!("at most {} bytes are kept", self.limit);
+            if trail.stored < oldest.seq {
+                let _ = write!(reason, "; policy has said to have them up to {}", trail.stored);
+                tracing::error!(
+                    dir = %self.dir.display(), stored = trail.stored, removed = oldest.seq,
+                    "audit records that policy does not have are removed, as there is no more room"
+                );
+            }
             let entry = Entry {
                 of: Some(oldest.seq),
                 previous_of: Some(oldest.hash),
-                reason: format!("at most {} bytes are kept", self.limit),
+                reason,
                 ..Entry::new(Kind::Trimmed, time)
             };
             self.write(trail, entry)?;
@@ -236,6 +342,22 @@ fn read(path: PathBuf, verifier: &mut Verifier) -> io::Result<Segment> {
         }
     }
     Ok(Segment { path, bytes: bytes.len() as u64, last })
+}
+
+/// As many as there is room for, one at least.
+fn some(all: impl Iterator<Item = String>, lines: usize, bytes: usize) -> Vec<String> {
+    let mut taken = 0;
+    let fits = |line: &String| {
+        let first = taken == 0;
+        taken += line.len();
+        first || taken <= bytes
+    };
+    all.take(lines).take_while(fits).collect()
+}
+
+/// Number of a segment's first record, which its name is.
+fn first_of(path: &Path) -> Option<u64> {
+    path.file_stem()?.to_str()?.parse().ok()
 }
 
 /// The segments of a trail, oldest first.
@@ -274,6 +396,7 @@ fn set_aside(dir: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
     use canopy_audit::Report;
+    use serde_json::Value;
     use std::{
         sync::{
             Arc,
@@ -375,6 +498,72 @@ mod tests {
         let first = segment_files(dir.path()).unwrap().remove(0);
         fs::remove_file(first).unwrap();
         assert_eq!(report(dir.path()).findings.len(), 1);
+    }
+
+    #[test]
+    fn records_behind_one_are_read_back_to_be_sent_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = open(dir.path(), 1 << 20);
+        for i in 0..600 {
+            spool.append(entry(&format!("record {i}"))).unwrap();
+        }
+        let numbers = |spool: &Spool, after, lines, bytes| -> Vec<u64> {
+            let lines = spool.after(after, lines, bytes).unwrap();
+            lines
+                .iter()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64())
+                .map(Option::unwrap)
+                .collect()
+        };
+        // From the disk, over two segments, and from memory: always what comes next.
+        for after in [0, 1, 300, 343, 344, 345, 346, 500, 600] {
+            let expected: Vec<u64> = (after + 1..=601).take(5).collect();
+            assert_eq!(numbers(&spool, after, 5, 1 << 20), expected, "after {after}");
+        }
+        assert_eq!(numbers(&spool, 601, 5, 1 << 20), [0; 0]);
+        assert_eq!(numbers(&spool, 7, 5, 1), [8], "one at least");
+        let mut at = 0;
+        while let Some(last) = numbers(&spool, at, 100, 1 << 20).last() {
+            at = *last;
+        }
+        assert_eq!(at, 601);
+        drop(spool);
+        let spool = open(dir.path(), 1 << 20);
+        assert_eq!(numbers(&spool, 599, 5, 1 << 20), [600, 601]);
+    }
+
+    #[test]
+    fn a_trail_that_is_begun_anew_keeps_the_one_before_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = open(dir.path(), 1 << 20);
+        spool.append(entry("a")).unwrap();
+        let before = spool.at().unwrap();
+        spool.begin_anew("policy has others", UNIX_EPOCH).unwrap();
+        let (chain, head) = spool.at().unwrap();
+        assert!(chain != before.0 && head.seq == 1, "{chain} {head}");
+        assert_eq!(report(dir.path()).findings, []);
+        assert_eq!(report(&dir.path().join("damaged-1")).head, Some(before.1));
+        let opened = &spool.after(0, 1, 1000).unwrap()[0];
+        assert!(opened.contains("policy has others") && opened.contains("damaged-1"), "{opened}");
+    }
+
+    #[test]
+    fn records_that_nobody_has_a_copy_of_go_with_a_word_about_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = open(dir.path(), 20_000);
+        for i in 0..100 {
+            spool.append(entry(&format!("record {i}"))).unwrap();
+        }
+        spool.stored(50);
+        for i in 0..300 {
+            spool.append(entry(&format!("record {i}"))).unwrap();
+        }
+        let text: String = segment_files(dir.path())
+            .unwrap()
+            .iter()
+            .map(|path| fs::read_to_string(path).unwrap())
+            .collect();
+        assert!(text.contains("policy has said to have them up to 50"), "{text}");
     }
 
     #[test]

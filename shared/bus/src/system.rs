@@ -1,8 +1,8 @@
-//! The system account: who is connected, and ending connections.
+//! The system account: who is connected, who failed to, and ending connections.
 
 use crate::{config::BusError, connection::Bus, connection::random_token};
 use async_nats::Subscriber;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
@@ -107,6 +107,57 @@ pub async fn end(bus: &Bus, connections: &[Connection]) -> Result<(), BusError> 
     }
     bus.flush().await;
     Ok(())
+}
+
+/// Somebody could not connect, as a server says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedConnect {
+    /// The server's name.
+    pub server: String,
+    /// From where.
+    pub address: String,
+    /// Why, in the server's words.
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+struct AuthError {
+    #[serde(default)]
+    server: ServerName,
+    #[serde(default)]
+    client: ClientAddress,
+    #[serde(default)]
+    reason: String,
+}
+
+#[derive(Default, Deserialize)]
+struct ServerName {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+struct ClientAddress {
+    #[serde(default)]
+    host: String,
+}
+
+/// Who fails to connect from now on. The instances of a service share what the servers say.
+///
+/// # Errors
+/// When the bus cannot be asked.
+pub async fn failed_connects(
+    bus: &Bus,
+    queue: &str,
+) -> Result<impl Stream<Item = FailedConnect> + use<>, BusError> {
+    let subject = "$SYS.SERVER.*.CLIENT.AUTH.ERR".to_owned();
+    let told = bus.client.queue_subscribe(subject, queue.to_owned()).await;
+    let told = told.map_err(|error| BusError::Defect(error.to_string()))?;
+    Ok(told.filter_map(|message| async move {
+        let said: AuthError = serde_json::from_slice(&message.payload).ok()?;
+        let (server, address) = (said.server.name, said.client.host);
+        Some(FailedConnect { server, address, reason: said.reason })
+    }))
 }
 
 async fn ask(bus: &Bus, user: Option<&str>, offset: usize) -> Result<Subscriber, BusError> {

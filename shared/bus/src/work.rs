@@ -7,7 +7,7 @@ use crate::{
     idempotency::{Answer, Begin, Guard, Key, Table},
     limits::Limits,
     micro::EndpointStatistics,
-    server::{Caller, Notes, Registered},
+    server::{Caller, Noted, Notes, Registered},
     spool::Spool,
     trace,
 };
@@ -276,16 +276,17 @@ impl Shop {
         &self,
         begun: Option<(Entry, Head)>,
         answer: &Answer,
-        rules: Vec<String>,
+        noted: Noted,
     ) -> Option<Head> {
         let (entry, begun) = begun?;
         let (decision, reason) = outcome(answer);
+        let reason = if decision == Decision::Done { noted.about } else { reason };
         let entry = Entry {
             kind: Kind::Ended,
             time: time::rfc3339(self.bus.now()),
             of: Some(begun.seq),
             decision: Some(decision),
-            rules,
+            rules: noted.rules.into_iter().collect(),
             reason: short(&reason),
             ..entry
         };

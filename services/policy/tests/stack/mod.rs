@@ -38,6 +38,8 @@ type ChangeAuth = Box<dyn Fn(&mut Value) + Send + Sync>;
 pub struct Stack {
     pub server: NatsServer,
     pub policy: Vec<ServiceProcess>,
+    /// How many were started so far.
+    pub started: usize,
     pub dir: TempDir,
     /// `auth.hosts`: most tests are not about hosts.
     pub hosts: &'static str,
@@ -88,7 +90,7 @@ impl Stack {
         let server = NatsServer::asking(&["web1", "web2"], callout).unwrap();
         fs::write(dir.path().join("ca.crt"), server.authority().pem()).unwrap();
         private_file(&dir.path().join("keys/ca.key"), &server.authority().key_pem()).unwrap();
-        Self { server, policy: Vec::new(), dir, hosts: "any", change_auth: None }
+        Self { server, policy: Vec::new(), started: 0, dir, hosts: "any", change_auth: None }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -121,9 +123,30 @@ impl Stack {
         config
     }
 
+    /// The same with an audit trail of its own for each instance.
+    pub fn config_with_audit(&self, instance: usize) -> Value {
+        let mut config = self.config();
+        config["audit"] = json!({
+            "dir": self.audit_dir(instance),
+            "signing_key": { "file": self.path("keys/audit-signing.pem") },
+            "checkpoint_seconds": 1,
+        });
+        config
+    }
+
+    pub fn audit_dir(&self, instance: usize) -> PathBuf {
+        self.path(&format!("audit-{instance}"))
+    }
+
     /// Starts one more policy service and waits until it answers.
     pub fn start_policy(&mut self) {
-        let process = ServiceProcess::start(Path::new(PROGRAM), self.config()).unwrap();
+        let config = self.config_with_audit(self.started);
+        self.started += 1;
+        self.start_policy_with(config);
+    }
+
+    pub fn start_policy_with(&mut self, config: Value) {
+        let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
         process.wait_status(200).unwrap();
         self.policy.push(process);
     }

@@ -183,6 +183,10 @@ pub struct AuditReply {
 pub struct StoredRecord {
     /// Its number there.
     pub stored: u64,
+    /// Whose it is stored as.
+    pub writer: String,
+    /// Of which chain.
+    pub chain: String,
     /// Whether it contradicted what was stored, and stands beside its chain.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub beside: bool,
