@@ -1,5 +1,5 @@
-//! The loader's audit trail on the whole stack: what it says, what tampering looks like, and that
-//! nothing is changed that cannot be recorded.
+//! The audit trail on the whole stack: what a loader's says, what is stored of all, what tampering with
+//! either looks like, and that nothing is changed that cannot be recorded.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -126,6 +126,129 @@ fn a_trail_says_who_did_what_and_shows_tampering() {
 fn without(text: &str, at: usize) -> String {
     let lines = text.lines().enumerate().filter(|(i, _)| *i != at);
     lines.flat_map(|(_, line)| [line, "\n"]).collect()
+}
+
+/// Stored records of the loader, as whoever may ask for them gets them.
+fn stored(world: &World, rest: &[&str]) -> Vec<Value> {
+    let arguments = ["get", "audit", "-A", "-o", "json", "--service", "loader"];
+    let answer = world.canopy(&[&arguments, rest].concat()).unwrap();
+    answer.text().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until as many are stored.
+fn wait_stored(world: &World, count: usize) -> Vec<Value> {
+    wait_for(Duration::from_secs(20), "the loader's records are stored", || {
+        let records = stored(world, &[]);
+        if records.len() == count { Ok(records) } else { Err(format!("{records:#?}")) }
+    })
+    .unwrap()
+}
+
+#[test]
+fn the_stored_trail_answers_and_shows_what_was_done_to_a_hosts() {
+    let world = World::start().unwrap();
+    world.apply(&World::firewall()).unwrap();
+    let bad = World::firewall().replace("firewall@^0.1", "firewall@^9");
+    assert_eq!(world.try_apply(&bad).unwrap().code, 4);
+    world.canopy(&["drain"]).unwrap().text().unwrap();
+    let all = wait_stored(&world, 7);
+    let without_place = |mut record: Value| {
+        record.as_object_mut().unwrap().remove("stored").unwrap();
+        record
+    };
+    let bare: Vec<Value> = all.iter().cloned().map(without_place).collect();
+    assert_eq!(bare, records(&world, &[]), "what is stored is what the host has, in order");
+
+    for (filter, expected) in [
+        (&["--by", "u-operator"] as &[&str], 1..5),
+        (&["--decision", "failed"], 4..5),
+        (&["--verb", "drain"], 5..7),
+        (&["--limit", "2"], 5..7),
+        (&["--host", "e2e", "--since", "1h"], 0..7),
+        (&["--since", "2999-01-01T00:00:00Z"], 0..0),
+        (&["--until", "2020-01-01T00:00:00Z"], 0..0),
+        (&["--verb", "apply", "--by", "u-admin"], 0..0),
+    ] {
+        assert_eq!(stored(&world, filter), all[expected], "{filter:?}");
+    }
+    let table = world.canopy(&["get", "audit", "--verb", "drain"]).unwrap();
+    let table = table.text().unwrap();
+    assert!(table.lines().count() == 3 && table.contains("h-e2e-loader"), "{table}");
+    let central = world.canopy(&["get", "audit", "-A", "--service", "policy"]).unwrap();
+    let central = central.text().unwrap();
+    assert!(central.contains("issued: token") && central.contains("connected"), "{central}");
+    let denied = world.canopy_as("operator", &["get", "audit"]).unwrap();
+    assert_eq!(denied.code, 6, "{}{}", denied.out, denied.err);
+
+    // Another policy service goes on where the one before ended.
+    world.stack().process(Service::Policy).stop().unwrap();
+    world
+        .inside(|stack| {
+            stack.start_service(Service::Policy)?;
+            stack.wait_ready(Service::Policy)
+        })
+        .unwrap();
+    world.canopy(&["drain", "--undo"]).unwrap().text().unwrap();
+    wait_stored(&world, 9);
+
+    // The store is verified here, by what is signed.
+    let key = world.stack().layout().audit_key().with_extension("pub");
+    let key = key.to_str().unwrap();
+    let said = wait_for(Duration::from_secs(20), "all of it is signed", || {
+        let answer = world.canopy(&["audit", "verify", "--key", key]).unwrap();
+        let said = format!("{}{}", answer.out, answer.err);
+        let good = answer.code == 0 && said.contains("records 1 to 9, signed to 9");
+        if good { Ok(said) } else { Err(said) }
+    })
+    .unwrap();
+    assert!(said.contains("s-policy") && said.contains("as it was written"), "{said}");
+
+    // So is the host's trail, without asking the host what it had.
+    let (code, said) = verify(&world, &trail(&world), &["--from-policy", "--key", key]);
+    assert!(code == 0 && said.contains("as it was written"), "{said}");
+    let printed = world.canopy(&["audit", "checkpoints"]).unwrap();
+    let kept = world.dir().join("checkpoints");
+    fs::write(&kept, printed.text().unwrap()).unwrap();
+    let kept = kept.to_str().unwrap();
+    let by_file = ["--checkpoints", kept, "--key", key];
+    let (code, said) = verify(&world, &trail(&world), &by_file);
+    assert!(code == 0 && said.contains("as it was written"), "{said}");
+    for (name, change, finding) in [
+        (
+            "edit",
+            (|text| text.replacen("u-operator", "u-nobody", 1)) as fn(String) -> String,
+            "does not follow from the record before it",
+        ),
+        ("gap", |text| without(&text, 3), "records 4 to 4 are missing"),
+        ("cut", |text| without(&text, 8), "the chain ends at record 8; it had 9 already"),
+        // Nothing in the trail itself is against this one.
+        (
+            "last",
+            |text| {
+                let (before, last) = text.trim_end().rsplit_once('\n').unwrap();
+                format!("{before}\n{}\n", last.replace("u-admin", "u-nobody"))
+            },
+            "record 9 is another one than was seen before",
+        ),
+    ] {
+        let copy = changed(&world, name, change);
+        for by in [&["--from-policy", "--key", key] as &[&str], &by_file] {
+            let (code, said) = verify(&world, &copy, by);
+            assert!(code == 3 && said.contains(finding), "{name}: {said}");
+        }
+    }
+    let other = world.dir().join("other.pem");
+    let made = Command::new(xtask::compile::binary("canopy-policy").unwrap())
+        .args(["audit-key", "--output"])
+        .arg(&other)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let other = other.with_extension("pub");
+    let (code, said) =
+        verify(&world, &trail(&world), &["--from-policy", "--key", other.to_str().unwrap()]);
+    assert!(code == 3 && said.contains("a checkpoint is not believed"), "{said}");
+    world.end().unwrap();
 }
 
 /// A small file system over a directory, gone at the end.

@@ -7,7 +7,7 @@ mod package;
 mod policy;
 mod token;
 
-pub use audit::{AuditCommand, AuditShowArgs};
+pub use audit::{AuditCommand, AuditFilterArgs, AuditShowArgs, AuditVerifyArgs};
 pub use host::{HostCommand, HostEnrolArgs, HostInstallArgs, HostRenewArgs, HostRequestArgs};
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
 pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
@@ -17,7 +17,7 @@ pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 use crate::output::Format;
 use canopy_api::{
     Hook, HostId, InterfaceName, InterfaceSelector, Netns, PackageName, PackageRef, Principal,
-    ProgramName,
+    ProgramName, endpoint::Service,
 };
 use clap::{
     Args, Parser, Subcommand,
@@ -164,7 +164,7 @@ pub enum Command {
     /// Make, check, sign and publish packages
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),
-    /// Verify and show the audit trail that a host's loader keeps
+    /// Verify audit trails, stored and on this machine, and show one on this machine
     #[command(subcommand)]
     Audit(AuditCommand),
     /// Check, test and explain admission rules
@@ -326,6 +326,18 @@ pub enum GetWhat {
     /// Admission rules in force
     #[command(visible_alias = "rule")]
     Rules,
+    /// What was done, by whom: the audit records that policy has stored; JSON lines with -o json
+    Audit {
+        /// Which records.
+        #[command(flatten)]
+        filter: AuditFilterArgs,
+        /// Only what this service recorded
+        #[arg(long, value_parser = audit::service())]
+        service: Option<Service>,
+        /// The newest so many of them
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
 }
 
 /// `describe`

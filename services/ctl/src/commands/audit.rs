@@ -1,13 +1,13 @@
 //! `canopy audit`: trails on this machine.
 
 use crate::{
-    cli::{AuditCommand, AuditShowArgs, duration},
+    cli::{AuditCommand, AuditFilterArgs, AuditShowArgs, AuditVerifyArgs, duration},
     failure::{Exit, Failure},
     output::{Format, Screen},
     view::audit::{Records, Verified},
 };
-use canopy_api::time::rfc3339;
-use canopy_audit::{Head, Record, Report, Verifier};
+use canopy_api::{time::rfc3339, wire::SignedCheckpoint};
+use canopy_audit::{Checkpoint, Finding, Head, PublicKey, Record, Report, Verifier};
 use canopy_runtime::clock;
 use std::{
     fs::{self, File},
@@ -18,38 +18,145 @@ use std::{
 /// Longest line that is read; a record is a small part of it.
 const LINE: u64 = 1 << 20;
 
-/// Runs a subcommand.
-pub fn run(command: &AuditCommand, screen: &mut Screen) -> Result<Exit, Failure> {
+/// Runs a subcommand that needs no connection; the others are given back.
+pub fn offline(command: &AuditCommand, screen: &mut Screen) -> Option<Result<Exit, Failure>> {
     match command {
-        AuditCommand::Verify { path, head, output } => verify(path, *head, output.output, screen),
-        AuditCommand::Show(args) => show(args, screen),
+        AuditCommand::Show(args) => Some(show(args, screen)),
+        AuditCommand::Verify(args) if !args.from_policy => {
+            let path = args.path.as_deref()?;
+            Some(verify(path, args, screen))
+        }
+        AuditCommand::Verify(_) | AuditCommand::Checkpoints { .. } => None,
     }
 }
 
-fn verify(
+fn verify(path: &Path, args: &AuditVerifyArgs, screen: &mut Screen) -> Result<Exit, Failure> {
+    let signed = match (&args.checkpoints, &args.key) {
+        (Some(file), Some(key)) => Some(Signed::of_file(file, &public_key(key)?)?),
+        _ => None,
+    };
+    verify_directory(path, args, signed.as_ref(), screen)
+}
+
+/// Verifies a directory, against signed checkpoints if there are some.
+pub fn verify_directory(
     path: &Path,
-    head: Option<Head>,
-    format: Format,
+    args: &AuditVerifyArgs,
+    signed: Option<&Signed>,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let report = read(path, head, |_| {})?;
-    let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Differs };
-    screen.show(&Verified { path: path.display().to_string(), report }, format)?;
-    Ok(exit)
+    let mut expected: Vec<Head> = args.head.into_iter().collect();
+    let mut further = Vec::new();
+    if let Some(signed) = signed {
+        // Whose it is says the trail itself; that it says so rightly is what is compared then.
+        let first = read(path, None, |_| {})?;
+        further.extend(signed.refused.iter().cloned());
+        let of_writer =
+            signed.checkpoints.iter().filter(|one| Some(&one.writer) == first.writer.as_ref());
+        let (own, others): (Vec<_>, Vec<_>) = of_writer.partition(|one| one.chain == first.chain);
+        expected.extend(own.iter().map(|one| one.head()));
+        if own.is_empty() {
+            further.extend(others.first().map(|one| {
+                Finding::ChainMissing { chain: one.chain.clone(), expected: one.seq }.to_string()
+            }));
+            if others.is_empty() {
+                screen
+                    .note("note: there is no checkpoint of this writer; nothing is compared with");
+            }
+        }
+    }
+    let report = read(path, expected, |_| {})?;
+    let good = report.findings.is_empty() && further.is_empty();
+    let verified = Verified { path: path.display().to_string(), report, further };
+    screen.show(&verified, args.output.output)?;
+    Ok(if good { Exit::Done } else { Exit::Differs })
+}
+
+/// A public key, or a file with one.
+pub fn public_key(text: &str) -> Result<PublicKey, Failure> {
+    if let Ok(key) = text.parse() {
+        return Ok(key);
+    }
+    let path = Path::new(text);
+    let content = fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
+    content.parse().map_err(|error: canopy_audit::CheckpointKeyError| {
+        Failure::new(Exit::Invalid, format!("{text}: {error}"))
+            .fix("name the file audit-signing.pub beside policy's key, or what is in it")
+    })
+}
+
+/// Checkpoints whose signature is right, and what is to be said of the others.
+#[derive(Debug, Default)]
+pub struct Signed {
+    /// Those that are believed.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Findings.
+    pub refused: Vec<String>,
+}
+
+impl Signed {
+    /// Verifies checkpoints.
+    pub fn by(key: &PublicKey, all: &[SignedCheckpoint]) -> Self {
+        let mut this = Self::default();
+        for signed in all {
+            match key.verify(signed) {
+                Ok(checkpoint) => this.checkpoints.push(checkpoint),
+                Err(error) => {
+                    let statement: String = signed.statement.chars().take(120).collect();
+                    this.refused
+                        .push(format!("a checkpoint is not believed: {error}: {statement}"));
+                }
+            }
+        }
+        this
+    }
+
+    /// Reads and verifies checkpoints that `canopy audit checkpoints` has printed.
+    pub fn of_file(file: &Path, key: &PublicKey) -> Result<Self, Failure> {
+        let text = fs::read_to_string(file).map_err(|error| Failure::io("read", file, &error))?;
+        let mut all = Vec::new();
+        for (i, line) in text.lines().enumerate() {
+            all.push(serde_json::from_str(line).map_err(|error| {
+                Failure::new(Exit::Invalid, format!("line {}: {error}", i + 1))
+                    .at(file.display().to_string())
+                    .fix("name a file that canopy audit checkpoints has printed")
+            })?);
+        }
+        Ok(Self::by(key, &all))
+    }
+}
+
+/// A filter of records, with times as they are compared.
+pub struct Filter<'a> {
+    args: &'a AuditFilterArgs,
+    /// Not before.
+    pub since: Option<String>,
+    /// Not after.
+    pub until: Option<String>,
+}
+
+impl<'a> Filter<'a> {
+    /// From the arguments.
+    pub fn of(args: &'a AuditFilterArgs) -> Result<Self, Failure> {
+        let (since, until) = (moment(args.since.as_deref())?, moment(args.until.as_deref())?);
+        Ok(Self { args, since, until })
+    }
+
+    fn wants(&self, record: &Record) -> bool {
+        let AuditFilterArgs { by, verb, decision, .. } = self.args;
+        self.since.as_ref().is_none_or(|since| record.time >= *since)
+            && self.until.as_ref().is_none_or(|until| record.time <= *until)
+            && (by.is_none() || record.principal == *by)
+            && (verb.is_none() || record.verb == *verb)
+            && (decision.is_none() || record.decision == *decision)
+    }
 }
 
 fn show(args: &AuditShowArgs, screen: &mut Screen) -> Result<Exit, Failure> {
-    let (since, until) = (moment(args.since.as_deref())?, moment(args.until.as_deref())?);
-    let wanted = |record: &Record| {
-        since.as_ref().is_none_or(|since| record.time >= *since)
-            && until.as_ref().is_none_or(|until| record.time <= *until)
-            && (args.by.is_none() || record.principal == args.by)
-            && (args.verb.is_none() || record.verb == args.verb)
-            && (args.decision.is_none() || record.decision == args.decision)
-    };
+    let filter = Filter::of(&args.filter)?;
     let mut records = Vec::new();
     let report = read(&args.path, None, |record| {
-        if wanted(&record) {
+        if filter.wants(&record) {
             records.push(record);
         }
     })?;
@@ -91,8 +198,12 @@ fn moment(text: Option<&str>) -> Result<Option<String>, Failure> {
 }
 
 /// Reads a trail, a directory of segments or one file, and verifies it.
-fn read(path: &Path, head: Option<Head>, mut each: impl FnMut(Record)) -> Result<Report, Failure> {
-    let mut verifier = Verifier::expecting(head);
+fn read(
+    path: &Path,
+    expected: impl IntoIterator<Item = Head>,
+    mut each: impl FnMut(Record),
+) -> Result<Report, Failure> {
+    let mut verifier = Verifier::expecting(expected);
     let files = segments(path)?;
     if files.is_empty() {
         return Err(Failure::new(Exit::NotFound, "there are no records here")

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{GetArgs, GetWhat, HostsArgs},
-    commands::policy,
+    commands::{policy, stored_audit},
     failure::{Exit, Failure},
     near,
     output::{Format, Screen},
@@ -52,6 +52,10 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
         }
         GetWhat::Packages { package, outdated: true } => {
             outdated(package.clone(), args, remote, screen).await
+        }
+        GetWhat::Audit { filter, service, limit } => {
+            let of = (*service, remote.one_of(&args.hosts));
+            stored_audit::get(filter, of, *limit, format, remote, screen).await
         }
         GetWhat::Rules => policy::in_force(format, remote, screen).await,
     }

@@ -15,6 +15,7 @@ pub mod map;
 pub mod package;
 pub mod partly;
 pub mod policy;
+pub mod stored_audit;
 pub mod token;
 pub mod top;
 pub mod version;
@@ -94,7 +95,12 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
         }
         Command::Package(command) => package::run(&command, &connection, screen),
-        Command::Audit(command) => audit::run(&command, screen),
+        Command::Audit(command) => match audit::offline(&command, screen) {
+            Some(done) => done,
+            None => connected(&connection, async |remote| {
+                stored_audit::run(&command, remote, screen).await
+            }),
+        },
         Command::Policy(command) => match (policy::offline(&command, screen), command) {
             (Some(done), _) => done,
             (None, PolicyCommand::Explain(args)) => {

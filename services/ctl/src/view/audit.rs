@@ -14,6 +14,9 @@ pub struct Verified {
     /// What was found.
     #[serde(flatten)]
     pub report: Report,
+    /// What was found beside the trail itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<String>,
 }
 
 impl Answer for Verified {
@@ -22,9 +25,9 @@ impl Answer for Verified {
     }
 
     fn text(&self, colour: bool) -> String {
-        let Self { path, report } = self;
+        let Self { path, report, further } = self;
         let mut out = String::new();
-        for finding in &report.findings {
+        for finding in self.names() {
             let _ = writeln!(out, "{} {finding}", Tone::Bad.paint("finding:", colour));
         }
         let list = |numbers: &[u64]| {
@@ -49,7 +52,7 @@ impl Answer for Verified {
             "{path}: {writer}, chain {}, records {} to {end}",
             report.chain, report.first
         );
-        let _ = match report.findings.len() {
+        let _ = match report.findings.len() + further.len() {
             0 => writeln!(out, "{}", Tone::Good.paint("as it was written", colour)),
             1 => writeln!(out, "{}", Tone::Bad.paint("1 finding", colour)),
             n => writeln!(out, "{}", Tone::Bad.paint(&format!("{n} findings"), colour)),
@@ -61,7 +64,7 @@ impl Answer for Verified {
     }
 
     fn names(&self) -> Vec<String> {
-        self.report.findings.iter().map(Finding::to_string).collect()
+        self.report.findings.iter().map(Finding::to_string).chain(self.further.clone()).collect()
     }
 }
 
@@ -83,26 +86,13 @@ impl Answer for Records {
             text("REQUEST ID").wide(),
         ]);
         for record in &self.0 {
-            let word = match (record.kind, record.decision) {
-                (Kind::Begun, _) => Cell::toned("begun", Tone::Dim),
-                (Kind::Opened, _) => Cell::toned("chain opened", Tone::Warn),
-                (Kind::Trimmed, _) => Cell::toned("trimmed", Tone::Dim),
-                (Kind::Connected, _) => Cell::toned("connected", Tone::Good),
-                (Kind::Ended | Kind::Refused, Some(Decision::Done)) => {
-                    Cell::toned("done", Tone::Good)
-                }
-                (Kind::Ended | Kind::Refused, Some(Decision::Denied)) => {
-                    Cell::toned("denied", Tone::Bad)
-                }
-                (Kind::Ended | Kind::Refused, _) => Cell::toned("failed", Tone::Warn),
-            };
             let who = record.principal.as_ref().map(ToString::to_string);
             table.row([
                 Cell::from(&record.seq),
                 record.time.clone().into(),
                 who.unwrap_or_default().into(),
                 record.verb.clone().unwrap_or_default().into(),
-                word,
+                word(record),
                 record.rules.join(", ").into(),
                 record.reason.clone().into(),
                 record.request_id.clone().unwrap_or_default().into(),
@@ -117,5 +107,18 @@ impl Answer for Records {
 
     fn nothing(&self) -> String {
         "no records".to_owned()
+    }
+}
+
+/// What a record says, in a word.
+pub(super) fn word(record: &Record) -> Cell {
+    match (record.kind, record.decision) {
+        (Kind::Begun, _) => Cell::toned("begun", Tone::Dim),
+        (Kind::Opened, _) => Cell::toned("chain opened", Tone::Warn),
+        (Kind::Trimmed, _) => Cell::toned("trimmed", Tone::Dim),
+        (Kind::Connected, _) => Cell::toned("connected", Tone::Good),
+        (Kind::Ended | Kind::Refused, Some(Decision::Done)) => Cell::toned("done", Tone::Good),
+        (Kind::Ended | Kind::Refused, Some(Decision::Denied)) => Cell::toned("denied", Tone::Bad),
+        (Kind::Ended | Kind::Refused, _) => Cell::toned("failed", Tone::Warn),
     }
 }

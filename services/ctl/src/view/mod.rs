@@ -12,6 +12,7 @@ pub mod outdated;
 pub mod packages;
 pub mod policy;
 pub mod programs;
+pub mod stored_audit;
 pub mod tokens;
 pub mod top;
 
