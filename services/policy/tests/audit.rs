@@ -17,8 +17,9 @@ use canopy_api::{
     permission::Role,
     subject::Target,
     wire::{
-        AuditAppendReply, AuditAppendRequest, AuditCheckpointsReply, AuditCheckpointsRequest,
-        AuditFinding, AuditOrder, AuditRequest, Decision, StoredRecord, tokens::TokenRevokeRequest,
+        AdmissionItem, AdmissionVerb, AdmitRequest, AuditAppendReply, AuditAppendRequest,
+        AuditCheckpointsReply, AuditCheckpointsRequest, AuditFinding, AuditOrder, AuditRequest,
+        Decision, StoredRecord, tokens::TokenRevokeRequest,
     },
 };
 use canopy_audit::{
@@ -546,6 +547,49 @@ async fn policy_records_what_it_changes_and_who_connects_with_which_token() {
     let own: u64 =
         counted.iter().filter(|(reason, _)| !reason.starts_with("the bus")).map(|(_, n)| n).sum();
     assert!(own >= 60, "{counted:?}");
+}
+
+#[tokio::test]
+async fn what_admission_denies_and_the_ninth_chain_of_a_host_are_on_record() {
+    let mut stack = Stack::without_policy();
+    let mut config = stack.config_with_audit(0);
+    let rules = stack.path("rules.yaml");
+    fs::write(&rules, "rules: [{ name: nobody, effect: deny, reason: ask, when: {} }]\n").unwrap();
+    config["rules"] = rules.to_str().unwrap().into();
+    stack.start_policy_with(config);
+    stack.bootstrap("u-admin");
+    let loader = stack.connect(LOADER).await;
+    let admin = stack.connect("u-admin").await;
+    let item = AdmissionItem::new(AdmissionVerb::Drain);
+    let principal = "u-admin".parse().unwrap();
+    let request = AdmitRequest { principal, items: vec![item], dry_run: false };
+    let reply = loader.call::<policy::Admit>(&Target::Central, &request).await.unwrap();
+    assert!(!reply.decisions[0].allowed);
+    let denied = AuditRequest {
+        host: Some("web1".parse().unwrap()),
+        decision: Some(Decision::Denied),
+        ..AuditRequest::default()
+    };
+    let denial = eventually("the denial is stored", async || {
+        stored(&admin, denied.clone()).await.first().map(record).ok_or("nothing yet".to_owned())
+    })
+    .await;
+    assert_eq!((denial.kind, denial.verb.as_deref()), (Kind::Refused, Some("admit")));
+    assert_eq!(denial.principal.unwrap().as_str(), "u-admin");
+    assert_eq!((denial.writer.as_str(), denial.rules), ("s-policy", vec!["nobody".to_owned()]));
+
+    // A host that begins one chain after the other fills the store with eight of them.
+    for i in 0..10 {
+        let writer = Writer::new(&format!("{i:016x}"));
+        let request = writer.request(None, 0..1);
+        match loader.call::<policy::AuditAppend>(&Target::Central, &request).await {
+            Ok(_) => assert!(i < 8, "chain {i} is stored"),
+            Err(error) => {
+                assert!(i >= 8 && error.to_string().contains("8 chains of"), "{i}: {error}");
+            }
+        }
+    }
+    assert_eq!(of(&admin, LOADER).await.len(), 8);
 }
 
 #[tokio::test]
