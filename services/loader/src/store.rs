@@ -145,6 +145,10 @@ impl Store {
         self.dir.join("state.previous.json")
     }
 
+    fn previous_new(&self) -> PathBuf {
+        self.dir.join("state.previous.json.new")
+    }
+
     /// Reads the state. Damage is not an error: it is told in [`Loaded`].
     pub fn load(&self, host: &canopy_api::HostId) -> Result<Loaded, StoreError> {
         let loaded = match (read(&self.current())?, read(&self.previous())?) {
@@ -194,25 +198,31 @@ impl Store {
 
     /// Writes the state. When this returns `Ok`, a power cut does not undo it.
     pub fn save(&self, state: &State) -> Result<(), StoreError> {
-        let body = serde_json::to_vec(state).map_err(StoreError::Encode)?;
-        let format = if state.is_own_netns() { OWN_NETNS } else { NETNS };
-        let header = Header { format, sha256: checksum(format, &body) };
-        let mut bytes = serde_json::to_vec(&header).map_err(StoreError::Encode)?;
-        bytes.push(b'\n');
-        bytes.extend_from_slice(&body);
-        bytes.push(b'\n');
-
-        self.replace(&bytes).inspect_err(|_| {
+        self.replace(&encode(state)?).inspect_err(|_| {
             // Who asked is told that it failed: it must not be found later.
             let _ = fs::remove_file(self.next());
         })
     }
 
+    /// Makes the copy one of the state that was saved last, in a file of its own, before something is
+    /// removed without which the state before is worth less. It is not synced: it is for when the file at
+    /// hand is damaged, and that one is.
+    pub fn keep_copy(&self, state: &State) -> Result<(), StoreError> {
+        let (new, copy) = (self.previous_new(), self.previous());
+        remove(&new)?;
+        write_new(&new, &encode(state)?, false)?;
+        fs::rename(&new, &copy).map_err(|source| StoreError::Io {
+            action: "replace",
+            path: copy,
+            source,
+        })
+    }
+
     fn replace(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let (current, previous) = (self.current(), self.previous());
-        write_synced(&self.next(), bytes)?;
+        write_new(&self.next(), bytes, true)?;
         // `state.json` is there at every moment: the old one gets a second name first.
-        let link = self.dir.join("state.previous.json.new");
+        let link = self.previous_new();
         let io =
             |action, path: &Path, source| StoreError::Io { action, path: path.to_owned(), source };
         remove(&link)?;
@@ -226,6 +236,18 @@ impl Store {
     }
 }
 
+/// As it stands in a file.
+fn encode(state: &State) -> Result<Vec<u8>, StoreError> {
+    let body = serde_json::to_vec(state).map_err(StoreError::Encode)?;
+    let format = if state.is_own_netns() { OWN_NETNS } else { NETNS };
+    let header = Header { format, sha256: checksum(format, &body) };
+    let mut bytes = serde_json::to_vec(&header).map_err(StoreError::Encode)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&body);
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
 /// Covers the format as well as the state.
 fn checksum(format: u32, body: &[u8]) -> String {
     let mut hash = Sha256::new();
@@ -234,12 +256,12 @@ fn checksum(format: u32, body: &[u8]) -> String {
     hex::encode(hash.finalize())
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+fn write_new(path: &Path, bytes: &[u8], sync: bool) -> Result<(), StoreError> {
     let write = || {
         let mut file =
             OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        if sync { file.sync_all() } else { Ok(()) }
     };
     write().map_err(|source| StoreError::Io { action: "write", path: path.to_owned(), source })
 }
@@ -359,6 +381,22 @@ mod tests {
                 panic!("cut at {length}: {loaded:?}")
             };
             assert_eq!(found, state(1), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_kept_copy_is_the_state_at_hand_and_not_damaged_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.save(&state(1)).unwrap();
+        store.save(&state(2)).unwrap();
+        store.keep_copy(&state(2)).unwrap();
+        let mode = fs::metadata(store.previous()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        OpenOptions::new().write(true).open(store.current()).unwrap().set_len(20).unwrap();
+        match store.load(&host()).unwrap() {
+            Loaded::Previous { state: found, .. } => assert_eq!(found, state(2)),
+            other => panic!("{other:?}"),
         }
     }
 

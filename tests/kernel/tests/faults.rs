@@ -701,6 +701,8 @@ fn cases(recorded: &BTreeMap<Operation, Recorded>, full: bool) -> Vec<Case> {
         // The new chains run and have counted, and the state cannot be written.
         let commit = steps.iter().position(|step| *step == (4, "write"));
         cases.extend(commit.map(|step| case(Fault::DiskFull, step, 0)));
+        // What ran before is gone, and with it what it counted; then the state is damaged.
+        cases.extend(all.last().map(|step| case(Fault::StateTorn, *step, 0)));
         for fault in FAULTS {
             let exhaustive =
                 matches!(fault, Fault::KilledBefore | Fault::KilledAfter | Fault::CallFails);

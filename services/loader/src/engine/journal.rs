@@ -307,6 +307,7 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
         };
+        let mut copied = false;
         // What cannot be seen may be attached.
         let seen = seen.into_iter().filter(|seen| !matches!(seen.state, LinkState::Unseen { .. }));
         for seen in seen {
@@ -323,6 +324,13 @@ impl<K: Kernel> Engine<K> {
                     || inner.state.needs(&seen.key, generation)
                     || inner.preparing.contains(&(seen.key.clone(), generation));
                 if !needed {
+                    // The state before does not have what this generation counted, and could read it
+                    // from nowhere then.
+                    if !std::mem::replace(&mut copied, true)
+                        && let Err(error) = self.parts.store.keep_copy(&inner.state)
+                    {
+                        tracing::warn!(%error, "the copy of the state is an older one");
+                    }
                     if let Err(error) = self.parts.kernel.discard(&seen.key, generation) {
                         tracing::warn!(key = %seen.key, generation, %error, "pins stay for later");
                     }
