@@ -1,7 +1,7 @@
 //! Configuration of the audit trail.
 
 use canopy_api::{Problem, Problems};
-use canopy_secrets::SecretRef;
+use canopy_store::SecretSource;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct AuditConfig {
     pub bytes: u64,
     /// Key that signs how far the stored chains go, Ed25519 in PEM; `canopy-policy audit-key` makes one.
     /// The same for all instances.
-    pub signing_key: SecretRef,
+    pub signing_key: SecretSource,
     /// Days for which records are stored, 1 to 3650. Default 400.
     #[serde(default = "keep_days")]
     #[schemars(range(min = 1, max = 3650))]
@@ -80,5 +80,6 @@ impl AuditConfig {
         bounds("store_bytes", self.store_bytes, 1 << 20, u64::MAX);
         bounds("records_of_chain", self.records_of_chain, 100, u64::MAX);
         bounds("checkpoint_seconds", self.checkpoint_seconds, 1, 3600);
+        self.signing_key.check("audit.signing_key", problems);
     }
 }

@@ -38,7 +38,8 @@ pub(crate) async fn store(
     (cx, metrics): (&Context, &Metrics),
     server: Server,
 ) -> anyhow::Result<Option<Server>> {
-    let key = checkpoints::read_key(config)?;
+    let of = config.clone();
+    let key = tokio::task::spawn_blocking(move || checkpoints::read_key(&of)).await??;
     let latch = cx.readiness.latch("audit store");
     let open = async {
         loop {
