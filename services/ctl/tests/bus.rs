@@ -98,14 +98,7 @@ impl Drop for Fleet {
 
 async fn bus(server: &NatsServer, principal: &str) -> Bus {
     let files = server.client(principal);
-    let config = BusConfig {
-        url: files.url,
-        ca: files.ca,
-        cert: files.cert,
-        key: files.key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let config = BusConfig::new(files.url, files.ca, files.cert, files.key);
     let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
     bus.wait_ready(Duration::from_secs(10)).await.unwrap();
     bus

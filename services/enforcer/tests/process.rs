@@ -36,14 +36,7 @@ async fn serves_over_the_bus_and_outlives_it() {
     process.wait_status(200).unwrap();
 
     let ClientFiles { url, ca, cert, key } = files;
-    let viewer = BusConfig {
-        url,
-        ca,
-        cert,
-        key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let viewer = BusConfig::new(url, ca, cert, key);
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
     let target = Target::Host("web1".parse().unwrap());

@@ -377,14 +377,7 @@ fn what_finds_no_room_is_dropped_counted_and_said() {
 
 async fn connect(nats: &NatsServer, principal: &str) -> Bus {
     let files = nats.client(principal);
-    let config = BusConfig {
-        url: files.url,
-        ca: files.ca,
-        cert: files.cert,
-        key: files.key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let config = BusConfig::new(files.url, files.ca, files.cert, files.key);
     let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
     bus.wait_ready(Duration::from_secs(10)).await.unwrap();
     bus

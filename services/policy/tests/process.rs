@@ -41,14 +41,7 @@ async fn serves_over_the_bus_and_outlives_it() {
     process.wait_status(200).unwrap();
 
     let ClientFiles { url, ca, cert, key } = files;
-    let viewer = BusConfig {
-        url,
-        ca,
-        cert,
-        key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let viewer = BusConfig::new(url, ca, cert, key);
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
     let target = Target::Central;
@@ -151,14 +144,7 @@ async fn the_last_traces_are_exported_before_the_end() {
     let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
     process.wait_status(200).unwrap();
     let ClientFiles { url, ca, cert, key } = server.client("u-viewer");
-    let viewer = BusConfig {
-        url,
-        ca,
-        cert,
-        key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let viewer = BusConfig::new(url, ca, cert, key);
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
     viewer.call::<policy::Version>(&Target::Central, &Empty {}).await.unwrap();

@@ -45,14 +45,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_canopy-registry");
 
 async fn connect(server: &NatsServer, principal: &str) -> Bus {
     let ClientFiles { url, ca, cert, key } = server.client(principal);
-    let config = BusConfig {
-        url,
-        ca,
-        cert,
-        key,
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    };
+    let config = BusConfig::new(url, ca, cert, key);
     let bus = Bus::connect(&config, principal.parse().unwrap()).await.unwrap();
     bus.wait_ready(Duration::from_secs(10)).await.unwrap();
     bus

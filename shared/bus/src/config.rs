@@ -33,6 +33,12 @@ pub struct BusConfig {
 }
 
 impl BusConfig {
+    /// A server, the authority of its certificate, and a certificate with its key; no token, and any
+    /// name of the server's.
+    pub fn new(url: String, ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
+        Self { url, ca, cert, key, token: None, server_names: SanPatterns::default() }
+    }
+
     /// The same server, with the certificate of another of this program's connections.
     #[must_use]
     pub fn with_certificate(&self, cert: PathBuf, key: PathBuf) -> Self {

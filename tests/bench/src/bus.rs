@@ -107,12 +107,13 @@ impl Secure {
         let layout = self.stack.layout();
         let file = |ending: &str| layout.pki_dir().join(format!("{principal}.{ending}"));
         BusConfig {
-            url: layout.bus_url(),
-            ca: layout.pki_dir().join("ca.crt"),
-            cert: file("crt"),
-            key: file("key"),
             token: Some(self.token(principal)).filter(|token| token.exists()),
-            server_names: canopy_api::san::SanPatterns::default(),
+            ..BusConfig::new(
+                layout.bus_url(),
+                layout.pki_dir().join("ca.crt"),
+                file("crt"),
+                file("key"),
+            )
         }
     }
 

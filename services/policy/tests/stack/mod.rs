@@ -195,14 +195,7 @@ impl Stack {
         let url = self.server.url();
         let ca = self.server.client("server").ca;
         let Credentials { cert, key, token } = with.clone();
-        BusConfig {
-            url,
-            ca,
-            cert,
-            key,
-            token,
-            server_names: canopy_api::san::SanPatterns::default(),
-        }
+        BusConfig { token, ..BusConfig::new(url, ca, cert, key) }
     }
 
     /// A client of ours that carries messages.

@@ -25,14 +25,8 @@ use tokio_util::sync::CancellationToken;
 pub const LIMIT: Duration = Duration::from_secs(30);
 
 pub fn config(files: &ClientFiles) -> BusConfig {
-    BusConfig {
-        url: files.url.clone(),
-        ca: files.ca.clone(),
-        cert: files.cert.clone(),
-        key: files.key.clone(),
-        token: None,
-        server_names: canopy_api::san::SanPatterns::default(),
-    }
+    let ClientFiles { url, ca, cert, key } = files.clone();
+    BusConfig::new(url, ca, cert, key)
 }
 
 /// A client that carries messages.
