@@ -11,7 +11,7 @@ use canopy_api::wire::{ChainState, ChainStatus, GetRequest};
 use canopy_kernel_aya::{pins::Pins, sys};
 use canopy_kernel_tests::{
     files,
-    host::{Loader, Site},
+    host::{Loader, Site, attached},
 };
 use canopy_test_support::{
     bpffs::BpffsDir,
@@ -178,6 +178,14 @@ fn the_service_manager_is_told_of_a_start_once_the_chains_are_attached() {
     for entry in fs::read_dir(world.bpffs.path()).unwrap() {
         fs::remove_dir_all(entry.unwrap().path()).unwrap();
     }
+    // The kernel frees a link some time after its last reference went; a packet is sent once only.
+    wait_for(Duration::from_secs(10), "the chain to be gone", || {
+        match world.here(|| attached(&world.pair)) {
+            left if left.is_empty() => Ok(()),
+            left => Err(left),
+        }
+    })
+    .unwrap();
     let blocked = vec![frame(BLOCKED); 5];
     let arrive = |count| {
         let look = || match world.arrived() {
