@@ -101,13 +101,15 @@ impl Input {
 }
 
 /// A file that holds a list, checked; every mistake at once.
-pub fn list<T: JsonSchema + DeserializeOwned>(path: &Path) -> Result<Vec<T>, Failure> {
+pub fn list<T: JsonSchema + DeserializeOwned + 'static>(path: &Path) -> Result<Vec<T>, Failure> {
     let (name, text, format) = read(path)?;
     document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems))
 }
 
 /// A document and its file's display name; what the schema says is checked.
-pub fn document<T: JsonSchema + DeserializeOwned>(path: &Path) -> Result<(String, T), Failure> {
+pub fn document<T: JsonSchema + DeserializeOwned + 'static>(
+    path: &Path,
+) -> Result<(String, T), Failure> {
     let (name, text, format) = read(path)?;
     let loaded =
         document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems));

@@ -19,9 +19,15 @@ use crate::{
     desired::DesiredState,
     problem::{Problem, Problems},
 };
+use jsonschema::Validator;
 use schemars::{JsonSchema, schema_for};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::{
+    any::TypeId,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 use strict::Strict;
 
 /// How long a document may be, bytes: a chain of hundreds of programs is a tenth of it.
@@ -96,11 +102,12 @@ fn yaml_problem(error: &serde_saphyr::Error) -> Problem {
 
 /// A generic value to a checked one: every violation of the schema at once, each with its path,
 /// unknown fields with the nearest known one.
-pub fn check<T: JsonSchema + DeserializeOwned>(value: Value) -> Result<T, Problems> {
-    let schema = Value::from(schema_for!(T));
-    let validator = jsonschema::validator_for(&schema)
-        .map_err(|error| Problem::new("", format!("the schema itself is wrong: {error}")))?;
-    explain::problems(&schema, validator.iter_errors(&value)).into_result()?;
+pub fn check<T: JsonSchema + DeserializeOwned + 'static>(value: Value) -> Result<T, Problems> {
+    let rules = rules::<T>()?;
+    // Looking for every mistake takes several times as long as seeing that there is none.
+    if !rules.validator.is_valid(&value) {
+        explain::problems(&rules.schema, rules.validator.iter_errors(&value)).into_result()?;
+    }
     // What the schema cannot say the type does; one such mistake at a time.
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = match error.path().to_string() {
@@ -111,8 +118,32 @@ pub fn check<T: JsonSchema + DeserializeOwned>(value: Value) -> Result<T, Proble
     })
 }
 
+/// What documents of a type are checked by.
+struct Rules {
+    schema: Value,
+    validator: Validator,
+}
+
+/// The rules of a type: making them takes longer than checking a document, so it is done once.
+fn rules<T: JsonSchema + 'static>() -> Result<Arc<Rules>, Problem> {
+    static MADE: Mutex<BTreeMap<TypeId, Arc<Rules>>> = Mutex::new(BTreeMap::new());
+    let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(rules) = made().get(&TypeId::of::<T>()) {
+        return Ok(Arc::clone(rules));
+    }
+    let schema = Value::from(schema_for!(T));
+    let validator = jsonschema::validator_for(&schema)
+        .map_err(|error| Problem::new("", format!("the schema itself is wrong: {error}")))?;
+    let rules = Arc::new(Rules { schema, validator });
+    made().insert(TypeId::of::<T>(), Arc::clone(&rules));
+    Ok(rules)
+}
+
 /// Both at once.
-pub fn load<T: JsonSchema + DeserializeOwned>(text: &str, format: Format) -> Result<T, Problems> {
+pub fn load<T: JsonSchema + DeserializeOwned + 'static>(
+    text: &str,
+    format: Format,
+) -> Result<T, Problems> {
     check(parse(text, format)?)
 }
 

@@ -73,7 +73,7 @@ impl Encoding {
 
     /// Decodes a request. An empty payload is one without fields, so that `nats req SUBJECT ''`
     /// works. Where it cannot be decoded the error names every mistake with its path.
-    pub(crate) fn decode_request<T: DeserializeOwned + JsonSchema>(
+    pub(crate) fn decode_request<T: DeserializeOwned + JsonSchema + 'static>(
         self,
         bytes: &[u8],
     ) -> Result<T, ApiError> {
