@@ -8,6 +8,8 @@
 //! trusted comment: package=firewall version=0.1.0 digest=sha256:5d41…
 //! ```
 
+mod verified;
+
 use crate::error::PackageError;
 use canopy_api::{Digest, PackageName};
 use minisign::{KeyPair, SecretKeyBox, SignatureBox};
@@ -233,7 +235,8 @@ fn verify(
     keys: &[TrustedKey],
     now: u64,
 ) -> Result<(PublicKey, String), PackageError> {
-    let signature = read(what, signature)?;
+    let text = signature;
+    let signature = read(what, text)?;
     let key = id(signature.keynum());
     // Several entries may have one id: the id is chosen by whoever makes a key. One of them must
     // check the signature, and none of those that do may be revoked.
@@ -242,9 +245,13 @@ fn verify(
         let trusted = keys.iter().filter(|key| !key.revoked).map(|key| key.key.id()).collect();
         return Err(PackageError::UntrustedKey { what, key, trusted });
     }
+    let signed = Digest::of(bytes);
     let checks = |trusted: &&&TrustedKey| {
-        trusted.key.parsed().is_some_and(|public| {
-            minisign::verify(&public, &signature, Cursor::new(bytes), true, false, false).is_ok()
+        verified::fact(&trusted.key, text, &signed, || {
+            trusted.key.parsed().is_some_and(|public| {
+                minisign::verify(&public, &signature, Cursor::new(bytes), true, false, false)
+                    .is_ok()
+            })
         })
     };
     let good: Vec<_> = candidates.iter().filter(checks).collect();

@@ -273,6 +273,19 @@ fn a_revoked_key_counts_nowhere_even_if_listed_twice() {
 }
 
 #[test]
+fn a_signature_that_is_known_does_not_outlive_its_key() {
+    let mut signed = Signed::new();
+    let fine = |signed: &Signed| signed.verify("firewall", "0.1.0", 100);
+    assert!(fine(&signed).is_ok() && fine(&signed).is_ok());
+    signed.trusted[0].not_after = Some(99);
+    assert!(matches!(signed.refusal(), PackageError::KeyExpired { not_after: 99, .. }));
+    signed.trusted[0].revoked = true;
+    assert!(matches!(signed.refusal(), PackageError::KeyRevoked { .. }));
+    signed.trusted = Signed::new().trusted;
+    assert!(matches!(signed.refusal(), PackageError::UntrustedKey { .. }));
+}
+
+#[test]
 fn two_keys_may_be_trusted_while_one_replaces_the_other() {
     let mut signed = Signed::new();
     signed.trusted.insert(0, key().1.remove(0));
