@@ -82,7 +82,7 @@ impl Held {
 }
 
 fn restore(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
-    if path.exists() {
+    if sys::timed(|| path.exists()) {
         return Ok(());
     }
     tracing::warn!(pin = %path.display(), "a pin was removed; pinned again");

@@ -5,19 +5,24 @@ use crate::{object::Object, object_maps::MapDef};
 use canopy_chain::btf::{Btf, kind};
 use std::fmt::Write as _;
 
+/// The number of each map of an object.
+pub(crate) fn numbers(object: &Object) -> Vec<u64> {
+    let btf = object.btf.as_deref().and_then(|raw| Btf::parse(raw).ok());
+    object.maps.iter().map(|map| number(object, btf.as_ref(), map)).collect()
+}
+
 /// The number. Names of fields and variables count: a field that moved or was renamed means
 /// something else. Without type information a map's layout is 0, a data section's that of its
 /// symbols.
-pub(crate) fn number(object: &Object, map: &MapDef) -> u64 {
-    let btf = object.btf.as_deref().and_then(|raw| Btf::parse(raw).ok());
+fn number(object: &Object, btf: Option<&Btf<'_>>, map: &MapDef) -> u64 {
     let mut text = String::new();
     if map.data.is_some() {
-        let section = btf.as_ref().and_then(|btf| {
+        let section = btf.and_then(|btf| {
             btf.iter().find(|(_, ty)| ty.kind == kind::DATASEC && btf.string(ty.name) == map.name)
         });
         for (name, offset, size) in object.variables(map) {
             let _ = write!(text, "{name}@{offset}+{size}:");
-            if let (Some(btf), Some((_, section))) = (&btf, section) {
+            if let (Some(btf), Some((_, section))) = (btf, section) {
                 let variable = (0..usize::from(section.vlen))
                     .map(|i| section.word(i * 3))
                     .find(|id| btf.get(*id).is_some_and(|ty| btf.string(ty.name) == name));
@@ -28,9 +33,9 @@ pub(crate) fn number(object: &Object, map: &MapDef) -> u64 {
             text.push(';');
         }
     } else if let Some(btf) = btf.filter(|_| map.btf_key != 0 || map.btf_value != 0) {
-        describe(&btf, map.btf_key, 0, &mut text);
+        describe(btf, map.btf_key, 0, &mut text);
         text.push_str("->");
-        describe(&btf, map.btf_value, 0, &mut text);
+        describe(btf, map.btf_value, 0, &mut text);
     }
     if text.is_empty() { 0 } else { fnv1a(text.as_bytes()) }
 }

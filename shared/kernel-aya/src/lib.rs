@@ -57,7 +57,7 @@ use canopy_kernel::{
     MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -165,6 +165,14 @@ impl Kernel for AyaKernel {
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
         observe::observe(self)
+    }
+
+    fn observe_chains(&self, keys: &BTreeSet<ChainKey>) -> Result<Vec<Observed>, KernelError> {
+        observe::observe_chains(self, keys)
+    }
+
+    fn generations(&self, key: &ChainKey) -> Result<Vec<u64>, KernelError> {
+        self.pins.generations(key)
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {

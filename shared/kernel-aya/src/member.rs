@@ -2,7 +2,6 @@
 
 use crate::{
     elf::ObjectError,
-    layout,
     member_maps::{self, Made, MapMaker},
     object::Object,
     object_maps::PROG_ARRAY,
@@ -143,9 +142,8 @@ pub(crate) fn prepare(
 
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
     // refuses is loaded without, as libbpf does.
-    let composed = alone_of(&members, loading)?;
-    let btf = match (&object.btf, composed.first()) {
-        (Some(_), Some(first)) => match sys::btf_load(&first.btf) {
+    let btf = match (&object.btf, members.first()) {
+        (Some(_), Some(first)) => match sys::btf_load(&types(&object, member, first, loading)?) {
             Ok(fd) => Some(fd),
             Err(rejected) => {
                 let complaint = verifier_log::read(&rejected);
@@ -170,10 +168,13 @@ pub(crate) fn prepare(
             }
         }
     }
-    let layouts =
-        object.maps.iter().map(|map| (map.name.clone(), layout::number(&object, map))).collect();
+    let layouts = object
+        .maps
+        .iter()
+        .enumerate()
+        .filter_map(|(at, map)| Some((map.name.clone(), object.layout(at)?)))
+        .collect();
     let mut loaded = Vec::new();
-    let composed = alone_of(&members, loading)?;
     // What it may jump to has to be there, not only to be known.
     let subject =
         Subject::new(member, loading, btf.is_some(), &maps).filter(|_| targets.is_empty());
@@ -182,12 +183,9 @@ pub(crate) fn prepare(
         program.verified_instructions = verdict.instructions;
         program.stack.clone_from(&verdict.stack);
     }
-    let unknown = if known.is_some() { 0 } else { members.len() };
-    for ((program, composed), function) in members
-        .iter_mut()
-        .zip(&composed)
-        .zip(std::iter::once(&member.function).chain(&targets))
-        .take(unknown)
+    let unknown = if known.is_some() { Vec::new() } else { alone_of(&members, loading)? };
+    for ((program, composed), function) in
+        members.iter_mut().zip(&unknown).zip(std::iter::once(&member.function).chain(&targets))
     {
         let fd = |source| match source {
             MapSource::Member(_, map) => {
@@ -236,6 +234,19 @@ pub(crate) fn rejection(member: &ProgramName, rejected: &sys::Rejected) -> Kerne
         remedy: complaint.remedy.to_owned(),
         log: complaint.log,
     }
+}
+
+/// The types that come with a member, composed alone.
+fn types(
+    object: &Object,
+    member: &Member,
+    first: &chain::Member,
+    loading: Loading,
+) -> Result<Arc<[u8]>, KernelError> {
+    object.types(&member.function, loading.attachment, || {
+        let composed = alone(loading.attachment, first).map_err(|error| compose_error(&error))?;
+        Ok(composed.btf)
+    })
 }
 
 fn alone_of(members: &[chain::Member], loading: Loading) -> Result<Vec<Composed>, KernelError> {

@@ -2,7 +2,6 @@
 
 use crate::{
     elf::ObjectError,
-    layout,
     member::{object_error, refused},
     meta::Meta,
     object::Object,
@@ -206,8 +205,10 @@ impl<'a> MapMaker<'a> {
         let path = self.pins.map(self.key, *generation, name, &def.name);
         let Some(fd) = pins::open(&path)? else { return Ok(None) };
         let map = sys::Map::new(fd).map_err(|error| os(name, &def.name, "open", error))?;
-        let same_layout = meta.as_ref().and_then(|meta| meta.layout(name, &def.name))
-            == Some(layout::number(object, def));
+        let layout = object.maps.iter().position(|map| map.name == def.name);
+        let layout = layout.and_then(|at| object.layout(at));
+        let was = meta.as_ref().and_then(|meta| meta.layout(name, &def.name));
+        let same_layout = layout.is_some() && was == layout;
         let difference = differs(&map, def)
             .or_else(|| (!same_layout).then(|| "layout of its contents".to_owned()));
         match difference {

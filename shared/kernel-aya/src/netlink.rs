@@ -1,5 +1,6 @@
 //! rtnetlink: a request, its answers, attributes.
 
+use crate::sys;
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -8,6 +9,7 @@ use nix::{
     },
 };
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsRawFd as _, OwnedFd},
 };
@@ -31,16 +33,18 @@ const HEADER: usize = 16;
 
 /// Changes something, and returns once the kernel has done it.
 pub(crate) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    sys::timed(|| changed(kind, flags, body))
+}
+
+fn changed(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let netlink = request(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body)?;
-    let mut buffer = vec![0; 8 << 10];
-    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    match Message::first(buffer.get(..length).unwrap_or_default()) {
+    answer(&netlink, |bytes| match Message::first(bytes) {
         Some(Message { kind: NLMSG_ERROR, body, .. }) => match u32_at(body, 0).cast_signed() {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(-errno)),
         },
         _ => Err(io::Error::other("rtnetlink gave no answer")),
-    }
+    })
 }
 
 /// One of a kind, as `read` takes it from the body of the answer, a message of kind `answer`.
@@ -50,16 +54,16 @@ pub(crate) fn get<T>(
     answer: u16,
     read: impl Fn(&[u8]) -> T,
 ) -> io::Result<T> {
-    let netlink = request(kind, NLM_F_REQUEST, body)?;
-    let mut buffer = vec![0; 64 << 10];
-    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    match Message::first(buffer.get(..length).unwrap_or_default()) {
-        Some(Message { kind, body, .. }) if kind == answer => Ok(read(body)),
-        Some(Message { kind: NLMSG_ERROR, body, .. }) => {
-            Err(io::Error::from_raw_os_error(-u32_at(body, 0).cast_signed()))
-        }
-        _ => Err(io::Error::other("rtnetlink gave no answer")),
-    }
+    sys::timed(|| {
+        let netlink = request(kind, NLM_F_REQUEST, body)?;
+        self::answer(&netlink, |bytes| match Message::first(bytes) {
+            Some(Message { kind, body, .. }) if kind == answer => Ok(read(body)),
+            Some(Message { kind: NLMSG_ERROR, body, .. }) => {
+                Err(io::Error::from_raw_os_error(-u32_at(body, 0).cast_signed()))
+            }
+            _ => Err(io::Error::other("rtnetlink gave no answer")),
+        })
+    })
 }
 
 /// Everything of a kind, each as `read` takes it from the body of a message of kind `answer`.
@@ -73,7 +77,7 @@ pub(crate) fn list<T>(
     // last one has to do.
     let mut found = Vec::new();
     for _ in 0..8 {
-        let (list, whole) = dump(kind, body, answer, &read)?;
+        let (list, whole) = sys::timed(|| dump(kind, body, answer, &read))?;
         found = list;
         if whole {
             break;
@@ -140,25 +144,38 @@ fn dump<T>(
     let netlink = request(kind, NLM_F_REQUEST | NLM_F_DUMP, body)?;
     let mut found = Vec::new();
     let mut whole = true;
-    // The kernel fills at most 32 KiB a read of a dump.
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = buffer.get(..length).unwrap_or_default();
-        while let Some(message) = Message::first(rest) {
-            whole &= message.flags & NLM_F_DUMP_INTR == 0;
-            match message.kind {
-                NLMSG_DONE => return Ok((found, whole)),
-                NLMSG_ERROR => {
-                    let errno = u32_at(message.body, 0).cast_signed();
-                    return Err(io::Error::from_raw_os_error(-errno));
+    let mut done = false;
+    while !done {
+        done = self::answer(&netlink, |mut rest| {
+            while let Some(message) = Message::first(rest) {
+                whole &= message.flags & NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_DONE => return Ok(true),
+                    NLMSG_ERROR => {
+                        let errno = u32_at(message.body, 0).cast_signed();
+                        return Err(io::Error::from_raw_os_error(-errno));
+                    }
+                    kind if kind == answer => found.push(read(message.body)),
+                    _ => {}
                 }
-                kind if kind == answer => found.push(read(message.body)),
-                _ => {}
+                rest = rest.get(message.stride..).unwrap_or_default();
             }
-            rest = rest.get(message.stride..).unwrap_or_default();
-        }
+            Ok(false)
+        })?;
     }
+    Ok((found, whole))
+}
+
+/// The next answer, as `read` takes it.
+fn answer<T>(netlink: &OwnedFd, read: impl FnOnce(&[u8]) -> io::Result<T>) -> io::Result<T> {
+    thread_local! {
+        /// Made once a thread: the kernel fills at most 32 KiB a read of a dump.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let length = recv(netlink.as_raw_fd(), buffer, MsgFlags::empty())?;
+        read(buffer.get(..length).unwrap_or_default())
+    })
 }
 
 struct Message<'a> {

@@ -5,17 +5,18 @@ use crate::{
     btf_ext::{BtfExt, Record},
     core_relocate,
     elf::{Elf, Function, ObjectError, Section},
+    layout,
     object_maps::{self, MapDef},
 };
 use canopy_chain::{
-    Code, Line, MapLoad,
+    Attachment, Code, Line, MapLoad,
     btf::Btf,
     insn::{Insn, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_MAP, PSEUDO_MAP_VALUE, SIZE},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 /// `BPF_PSEUDO_KFUNC_CALL`
@@ -42,6 +43,17 @@ pub(crate) struct Object {
     /// The names of the variables that stand for the kernel's configuration.
     configuration: Vec<String>,
     pub(crate) maps: Vec<MapDef>,
+    /// See [`Self::layout`].
+    layouts: OnceLock<Vec<u64>>,
+    types: Mutex<Vec<Types>>,
+}
+
+/// The types of a function that was composed alone, as the kernel takes them.
+#[derive(Debug)]
+struct Types {
+    function: String,
+    attachment: Attachment,
+    btf: Arc<[u8]>,
 }
 
 /// What `.BTF.ext` says of functions and lines, found by section. Sections of one name are one here, as
@@ -144,7 +156,31 @@ impl Object {
         let notes = parsed.as_ref().map(|btf| Notes::new(&elf, btf, &ext)).unwrap_or_default();
         let configuration = parsed.as_ref().map(object_maps::kernel_variables).unwrap_or_default();
         let configuration = configuration.into_iter().map(str::to_owned).collect();
-        Ok(Self { elf, btf, notes, configuration, maps })
+        let (layouts, types) = (OnceLock::new(), Mutex::default());
+        Ok(Self { elf, btf, notes, configuration, maps, layouts, types })
+    }
+
+    /// The types of a function, as `compose` makes them when it is asked for the first time.
+    pub(crate) fn types<E>(
+        &self,
+        function: &str,
+        attachment: Attachment,
+        compose: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Arc<[u8]>, E> {
+        let known = || self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |types: &&Types| types.function == function && types.attachment == attachment;
+        if let Some(types) = known().iter().find(same) {
+            return Ok(Arc::clone(&types.btf));
+        }
+        let btf: Arc<[u8]> = compose()?.into();
+        let function = function.to_owned();
+        known().push(Types { function, attachment, btf: Arc::clone(&btf) });
+        Ok(btf)
+    }
+
+    /// The number of a map's layout.
+    pub(crate) fn layout(&self, map: usize) -> Option<u64> {
+        self.layouts.get_or_init(|| layout::numbers(self)).get(map).copied()
     }
 
     /// Parses an object and links every function of it, as an entry; their names.

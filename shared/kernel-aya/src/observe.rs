@@ -29,6 +29,24 @@ const LOOKS: usize = 5;
 pub(crate) fn observe(kernel: &AyaKernel) -> Result<Vec<Observed>, KernelError> {
     let mut keys: BTreeSet<ChainKey> = kernel.pins.chains()?.into_iter().collect();
     keys.extend(kernel.held().keys().cloned());
+    observe_all(kernel, keys)
+}
+
+/// Those of these chains that have pins, or that we hold; see
+/// [`canopy_kernel::Kernel::observe_chains`].
+pub(crate) fn observe_chains(
+    kernel: &AyaKernel,
+    keys: &BTreeSet<ChainKey>,
+) -> Result<Vec<Observed>, KernelError> {
+    let there =
+        |key: &&ChainKey| kernel.held().contains_key(*key) || kernel.pins.chain(key).exists();
+    observe_all(kernel, keys.iter().filter(there).cloned())
+}
+
+fn observe_all(
+    kernel: &AyaKernel,
+    keys: impl IntoIterator<Item = ChainKey>,
+) -> Result<Vec<Observed>, KernelError> {
     let mut by_netns = BTreeMap::<Option<Netns>, Vec<ChainKey>>::new();
     for key in keys {
         by_netns.entry(key.netns.clone()).or_default().push(key);
@@ -115,6 +133,12 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
 fn away(kernel: &AyaKernel, key: &ChainKey) -> Result<Option<Away>, KernelError> {
     let link = kernel.link(key, kernel.held().get(key))?;
     let index = link.as_ref().map_or(Ok(0), |link| link::link_index(link, key))?;
+    let clsact = |generation: &u64| {
+        Meta::read(&kernel.pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
+    };
+    if index == 0 && !kernel.pins.generations(key)?.iter().any(clsact) {
+        return Ok(None);
+    }
     let devices = netif::devices()?;
     let named = |device: &netif::Device| {
         let name: InterfaceName = device.name.parse().ok()?;
@@ -127,12 +151,6 @@ fn away(kernel: &AyaKernel, key: &ChainKey) -> Result<Option<Away>, KernelError>
             Some(device) if hangs_on(&link, key, device)?.is_some() => named(device),
             Some(_) | None => Some(Away::OtherNamespace),
         });
-    }
-    let clsact = |generation: &u64| {
-        Meta::read(&kernel.pins.meta(key, *generation)).is_ok_and(|generation| generation.clsact)
-    };
-    if !kernel.pins.generations(key)?.iter().any(clsact) {
-        return Ok(None);
     }
     for device in &devices {
         if let Some(filter) = clsact::filter(key, device)?

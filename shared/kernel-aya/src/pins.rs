@@ -288,7 +288,7 @@ pub fn unescape(name: &str) -> Option<String> {
 /// The entries of a directory by name; none when it is not there.
 pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>, KernelError> {
     let failed = |error| os(format!("list {}", dir.display()), error);
-    let entries = match fs::read_dir(dir) {
+    let entries: Vec<_> = match sys::timed(|| fs::read_dir(dir).map(Iterator::collect)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
@@ -304,7 +304,8 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>, KernelError> {
 
 /// Makes a directory and its parents.
 pub fn make_dir(dir: &Path) -> Result<(), KernelError> {
-    fs::create_dir_all(dir).map_err(|error| os(format!("make {}", dir.display()), error))
+    sys::timed(|| fs::create_dir_all(dir))
+        .map_err(|error| os(format!("make {}", dir.display()), error))
 }
 
 /// Pins an object; what had that name before is unpinned.
@@ -315,7 +316,12 @@ pub fn pin(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
     let new = unfinished(path);
     remove_file(&new)?;
     sys::obj_pin(object, &new).map_err(failed)?;
-    fs::rename(&new, path).map_err(failed)
+    sys::timed(|| fs::rename(&new, path)).map_err(failed)
+}
+
+/// Pins an object in a directory that is not in use yet, where nothing has that name.
+pub fn pin_first(object: &impl AsFd, path: &Path) -> Result<(), KernelError> {
+    sys::obj_pin(object, path).map_err(|error| os(format!("pin {}", path.display()), error))
 }
 
 /// Where an object is pinned on its way to `path`.
@@ -335,7 +341,7 @@ pub fn open(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
 
 /// Removes a file, if it is there.
 pub fn remove_file(path: &Path) -> Result<(), KernelError> {
-    match fs::remove_file(path) {
+    match sys::timed(|| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(os(format!("remove {}", path.display()), error))
         }
@@ -345,7 +351,7 @@ pub fn remove_file(path: &Path) -> Result<(), KernelError> {
 
 /// Removes a directory with all in it, if it is there.
 pub fn remove_tree(path: &Path) -> Result<(), KernelError> {
-    match fs::remove_dir_all(path) {
+    match sys::timed(|| fs::remove_dir_all(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(os(format!("remove {}", path.display()), error))
         }
@@ -357,7 +363,7 @@ pub fn remove_tree(path: &Path) -> Result<(), KernelError> {
 pub fn prune(root: &Path, dir: &Path) {
     for dir in dir.ancestors().take_while(|dir| *dir != root && dir.starts_with(root)) {
         // Not empty: somebody needs it, and so all above.
-        if fs::remove_dir(dir).is_err() {
+        if sys::timed(|| fs::remove_dir(dir)).is_err() {
             return;
         }
     }

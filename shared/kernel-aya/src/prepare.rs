@@ -172,17 +172,17 @@ fn assemble(
         for (map, made) in loaded.chain.maps.iter().zip(&loaded.maps) {
             if let Some(made) = made {
                 let path = pins.map(key, build.generation, &member.name, &map.name);
-                pins::pin(&made.map, &path)?;
+                pins::pin_first(&made.map, &path)?;
             }
         }
     }
     if let Some(constants) = &constants {
-        pins::pin(constants, &pins.constants(key, build.generation))?;
+        pins::pin_first(constants, &pins.constants(key, build.generation))?;
     }
-    pins::pin(&cells, &pins.cells(key, build.generation))?;
-    pins::pin(&meta, &pins.meta(key, build.generation))?;
+    pins::pin_first(&cells, &pins.cells(key, build.generation))?;
+    pins::pin_first(&meta, &pins.meta(key, build.generation))?;
     // Last: a generation is whole once its program is there.
-    pins::pin(&prog, &pins.prog(key, build.generation))?;
+    pins::pin_first(&prog, &pins.prog(key, build.generation))?;
     directory.keep();
     Ok(Prepared { program_id: info.id, verified_instructions: info.verified_instructions, notes })
 }

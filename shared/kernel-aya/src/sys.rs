@@ -76,7 +76,7 @@ enum Cmd {
 static SPENT: AtomicU64 = AtomicU64::new(0);
 
 /// Time this process has spent inside the kernel for its chains, all threads together: verifying,
-/// attaching, reading, waiting for packets to leave.
+/// attaching, pinning, reading, waiting for packets to leave.
 pub fn spent() -> Duration {
     Duration::from_nanos(SPENT.load(Ordering::Relaxed))
 }

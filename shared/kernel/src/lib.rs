@@ -19,7 +19,7 @@ use canopy_api::{
     verdict::CELLS,
     wire::{Fact, ObservedChain},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// A chain to be built: everything resolved, nothing left to look up.
 #[derive(Clone, Debug)]
@@ -315,6 +315,19 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Every chain whose pins exist, compared with what is attached.
     fn observe(&self) -> Result<Vec<Observed>, KernelError>;
+
+    /// The same of these chains only, as far as they have pins.
+    fn observe_chains(&self, keys: &BTreeSet<ChainKey>) -> Result<Vec<Observed>, KernelError> {
+        let mut seen = self.observe()?;
+        seen.retain(|seen| keys.contains(&seen.key));
+        Ok(seen)
+    }
+
+    /// The generations of a chain that are pinned, oldest first.
+    fn generations(&self, key: &ChainKey) -> Result<Vec<u64>, KernelError> {
+        let seen = self.observe_chains(&BTreeSet::from([key.clone()]))?;
+        Ok(seen.into_iter().next().map(|seen| seen.generations).unwrap_or_default())
+    }
 
     /// Verifies each member alone, creates or carries over the maps, composes, loads and pins the
     /// generation. Attaches nothing; a failure leaves nothing behind.

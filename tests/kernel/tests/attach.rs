@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{Hook, XdpMode, wire::FACTS};
+use canopy_api::{ChainKey, Hook, XdpMode, wire::FACTS};
 use canopy_kernel::{Expect, Kernel as _, KernelError, LinkState};
 use canopy_kernel_aya::{AyaKernel, sys};
 use canopy_kernel_tests::{
@@ -171,6 +171,12 @@ fn all_hooks_of_an_interface_carry_chains_side_by_side() {
     assert_eq!(seen.len(), 3);
     assert!(seen.iter().all(|seen| matches!(seen.state, LinkState::Attached(_))), "{seen:?}");
     assert_eq!(ping(&live.pair, 3).unwrap(), 3);
+    // Some of them are seen as they are among all; what has no pins is not there.
+    let absent = ChainKey::new("elsewhere".parse().unwrap(), Hook::Xdp);
+    let keys = [Live::key(Hook::Xdp), Live::key(Hook::TcEgress), absent].into();
+    let some = live.kernel(|kernel| kernel.observe_chains(&keys)).unwrap();
+    assert_eq!(some.len(), 2);
+    assert!(some.iter().all(|one| seen.contains(one)), "{some:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
 };
 
 /// A map for the kernel to make.
@@ -163,7 +164,8 @@ pub fn memory(object: &impl AsFd) -> io::Result<Option<u64>> {
 }
 
 fn fdinfo(object: &impl AsFd) -> io::Result<String> {
-    fs::read_to_string(format!("/proc/self/fdinfo/{}", raw(object)))
+    let path = format!("/proc/self/fdinfo/{}", raw(object));
+    super::timed(|| fs::read_to_string(path))
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
@@ -172,6 +174,16 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// CPUs the kernel may ever have: a per-CPU value has one part for each.
 pub fn possible_cpus() -> io::Result<usize> {
+    // As long as the machine runs they are the same.
+    static KNOWN: OnceLock<usize> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let counted = count_cpus()?;
+    Ok(*KNOWN.get_or_init(|| counted))
+}
+
+fn count_cpus() -> io::Result<usize> {
     let path = "/sys/devices/system/cpu/possible";
     let text = fs::read_to_string(path)?;
     let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
