@@ -1,8 +1,9 @@
 //! Answers to requests that change something, kept so that a repeat gets the first answer.
 //!
-//! Bounded in number and bytes, oldest out first; kept on disk where a file is given, one JSON
-//! object a line, appended and synced before the answer is sent. A crash between the work and that
-//! line means that a repeat is worked on again: endpoints have to bear that (generations do).
+//! Bounded in number and bytes, oldest out first; kept in a file where one is given, one JSON object a
+//! line, appended before the answer is sent: a process that is killed then has it. It is not synced: a
+//! crash between the work and that line, or a power cut soon after it, means that a repeat is worked on
+//! again. Endpoints have to bear that (generations do).
 //! Answers that say "later" are not kept: the repeat is the retry.
 
 use canopy_api::{Blob, error::ApiError};
@@ -150,7 +151,6 @@ impl Table {
             (store.file, store.lines, store.added) = (file, lines, 0);
         }
         store.file.write_all(&text)?;
-        store.file.sync_data()?;
         store.lines += 1;
         store.added += text.len();
         Ok(())

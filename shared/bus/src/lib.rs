@@ -38,6 +38,7 @@
 //! # }
 //! ```
 
+mod blocking;
 mod call;
 pub mod callout;
 mod codec;
@@ -58,6 +59,7 @@ mod tls;
 mod trace;
 mod work;
 
+pub use blocking::{Panic, blocking};
 pub use call::{CallError, CallOptions};
 pub use codec::Encoding;
 pub use config::{BusConfig, BusError};

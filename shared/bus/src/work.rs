@@ -1,6 +1,7 @@
 //! What happens to one request, from the message to the answer.
 
 use crate::{
+    blocking::blocking,
     codec::Encoding,
     connection::Bus,
     header,
@@ -136,13 +137,15 @@ impl Shop {
             Ok(_) => tracing::debug!(code, ?took, "answered"),
             Err(error) => tracing::info!(code, path = %error.path, ?took, "refused: {error}"),
         }
-        if changes(spec.class) {
+        let record = changes(spec.class).then(|| {
             let (decision, reason) = outcome(&answer);
-            let record =
-                self.record(&request.caller, spec.verb, &request.message, decision, reason);
+            self.record(&request.caller, spec.verb, &request.message, decision, reason)
+        });
+        self.answer(&request.reply, reply_encoding, answer).await;
+        // What counts is in the trail before the answer; this is for those who listen.
+        if let Some(record) = record {
             self.audit(record, head).await;
         }
-        self.answer(&request.reply, reply_encoding, answer).await;
     }
 
     /// Everything that can speak against the request, then the request.
@@ -214,10 +217,10 @@ impl Shop {
             Err(panic) => Err(panicked(panic.as_ref())),
         };
         *head = self.end(begun, &answer, notes.take()).await;
-        match guard {
-            Some(guard) => keep(guard, answer).await,
-            None => answer,
+        if let Some(guard) = guard {
+            keep(guard, answer.clone()).await;
         }
+        answer
     }
 
     fn entry(&self, kind: Kind, caller: &Principal, verb: &str) -> Entry {
@@ -232,10 +235,10 @@ impl Shop {
     /// Keeps a record, off the threads that others wait for; `None` without a trail.
     async fn keep_record(&self, entry: Entry) -> Result<Option<Head>, String> {
         let Some(spool) = self.spool.clone() else { return Ok(None) };
-        match tokio::task::spawn_blocking(move || spool.append(entry)).await {
+        match blocking(move || spool.append(entry)).await {
             Ok(Ok(head)) => Ok(Some(head)),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
+            Err(_) => Err("a defect in the service; its log has more".to_owned()),
         }
     }
 
@@ -453,12 +456,10 @@ async fn first_answer(mut done: tokio::sync::watch::Receiver<Option<Answer>>) ->
 }
 
 /// Keeps the answer, off the threads that others wait for.
-async fn keep(guard: Guard, answer: Answer) -> Answer {
-    let kept = answer.clone();
-    if tokio::task::spawn_blocking(move || guard.finish(&kept)).await.is_err() {
+async fn keep(guard: Guard, answer: Answer) {
+    if blocking(move || guard.finish(&answer)).await.is_err() {
         tracing::error!("an answer could not be kept for repeats");
     }
-    answer
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> ApiError {
