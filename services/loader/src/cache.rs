@@ -13,7 +13,10 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -35,11 +38,58 @@ pub const DEFAULT_BYTES: u64 = 512 << 20;
 pub struct Cache {
     dir: PathBuf,
     limits: Limits,
-    open: Mutex<BTreeMap<Digest, Arc<Package>>>,
+    open: Mutex<Opened>,
     /// Room on disk, bytes.
     room: u64,
+    /// Whether there is room for all that lies here, as far as is known.
+    fits: AtomicBool,
     kept: Mutex<Kept>,
     metrics: Option<PackageMetrics>,
+}
+
+/// Bytes of objects of opened packages that no chain needs: a chain that goes and comes back, or a
+/// change that is asked for first and made then, does not open its packages twice.
+const SPARE_BYTES: usize = 2 << 20;
+
+/// Packages in memory.
+#[derive(Debug, Default)]
+struct Opened {
+    /// Each with when it was used last.
+    packages: BTreeMap<Digest, (Arc<Package>, u64)>,
+    uses: u64,
+}
+
+impl Opened {
+    fn get(&mut self, digest: &Digest) -> Option<Arc<Package>> {
+        self.uses += 1;
+        let (package, used) = self.packages.get_mut(digest)?;
+        *used = self.uses;
+        Some(Arc::clone(package))
+    }
+
+    fn put(&mut self, digest: Digest, package: Arc<Package>) {
+        self.uses += 1;
+        self.packages.insert(digest, (package, self.uses));
+    }
+
+    /// Keeps what is needed, and of the others what was used last.
+    fn retain(&mut self, needed: &BTreeSet<Digest>) {
+        let spare = self.packages.iter().filter(|(digest, _)| !needed.contains(*digest));
+        let mut spare: Vec<_> = spare
+            .map(|(digest, (package, used))| {
+                let bytes = package.objects.values().map(Vec::len).sum::<usize>();
+                (*used, bytes, digest.clone())
+            })
+            .collect();
+        spare.sort_unstable_by(|one, other| other.cmp(one));
+        let mut bytes = 0;
+        for (_, size, digest) in spare {
+            bytes += size;
+            if bytes > SPARE_BYTES {
+                self.packages.remove(&digest);
+            }
+        }
+    }
 }
 
 /// What must not go.
@@ -60,6 +110,7 @@ impl Cache {
             limits,
             open: Mutex::default(),
             room: DEFAULT_BYTES,
+            fits: AtomicBool::new(false),
             kept: Mutex::default(),
             metrics: None,
         })
@@ -69,6 +120,7 @@ impl Cache {
     #[must_use]
     pub fn with_room(mut self, bytes: u64) -> Self {
         self.room = bytes;
+        self.fits = AtomicBool::new(false);
         self
     }
 
@@ -84,6 +136,23 @@ impl Cache {
         self.kept().in_hand.clear();
     }
 
+    /// The package of these bytes if it was opened before.
+    pub fn opened(&self, digest: &Digest) -> Option<Arc<Package>> {
+        self.open().get(digest)
+    }
+
+    /// Keeps a package of these bytes in memory for who needs it next, as far as there is room.
+    pub fn hold(&self, digest: &Digest, package: &Arc<Package>) {
+        let needed = self.kept().needed.clone();
+        let mut open = self.open();
+        open.put(digest.clone(), Arc::clone(package));
+        open.retain(&needed);
+    }
+
+    fn open(&self) -> MutexGuard<'_, Opened> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +164,7 @@ impl Cache {
 
     /// Adds to a download.
     pub fn add_part(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
+        self.fits.store(false, Ordering::Relaxed);
         let file = fs::File::options().create(true).append(true).open(self.part_file(digest));
         file?.write_all(bytes)
     }
@@ -111,6 +181,9 @@ impl Cache {
 
     /// Makes room: the packages and downloads used longest ago go first. Never what must not go.
     fn evict(&self) {
+        if self.fits.load(Ordering::Relaxed) {
+            return;
+        }
         let Ok(files) = fs::read_dir(&self.dir) else { return };
         let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
         for file in files.flatten() {
@@ -147,6 +220,7 @@ impl Cache {
                 metrics.evicted.with_label_values::<&str>(&[]).inc();
             }
         }
+        self.fits.store(bytes <= self.room, Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
             metrics.cached.with_label_values::<&str>(&[]).set(bytes);
@@ -184,6 +258,7 @@ impl Cache {
         bytes: &[u8],
         signature: Option<&str>,
     ) -> std::io::Result<()> {
+        self.fits.store(false, Ordering::Relaxed);
         // The signature first: a package without one would have to be fetched again.
         if let Some(signature) = signature {
             self.write(digest, &self.signature_file(digest), signature.as_bytes())?;
@@ -206,9 +281,9 @@ impl Cache {
 
 impl PackageSource for Cache {
     fn package(&self, digest: &Digest) -> Result<Arc<Package>, String> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open();
         if let Some(package) = open.get(digest) {
-            return Ok(Arc::clone(package));
+            return Ok(package);
         }
         let path = self.file(digest);
         let bytes = self
@@ -218,14 +293,12 @@ impl PackageSource for Cache {
             format!("{}: {}", path.display(), crate::error::with_causes(&error))
         })?;
         let package = Arc::new(package);
-        open.insert(digest.clone(), Arc::clone(&package));
+        open.put(digest.clone(), Arc::clone(&package));
         Ok(package)
     }
 
     fn retain(&self, digests: &BTreeSet<Digest>) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|digest, _| digests.contains(digest));
-        drop(open);
+        self.open().retain(digests);
         *self.kept() = Kept { needed: digests.clone(), in_hand: BTreeSet::new() };
         self.evict();
     }
@@ -248,7 +321,11 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use canopy_api::document::Format;
+    use canopy_package::Manifest;
     use std::time::{Duration, UNIX_EPOCH};
+
+    const FLOWMETER: &str = include_str!("../../../ebpf/packages/flowmeter/package.yaml");
 
     /// A cache with room for so many files of 100 bytes, and files 0 to `files`, the lowest used
     /// longest ago.
@@ -299,6 +376,38 @@ mod tests {
     }
 
     #[test]
+    fn opened_packages_stay_as_far_as_there_is_room() {
+        let (_dir, cache) = cache(5, 0);
+        let package = |bytes: usize| {
+            let object = ("main.o".to_owned(), vec![0; bytes]);
+            Arc::new(Package {
+                manifest: Manifest::read(FLOWMETER, Format::Yaml).unwrap(),
+                objects: [object].into(),
+                readme: None,
+                license_text: None,
+            })
+        };
+        let held = |cache: &Cache| -> Vec<u8> {
+            (0..4).filter(|n| cache.opened(&digest(*n)).is_some()).collect()
+        };
+        let large = package(SPARE_BYTES / 2);
+        cache.hold(&digest(0), &large);
+        cache.hold(&digest(1), &large);
+        assert_eq!(held(&cache), [0, 1]);
+        // The one used longest ago goes first.
+        assert!(cache.opened(&digest(0)).is_some());
+        cache.hold(&digest(2), &package(1));
+        assert_eq!(held(&cache), [0, 2]);
+        // What chains need does not count.
+        cache.retain(&[digest(0)].into());
+        cache.hold(&digest(1), &large);
+        cache.hold(&digest(3), &package(SPARE_BYTES / 2 - 1));
+        assert_eq!(held(&cache), [0, 1, 2, 3]);
+        cache.hold(&digest(2), &package(SPARE_BYTES + 1));
+        assert_eq!(held(&cache), [0]);
+    }
+
+    #[test]
     fn a_download_that_broke_off_is_there_until_room_is_needed() {
         let (_dir, cache) = cache(2, 1);
         cache.add_part(&digest(5), &[5; 40]).unwrap();
@@ -307,7 +416,10 @@ mod tests {
         assert_eq!(cache.part(&digest(5)), [5; 50]);
         cache.keep(&digest(6), &[6; 90], None).unwrap();
         assert_eq!(cache.part(&digest(5)), [] as [u8; 0]);
+        // What another process left is found at the start.
         fs::write(cache.dir.join("abc.new"), "broken off").unwrap();
+        let dir = cache.dir.clone();
+        let cache = Cache::new(&dir, Limits::default()).unwrap();
         cache.retain(&[digest(0)].into());
         assert!(!cache.dir.join("abc.new").exists());
     }

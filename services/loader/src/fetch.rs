@@ -161,6 +161,9 @@ pub trait Memory: Send + Sync {
 /// An index and its digest.
 type KnownIndex = (Digest, Arc<[u8]>);
 
+/// What the registry said to a reference; nothing of it is believed yet.
+pub struct Asked(Result<ResolveReply, CallError>);
+
 /// Gets packages.
 #[derive(Clone)]
 pub struct Fetcher {
@@ -283,21 +286,45 @@ impl Fetcher {
         &self,
         reference: &PackageRef,
     ) -> Result<(Located, Option<String>), FetchError> {
-        let trust = rule(&self.rules, &reference.name)
-            .ok_or_else(|| FetchError::NoTrust { package: reference.name.clone() })?;
+        let asked = self.ask(reference).await?;
+        self.answered(reference, asked).await
+    }
+
+    /// Asks the registry what a reference means. Costs little memory, so that many can be asked at once.
+    pub async fn ask(&self, reference: &PackageRef) -> Result<Asked, FetchError> {
+        // What nobody may publish need not be asked for.
+        self.rule(reference)?;
+        Ok(Asked(self.resolve(reference).await))
+    }
+
+    fn rule(&self, reference: &PackageRef) -> Result<&Trust, FetchError> {
+        rule(&self.rules, &reference.name)
+            .ok_or_else(|| FetchError::NoTrust { package: reference.name.clone() })
+    }
+
+    async fn resolve(&self, reference: &PackageRef) -> Result<ResolveReply, CallError> {
         let request = ResolveRequest {
             package: reference.name.clone(),
             requirement: reference.requirement.to_string(),
             arch: Some(std::env::consts::ARCH.to_owned()),
             kernel: Some(self.kernel.clone()),
         };
-        match self.bus.call::<registry::Resolve>(&Target::Central, &request).await {
+        self.bus.call::<registry::Resolve>(&Target::Central, &request).await
+    }
+
+    /// The package that an answer to [`Self::ask`] means; see [`Self::locate`].
+    pub async fn answered(
+        &self,
+        reference: &PackageRef,
+        Asked(answer): Asked,
+    ) -> Result<(Located, Option<String>), FetchError> {
+        let trust = self.rule(reference)?;
+        match answer {
             Ok(reply) => {
                 let reply = match self.with_index(reply).await {
                     // Another index has taken its place since: what does that one say?
                     Err(FetchError::Registry(error)) if error.code == Code::NotFound => {
-                        let again = self.bus.call::<registry::Resolve>(&Target::Central, &request);
-                        let reply = again.await.map_err(|error| {
+                        let reply = self.resolve(reference).await.map_err(|error| {
                             FetchError::Registry(Box::new(error.to_api_error()))
                         })?;
                         self.with_index(reply).await?
@@ -417,65 +444,91 @@ impl Fetcher {
             })
             .ok_or_else(|| FetchError::Answer { asked: reference.to_string(), got: got.clone() })?;
 
-        let memory = Arc::clone(&self.memory);
-        let rule = trust.clone();
-        let what = got.clone();
-        let had = self.locked(reference).await?;
-        let requirement = reference.requirement.clone();
-        let (reply, entry, note) = blocking(move || {
-            let at_least = memory.index_version(&reply.package);
-            let (entry, index) = check_index(&rule, &reply, &version, memory.seconds(), at_least)
-                .map_err(|source| refused(&what, source))?;
-            if entry.yanked && had.as_ref().is_none_or(|had| had.digest != entry.digest) {
-                return Err(FetchError::Yanked { what });
-            }
-            let Some(index) = index else { return Ok((reply, entry, None)) };
-            memory
-                .remember_index(&reply.package, index.version)
-                .map_err(|error| FetchError::Remember(Box::new(error)))?;
-            // The index says which versions there are; which of them is meant is the registry's
-            // word alone, and must not take the host back to a hole that was mended.
-            let has = had.map(|had| had.package.manifest.version.clone());
-            let counts = |has: &semver::Version| {
-                index.entry(&reply.package, has).is_some_and(|entry| !entry.yanked)
-            };
-            if let Some(has) = has.filter(|has| *has > version && counts(has)) {
-                return Err(FetchError::Downgrade { what, has });
-            }
-            let newest = index.matching(&reply.package, &requirement).next();
-            let note = newest.filter(|newest| newest.version > version).map(|newest| {
-                format!(
-                    "{} {} is published too; the registry says that {version} is the newest for this host",
-                    newest.name, newest.version
-                )
-            });
-            Ok((reply, entry, note))
+        // The index says which versions there are, and the package is opened if it is here.
+        let me = self.clone();
+        let (rule, reference, what) = (trust.clone(), reference.clone(), got.clone());
+        let (entry, signature, note, at_hand) = blocking(move || {
+            let (entry, note) = me.entry(&rule, &reference, &reply, &version, &what)?;
+            let signature = reply.signature;
+            let at_hand = me.cache.bytes(&entry.digest);
+            let at_hand = at_hand
+                .map(|bytes| me.open(&rule, &entry, &what, (&bytes, signature.as_deref()), false))
+                .transpose()?;
+            Ok((entry, signature, note, at_hand))
         })
         .await?;
+        if let Some(located) = at_hand {
+            return Ok((located, note));
+        }
 
-        let cache = Arc::clone(&self.cache);
-        let digest = entry.digest.clone();
-        let cached = blocking(move || Ok(cache.bytes(&digest))).await?;
-        let fresh = cached.is_none();
-        let bytes = match cached {
-            Some(bytes) => bytes,
-            None => self.download(&got, &entry).await?,
-        };
-
-        let (rule, cache, limits) = (trust.clone(), Arc::clone(&self.cache), self.limits);
-        let now = self.memory.seconds();
-        let located = blocking(move || {
-            let (package, signed_by) =
-                check_package(&rule, &entry, reply.signature.as_deref(), &bytes, &limits, now)
-                    .map_err(|source| refused(&got, source))?;
-            let signature = reply.signature.as_deref();
-            if fresh || cache.signature(&entry.digest).as_deref() != signature {
-                cache.keep(&entry.digest, &bytes, signature).map_err(FetchError::Cache)?;
-            }
-            Ok(Located { digest: entry.digest, package: Arc::new(package), signed_by })
-        })
-        .await?;
+        let bytes = self.download(&got, &entry).await?;
+        let (me, rule) = (self.clone(), trust.clone());
+        let located =
+            blocking(move || me.open(&rule, &entry, &got, (&bytes, signature.as_deref()), true))
+                .await?;
         Ok((located, note))
+    }
+
+    /// What the index of an answer says of the version that is meant, with a note where it is worth one.
+    fn entry(
+        &self,
+        rule: &Trust,
+        reference: &PackageRef,
+        reply: &ResolveReply,
+        version: &semver::Version,
+        what: &str,
+    ) -> Result<(IndexEntry, Option<String>), FetchError> {
+        let memory = &self.memory;
+        let had = memory.locked(reference);
+        let at_least = memory.index_version(&reply.package);
+        let (entry, index) = check_index(rule, reply, version, memory.seconds(), at_least)
+            .map_err(|source| refused(what, source))?;
+        if entry.yanked && had.as_ref().is_none_or(|had| had.digest != entry.digest) {
+            return Err(FetchError::Yanked { what: what.to_owned() });
+        }
+        let Some(index) = index else { return Ok((entry, None)) };
+        memory
+            .remember_index(&reply.package, index.version)
+            .map_err(|error| FetchError::Remember(Box::new(error)))?;
+        // The index says which versions there are; which of them is meant is the registry's
+        // word alone, and must not take the host back to a hole that was mended.
+        let has = had.map(|had| had.package.manifest.version.clone());
+        let counts = |has: &semver::Version| {
+            index.entry(&reply.package, has).is_some_and(|entry| !entry.yanked)
+        };
+        if let Some(has) = has.filter(|has| has > version && counts(has)) {
+            return Err(FetchError::Downgrade { what: what.to_owned(), has });
+        }
+        let newest = index.matching(&reply.package, &reference.requirement).next();
+        let note = newest.filter(|newest| newest.version > *version).map(|newest| {
+            format!(
+                "{} {} is published too; the registry says that {version} is the newest for this host",
+                newest.name, newest.version
+            )
+        });
+        Ok((entry, note))
+    }
+
+    /// The package of these bytes, checked, and kept if they came just now.
+    fn open(
+        &self,
+        rule: &Trust,
+        entry: &IndexEntry,
+        what: &str,
+        (bytes, signature): (&[u8], Option<&str>),
+        fresh: bool,
+    ) -> Result<Located, FetchError> {
+        let IndexEntry { digest, .. } = entry;
+        let opened = self.cache.opened(digest);
+        let now = self.memory.seconds();
+        let (package, signed_by) =
+            check_package(rule, entry, (bytes, signature), opened, &self.limits, now)
+                .map_err(|source| refused(what, source))?;
+        if fresh || self.cache.signature(digest).as_deref() != signature {
+            self.cache.keep(digest, bytes, signature).map_err(FetchError::Cache)?;
+        }
+        self.cache.hold(digest, &package);
+        Ok(Located { digest: digest.clone(), package, signed_by })
     }
 
     async fn download(&self, what: &str, entry: &IndexEntry) -> Result<Vec<u8>, FetchError> {
@@ -578,5 +631,5 @@ fn refused(what: &str, source: PackageError) -> FetchError {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
 ) -> Result<T, FetchError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(FetchError::Defect))
+    canopy_bus::blocking(work).await.unwrap_or(Err(FetchError::Defect))
 }

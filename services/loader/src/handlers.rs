@@ -22,6 +22,7 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, Caller, Link, Server};
 use canopy_kernel::Kernel;
+use futures::{StreamExt as _, stream};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard, mpsc},
@@ -37,6 +38,9 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 /// How long the packages of a document may take together. Less than a caller of `delete` or `drain`
 /// waits: a registry that drips must not keep anybody from taking a chain off.
 const FETCHING: Duration = Duration::from_secs(20);
+
+/// Packages of a document that the registry is asked about at once.
+const AT_ONCE: usize = 8;
 
 /// Events of ring buffers that wait to be published.
 const QUEUE: usize = 64;
@@ -182,14 +186,29 @@ impl<K: Kernel> Handlers<K> {
     async fn locate(&self, document: &DesiredState) -> Result<(Packages, Notes), ApiError> {
         let until = Instant::now() + FETCHING;
         self.fetcher.begin();
+        let references = resolve::references(document);
+        let asked: Vec<_> = references
+            .values()
+            .map(|(reference, _)| {
+                let (fetcher, reference) = (self.fetcher.clone(), reference.clone());
+                async move { timeout_at(until, fetcher.ask(&reference)).await }
+            })
+            .collect();
+        let mut asking = stream::iter(asked).buffered(AT_ONCE);
         let mut located = Packages::new();
         let mut notes = Notes::new();
-        for (text, (reference, path)) in resolve::references(document) {
-            let found = timeout_at(until, self.fetcher.locate(&reference)).await.map_err(|_| {
+        for (text, (reference, path)) in &references {
+            let Some(asked) = asking.next().await else { break };
+            let found = match asked {
+                Ok(Ok(asked)) => timeout_at(until, self.fetcher.answered(reference, asked)).await,
+                Ok(Err(error)) => Ok(Err(error)),
+                Err(late) => Err(late),
+            };
+            let found = found.map_err(|_| {
                 let seconds = FETCHING.as_secs();
                 let said = format!("the packages did not come within {seconds} s");
                 ApiError::new(Code::Unavailable, said)
-                    .at(&path)
+                    .at(path)
                     .remedy("see that the registry is well, then try again; nothing was changed")
             })?;
             let (mut found, note) = match found {
@@ -197,7 +216,8 @@ impl<K: Kernel> Handlers<K> {
                 Err(source) => {
                     let (host, now) = (self.engine.host(), self.engine.now());
                     self.fetcher.report(host, &reference.name, &source, now).await;
-                    return Err(LoaderError::Fetch { path, source: Box::new(source) }.into_api());
+                    let (path, source) = (path.clone(), Box::new(source));
+                    return Err(LoaderError::Fetch { path, source }.into_api());
                 }
             };
             if let Some(note) = note {
@@ -207,7 +227,7 @@ impl<K: Kernel> Handlers<K> {
             if let Some(same) = located.values().find(|other| other.digest == found.digest) {
                 found = same.clone();
             }
-            located.insert(text, found);
+            located.insert(text.clone(), found);
         }
         Ok((located, notes))
     }
@@ -227,18 +247,13 @@ impl<K: Kernel> Handlers<K> {
         self.blocking(None, move |engine| engine.admitted(&asked_for)).await?;
         let (located, notes) = self.locate(&document).await?;
         let mut asked = resolve::resolve(&document, &located, &notes)?;
-        let (wishes, asked_by) = (asked.clone(), options.clone());
-        let back = self.blocking(None, move |engine| engine.downgrades(wishes, &asked_by)).await?;
+        let (wishes, asked_by, signers) = (asked.clone(), options.clone(), signers(&located));
+        let (back, parts) = self
+            .blocking(None, move |engine| engine.parts_of_apply(&wishes, &signers, &asked_by))
+            .await?;
         if let Some(refused) = back.iter().find(|one| !allowed.contains(&one.package)) {
             return Err(LoaderError::Downgrade(Box::new(refused.clone())).into_api());
         }
-        let (wishes, went_back, asked_by) = (asked.clone(), back.clone(), options.clone());
-        let signers = signers(&located);
-        let parts = self
-            .blocking(None, move |engine| {
-                engine.parts_of_apply(&wishes, &signers, &went_back, &asked_by)
-            })
-            .await?;
         let admitted = self.admission.ask(&caller, parts, options.dry_run).await?;
         let summary = summary(&asked);
         let by = options.by.clone();
@@ -363,23 +378,21 @@ impl<K: Kernel> Handlers<K> {
         work: impl FnOnce(&Engine<K>) -> Result<T, LoaderError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let engine = Arc::clone(&self.engine);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = canopy_bus::blocking(move || {
             let result = work(&engine);
             drop(turn);
             result
         })
         .await;
-        match done {
-            Ok(result) => result.map_err(|error| {
-                tracing::debug!(error = crate::error::with_causes(&error), "not done");
-                error.into_api()
-            }),
-            Err(error) => {
-                tracing::error!(%error, "a request ended in a panic");
-                Err(ApiError::new(Code::Internal, "the loader failed at this request")
-                    .remedy("report this with the loader's log"))
-            }
-        }
+        let Ok(result) = done else {
+            tracing::error!("a request ended in a panic");
+            return Err(ApiError::new(Code::Internal, "the loader failed at this request")
+                .remedy("report this with the loader's log"));
+        };
+        result.map_err(|error| {
+            tracing::debug!(error = crate::error::with_causes(&error), "not done");
+            error.into_api()
+        })
     }
 }
 

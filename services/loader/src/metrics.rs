@@ -77,7 +77,7 @@ const SAMPLE_AGE: MetricSpec = MetricSpec::gauge(
 const KERNEL_TIME: MetricSpec = MetricSpec::counter(
     "canopy_loader_kernel_seconds_total",
     &[],
-    "Time spent inside the kernel for the chains: verifying, attaching, reading, waiting, seconds",
+    "Time spent inside the kernel for the chains: verifying, attaching, pinning, reading, waiting, seconds",
 );
 
 const REFUSED: MetricSpec = MetricSpec::counter(

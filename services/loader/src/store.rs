@@ -225,8 +225,15 @@ impl Store {
         let link = self.previous_new();
         let io =
             |action, path: &Path, source| StoreError::Io { action, path: path.to_owned(), source };
-        remove(&link)?;
-        match fs::hard_link(&current, &link) {
+        let linked = fs::hard_link(&current, &link).or_else(|error| {
+            // Left over from one that was broken off.
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                return Err(error);
+            }
+            fs::remove_file(&link)?;
+            fs::hard_link(&current, &link)
+        });
+        match linked {
             Ok(()) => fs::rename(&link, &previous).map_err(|e| io("replace", &previous, e))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io("link", &link, error)),

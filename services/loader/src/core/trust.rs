@@ -8,6 +8,7 @@ use canopy_package::{
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::sync::Arc;
 
 /// A rule: these packages need a signature by one of these keys.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -128,16 +129,16 @@ pub fn check_index(
     Ok((entry.clone(), Some(index)))
 }
 
-/// Checks the bytes of a package against the index's entry and its signature, and opens it. With it
-/// the key that signed it, where signatures count.
+/// Checks the bytes of a package against the index's entry and its signature, and opens it, unless
+/// these bytes were opened before. With it the key that signed it, where signatures count.
 pub fn check_package(
     rule: &Trust,
     entry: &IndexEntry,
-    signature: Option<&str>,
-    bytes: &[u8],
+    (bytes, signature): (&[u8], Option<&str>),
+    opened: Option<Arc<Package>>,
     limits: &Limits,
     now: u64,
-) -> Result<(Package, Option<PublicKey>), PackageError> {
+) -> Result<(Arc<Package>, Option<PublicKey>), PackageError> {
     entry.check(bytes)?;
     let signed_by = match (rule.signatures, signature) {
         (SignatureCheck::Required, Some(signature)) => {
@@ -149,7 +150,10 @@ pub fn check_package(
         }
         (SignatureCheck::SkipForDevelopment, _) => None,
     };
-    let package = Package::open(bytes, limits)?;
+    let package = match opened {
+        Some(opened) => opened,
+        None => Arc::new(Package::open(bytes, limits)?),
+    };
     let manifest = &package.manifest;
     if manifest.name != entry.name || manifest.version != entry.version {
         return Err(PackageError::WrongPackage {

@@ -4,7 +4,7 @@ use super::{Engine, Options, maps::place};
 use crate::{
     core::{
         admission::{self, Signers},
-        downgrade::Downgrade,
+        downgrade::{Downgrade, downgrades},
         resolve::Wish,
     },
     error::LoaderError,
@@ -13,16 +13,20 @@ use canopy_api::wire::{AdmissionItem, AdmissionVerb, DeleteRequest, MapName};
 use canopy_kernel::Kernel;
 
 impl<K: Kernel> Engine<K> {
-    /// The parts of an apply.
+    /// The parts of an apply, and its programs that would go back to an older version, on whichever
+    /// interface.
     pub fn parts_of_apply(
         &self,
         wishes: &[Wish],
         signers: &Signers,
-        downgrades: &[Downgrade],
         options: &Options,
-    ) -> Result<Vec<AdmissionItem>, LoaderError> {
-        let lost = self.would_lose(wishes, options)?;
-        Ok(admission::of_apply(wishes, signers, downgrades, lost))
+    ) -> Result<(Vec<Downgrade>, Vec<AdmissionItem>), LoaderError> {
+        let inner = self.lock();
+        let (expanded, _) = self.expand(&inner, wishes.to_vec(), options)?;
+        let back = downgrades(&inner.state, &expanded.asked);
+        let lost = admission::lost(&inner.state, wishes, &expanded.asked);
+        let parts = admission::of_apply(wishes, signers, &back, lost);
+        Ok((back, parts))
     }
 
     /// The parts of a delete.
@@ -32,7 +36,9 @@ impl<K: Kernel> Engine<K> {
         options: &Options,
     ) -> Result<Vec<AdmissionItem>, LoaderError> {
         let wish = self.wish_to_delete(request)?;
-        let lost = self.would_lose(std::slice::from_ref(&wish), options)?;
+        let inner = self.lock();
+        let (expanded, _) = self.expand(&inner, vec![wish.clone()], options)?;
+        let lost = admission::lost(&inner.state, std::slice::from_ref(&wish), &expanded.asked);
         Ok(admission::of_delete(&wish.target, lost))
     }
 
@@ -49,15 +55,5 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<AdmissionItem, LoaderError> {
         let place = place(&self.lock(), name)?;
         Ok(admission::of_map(verb, &place.key, &place.program, &name.map))
-    }
-
-    fn would_lose(
-        &self,
-        wishes: &[Wish],
-        options: &Options,
-    ) -> Result<Vec<AdmissionItem>, LoaderError> {
-        let inner = self.lock();
-        let (expanded, _) = self.expand(&inner, wishes.to_vec(), options)?;
-        Ok(admission::lost(&inner.state, wishes, &expanded.asked))
     }
 }

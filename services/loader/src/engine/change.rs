@@ -8,7 +8,6 @@ use super::{
 use crate::{
     core::{
         build::build,
-        downgrade::{Downgrade, downgrades},
         expand::{self, Expanded, Interfaces, Unreached},
         resolve::Wish,
         state::{Chain, Wanted},
@@ -124,17 +123,6 @@ impl<K: Kernel> Engine<K> {
     /// Whether a change would be taken now.
     pub fn admitted(&self, options: &Options) -> Result<(), LoaderError> {
         self.admit(&self.lock(), options)
-    }
-
-    /// Programs that would go back to an older version, on whichever interface.
-    pub fn downgrades(
-        &self,
-        wishes: Vec<Wish>,
-        options: &Options,
-    ) -> Result<Vec<Downgrade>, LoaderError> {
-        let inner = self.lock();
-        let (expanded, _) = self.expand(&inner, wishes, options)?;
-        Ok(downgrades(&inner.state, &expanded.asked))
     }
 
     /// The chains that wishes come to, on the interfaces that are there; and what was asked for those

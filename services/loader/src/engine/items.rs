@@ -128,6 +128,13 @@ impl<K: Kernel> Engine<K> {
         Ok(self.reply(&inner, plan, options))
     }
 
+    fn look_at<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a ChainKey>,
+    ) -> Result<Vec<Observed>, LoaderError> {
+        self.parts.kernel.observe_chains(&keys.cloned().collect()).map_err(LoaderError::kernel)
+    }
+
     /// What is to be done, item by item. What is wrong with the request as a whole is an error.
     fn plan(&self, wishes: Vec<Wish>, options: &Options) -> Result<Plan, LoaderError> {
         let mut inner = self.lock();
@@ -145,7 +152,7 @@ impl<K: Kernel> Engine<K> {
                 interfaces,
             })
             .collect();
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
         let plans = plan(&inner.state, &seen, &expanded.asked);
         let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
         let mut items = Vec::new();
@@ -209,7 +216,8 @@ impl<K: Kernel> Engine<K> {
     /// the check wait meanwhile: they would take what is still to come for missing.
     fn switch(&self, plan: &mut Plan, options: &Options) -> Result<(), LoaderError> {
         let mut inner = self.lock();
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let items = plan.groups.iter().flat_map(|group| &group.items);
+        let seen = self.look_at(items.map(|item| &item.asked.key))?;
         let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();
         for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
             let mine = group.rules.iter().filter_map(|at| rules.get(*at)?.clone()).collect();
@@ -291,9 +299,7 @@ impl<K: Kernel> Engine<K> {
     fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
         for build in items.iter().filter(|item| item.prepared.is_some()).filter_map(Item::build) {
             let running = self
-                .parts
-                .kernel
-                .observe()
+                .look_at(std::iter::once(&build.key))
                 .ok()
                 .and_then(|seen| attached(&seen, &build.key).map(|chain| chain.generation));
             if running == Some(build.generation) || inner.state.needs(&build.key, build.generation)

@@ -22,9 +22,8 @@ fn texts(items: &[AdmissionItem]) -> Vec<String> {
 /// The parts of an apply, in words.
 fn parts(world: &World, engine: &Engine<FakeKernel>, document: Value) -> Vec<String> {
     let wishes = world.wishes(document).unwrap();
-    let downgrades = engine.downgrades(wishes.clone(), &options()).unwrap();
-    let parts = engine.parts_of_apply(&wishes, &Signers::new(), &downgrades, &options());
-    texts(&parts.unwrap())
+    let (_, parts) = engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap();
+    texts(&parts)
 }
 
 #[test]
@@ -35,7 +34,7 @@ fn an_apply_is_every_program_it_names_with_its_place_in_the_document() {
     let key = SecretKey::generate().unwrap().public().unwrap();
     let block = wishes[0].wanted.as_ref().unwrap().programs[0].digest.clone();
     let by = Signers::from([(block, key.clone())]);
-    let items = engine.parts_of_apply(&wishes, &by, &[], &options()).unwrap();
+    let (_, items) = engine.parts_of_apply(&wishes, &by, &options()).unwrap();
     assert_eq!(texts(&items), ["apply block 1.0.0 on eth0/xdp", "apply limit 1.0.0 on eth0/xdp"]);
     assert_eq!(items[0].path, "document.chains[0].programs[0]");
     assert_eq!(items[0].publisher.as_deref(), Some(key.as_str()));

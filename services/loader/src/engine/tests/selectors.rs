@@ -1,6 +1,7 @@
 //! Chains for what interfaces are, not only for what they are called.
 
 use super::world::*;
+use crate::core::admission::Signers;
 use crate::{
     engine::{Engine, Options},
     error::LoaderError,
@@ -431,12 +432,12 @@ fn a_selector_that_would_take_programs_back_says_so_for_each_interface() {
     world.publish("block", "1.5.0");
     let back = |selector: &str| {
         let wishes = world.wishes(document(&[block(selector, &[80])])).unwrap();
-        let back = engine.downgrades(wishes, &options()).unwrap();
+        let back = engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap().0;
         back.iter().map(|one| format!("{} {}", one.key, one.from)).collect::<Vec<_>>()
     };
     assert_eq!(back("eth*"), ["eth0/xdp 2.0.0", "eth1/xdp 2.0.0"]);
     assert_eq!(back("eth1"), ["eth1/xdp 2.0.0"], "by name, what the selector put there");
     world.publish("block", "2.1.0");
     let wishes = world.wishes(document(&[block("eth*", &[80])])).unwrap();
-    assert!(engine.downgrades(wishes, &options()).unwrap().is_empty());
+    assert!(engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap().0.is_empty());
 }
