@@ -17,6 +17,7 @@ mod report;
 mod rings;
 mod samples;
 mod selectors;
+mod sweep;
 mod tell;
 #[cfg(test)]
 mod tests;
