@@ -185,6 +185,42 @@ fn a_chain_in_a_namespace_is_there_and_nowhere_else() {
 }
 
 #[test]
+fn what_an_interface_is_is_asked_in_its_own_namespace() {
+    let world = World::new();
+    let loader = world.host.start();
+    let name = world.name();
+    let (own, other) = (&world.host.pair.host, &world.other.host);
+    let link = |netns: &Netns| -> Value {
+        let seen = netns.exec(&["ip", "-j", "link", "show", "dev", HOST_LINK]).unwrap();
+        serde_json::from_str(&seen).unwrap()
+    };
+    let name_also = |netns: &Netns, altname: &str| {
+        let add = ["ip", "link", "property", "add", "dev", HOST_LINK, "altname", altname];
+        netns.exec(&add).unwrap();
+    };
+    name_also(own, "uplink0");
+    name_also(other, "uplink0");
+    name_also(own, "here0");
+    let address = link(other)[0]["address"].as_str().unwrap().to_owned();
+    assert_eq!(link(own)[0]["address"], address, "the case at hand: both have it");
+    for (selector, found) in [
+        (format!("mac:{address}"), 1),
+        ("altname:uplink0".to_owned(), 1),
+        // That is the host's own interface.
+        ("altname:here0".to_owned(), 0),
+    ] {
+        let reply = world.host.apply(&loader, &json!([firewall(Some(name), &selector)])).unwrap();
+        assert_eq!(reply.selectors[0].interfaces.len(), found, "{selector}: {reply:#?}");
+        assert_eq!(world.pings(), (3, if found == 1 { 0 } else { 3 }), "{selector}");
+        assert!(!has_xdp(own, HOST_LINK), "{selector}");
+        world.tick(&loader);
+        let removed = world.delete(&loader, &selector, Hook::Xdp);
+        assert_eq!(removed.selectors[0].action, Action::Removed);
+        assert_eq!((world.pings(), has_xdp(other, HOST_LINK)), ((3, 3), false), "{selector}");
+    }
+}
+
+#[test]
 fn a_namespace_made_anew_under_its_name_is_another_one() {
     let mut world = World::new();
     let name = world.name().to_owned();
