@@ -370,7 +370,7 @@ impl<K: Kernel> Handlers<K> {
         self.admission.ask(caller, vec![part], dry_run).await.map(drop)
     }
 
-    /// Runs on a thread that may block. The turn is given back when the work ends, not when its
+    /// Runs work that blocks. The turn is given back when the work ends, not when its
     /// caller goes away.
     async fn blocking<T: Send + 'static>(
         &self,

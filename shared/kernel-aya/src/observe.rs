@@ -38,9 +38,13 @@ pub(crate) fn observe_chains(
     kernel: &AyaKernel,
     keys: &BTreeSet<ChainKey>,
 ) -> Result<Vec<Observed>, KernelError> {
-    let there =
-        |key: &&ChainKey| kernel.held().contains_key(*key) || kernel.pins.chain(key).exists();
-    observe_all(kernel, keys.iter().filter(there).cloned())
+    let mut there = Vec::new();
+    for key in keys {
+        if kernel.held().contains_key(key) || kernel.pins.has(key)? {
+            there.push(key.clone());
+        }
+    }
+    observe_all(kernel, there)
 }
 
 fn observe_all(

@@ -189,6 +189,13 @@ impl Pins {
         Ok(keys)
     }
 
+    /// Whether a chain has a directory.
+    pub(crate) fn has(&self, key: &ChainKey) -> Result<bool, KernelError> {
+        let dir = self.chain(key);
+        sys::timed(|| dir.try_exists())
+            .map_err(|error| os(format!("look at {}", dir.display()), error))
+    }
+
     /// The chain's generations, oldest first: also one whose preparation was cut short (it has no
     /// `prog`), so that it can be discarded.
     pub fn generations(&self, key: &ChainKey) -> Result<Vec<u64>, KernelError> {

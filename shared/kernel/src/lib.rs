@@ -4,7 +4,7 @@
 //! **Owns:** the [`Kernel`] trait and its vocabulary. **Must not know:** aya, syscalls, the bus,
 //! packages' manifests, desired state on disk.
 //!
-//! All calls block; callers on an async runtime use `spawn_blocking`. One chain is changed by one
+//! All calls block; callers on an async runtime see to it that nobody waits for them. One chain is changed by one
 //! caller at a time (the loader serialises); different chains may be changed in parallel.
 
 pub mod fake;

@@ -1,5 +1,5 @@
 //! The loader without its bus: state, kernel and packages brought together. All of it blocks;
-//! callers on the async runtime use `spawn_blocking`.
+//! callers on the async runtime use [`canopy_bus::blocking`].
 //!
 //! The order in a change is the promise it keeps: *plan*, *prepare* (nothing attached), *journal*
 //! (the intent is on disk), *switch*, *read back*, *commit*. See [`Stage`]. From the journal on, a request

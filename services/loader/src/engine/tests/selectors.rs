@@ -1,8 +1,8 @@
 //! Chains for what interfaces are, not only for what they are called.
 
 use super::world::*;
-use crate::core::admission::Signers;
 use crate::{
+    core::admission::Signers,
     engine::{Engine, Options},
     error::LoaderError,
 };
