@@ -24,6 +24,7 @@ pub mod error;
 mod map_kind;
 pub mod name;
 pub mod nats;
+pub mod near;
 pub mod netns;
 pub mod permission;
 pub mod problem;
