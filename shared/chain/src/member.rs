@@ -2,7 +2,7 @@
 
 use crate::insn::{Insn, PSEUDO_MAP_VALUE};
 use canopy_api::{ProgramName, VerdictSet};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One program with the functions it calls.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,11 @@ pub struct Code {
     pub btf: Option<Arc<[u8]>>,
     /// Every load of a map, rising. Two-slot loads whose immediates the loader fills in.
     pub maps: Vec<MapLoad>,
+    /// Instructions whose immediate is the number of a type in [`Self::btf`], rising.
+    pub type_ids: Vec<usize>,
+    /// Instructions that stand for something this kernel lacks, and what that is: the verifier refuses
+    /// them where they can be reached.
+    pub missing: BTreeMap<usize, String>,
 }
 
 /// One function of a program.

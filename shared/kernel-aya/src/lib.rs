@@ -19,11 +19,16 @@
 mod attach;
 mod btf_ext;
 mod cells;
+mod chain_types;
 mod clsact;
 mod core_relocate;
+mod datasec;
 mod elf;
+mod externs;
 mod facts;
 mod held;
+mod kconfig;
+mod kernel_btf;
 mod layout;
 mod link;
 mod maps;

@@ -1,6 +1,8 @@
 //! One member of a chain: its maps made or carried over, its program loaded alone.
 
 use crate::{
+    chain_types::{ChainTypes, MapTypes},
+    core_relocate,
     elf::ObjectError,
     member_maps::{self, Made, MapMaker},
     object::Object,
@@ -111,12 +113,36 @@ impl Loaded {
     }
 }
 
-/// Makes a member's maps and loads it alone.
-pub(crate) fn prepare(
-    member: &Member,
-    loading: Loading,
-    maker: &mut MapMaker<'_>,
-) -> Result<Loaded, KernelError> {
+/// A member whose code is linked.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    object: Arc<Object>,
+    /// Its program, then those it jumps to.
+    programs: Vec<chain::Member>,
+    /// The functions it jumps to.
+    targets: Vec<String>,
+    /// By number, the maps that any of them loads.
+    used: BTreeSet<usize>,
+    /// The object's own type information, if the kernel takes it.
+    btf: Option<OwnedFd>,
+    notes: Vec<String>,
+}
+
+impl Linked {
+    /// The programs: the member's, then those it jumps to.
+    pub(crate) fn programs(&self) -> &[chain::Member] {
+        &self.programs
+    }
+
+    /// Whether a map it uses holds objects of its own types.
+    pub(crate) fn has_own_types(&self) -> bool {
+        let maps = self.used.iter().filter_map(|map| self.object.maps.get(*map));
+        self.btf.is_some() && maps.into_iter().any(|map| map.own_types)
+    }
+}
+
+/// Links a member and what it may jump to.
+pub(crate) fn link(member: &Member, loading: Loading) -> Result<Linked, KernelError> {
     let name = &member.name;
     let failed = |error: &ObjectError| object_error(name, error);
     let object = Object::get(&member.object).map_err(|error| failed(&error))?;
@@ -143,9 +169,16 @@ pub(crate) fn prepare(
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
     // refuses is loaded without, as libbpf does.
     let btf = match (&object.btf, members.first()) {
-        (Some(_), Some(first)) => match sys::btf_load(&types(&object, member, first, loading)?) {
-            Ok(fd) => Some(fd),
-            Err(rejected) => {
+        (Some(_), Some(first)) => match load_types(&object, member, first, loading)? {
+            (Ok(fd), plain) => {
+                if plain {
+                    for member in &mut members {
+                        member.code.btf.clone_from(&object.plain_btf);
+                    }
+                }
+                Some(fd)
+            }
+            (Err(rejected), _) => {
                 let complaint = verifier_log::read(&rejected);
                 notes.push(format!(
                     "\"{name}\": its type information is not used: {}",
@@ -159,8 +192,24 @@ pub(crate) fn prepare(
         },
         _ => None,
     };
+    notes.extend(object.lost_pointers(&used).map(|lost| format!("\"{name}\": {lost}")));
+    Ok(Linked { object, programs: members, targets, used, btf, notes })
+}
 
-    let maps = maker.make(member, &object, &used, btf.as_ref().map(AsFd::as_fd), &mut notes)?;
+/// Makes a member's maps and loads it alone. `types` are the chain's where it has some of its own.
+pub(crate) fn prepare(
+    member: &Member,
+    linked: Linked,
+    loading: Loading,
+    types: Option<&ChainTypes>,
+    maker: &mut MapMaker<'_>,
+) -> Result<Loaded, KernelError> {
+    let name = &member.name;
+    let Linked { object, programs: mut members, targets, used, btf, mut notes } = linked;
+    let own = btf.as_ref().map(|fd| MapTypes::alone(fd.as_fd()));
+    let of_chain = types.zip(members.first()).and_then(|(types, first)| types.of_maps(first));
+    let map_types = own.map(|own| of_chain.unwrap_or(own));
+    let maps = maker.make(member, &object, &used, map_types, &mut notes)?;
     for program in &mut members {
         for (place, made) in program.maps.iter_mut().zip(&maps) {
             if let Some(made) = made {
@@ -183,7 +232,7 @@ pub(crate) fn prepare(
         program.verified_instructions = verdict.instructions;
         program.stack.clone_from(&verdict.stack);
     }
-    let unknown = if known.is_some() { Vec::new() } else { alone_of(&members, loading)? };
+    let unknown = if known.is_some() { Vec::new() } else { alone_of(&members, loading, types)? };
     for ((program, composed), function) in
         members.iter_mut().zip(&unknown).zip(std::iter::once(&member.function).chain(&targets))
     {
@@ -193,10 +242,16 @@ pub(crate) fn prepare(
             }
             _ => None,
         };
-        let btf = sys::btf_load(&composed.btf).map_err(|rejected| rejection(name, &rejected))?;
-        let (prog, stats) =
-            load(loading, composed, function, object.licence(), Some(btf.as_fd()), &fd)
-                .map_err(|rejected| rejection(name, &rejected))?;
+        let shared = types.and_then(|types| types.fd(composed));
+        let own = if shared.is_some() {
+            None
+        } else {
+            let loaded_types = sys::btf_load(&composed.btf);
+            Some(loaded_types.map_err(|rejected| rejection(name, &rejected))?)
+        };
+        let btf = own.as_ref().map(AsFd::as_fd).or(shared);
+        let (prog, stats) = load(loading, composed, function, object.licence(), btf, &fd)
+            .map_err(|rejected| missing(name, &program.code, &rejected))?;
         let info = sys::prog_info(&prog).map_err(|error| KernelError::Os {
             operation: format!("read program \"{name}\""),
             source: error,
@@ -236,6 +291,40 @@ pub(crate) fn rejection(member: &ProgramName, rejected: &sys::Rejected) -> Kerne
     }
 }
 
+/// The refusal of a program that reaches something this kernel lacks says what that is.
+fn missing(member: &ProgramName, code: &Code, rejected: &sys::Rejected) -> KernelError {
+    let at = verifier_log::instruction_of(&rejected.log, core_relocate::UNRESOLVED);
+    let Some(what) = at.and_then(|at| code.missing.get(&at)) else {
+        return rejection(member, rejected);
+    };
+    KernelError::Refused {
+        member: Some(member.clone()),
+        reason: format!("it needs what this kernel does not have: {what}"),
+        remedy: "use a kernel that has it, or test for it before: bpf_core_field_exists, \
+                 bpf_core_type_exists, bpf_core_enum_value_exists"
+            .to_owned(),
+        log: verifier_log::read(rejected).log,
+    }
+}
+
+/// Loads the types that come with a member, and says whether it took the compiler's own form: that of
+/// data sections is new to some kernels.
+fn load_types(
+    object: &Object,
+    member: &Member,
+    first: &chain::Member,
+    loading: Loading,
+) -> Result<(Result<OwnedFd, sys::Rejected>, bool), KernelError> {
+    let loaded = sys::btf_load(&types(object, member, first, loading)?);
+    if loaded.is_ok() || object.plain_btf == object.btf {
+        return Ok((loaded, false));
+    }
+    let mut plain = first.clone();
+    plain.code.btf.clone_from(&object.plain_btf);
+    let composed = alone(loading.attachment, &plain).map_err(|error| compose_error(&error))?;
+    Ok((sys::btf_load(&composed.btf), true))
+}
+
 /// The types that come with a member, composed alone.
 fn types(
     object: &Object,
@@ -249,10 +338,17 @@ fn types(
     })
 }
 
-fn alone_of(members: &[chain::Member], loading: Loading) -> Result<Vec<Composed>, KernelError> {
+fn alone_of(
+    members: &[chain::Member],
+    loading: Loading,
+    types: Option<&ChainTypes>,
+) -> Result<Vec<Composed>, KernelError> {
     members
         .iter()
-        .map(|member| alone(loading.attachment, member).map_err(|error| compose_error(&error)))
+        .map(|member| match types {
+            Some(types) => types.alone(member),
+            None => alone(loading.attachment, member).map_err(|error| compose_error(&error)),
+        })
         .collect()
 }
 
@@ -358,16 +454,28 @@ fn tail_calls(object: &Object, members: &[chain::Member], targets: &[String]) ->
 
 /// Whether a member calls something only GPL-compatible programs may: it is loaded once more with
 /// another licence.
-pub(crate) fn needs_gpl(loaded: &Loaded, loading: Loading) -> Result<bool, KernelError> {
-    let composed =
-        alone(loading.attachment, &loaded.chain).map_err(|error| compose_error(&error))?;
-    let btf = sys::btf_load(&composed.btf)
-        .map_err(|rejected| rejection(&loaded.chain.name, &rejected))?;
+pub(crate) fn needs_gpl(
+    loaded: &Loaded,
+    loading: Loading,
+    types: Option<&ChainTypes>,
+) -> Result<bool, KernelError> {
+    let composed = match types {
+        Some(types) => types.alone(&loaded.chain)?,
+        None => alone(loading.attachment, &loaded.chain).map_err(|error| compose_error(&error))?,
+    };
+    let shared = types.and_then(|types| types.fd(&composed));
+    let own = if shared.is_some() {
+        None
+    } else {
+        let loaded_types = sys::btf_load(&composed.btf);
+        Some(loaded_types.map_err(|rejected| rejection(&loaded.chain.name, &rejected))?)
+    };
+    let btf = own.as_ref().map(AsFd::as_fd).or(shared);
     let fd = |source| match source {
         MapSource::Member(_, map) => loaded.fd(map),
         _ => None,
     };
-    Ok(load(loading, &composed, "licence", "Proprietary", Some(btf.as_fd()), &fd).is_err())
+    Ok(load(loading, &composed, "licence", "Proprietary", btf, &fd).is_err())
 }
 
 /// The contents of the read-only data sections, for the composer to lay together if it must.

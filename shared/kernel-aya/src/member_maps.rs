@@ -1,6 +1,7 @@
 //! The maps of a generation: made, taken over from the running generation, or shared.
 
 use crate::{
+    chain_types::MapTypes,
     elf::ObjectError,
     member::{object_error, refused},
     meta::Meta,
@@ -102,7 +103,7 @@ impl<'a> MapMaker<'a> {
         member: &Member,
         object: &Object,
         used: &BTreeSet<usize>,
-        btf: Option<BorrowedFd<'_>>,
+        btf: Option<MapTypes<'_>>,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Option<Made>>, KernelError> {
         let name = &member.name;
@@ -143,7 +144,7 @@ impl<'a> MapMaker<'a> {
             settle_size(name, &mut def)?;
             let made = if let Some(scope) = share_scope(member, &def) {
                 self.share(name, &def, scope, btf)?
-            } else if let Some(map) = self.carry(member, object, &def, notes)? {
+            } else if let Some(map) = self.carry(member, object, &def, btf, notes)? {
                 kept.push(def.name.clone());
                 Made { map, constant: None, fresh: false }
             } else {
@@ -164,7 +165,7 @@ impl<'a> MapMaker<'a> {
         name: &ProgramName,
         def: &MapDef,
         scope: ShareScope,
-        btf: Option<BorrowedFd<'_>>,
+        btf: Option<MapTypes<'_>>,
     ) -> Result<Made, KernelError> {
         let path = self.pins.shared_map(self.key, scope, &def.name);
         if let Some(fd) = pins::open(&path)? {
@@ -193,6 +194,7 @@ impl<'a> MapMaker<'a> {
         member: &Member,
         object: &Object,
         def: &MapDef,
+        btf: Option<MapTypes<'_>>,
         notes: &mut Vec<String>,
     ) -> Result<Option<sys::Map>, KernelError> {
         let name = &member.name;
@@ -205,6 +207,14 @@ impl<'a> MapMaker<'a> {
         let path = self.pins.map(self.key, *generation, name, &def.name);
         let Some(fd) = pins::open(&path)? else { return Ok(None) };
         let map = sys::Map::new(fd).map_err(|error| os(name, &def.name, "open", error))?;
+        if def.own_types && !btf.is_some_and(|btf| btf.made(&map)) {
+            notes.push(format!(
+                "\"{name}\": map \"{}\" starts empty: the objects in it are of types of the chain as \
+                 it was, and the chain is another now",
+                def.name
+            ));
+            return Ok(None);
+        }
         let layout = object.maps.iter().position(|map| map.name == def.name);
         let layout = layout.and_then(|at| object.layout(at));
         let was = meta.as_ref().and_then(|meta| meta.layout(name, &def.name));
@@ -378,7 +388,7 @@ fn settle_size(name: &ProgramName, def: &mut MapDef) -> Result<(), KernelError> 
 fn create(
     name: &ProgramName,
     def: &MapDef,
-    btf: Option<BorrowedFd<'_>>,
+    btf: Option<MapTypes<'_>>,
 ) -> Result<sys::Map, KernelError> {
     let failed = |error: io::Error| os(name, &def.name, "make", error);
     let inner = def.inner.as_ref().map(|inner| create(name, inner, btf)).transpose()?;
@@ -400,8 +410,9 @@ fn create(
         inner: inner.as_ref().map(AsFd::as_fd),
         btf: btf
             .filter(|_| !WITHOUT_BTF.contains(&def.map_type) && def.btf_value != 0)
-            .map(|btf| (btf, def.btf_key, def.btf_value)),
+            .map(|btf| btf.of(def.btf_key, def.btf_value)),
         extra: def.extra,
+        numa_node: def.numa_node,
     };
     let fd = match sys::map_create(&map) {
         Err(_) if map.btf.is_some() => {

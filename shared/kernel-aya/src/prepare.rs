@@ -1,7 +1,8 @@
 //! Preparing a generation: everything verified, loaded and pinned; nothing attached.
 
 use crate::{
-    member::{self, Loaded, Loading},
+    chain_types::{self, ChainTypes},
+    member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
     netif,
@@ -109,18 +110,25 @@ fn assemble(
     if loading.attachment == Attachment::Clsact && build.tc_mode == TcMode::Best {
         notes.push("attached by a filter of clsact: this kernel has no TCX links".to_owned());
     }
+    let linked = build.members.iter().map(|member| member::link(member, loading));
+    let linked: Vec<Linked> = linked.collect::<Result<_, _>>()?;
+    let types = types(pins, key, loading, &linked)?;
     let mut members = Vec::with_capacity(build.members.len());
-    for member in &build.members {
-        let mut loaded = member::prepare(member, loading, maker)?;
+    for (member, linked) in build.members.iter().zip(linked) {
+        let mut loaded = member::prepare(member, linked, loading, types.as_ref(), maker)?;
         member::constants(&mut loaded);
         notes.append(&mut loaded.notes);
         members.push(loaded);
     }
-    licences(&mut members, loading, &mut notes)?;
+    licences(&mut members, loading, types.as_ref(), &mut notes)?;
 
     let chain_members: Vec<chain::Member> = members.iter().map(|m| m.chain.clone()).collect();
     let compose = |shape| {
-        compose_as(loading.attachment, &chain_members, shape)
+        let composed = match &types {
+            Some(types) => types.compose(&chain_members, shape),
+            None => compose_as(loading.attachment, &chain_members, shape),
+        };
+        composed
             .map(|composed| Composed { frags: loading.frags, ..composed })
             .map_err(|error| member::compose_error(&error))
     };
@@ -137,7 +145,9 @@ fn assemble(
         .map(create_constants)
         .transpose()
         .map_err(|error| os(key, "make the map of constants", error))?;
-    let load = |composed: &Composed| load(loading, composed, &members, &cells, constants.as_ref());
+    let load = |composed: &Composed| {
+        load(loading, composed, types.as_ref(), &members, &cells, constants.as_ref())
+    };
     let prog = match load(&composed) {
         // Each loads alone. What the verifier does not follow through all of them in one function,
         // it may take one by one; and only then its complaint names a member.
@@ -187,10 +197,30 @@ fn assemble(
     Ok(Prepared { program_id: info.id, verified_instructions: info.verified_instructions, notes })
 }
 
+/// The chain's own types, where a member's maps ask for them.
+fn types(
+    pins: &Pins,
+    key: &ChainKey,
+    loading: Loading,
+    linked: &[Linked],
+) -> Result<Option<ChainTypes>, KernelError> {
+    if !linked.iter().any(Linked::has_own_types) {
+        return Ok(None);
+    }
+    let (mut members, mut others) = (Vec::new(), Vec::new());
+    for programs in linked.iter().map(Linked::programs) {
+        members.extend(programs.first().cloned());
+        others.extend(programs.iter().skip(1).cloned());
+    }
+    let running = chain_types::running(pins, key)?;
+    ChainTypes::load(loading.attachment, &members, &others, running).map(Some)
+}
+
 /// Where licences differ: finds out who needs helpers that only GPL-compatible programs may call.
 fn licences(
     members: &mut [Loaded],
     loading: Loading,
+    types: Option<&ChainTypes>,
     notes: &mut Vec<String>,
 ) -> Result<(), KernelError> {
     let strict = members.iter().find(|m| !chain::gpl_compatible(&m.chain.licence));
@@ -202,7 +232,7 @@ fn licences(
         return Ok(());
     }
     for member in members.iter_mut().filter(|m| chain::gpl_compatible(&m.chain.licence)) {
-        member.chain.needs_gpl = member::needs_gpl(member, loading)?;
+        member.chain.needs_gpl = member::needs_gpl(member, loading, types)?;
     }
     notes.push(format!("the chain is loaded with the licence of \"{name}\", \"{licence}\""));
     Ok(())
@@ -238,6 +268,7 @@ fn create_constants(contents: &[u8]) -> io::Result<OwnedFd> {
 fn load(
     loading: Loading,
     composed: &Composed,
+    types: Option<&ChainTypes>,
     members: &[Loaded],
     cells: &OwnedFd,
     constants: Option<&OwnedFd>,
@@ -256,15 +287,24 @@ fn load(
             log: complaint.log,
         }
     };
-    let btf = sys::btf_load(&composed.btf)
-        .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?;
+    let shared = types.and_then(|types| types.fd(composed));
+    let own = if shared.is_some() {
+        None
+    } else {
+        let loaded = sys::btf_load(&composed.btf);
+        Some(
+            loaded
+                .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?,
+        )
+    };
+    let btf = own.as_ref().map(AsFd::as_fd).or(shared);
     let fd = |source| match source {
         MapSource::Cells => Some(cells.as_raw_fd()),
         MapSource::Constants => constants.map(AsRawFd::as_raw_fd),
         MapSource::Member(member, map) => members.get(member)?.fd(map),
     };
     let name = composed.functions.first().map_or("canopy", String::as_str);
-    member::load(loading, composed, name, &composed.licence, Some(btf.as_fd()), &fd)
+    member::load(loading, composed, name, &composed.licence, btf, &fd)
         .map(|(prog, _)| prog)
         .map_err(|rejected| blame(&rejected, "the programs do not load together"))
 }

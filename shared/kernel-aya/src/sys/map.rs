@@ -30,6 +30,8 @@ pub struct MapCreate<'a> {
     pub btf: Option<(BorrowedFd<'a>, u32, u32)>,
     /// What some types take besides (`map_extra`).
     pub extra: u64,
+    /// The memory node to be made on, with `BPF_F_NUMA_NODE`.
+    pub numa_node: u32,
 }
 
 #[repr(C)]
@@ -61,7 +63,7 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
         max_entries: map.max_entries,
         map_flags: map.flags,
         inner_map_fd: map.inner.as_ref().map_or(0, raw),
-        numa_node: 0,
+        numa_node: map.numa_node,
         map_name: object_name(map.name),
         map_ifindex: 0,
         btf_fd: btf,
