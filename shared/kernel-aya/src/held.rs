@@ -83,7 +83,7 @@ impl Held {
         let link = self.link.as_ref().map(|_| pins.link(key));
         let mut all = paths.chain([pins.prog(key, self.generation)]).chain(link);
         if all.all(|path| sys::timed(|| path.exists())) {
-            return Ok(());
+            return pins.ensure_writable();
         }
         // Where bpffs is gone, its mount point is a directory like any other.
         pins.claim()?;

@@ -118,14 +118,15 @@ impl AyaKernel {
 
     /// The chain's link: the pinned one, else the one we hold.
     fn link(&self, key: &ChainKey, held: Option<&Held>) -> Result<Option<OwnedFd>, KernelError> {
-        let pinned = pins::open_kind(&self.pins.link(key), sys::Kind::Link)?;
+        let pinned = pins::open_kind(&self.pins.link(key), sys::Kind::Link);
         match (pinned, held.and_then(|held| held.link.as_ref())) {
-            (Some(link), _) => Ok(Some(link)),
-            (None, Some(link)) => link
+            (Ok(Some(link)), _) => Ok(Some(link)),
+            (Err(error), None) => Err(error),
+            (Ok(None) | Err(_), Some(link)) => link
                 .try_clone()
                 .map(Some)
                 .map_err(|error| pins::os(format!("duplicate the link of {key}"), error)),
-            (None, None) => Ok(None),
+            (Ok(None), None) => Ok(None),
         }
     }
 }

@@ -58,7 +58,7 @@ fn observe_all(
     let mut seen = Vec::new();
     for (netns, keys) in by_netns {
         let look = |key: &ChainKey| {
-            let (state, problem) = state(kernel, key)?;
+            let (state, problem) = state(kernel, key).or_else(unreadable)?;
             let away = match &state {
                 LinkState::InterfaceMissing | LinkState::Detached => away(kernel, key)?,
                 LinkState::Attached(_)
@@ -111,11 +111,16 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<(LinkState, Option<String
         };
         let now = Now::look(kernel, key, held.get(key), &device)?;
         let Some(program_id) = now.program() else { return Ok((LinkState::Detached, None)) };
-        let pinned = match kernel.pins.generation_of(key, program_id)? {
-            Some(generation) => Some((generation, link::open_prog(kernel, key, generation)?)),
-            None => held.get(key).map(|held| held.running(key, program_id)).transpose()?.flatten(),
+        // What is held needs no pins to be known.
+        let known = held.get(key).map(|held| held.running(key, program_id)).transpose()?.flatten();
+        let known = match known {
+            Some(known) => Some(known),
+            None => match kernel.pins.generation_of(key, program_id)? {
+                Some(generation) => Some((generation, link::open_prog(kernel, key, generation)?)),
+                None => None,
+            },
         };
-        let Some((generation, prog)) = pinned else {
+        let Some((generation, prog)) = known else {
             return Ok((LinkState::Replaced { program_id }, None));
         };
         let link_id = match &now {
@@ -138,6 +143,21 @@ fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<(LinkState, Option<String
         }
     }
     Ok((LinkState::Detached, None))
+}
+
+/// A chain whose pins we may not open may be attached; the others are seen all the same.
+fn unreadable(error: KernelError) -> Result<(LinkState, Option<String>), KernelError> {
+    match &error {
+        KernelError::Os { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok((LinkState::Unseen { why: pin_problem(&error) }, Some(pin_problem(&error))))
+        }
+        _ => Err(error),
+    }
 }
 
 fn pin_problem(error: &KernelError) -> String {
@@ -207,10 +227,14 @@ impl Now {
                 link = Some((found, info));
             }
         }
-        let filter = match clsact::filter(key, device)? {
-            Some(filter) if is_ours(&kernel.pins, key, &filter)? => Some(filter),
-            _ => None,
-        };
+        let mut filter = clsact::filter(key, device)?;
+        if let Some(found) = &filter {
+            let running =
+                held.map(|held| held.running(key, found.program_id)).transpose()?.flatten();
+            if running.is_none() && !is_ours(&kernel.pins, key, found)? {
+                filter = None;
+            }
+        }
         Ok(Self { link, filter })
     }
 

@@ -19,7 +19,10 @@
 use crate::sys::{self, Kind};
 use canopy_api::{ChainKey, InterfaceName, Netns, ProgramName};
 use canopy_kernel::{KernelError, ShareScope};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::{
+    statfs::{BPF_FS_MAGIC, statfs},
+    statvfs::{FsFlags, statvfs},
+};
 use std::{
     fmt::Write as _,
     fs, io,
@@ -64,6 +67,20 @@ impl Pins {
             });
         }
         make_dir(&self.root)
+    }
+
+    /// Refuses a file system that is mounted read-only: a pin on it can be neither made nor opened.
+    pub(crate) fn ensure_writable(&self) -> Result<(), KernelError> {
+        match sys::timed(|| statvfs(&self.root)) {
+            Ok(found) if found.flags().contains(FsFlags::ST_RDONLY) => {
+                Err(KernelError::Unsupported {
+                    what: format!("{} is mounted read-only", self.root.display()),
+                    remedy: "mount it for writing: mount -o remount,rw".to_owned(),
+                })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(os(format!("look at {}", self.root.display()), error.into())),
+        }
     }
 
     /// The directory of an interface's chains.

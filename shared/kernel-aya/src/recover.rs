@@ -250,12 +250,14 @@ fn read_mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(read).collect()
 }
 
-/// The point above a directory at which one mount lies on another one.
+/// Where a mount hides what a BPF file system below it has for a directory.
 fn covered(root: &Path, mounts: &[Mount]) -> Option<PathBuf> {
-    let above = mounts.iter().filter(|mount| root.starts_with(&mount.point));
-    let twice =
-        above.filter(|mount| mounts.iter().filter(|other| other.point == mount.point).count() > 1);
-    twice.map(|mount| mount.point.clone()).max_by_key(|point| point.components().count())
+    // In the order in which they were mounted: at one point the last one is seen.
+    let mut above = mounts.iter().filter(|mount| root.starts_with(&mount.point)).enumerate();
+    let first = above.find(|(_, mount)| mount.is_bpf)?;
+    let depth = |mount: &Mount| mount.point.components().count();
+    let upper = above.filter(|(_, mount)| depth(mount) >= depth(first.1));
+    upper.max_by_key(|(at, mount)| (depth(mount), *at)).map(|(_, mount)| mount.point.clone())
 }
 
 fn out_of_reach(kernel: &AyaKernel, key: &ChainKey, one: OnHook) -> KernelError {
@@ -263,7 +265,7 @@ fn out_of_reach(kernel: &AyaKernel, key: &ChainKey, one: OnHook) -> KernelError 
     let covered = covered(root, &mounts());
     let link = one.link_id.map(|id| format!(" by link {id}")).unwrap_or_default();
     let why = match &covered {
-        Some(point) => format!("two file systems are mounted at {}", point.display()),
+        Some(point) => format!("another file system is mounted over them at {}", point.display()),
         None => "they were moved or removed, or are in another mount namespace".to_owned(),
     };
     let by_hand = match one.link_id {
@@ -274,7 +276,7 @@ fn out_of_reach(kernel: &AyaKernel, key: &ChainKey, one: OnHook) -> KernelError 
         None => "or start the loader with cap_sys_admin once, which lets it do so".to_owned(),
     };
     let bring_back = match &covered {
-        Some(point) => format!("unmount the upper one: umount {}", point.display()),
+        Some(point) => format!("unmount it: umount {}", point.display()),
         None => format!("bring its pins back to {}", kernel.pins.chain(key).display()),
     };
     KernelError::PinsHidden {
@@ -338,5 +340,10 @@ mod tests {
         let two = format!("{one}40 30 0:29 / /sys/fs/bpf rw - bpf bpf rw\n");
         assert_eq!(covered(root, &read_mounts(&two)), Some("/sys/fs/bpf".into()));
         assert_eq!(covered(Path::new("/run/x"), &read_mounts(&two)), None);
+        let below = format!("{one}40 30 0:29 / /sys/fs/bpf/canopy rw - tmpfs none rw\n");
+        assert_eq!(covered(root, &read_mounts(&below)), Some(root.to_owned()));
+        assert_eq!(covered(Path::new("/sys/fs/bpf/other"), &read_mounts(&below)), None);
+        let sysfs = format!("20 1 0:20 / /sys rw - sysfs sysfs rw\n{one}");
+        assert_eq!(covered(root, &read_mounts(&sysfs)), None);
     }
 }

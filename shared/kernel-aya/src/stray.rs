@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// At most so many are told: whoever cleans up sees the next ones afterwards.
 const MOST: usize = 64;
 
+/// What the kernel itself puts at the top of a BPF file system.
+const KERNELS: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// Every path below the root that is not one of ours; see [`canopy_kernel::Kernel::stray_pins`].
 pub(crate) fn stray_pins(pins: &Pins) -> Result<Vec<PathBuf>, KernelError> {
     let mut found = Vec::new();
@@ -30,7 +33,7 @@ pub(crate) fn stray_pins(pins: &Pins) -> Result<Vec<PathBuf>, KernelError> {
                     found.push(netns.path);
                 }
             }
-        } else if !name.starts_with("@probe-") {
+        } else if !name.starts_with("@probe-") && !KERNELS.contains(&name) {
             interface(&entry, &mut found);
         }
     }

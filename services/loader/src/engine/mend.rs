@@ -120,7 +120,12 @@ impl<K: Kernel> Engine<K> {
                 return None;
             }
             // It is or may well be attached: whatever is in the way is told, and nothing else touched.
-            Mend::WaitToSee => return None,
+            Mend::WaitToSee => {
+                // Nor are its counts lost: they are read once it is within reach again.
+                let at = (key.clone(), chain.running);
+                inner.blind.remove(&at);
+                return None;
+            }
             Mend::Attach(finding, expect) => (finding, self.attach(inner, key, expect)),
             Mend::Rebuild(finding) => {
                 let waits = inner.trouble.get(key).is_some_and(|t| begun < t.not_before);
