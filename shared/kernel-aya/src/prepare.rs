@@ -2,6 +2,7 @@
 
 use crate::{
     chain_types::{self, ChainTypes},
+    inventory, link,
     member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
@@ -28,7 +29,7 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
     let key = &build.key;
     match (key.hook, build.tc_mode) {
         (Hook::Xdp, _) => Ok(Attachment::Xdp),
-        (_, TcMode::Best | TcMode::Tcx) if has_tcx() => Ok(Attachment::Tcx),
+        (_, TcMode::Best | TcMode::Tcx) if link::has_tcx() => Ok(Attachment::Tcx),
         (_, TcMode::Best | TcMode::Clsact) => Ok(Attachment::Clsact),
         (_, TcMode::Tcx) => Err(KernelError::Unsupported {
             what: format!("{key}: this kernel has no TCX links"),
@@ -37,18 +38,14 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
     }
 }
 
-/// Whether the kernel knows TCX: asked about loopback, which every namespace has.
-fn has_tcx() -> bool {
-    let loopback = 1;
-    !matches!(sys::tcx_query(loopback, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
-}
-
 /// Verifies each member alone, makes or takes over the maps, composes, loads and pins.
 ///
 /// A failure leaves nothing behind: what was made is known to this process only, and what was
 /// pinned is unpinned.
 pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, KernelError> {
     let key = &build.key;
+    pins.claim()?;
+    pins.ensure_unobstructed(key)?;
     if observe::running(pins, key)? == Some(build.generation) {
         return Err(KernelError::Conflict {
             what: format!("generation {} of {key} is running", build.generation),
@@ -191,6 +188,7 @@ fn assemble(
     }
     pins::pin_first(&cells, &pins.cells(key, build.generation))?;
     pins::pin_first(&meta, &pins.meta(key, build.generation))?;
+    inventory::bind(pins, key, build.generation, &prog);
     // Last: a generation is whole once its program is there.
     pins::pin_first(&prog, &pins.prog(key, build.generation))?;
     directory.keep();

@@ -621,6 +621,7 @@ fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedC
         timed_runs: 0,
         timed_ns: 0,
         function_bytes: Vec::new(),
+        native_refused: None,
         functions: found.members.iter().map(|(_, function, _)| function.clone()).collect(),
     }
 }
@@ -668,6 +669,7 @@ impl Kernel for FakeKernel {
                 state: inner.state(key, chain),
                 generations: chain.generations.keys().copied().collect(),
                 away: inner.away(key, chain),
+                pin_problem: None,
             })
             .collect();
         drop(inner);

@@ -18,7 +18,7 @@ use crate::{
 };
 use canopy_api::{
     ChainKey, Digest, ProgramName, Target, XdpMode,
-    wire::{Action, ApplyReply, ObservedChain, SelectorOutcome},
+    wire::{Action, ApplyReply, ChainOutcome, ObservedChain, SelectorOutcome},
 };
 use canopy_kernel::{ChainBuild, Kernel, KernelError, LinkState, Observed, Prepared};
 
@@ -45,6 +45,8 @@ pub(super) struct Item {
     pub(super) plan: ChainPlan,
     pub(super) build: Option<ChainBuild>,
     pub(super) prepared: Option<Prepared>,
+    /// Why it cannot be changed: it is attached, and out of reach.
+    pub(super) hidden: Option<KernelError>,
 }
 
 /// Why a group is as it was.
@@ -152,7 +154,9 @@ impl<K: Kernel> Engine<K> {
                 interfaces,
             })
             .collect();
-        let seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let mut seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let keys = expanded.asked.iter().map(|asked| &asked.key);
+        let mut hidden = self.recover(&inner, keys, &mut seen);
         let plans = plan(&inner.state, &seen, &expanded.asked);
         let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
         let mut items = Vec::new();
@@ -166,7 +170,8 @@ impl<K: Kernel> Engine<K> {
                     _,
                 ) => None,
             };
-            items.push(Some(Item { asked, plan, build, prepared: None }));
+            let hidden = hidden.remove(&asked.key);
+            items.push(Some(Item { asked, plan, build, prepared: None, hidden }));
         }
         let builds = items.iter().flatten().filter_map(Item::build);
         inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
@@ -191,6 +196,11 @@ impl<K: Kernel> Engine<K> {
     /// Loads every new generation; attaches nothing.
     fn prepare(&self, items: &mut [Item]) -> Result<(), Box<Failed>> {
         for item in items {
+            if let Some(source) = item.hidden.take() {
+                let path = item.asked.path.clone();
+                let error = LoaderError::Kernel { path, source: Box::new(source) };
+                return Err(Box::new(Failed { key: Some(item.asked.key.clone()), error }));
+            }
             let Some(build) = &item.build else { continue };
             let prepared = self.parts.kernel.prepare(build).map_err(|source| {
                 let path = match &source {
@@ -329,6 +339,18 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Tells as well who stands before what was attached.
+    fn placed(&self, mut outcome: ChainOutcome) -> ChainOutcome {
+        let Some(observed) = &outcome.observed else { return outcome };
+        let placement = self.parts.kernel.placement(&outcome.key(), observed).ok().flatten();
+        for program in placement.into_iter().flat_map(|placement| placement.before) {
+            outcome.notes.push(format!(
+                "{program} runs before the chain: what it drops or ends does not reach the chain"
+            ));
+        }
+        outcome
+    }
+
     fn reply(&self, inner: &Inner, plan: Plan, options: &Options) -> ApplyReply {
         let mut selectors = plan.selectors.clone();
         for (_, change) in plan.rules.iter().enumerate().filter(|(at, _)| plan.rule_failed(*at)) {
@@ -343,7 +365,7 @@ impl<K: Kernel> Engine<K> {
             for item in group.items {
                 let stays = item.stays_wanted(inner);
                 chains.push(match &error {
-                    None => outcome(item, &group.after),
+                    None => self.placed(outcome(item, &group.after)),
                     Some((key, error)) => failure(item, key.as_ref(), error, stays),
                 });
             }
@@ -385,6 +407,7 @@ impl Item {
             },
             build: None,
             prepared: None,
+            hidden: None,
         })
     }
 

@@ -409,6 +409,20 @@ pub fn prog_info(prog: &impl AsFd) -> io::Result<ProgInfo> {
     })
 }
 
+/// Has a map live as long as a program, which need not use it (`BPF_PROG_BIND_MAP`, Linux 5.10): it
+/// is among the program's map ids from then on.
+pub fn prog_bind_map(prog: &impl AsFd, map: &impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        map_fd: u32,
+        flags: u32,
+    }
+    let mut attr = Attr { prog_fd: raw(prog), map_fd: raw(map), flags: 0 };
+    // SAFETY: the layout is the kernel's and holds no address.
+    unsafe { bpf(Cmd::ProgBindMap, &mut attr) }.map(drop)
+}
+
 /// A program's function table, as the kernel keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgRecords {
