@@ -169,7 +169,7 @@ fn prepare(nats_server: PathBuf) -> Result<Stack> {
 
 /// Makes keys, certificates, configuration and a repository with the packages, and starts nothing:
 /// for running the services in another way (`deploy/docker`).
-pub fn configure() -> Result<()> {
+pub fn configure(build: Build) -> Result<()> {
     // The daemons' keys are given to root.
     shell::can_be_root()?;
     let before = existing()?;
@@ -183,11 +183,15 @@ pub fn configure() -> Result<()> {
         );
     }
     tools::ensure(&[Need::Compile])?;
-    let compiled = compile::packages()?;
-    compile::binaries()?;
+    let compiled = make(build)?;
+    shell::can_be_root()?;
     let stack = prepare("nats-server".into())?;
     step("signing and publishing the packages", || stack.publish(&compiled))?;
-    println!("  {} has everything a stack needs", paths::short(&paths::stack()));
+    println!(
+        "  {} has everything a stack needs; in containers: docker compose --env-file {} up --build",
+        paths::short(&paths::stack()),
+        paths::short(&stack.layout().compose_env())
+    );
     Ok(())
 }
 

@@ -144,7 +144,7 @@ fn run(task: Task, build: Build) -> Result<()> {
         }
         Task::Down => dev::down(),
         Task::Tokens => dev::tokens(),
-        Task::Config => dev::configure(),
+        Task::Config => dev::configure(build),
         Task::Test { tiers, full } => tier::run(&tiers, full),
         Task::Check => check::run(),
         Task::Tools => {

@@ -22,6 +22,9 @@ use std::{
 const BECOME: &str =
     r#"umask 022; log=$1; shift; exec </dev/null >>"$log" 2>&1; echo $$ > "$0" && exec "$@""#;
 
+/// The bus's program.
+pub const BUS: &str = "nats-server";
+
 /// How long a process may take to end once it was asked to, and once it was killed.
 const ENDS: [(signal::Signal, Duration); 2] =
     [(signal::SIGTERM, Duration::from_secs(10)), (signal::SIGKILL, Duration::from_secs(5))];
@@ -156,18 +159,25 @@ pub fn stop_strays(dir: &Path) -> Result<usize> {
             inside.pid
         );
     }
-    for (which, limit) in ENDS {
-        for Running { pid, name, .. } in running::of(dir) {
-            send(pid, which).with_context(|| format!("cannot signal {name}"))?;
-        }
-        let gone = wait_for("processes end", limit, || match running::of(dir).first() {
-            None => Ok(()),
-            Some(Running { pid, name, .. }) => Err(format!("{name} ({pid}) is alive")),
-        });
-        match gone {
-            Ok(()) => break,
-            Err(error) if which == signal::SIGKILL => return Err(error),
-            Err(_) => {}
+    // The bus last, so that each can say that it ends.
+    for services in [true, false] {
+        let left = || -> Vec<Running> {
+            let all = running::of(dir).into_iter();
+            all.filter(|stray| !services || stray.name != BUS).collect()
+        };
+        for (which, limit) in ENDS {
+            for Running { pid, name, .. } in left() {
+                send(pid, which).with_context(|| format!("cannot signal {name}"))?;
+            }
+            let gone = wait_for("processes end", limit, || match left().first() {
+                None => Ok(()),
+                Some(Running { pid, name, .. }) => Err(format!("{name} ({pid}) is alive")),
+            });
+            match gone {
+                Ok(()) => break,
+                Err(error) if which == signal::SIGKILL => return Err(error),
+                Err(_) => {}
+            }
         }
     }
     Ok(strays.len())

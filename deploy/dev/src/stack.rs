@@ -265,7 +265,7 @@ impl Stack {
 
     /// The bus's process.
     pub fn bus(&self) -> Process {
-        Process::new("nats-server", &self.layout.run_dir(), &self.layout.log_dir())
+        Process::new(process::BUS, &self.layout.run_dir(), &self.layout.log_dir())
     }
 
     /// A service's process.

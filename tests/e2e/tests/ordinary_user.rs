@@ -2,9 +2,18 @@
 //! after everything was killed.
 #![allow(clippy::unwrap_used, reason = "tests: a failure is the message")]
 
+use canopy_api::endpoint::Service;
 use canopy_e2e::{Answer, Machine, Who};
-use std::{fs, net::TcpListener, process};
-use xtask::running;
+use canopy_test_support::wait_for;
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    process::{self, Stdio},
+    time::Duration,
+};
+use xtask::{dev, paths, running, stack};
 
 /// The XDP program on the demonstration's interface, as `ip` sees it.
 fn attached(machine: &Machine) -> String {
@@ -81,7 +90,7 @@ fn the_demo_runs_as_a_user_with_sudo_and_as_root_in_any_order() {
     let refused = machine
         .netns()
         .run(|| {
-            let _at_work = xtask::dev::lock()?;
+            let _at_work = dev::lock()?;
             machine.xtask(Who::User, &["down"])
         })
         .unwrap();
@@ -160,4 +169,106 @@ fn what_the_demo_lacks_is_told_with_what_to_do() {
     refused("not in sudoers", Who::User, &["sudo wants a password", "as root"]);
     root("mount --bind /dev/null /usr/bin/sudo");
     refused("no sudo", Who::User, &["there is no sudo here", "run this as root"]);
+}
+
+/// A container of `docker-compose.yml`, as far as it says who reads the stack's directory.
+#[derive(Debug, Deserialize)]
+struct Container {
+    command: Option<Vec<String>>,
+    user: Option<String>,
+    #[serde(default)]
+    cap_drop: Vec<String>,
+    #[serde(default)]
+    cap_add: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Compose {
+    services: BTreeMap<String, Container>,
+}
+
+/// What a container engine gives to root unless it is told otherwise.
+const ENGINE_GIVES: &str = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,\
+                            net_raw,sys_chroot,mknod,audit_write,setfcap";
+
+/// Every container of the compose file starts as its user, with its capabilities, from a directory that an
+/// ordinary user made.
+#[test]
+fn the_containers_start_from_a_users_directory() {
+    let machine = Machine::new().unwrap();
+    succeeded("config", &machine.xtask(Who::User, &["config"]).unwrap());
+    let dir = machine.stack_dir();
+    let env = dir.join("compose.env").display().to_string();
+    let env = machine.run(Who::User, &["cat", &env]).unwrap();
+    let filled = |text: &str| {
+        let mut text = text.to_owned();
+        for line in env.text().unwrap().lines() {
+            let (name, value) = line.split_once('=').unwrap();
+            while let Some(at) = text.find(&format!("${{{name}")) {
+                let end = at + text[at..].find('}').unwrap();
+                text.replace_range(at..=end, value);
+            }
+        }
+        assert!(!text.contains('$'), "{text}");
+        text
+    };
+    let file = paths::workspace().join("docker-compose.yml");
+    let compose: Compose = serde_saphyr::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let start = |name: &str| {
+        let container = &compose.services[name];
+        let command: Vec<String> =
+            container.command.iter().flatten().map(|word| filled(word)).collect();
+        let user = filled(container.user.as_deref().unwrap_or("0:0"));
+        let (user, group) = user.split_once(':').unwrap();
+        // Only root is given capabilities.
+        let mut given: Vec<String> = match (user, container.cap_drop.as_slice()) {
+            ("0", []) => ENGINE_GIVES.split(',').map(str::to_owned).collect(),
+            _ => Vec::new(),
+        };
+        given.extend(container.cap_add.iter().map(|name| name.to_lowercase()));
+        let set = given.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+        let target = machine.tree().join("target");
+        let (program, arguments) = match name {
+            "nats" => (target.join("tools/nats-server"), command.as_slice()),
+            _ => (target.join("debug").join(&command[0]), &command[1..]),
+        };
+        let mut process = machine.command(Who::Root, "setpriv");
+        process.args(["--reuid", user, "--regid", group, "--clear-groups"]);
+        process.args(["--inh-caps", &set, "--bounding-set", &set]).arg(program).args(arguments);
+        process.stdout(Stdio::null()).stderr(Stdio::piped());
+        process.spawn().unwrap()
+    };
+    let mut bus = start("nats");
+    let mut policy = start("policy");
+    let mut others: Vec<_> = Service::ALL
+        .into_iter()
+        .filter(|service| *service != Service::Policy)
+        .map(|service| start(service.as_str()))
+        .collect();
+    // Until there are tokens the host's daemons are refused, and try on.
+    let ready = |service: Service| {
+        let place = Service::ALL.iter().position(|other| *other == service).unwrap();
+        let port = dev::ADMIN_PORT + u16::try_from(place).unwrap();
+        wait_for(Duration::from_secs(20), &format!("{service} is ready"), || {
+            let asked = machine
+                .netns()
+                .run(|| stack::http_get(([127, 0, 0, 1], port).into(), "/ready?verbose"));
+            match asked {
+                Ok((200, _)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .unwrap();
+    };
+    ready(Service::Policy);
+    succeeded("tokens", &machine.xtask(Who::User, &["tokens"]).unwrap());
+    for service in Service::ALL {
+        ready(service);
+    }
+    // What containers made goes with the rest.
+    succeeded("down", &machine.xtask(Who::User, &["down"]).unwrap());
+    for process in [&mut bus, &mut policy].into_iter().chain(&mut others) {
+        process.wait().unwrap();
+    }
+    nothing_is_left(&machine);
 }
