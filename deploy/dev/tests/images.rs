@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 use xtask::paths;
 
-/// The file that every builder reads, and the one that BuildKit prefers.
+/// The file that every builder reads, and the one that `BuildKit` prefers.
 const FILES: [&str; 2] = [".dockerignore", "deploy/docker/Dockerfile.dockerignore"];
 
 /// Whether a path of the work tree is kept from the builder: the last pattern that matches it or a directory
@@ -34,7 +34,9 @@ fn ignored(patterns: &str, path: &str) -> bool {
 fn matches(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (None, None) => true,
-        (Some((&"**", rest)), _) => (0..=path.len()).any(|at| matches(rest, &path[at..])),
+        (Some((&"**", rest)), _) => {
+            (0..=path.len()).any(|at| path.get(at..).is_some_and(|below| matches(rest, below)))
+        }
         (Some((first, rest)), Some((name, below))) => {
             !name.is_empty() && fits(first, name) && matches(rest, below)
         }
