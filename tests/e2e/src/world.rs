@@ -42,6 +42,11 @@ const PORT: u16 = 4242;
 static COMPILED: LazyLock<Result<Vec<PathBuf>, String>> =
     LazyLock::new(|| compile::packages().map_err(|error| format!("{error:#}")));
 
+/// The directories of the compiled starter packages.
+pub(crate) fn compiled() -> Result<&'static [PathBuf]> {
+    COMPILED.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
 /// A stack, and what it takes to send packets to it.
 pub struct World {
     pair: Pair,
@@ -93,7 +98,7 @@ impl World {
     pub fn start_under(parent: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let compiled = COMPILED.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let compiled = compiled()?;
         let nats_server = tools::nats_server()?;
         let dir = TempDir::with_prefix_in("canopy-e2e-", parent)?;
         let layout = Layout {
