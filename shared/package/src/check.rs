@@ -375,13 +375,27 @@ fn check_bind(parameter: &Parameter, at: &str, problems: &mut Problems) {
             ));
         }
     }
-    if let Bind::Prefixes { lpm_v4, lpm_v6 } = &parameter.bind
-        && lpm_v4 == lpm_v6
-    {
-        problems.push(
-            Problem::new(format!("{at}.bind.lpm_v6"), "IPv4 and IPv6 need a map each")
-                .remedy("keys of different sizes cannot share a map"),
-        );
+    if let Bind::Prefixes { hash_v4, hash_v6, .. } = &parameter.bind {
+        let maps = parameter.bind.maps();
+        let fields = [
+            Some("lpm_v4"),
+            Some("lpm_v6"),
+            hash_v4.as_ref().map(|_| "hash_v4"),
+            hash_v6.as_ref().map(|_| "hash_v6"),
+        ];
+        for (i, (field, map)) in fields.into_iter().flatten().zip(&maps).enumerate() {
+            if maps.iter().take(i).any(|before| before == map) {
+                let message = if field == "lpm_v6" {
+                    "IPv4 and IPv6 need a map each"
+                } else {
+                    "each of them is a map of its own"
+                };
+                problems.push(
+                    Problem::new(format!("{at}.bind.{field}"), message)
+                        .remedy("keys of different sizes cannot share a map"),
+                );
+            }
+        }
     }
 }
 

@@ -13,7 +13,9 @@
 pub mod chain;
 pub mod engine;
 pub mod files;
+pub mod frames;
 pub mod host;
 pub mod live;
 pub mod package;
 pub mod packet;
+pub mod reference;
