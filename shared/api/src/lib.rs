@@ -27,6 +27,7 @@ pub mod nats;
 pub mod netns;
 pub mod permission;
 pub mod problem;
+pub mod program_section;
 pub mod reference;
 pub mod san;
 pub mod scope;

@@ -47,5 +47,5 @@ pub use cells::{Account, decode};
 pub use compose::{Attachment, Composed, Load, MapSource, Shape, alone, compose, compose_as};
 pub use error::ComposeError;
 pub use licence::gpl_compatible;
-pub use member::{Code, Function, Line, Map, MapLoad, Member};
+pub use member::{Code, Function, KernelCall, Line, Map, MapLoad, Member};
 pub use order::sort;

@@ -22,6 +22,7 @@ mod cells;
 mod clsact;
 mod core_relocate;
 mod elf;
+mod eligibility;
 mod facts;
 mod held;
 mod layout;
