@@ -88,6 +88,7 @@ fn package(version: &str, size: usize) -> Package {
         priority: 100,
         proceed_on: None,
         frags: false,
+        tail_calls: None,
     };
     let manifest = Manifest {
         name: "wall".parse().unwrap(),

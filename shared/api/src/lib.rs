@@ -28,6 +28,7 @@ pub mod near;
 pub mod netns;
 pub mod permission;
 pub mod problem;
+pub mod program_section;
 pub mod reference;
 pub mod san;
 pub mod scope;

@@ -50,5 +50,5 @@ pub use compose::{
 };
 pub use error::ComposeError;
 pub use licence::gpl_compatible;
-pub use member::{Code, Function, Line, Map, MapLoad, Member};
+pub use member::{Code, Function, KernelCall, Line, Map, MapLoad, Member};
 pub use order::sort;

@@ -22,6 +22,29 @@ pub struct Code {
     /// Instructions that stand for something this kernel lacks, and what that is: the verifier refuses
     /// them where they can be reached.
     pub missing: BTreeMap<usize, String>,
+    /// Every call of a kernel function, rising.
+    pub kernel_calls: Vec<KernelCall>,
+}
+
+/// A call of a kernel function (kfunc).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelCall {
+    /// The instruction.
+    pub at: usize,
+    /// The function's name, as the object says it.
+    pub name: String,
+    /// Declared `__weak`: it may be missing in the kernel.
+    pub weak: bool,
+}
+
+impl KernelCall {
+    /// The kernel's name of the function: what follows `___` tells declarations of one function apart.
+    pub fn kernel_name(&self) -> &str {
+        match self.name.split_once("___") {
+            Some((name, _)) if !name.is_empty() => name,
+            _ => &self.name,
+        }
+    }
 }
 
 /// One function of a program.
@@ -163,6 +186,12 @@ impl Code {
         self.deepest(|function| {
             of_function.get(function).copied().unwrap_or(0).max(1).next_multiple_of(16)
         })
+    }
+
+    /// The function that calls this kernel function, if one does: its name.
+    pub fn caller_of(&self, kernel_function: &str) -> Option<&str> {
+        let call = self.kernel_calls.iter().find(|call| call.kernel_name() == kernel_function)?;
+        self.functions.get(self.function_at(call.at)).map(|function| function.name.as_str())
     }
 
     /// Whether it calls `bpf_tail_call`.

@@ -25,6 +25,7 @@ mod core_relocate;
 mod datasec;
 mod device_errors;
 mod elf;
+mod eligibility;
 mod externs;
 mod facts;
 mod held;

@@ -4,6 +4,7 @@ use crate::{
     chain_types::{ChainTypes, MapTypes},
     core_relocate,
     elf::ObjectError,
+    eligibility,
     member_maps::{self, Made, MapMaker},
     object::Object,
     object_maps::PROG_ARRAY,
@@ -11,7 +12,7 @@ use crate::{
     verified::{Subject, Verdict},
     verifier_log,
 };
-use canopy_api::ProgramName;
+use canopy_api::{Hook, ProgramName};
 use canopy_chain::{self as chain, Attachment, Code, Composed, MapSource, alone};
 use canopy_kernel::{KernelError, Member};
 use std::{
@@ -63,15 +64,15 @@ pub(crate) struct Loading {
     pub(crate) frags: bool,
 }
 
-/// Loads a composed program.
-pub(crate) fn load(
+/// Loads a composed program, as `load` does it.
+pub(crate) fn load<R>(
     loading: Loading,
     composed: &Composed,
-    name: &str,
-    licence: &str,
+    (name, licence): (&str, &str),
     btf: Option<BorrowedFd<'_>>,
     map: &dyn Fn(MapSource) -> Option<i32>,
-) -> Result<(OwnedFd, String), sys::Rejected> {
+    load: impl FnOnce(&sys::ProgLoad<'_>) -> R,
+) -> R {
     let mut instructions = composed.instructions.clone();
     for load in &composed.loads {
         if let (Some(insn), Some(fd)) = (instructions.get_mut(load.at), map(load.map)) {
@@ -85,7 +86,7 @@ pub(crate) fn load(
         }
         Attachment::Tcx | Attachment::Clsact => (BPF_PROG_TYPE_SCHED_CLS, 0, 0),
     };
-    sys::prog_load_with_stats(&sys::ProgLoad {
+    load(&sys::ProgLoad {
         expected_attach_type,
         flags,
         btf,
@@ -142,12 +143,16 @@ impl Linked {
 }
 
 /// Links a member and what it may jump to.
-pub(crate) fn link(member: &Member, loading: Loading) -> Result<Linked, KernelError> {
+pub(crate) fn link(member: &Member, hook: Hook, loading: Loading) -> Result<Linked, KernelError> {
     let name = &member.name;
     let failed = |error: &ObjectError| object_error(name, error);
     let object = Object::get(&member.object).map_err(|error| failed(&error))?;
     let mut notes = Vec::new();
 
+    let doubt = eligibility::section(&object, &member.function, hook);
+    if let Some(doubt) = doubt.map_err(|error| failed(&error))? {
+        notes.push(format!("\"{name}\": {doubt}"));
+    }
     let entry = object.link(&member.function).map_err(|error| failed(&error))?;
     let mut members = vec![chain_member(member, &object, entry)];
     // What it may jump to by program arrays the object fills: programs of their own.
@@ -164,6 +169,22 @@ pub(crate) fn link(member: &Member, loading: Loading) -> Result<Linked, KernelEr
             }
         }
         seen += 1;
+    }
+    if member.tail_calls == Some(0) && !targets.is_empty() && members.iter().any(jumps) {
+        return Err(refused(
+            name,
+            format!(
+                "its package says that it takes no tail calls, and its object fills an array with \
+                 \"{}\" to jump to",
+                targets.first().map_or("", String::as_str)
+            ),
+            "correct tail_calls in the package's manifest, or leave it out: the arrays that the \
+             object fills are counted",
+        ));
+    }
+    for program in &members {
+        eligibility::exceptions(&program.code).map_err(|error| failed(&error))?;
+        eligibility::device_bound(&program.code).map_err(|error| failed(&error))?;
     }
 
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
@@ -250,7 +271,8 @@ pub(crate) fn prepare(
             Some(loaded_types.map_err(|rejected| rejection(name, &rejected))?)
         };
         let btf = own.as_ref().map(AsFd::as_fd).or(shared);
-        let (prog, stats) = load(loading, composed, function, object.licence(), btf, &fd)
+        let called = (function.as_str(), object.licence());
+        let (prog, stats) = load(loading, composed, called, btf, &fd, sys::prog_load_with_stats)
             .map_err(|rejected| missing(name, &program.code, &rejected))?;
         let info = sys::prog_info(&prog).map_err(|error| KernelError::Os {
             operation: format!("read program \"{name}\""),
@@ -271,7 +293,7 @@ pub(crate) fn prepare(
         targets.iter().map(String::as_str).zip(loaded.iter().skip(1).map(AsFd::as_fd)).collect();
     member_maps::fill(name, &object, &maps, &programs)?;
 
-    let tail_calls = tail_calls(&object, &members, &targets);
+    let tail_calls = tail_calls(member, &object, &members, &targets);
     let mut members = members.into_iter();
     let Some(mut chain) = members.next() else {
         return Err(refused(name, "it has no code", "compile the object again"));
@@ -392,6 +414,11 @@ fn strip(code: &mut Code) {
     }
 }
 
+/// Whether a program makes tail calls.
+fn jumps(program: &chain::Member) -> bool {
+    program.code.makes_tail_calls()
+}
+
 /// The functions in the program arrays among these maps, each once.
 fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
     let mut targets = Vec::new();
@@ -408,22 +435,32 @@ fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
     targets
 }
 
-/// Tail calls a packet can take in a member at most: the longest way through the arrays the object
-/// fills; the kernel's limit where an array is filled by others, or the way is a circle.
-fn tail_calls(object: &Object, members: &[chain::Member], targets: &[String]) -> u32 {
+/// Tail calls a packet can take in a member at most: as its package says; else the longest way through
+/// the arrays the object fills, and the kernel's limit where that is a circle, or where others fill an
+/// array too because it is shared. An array of the member's own that its object leaves empty stays so:
+/// nobody fills it through Canopy.
+fn tail_calls(
+    member: &Member,
+    object: &Object,
+    members: &[chain::Member],
+    targets: &[String],
+) -> u32 {
     let limit = chain::limits::TAIL_CALLS;
+    if let Some(calls) = member.tail_calls {
+        return calls.min(limit);
+    }
     // For each program where it may jump to; `None` for anywhere.
     let jumps: Vec<Option<Vec<usize>>> = members
         .iter()
-        .map(|member| {
+        .map(|program| {
             let mut to = Vec::new();
-            if !member.code.makes_tail_calls() {
+            if !program.code.makes_tail_calls() {
                 return Some(to);
             }
-            let used: BTreeSet<usize> = member.code.maps.iter().map(|load| load.map).collect();
+            let used: BTreeSet<usize> = program.code.maps.iter().map(|load| load.map).collect();
             let arrays = used.iter().filter_map(|map| object.maps.get(*map));
             for map in arrays.filter(|map| map.map_type == PROG_ARRAY) {
-                if map.values.is_empty() {
+                if member_maps::share_scope(member, map).is_some() {
                     return None;
                 }
                 let names = map.values.iter().filter_map(|(_, symbol)| object.symbol(*symbol));
@@ -475,7 +512,8 @@ pub(crate) fn needs_gpl(
         MapSource::Member(_, map) => loaded.fd(map),
         _ => None,
     };
-    Ok(load(loading, &composed, "licence", "Proprietary", btf, &fd).is_err())
+    let strict = ("licence", "Proprietary");
+    Ok(load(loading, &composed, strict, btf, &fd, sys::prog_try_load).is_err())
 }
 
 /// The contents of the read-only data sections, for the composer to lay together if it must.

@@ -281,7 +281,7 @@ fn wanted(carry: &Carry, def: &MapDef) -> bool {
 
 /// Who shares a map: as the settings say; else one that asks to be pinned by name is the
 /// interface's.
-fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
+pub(crate) fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
     let said = member.shared_maps.iter().find(|shared| shared.map == def.name);
     said.map(|shared| shared.scope).or(def.pinned.then_some(ShareScope::Interface))
 }

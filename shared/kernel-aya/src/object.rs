@@ -13,8 +13,8 @@ use crate::{
     object_maps::{self, MapDef},
 };
 use canopy_chain::{
-    Attachment, Code, Line, MapLoad,
-    btf::{Btf, kind},
+    Attachment, Code, KernelCall, Line, MapLoad,
+    btf::{Btf, Type, kind},
     insn::{Insn, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_MAP, PSEUDO_MAP_VALUE, SIZE},
 };
 use std::{
@@ -234,6 +234,27 @@ impl Object {
                 map.name
             ))
         })
+    }
+
+    /// The name of the ELF section a function lies in.
+    pub(crate) fn section_of(&self, function: &str) -> Option<&str> {
+        let found = self.elf.functions.iter().find(|known| known.name == function)?;
+        self.elf.sections.get(found.section).map(|section| section.name.as_str())
+    }
+
+    /// The name of the struct that a function's first parameter points to, where its type says it.
+    pub(crate) fn context_of(&self, function: &str) -> Option<String> {
+        let btf = Btf::parse(self.btf.as_ref()?).ok()?;
+        let is_function = |ty: &Type<'_>| ty.kind == kind::FUNC && btf.string(ty.name) == function;
+        let (_, ty) = btf.iter().find(|(_, ty)| is_function(ty))?;
+        let (_, prototype) = btf.resolve(ty.size_or_type)?;
+        // A parameter is two words: its name and its type.
+        let takes = prototype.kind == kind::FUNC_PROTO && prototype.vlen > 0;
+        let first = takes.then(|| prototype.word(1))?;
+        let (_, pointer) = btf.resolve(first).filter(|(_, ty)| ty.kind == kind::PTR)?;
+        let (_, context) = btf.resolve(pointer.size_or_type)?;
+        let named = matches!(context.kind, kind::STRUCT | kind::FWD);
+        named.then(|| btf.string(context.name).to_owned())
     }
 
     /// The licence the object declares; empty when it declares none.
@@ -513,6 +534,10 @@ impl Linker<'_> {
                 None => return Err(undefined(name)),
             },
         };
+        if call {
+            let (name, weak) = (name.clone(), symbol.weak);
+            self.code.kernel_calls.push(KernelCall { at, name, weak });
+        }
         self.put(at, call, &resolution)
     }
 

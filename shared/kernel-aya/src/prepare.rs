@@ -2,11 +2,12 @@
 
 use crate::{
     chain_types::{self, ChainTypes},
-    inventory, link,
+    eligibility, inventory, link,
     member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
     netif,
+    object::Object,
     object_maps::{ARRAY, RDONLY_PROG},
     observe,
     pins::{self, Pins},
@@ -14,7 +15,7 @@ use crate::{
 };
 use canopy_api::{ChainKey, Hook, TcMode, XdpMode};
 use canopy_chain::{self as chain, Attachment, Composed, MapSource, Shape, cells, compose_as};
-use canopy_kernel::{ChainBuild, KernelError, Prepared};
+use canopy_kernel::{ChainBuild, KernelError, Member, Prepared};
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -54,7 +55,7 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
     }
     let loading = Loading {
         attachment: attachment(build)?,
-        frags: key.hook == Hook::Xdp && build.members.iter().all(|member| member.frags),
+        frags: key.hook == Hook::Xdp && build.members.iter().all(takes_frags),
     };
     one_buffer(build)?;
     let _preparing = shared_maps::preparing();
@@ -72,6 +73,14 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
     result
 }
 
+/// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).
+fn takes_frags(member: &Member) -> bool {
+    // An object that cannot be read is refused where it is linked.
+    member.frags
+        || Object::get(&member.object)
+            .is_ok_and(|object| eligibility::frags(&object, &member.function))
+}
+
 /// A driver gives a program that does not handle multi-buffer packets one page: the packet beside
 /// room in front (`XDP_PACKET_HEADROOM`), the Ethernet header and the kernel's own description
 /// behind (`struct skb_shared_info`). No driver attaches it where packets may be larger.
@@ -82,7 +91,7 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
     }
     let limit = sys::page_size().saturating_sub(256 + 14 + 320);
     let mtu = netif::device(&key.interface)?.map_or(0, |device| device.mtu);
-    match build.members.iter().find(|member| !member.frags) {
+    match build.members.iter().find(|member| !takes_frags(member)) {
         Some(member) if mtu > limit => Err(member::refused(
             &member.name,
             format!(
@@ -90,7 +99,8 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
                  the most without",
                 key.interface
             ),
-            "set xdp_mode to best or generic, lower the MTU, or use a program for xdp.frags",
+            "set xdp_mode to best or generic, or lower the MTU; a program that handles such packets \
+             says so by SEC(\"xdp.frags\") or by frags: true in its package's manifest",
         )),
         _ => Ok(()),
     }
@@ -107,7 +117,7 @@ fn assemble(
     if loading.attachment == Attachment::Clsact && build.tc_mode == TcMode::Best {
         notes.push("attached by a filter of clsact: this kernel has no TCX links".to_owned());
     }
-    let linked = build.members.iter().map(|member| member::link(member, loading));
+    let linked = build.members.iter().map(|member| member::link(member, key.hook, loading));
     let linked: Vec<Linked> = linked.collect::<Result<_, _>>()?;
     let types = types(pins, key, loading, &linked)?;
     let mut members = Vec::with_capacity(build.members.len());
@@ -142,19 +152,26 @@ fn assemble(
         .map(create_constants)
         .transpose()
         .map_err(|error| os(key, "make the map of constants", error))?;
-    let load = |composed: &Composed| {
-        load(loading, composed, types.as_ref(), &members, &cells, constants.as_ref())
+    let parts = Parts {
+        loading,
+        types: types.as_ref(),
+        members: &members,
+        cells: &cells,
+        constants: constants.as_ref(),
     };
-    let prog = match load(&composed) {
-        // Each loads alone. What the verifier does not follow through all of them in one function,
-        // it may take one by one; and only then its complaint names a member.
-        Err(error) if composed.inlined > 0 => {
-            tracing::debug!(chain = %key, %error, "the members are called instead of inlined");
-            composed = compose(Shape::Calls)?;
-            load(&composed)
+    // Each loads alone. What the verifier does not follow through all of them in one function, it may
+    // take one by one; and only then its complaint names a member.
+    let inlined = if composed.inlined > 0 { parts.try_load(&composed) } else { None };
+    let prog = match inlined {
+        Some(prog) => prog,
+        None => {
+            if composed.inlined > 0 {
+                tracing::debug!(chain = %key, "the members are called instead of inlined");
+                composed = compose(Shape::Calls)?;
+            }
+            parts.load(&composed)?
         }
-        result => result,
-    }?;
+    };
     let info = sys::prog_info(&prog).map_err(|error| os(key, "read the program", error))?;
 
     let meta = Meta {
@@ -262,49 +279,70 @@ fn create_constants(contents: &[u8]) -> io::Result<OwnedFd> {
     Ok(map.into_fd())
 }
 
-/// Loads the fused program.
-fn load(
+/// What a fused program is loaded with.
+struct Parts<'a> {
     loading: Loading,
-    composed: &Composed,
-    types: Option<&ChainTypes>,
-    members: &[Loaded],
-    cells: &OwnedFd,
-    constants: Option<&OwnedFd>,
-) -> Result<OwnedFd, KernelError> {
-    let blame = |rejected: &sys::Rejected, what: &str| {
-        let complaint = verifier_log::read(rejected);
-        let member = verifier_log::member_at_fault(&rejected.log);
-        let member = member.and_then(|at| members.get(at)).map(|m| m.chain.name.clone());
-        KernelError::Refused {
-            reason: format!("{what}: {}", complaint.reason),
-            remedy: format!(
-                "{}; each program loads alone, so a smaller chain may do",
-                complaint.remedy
-            ),
-            member,
-            log: complaint.log,
+    types: Option<&'a ChainTypes>,
+    members: &'a [Loaded],
+    cells: &'a OwnedFd,
+    constants: Option<&'a OwnedFd>,
+}
+
+impl Parts<'_> {
+    fn fd(&self, source: MapSource) -> Option<i32> {
+        match source {
+            MapSource::Cells => Some(self.cells.as_raw_fd()),
+            MapSource::Constants => self.constants.map(AsRawFd::as_raw_fd),
+            MapSource::Member(member, map) => self.members.get(member)?.fd(map),
         }
-    };
-    let shared = types.and_then(|types| types.fd(composed));
-    let own = if shared.is_some() {
-        None
-    } else {
-        let loaded = sys::btf_load(&composed.btf);
-        Some(
-            loaded
-                .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?,
-        )
-    };
-    let btf = own.as_ref().map(AsFd::as_fd).or(shared);
-    let fd = |source| match source {
-        MapSource::Cells => Some(cells.as_raw_fd()),
-        MapSource::Constants => constants.map(AsRawFd::as_raw_fd),
-        MapSource::Member(member, map) => members.get(member)?.fd(map),
-    };
-    let name = composed.functions.first().map_or("canopy", String::as_str);
-    member::load(loading, composed, name, &composed.licence, btf, &fd)
-        .map(|(prog, _)| prog)
-        .map_err(|rejected| blame(&rejected, "the programs do not load together"))
+    }
+
+    fn load_as<R>(
+        &self,
+        composed: &Composed,
+        own: Option<&OwnedFd>,
+        load: impl FnOnce(&sys::ProgLoad<'_>) -> R,
+    ) -> R {
+        let name = composed.functions.first().map_or("canopy", String::as_str);
+        let called = (name, composed.licence.as_str());
+        let btf = own.map(AsFd::as_fd).or_else(|| self.types.and_then(|types| types.fd(composed)));
+        member::load(self.loading, composed, called, btf, &|map| self.fd(map), load)
+    }
+
+    /// The type information of the program, unless it has the one that the chain's maps have.
+    fn own_types(&self, composed: &Composed) -> Result<Option<OwnedFd>, sys::Rejected> {
+        let shared = self.types.and_then(|types| types.fd(composed)).is_some();
+        if shared { Ok(None) } else { sys::btf_load(&composed.btf).map(Some) }
+    }
+
+    /// Loads it if the kernel takes it.
+    fn try_load(&self, composed: &Composed) -> Option<OwnedFd> {
+        let own = self.own_types(composed).ok()?;
+        self.load_as(composed, own.as_ref(), sys::prog_try_load).ok()
+    }
+
+    /// Loads it, or says why the kernel does not take it.
+    fn load(&self, composed: &Composed) -> Result<OwnedFd, KernelError> {
+        let blame = |rejected: &sys::Rejected, what: &str| {
+            let complaint = verifier_log::read(rejected);
+            let member = verifier_log::member_at_fault(&rejected.log);
+            let member = member.and_then(|at| self.members.get(at)).map(|m| m.chain.name.clone());
+            KernelError::Refused {
+                reason: format!("{what}: {}", complaint.reason),
+                remedy: format!(
+                    "{}; each program loads alone, so a smaller chain may do",
+                    complaint.remedy
+                ),
+                member,
+                log: complaint.log,
+            }
+        };
+        let own = self
+            .own_types(composed)
+            .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?;
+        self.load_as(composed, own.as_ref(), sys::prog_load)
+            .map_err(|rejected| blame(&rejected, "the programs do not load together"))
+    }
 }
 
 /// A generation's directory, removed again unless it is kept.

@@ -24,7 +24,7 @@ pub use object::{
 };
 pub use prog::{
     ProgInfo, ProgLoad, ProgRecords, Rejected, TestRun, TestRunOutput, prog_bind_map, prog_info,
-    prog_load, prog_load_with_stats, prog_records, prog_test_run,
+    prog_load, prog_load_with_stats, prog_records, prog_test_run, prog_try_load,
 };
 
 pub use stats::run_times;

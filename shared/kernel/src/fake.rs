@@ -995,6 +995,7 @@ mod tests {
                 object: Arc::from(&b"elf"[..]),
                 function: (*name).to_owned(),
                 frags: false,
+                tail_calls: None,
                 proceed_on: VerdictSet::default_for(Hook::Xdp),
                 globals: Vec::new(),
                 map_entries: Vec::new(),

@@ -52,6 +52,9 @@ pub struct Member {
     pub function: String,
     /// Whether the program declares that it handles multi-buffer (frags) packets.
     pub frags: bool,
+    /// Tail calls a packet can take in it at most, where its package says so; else what its object
+    /// fills its arrays with decides.
+    pub tail_calls: Option<u32>,
     /// Verdicts after which the chain goes on.
     pub proceed_on: VerdictSet,
     /// Initial values of global variables, by symbol name; lengths must match the symbol's. A data

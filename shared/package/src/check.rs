@@ -19,6 +19,9 @@ const KEYWORDS: usize = 10;
 /// Most variants of a program.
 const VARIANTS: usize = 8;
 
+/// Tail calls a packet can take: the kernel's `MAX_TAIL_CALL_CNT`.
+const TAIL_CALLS: u32 = 33;
+
 /// Longest string setting, bytes.
 const STRING_LIMIT: u64 = 4096;
 
@@ -95,6 +98,15 @@ impl Manifest {
             }
             if program.function.is_empty() {
                 problems.push(Problem::new(format!("{at}.function"), "the name is empty"));
+            }
+            if let Some(calls) = program.tail_calls.filter(|calls| *calls > TAIL_CALLS) {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.tail_calls"),
+                        format!("{calls} are more than the {TAIL_CALLS} that a packet can take"),
+                    )
+                    .remedy("write 0 to 33, or leave it out"),
+                );
             }
             self.check_variants(program, &at, problems);
             let xdp = program.hooks.iter().filter(|hook| **hook == Hook::Xdp).count();

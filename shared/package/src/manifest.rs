@@ -79,9 +79,16 @@ pub struct ManifestProgram {
     /// Default verdicts after which a chain goes on; default the hook's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proceed_on: Option<Vec<String>>,
-    /// Handles multi-buffer packets (`xdp.frags`). Default false.
+    /// Handles multi-buffer packets. A function in a section `xdp.frags` says so by itself. Default
+    /// false.
     #[serde(default)]
     pub frags: bool,
+    /// Tail calls a packet can take in it at most, 0 to 33 (the kernel's limit, for the whole chain
+    /// together). Default: what the object itself fills its program arrays with decides, and 33 where
+    /// an array is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 33))]
+    pub tail_calls: Option<u32>,
 }
 
 fn default_priority() -> u16 {

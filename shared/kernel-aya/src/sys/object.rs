@@ -62,7 +62,7 @@ pub fn btf_load(btf: &[u8]) -> Result<OwnedFd, Rejected> {
         // the call.
         unsafe { bpf_fd(Cmd::BtfLoad, &mut attr) }
     };
-    super::prog::with_log(load)
+    super::prog::with_log(super::prog::LogPart::Whole, load)
 }
 
 #[repr(C)]
