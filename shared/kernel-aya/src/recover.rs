@@ -19,6 +19,8 @@ use std::{
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// How deep, and among how many names, a link is looked for in a BPF file system.
@@ -126,8 +128,11 @@ fn take_over(
         // A filter keeps itself, and gives its place to the next generation as it is.
         return Ok(!pinned && restore(kernel, key, generation, one, None));
     }
-    let Some(reached) = reach(device, one) else {
-        return Err(out_of_reach(kernel, key, one));
+    let reached = match reach(device, one) {
+        Some(reached) => reached,
+        // A link whose last pin went is taken off its hook a grace period later.
+        None if may_ask_by_id() && is_going(key, device, one)? => return Ok(false),
+        None => return Err(out_of_reach(kernel, key, one)),
     };
     if !pinned {
         restore(kernel, key, generation, one, reached.pin.as_deref());
@@ -202,6 +207,25 @@ fn reach(device: &netif::Device, one: OnHook) -> Option<Reached> {
     let id = one.link_id.or_else(|| link::find_link(device.index, one.program_id))?;
     let link = sys::fd_by_id(sys::Kind::Link, id).ok().filter(is_it)?;
     Some(Reached { link, pin: None })
+}
+
+fn may_ask_by_id() -> bool {
+    sys::next_id(sys::Kind::Link, 0).is_ok()
+}
+
+/// Whether a program that no link holds any more leaves its hook.
+fn is_going(key: &ChainKey, device: &netif::Device, one: OnHook) -> Result<bool, KernelError> {
+    for _ in 0..20 {
+        sys::timed(|| thread::sleep(Duration::from_millis(10)));
+        let Some(device) = netif::device(&key.interface)?.filter(|now| now.index == device.index)
+        else {
+            return Ok(true);
+        };
+        if on_hook(key, &device)?.iter().all(|now| now.program_id != one.program_id) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Looks through the BPF file systems that can be seen for the pin of a chain's link.

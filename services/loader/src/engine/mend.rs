@@ -199,6 +199,9 @@ impl<K: Kernel> Engine<K> {
         if !interfaces.iter().any(|interface| interface.name == key.interface) {
             return Err(KernelError::no_interface(key).into());
         }
+        if seen.is_none_or(|seen| matches!(seen.state, LinkState::Detached)) {
+            self.parts.kernel.recover_pins(key, inner.attached.known(key))?;
+        }
         let seen: Vec<_> = seen.cloned().into_iter().collect();
         // What a selector gives is chosen for all of its interfaces, before they are looked at.
         if record.rule.is_none() {
