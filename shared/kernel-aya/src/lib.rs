@@ -26,6 +26,8 @@ mod facts;
 mod held;
 mod layout;
 mod link;
+mod map_create;
+mod map_settings;
 mod maps;
 mod member;
 mod member_maps;
@@ -47,7 +49,7 @@ mod times;
 mod verified;
 mod verifier_log;
 
-use crate::{held::Held, pins::Pins, route::Routes};
+use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
     wire::{Fact, ObservedChain},
@@ -73,6 +75,8 @@ pub struct AyaKernel {
     pins: Pins,
     held: Mutex<BTreeMap<ChainKey, Held>>,
     routes: Routes,
+    /// Of generations that are prepared and not attached: the maps that are copies of running ones.
+    copied: Mutex<BTreeMap<(ChainKey, u64), Vec<Copied>>>,
 }
 
 impl AyaKernel {
@@ -86,7 +90,12 @@ impl AyaKernel {
         let pins = Pins::new(root);
         pins.claim()?;
         link::clean_up(&pins)?;
-        Ok(Self { pins, held: Mutex::default(), routes: Routes::default() })
+        Ok(Self {
+            pins,
+            held: Mutex::default(),
+            routes: Routes::default(),
+            copied: Mutex::default(),
+        })
     }
 
     /// Where everything is pinned.
@@ -102,6 +111,24 @@ impl AyaKernel {
     fn held(&self) -> MutexGuard<'_, BTreeMap<ChainKey, Held>> {
         // Each change is a single insert or remove: a panic elsewhere leaves the map whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copied(&self) -> MutexGuard<'_, BTreeMap<(ChainKey, u64), Vec<Copied>>> {
+        // As for `held`.
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies once more into the maps of a generation what they are copies of.
+    fn copy_again(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        for copied in self.copied().get(&(key.clone(), generation)).into_iter().flatten() {
+            let failed = |error| pins::os(format!("copy the maps of {key}"), error);
+            copied.again().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn forget_copied(&self, key: &ChainKey, generation: u64) {
+        self.copied().remove(&(key.clone(), generation));
     }
 
     /// The chain's link: the pinned one, else the one we hold.
@@ -176,7 +203,16 @@ impl Kernel for AyaKernel {
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
-        netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))
+        let (prepared, copied) =
+            netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))?;
+        if !copied.is_empty() {
+            self.copied().insert((build.key.clone(), build.generation), copied);
+        }
+        Ok(prepared)
+    }
+
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        member_maps::unmet_setting(&self.pins, build)
     }
 
     fn switch(

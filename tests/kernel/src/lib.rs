@@ -16,4 +16,5 @@ pub mod files;
 pub mod host;
 pub mod live;
 pub mod package;
+pub mod packages;
 pub mod packet;
