@@ -34,6 +34,8 @@ mod kconfig;
 mod kernel_btf;
 mod layout;
 mod link;
+mod map_create;
+mod map_settings;
 mod maps;
 mod member;
 mod member_maps;
@@ -58,7 +60,7 @@ mod times;
 mod verified;
 mod verifier_log;
 
-use crate::{held::Held, pins::Pins, route::Routes};
+use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
     wire::{ChainPlacement, Fact, ObservedChain},
@@ -86,6 +88,8 @@ pub struct AyaKernel {
     /// The devices' counters when XDP chains were attached.
     device_baselines: Mutex<BTreeMap<ChainKey, device_errors::Baseline>>,
     routes: Routes,
+    /// Of generations that are prepared and not attached: the maps that are copies of running ones.
+    copied: Mutex<BTreeMap<(ChainKey, u64), Vec<Copied>>>,
 }
 
 impl AyaKernel {
@@ -104,6 +108,7 @@ impl AyaKernel {
             held: Mutex::default(),
             device_baselines: Mutex::default(),
             routes: Routes::default(),
+            copied: Mutex::default(),
         })
     }
 
@@ -120,6 +125,24 @@ impl AyaKernel {
     fn held(&self) -> MutexGuard<'_, BTreeMap<ChainKey, Held>> {
         // Each change is a single insert or remove: a panic elsewhere leaves the map whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copied(&self) -> MutexGuard<'_, BTreeMap<(ChainKey, u64), Vec<Copied>>> {
+        // As for `held`.
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies once more into the maps of a generation what they are copies of.
+    fn copy_again(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        for copied in self.copied().get(&(key.clone(), generation)).into_iter().flatten() {
+            let failed = |error| pins::os(format!("copy the maps of {key}"), error);
+            copied.again().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn forget_copied(&self, key: &ChainKey, generation: u64) {
+        self.copied().remove(&(key.clone(), generation));
     }
 
     /// The chain's link: the pinned one, else the one we hold.
@@ -224,7 +247,16 @@ impl Kernel for AyaKernel {
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
-        netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))
+        let (prepared, copied) =
+            netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))?;
+        if !copied.is_empty() {
+            self.copied().insert((build.key.clone(), build.generation), copied);
+        }
+        Ok(prepared)
+    }
+
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        member_maps::unmet_setting(&self.pins, build)
     }
 
     fn switch(

@@ -33,6 +33,10 @@ pub(crate) fn switch(
         one_name(kernel, key, &device)?;
     }
     let now = Now::look(kernel, key, kernel.held().get(key), &device)?;
+    if matches!(expect, Expect::Generation(_) | Expect::Anything) {
+        // What the running programs have written since the new maps were made of theirs.
+        kernel.copy_again(key, generation)?;
+    }
     if by_filter(kernel, key, generation)? {
         compare(kernel, key, &now, expect)?;
         clsact::attach(&kernel.pins, key, &device, &prog, now.filter.as_ref())?;
@@ -72,6 +76,8 @@ pub(crate) fn switch(
             clsact::detach(&kernel.pins, key, &device)?;
         }
     }
+    shared_maps::follow(&kernel.pins, key, generation)?;
+    kernel.forget_copied(key, generation);
     observe::read_back(kernel, key, generation)
 }
 
@@ -228,6 +234,7 @@ pub(crate) fn discard(
             held.remove(key);
         }
     }
+    kernel.forget_copied(key, generation);
     // First what makes it a generation: a crash half-way leaves nothing that looks whole.
     pins::remove_file(&kernel.pins.prog(key, generation))?;
     pins::remove_tree(&kernel.pins.generation(key, generation))?;
@@ -311,7 +318,7 @@ pub(crate) fn clean_up(pins: &Pins) -> Result<(), KernelError> {
     for key in pins.chains()? {
         forget_unfinished(pins, &key);
     }
-    Ok(())
+    shared_maps::clean_up(pins)
 }
 
 /// Puts a program in the place of what our live link runs.

@@ -291,7 +291,7 @@ pub(crate) fn prepare(
     }
     let programs: Vec<(&str, BorrowedFd<'_>)> =
         targets.iter().map(String::as_str).zip(loaded.iter().skip(1).map(AsFd::as_fd)).collect();
-    member_maps::fill(name, &object, &maps, &programs)?;
+    member_maps::fill(name, &object, &maps, &programs, &mut notes)?;
 
     let tail_calls = tail_calls(member, &object, &members, &targets);
     let mut members = members.into_iter();

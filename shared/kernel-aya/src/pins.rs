@@ -5,6 +5,7 @@
 //!                          /gen-<N>/prog
 //!                                  /cells
 //!                                  /meta
+//!                                  /shares
 //!                                  /maps/<member>/<map>
 //!                   /clsact/<interface's index>
 //! <root>/@netns/<network namespace>/<interface>/<hook>/…
@@ -131,6 +132,11 @@ impl Pins {
     /// The map that says who the generation's members are.
     pub fn meta(&self, key: &ChainKey, generation: u64) -> PathBuf {
         self.generation(key, generation).join("meta")
+    }
+
+    /// The map that says which maps the generation's members share; only there if they share some.
+    pub(crate) fn shares(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("shares")
     }
 
     /// The directory of a member's maps.

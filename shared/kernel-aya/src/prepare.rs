@@ -3,6 +3,7 @@
 use crate::{
     chain_types::{self, ChainTypes},
     eligibility, inventory, link,
+    map_settings::Copied,
     member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
@@ -43,7 +44,10 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
 ///
 /// A failure leaves nothing behind: what was made is known to this process only, and what was
 /// pinned is unpinned.
-pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, KernelError> {
+pub(crate) fn prepare(
+    pins: &Pins,
+    build: &ChainBuild,
+) -> Result<(Prepared, Vec<Copied>), KernelError> {
     let key = &build.key;
     pins.claim()?;
     pins.ensure_unobstructed(key)?;
@@ -59,8 +63,8 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
     };
     one_buffer(build)?;
     let _preparing = shared_maps::preparing();
-    let mut maker = MapMaker::new(pins, key)?;
-    let result = assemble(pins, build, loading, &mut maker);
+    let mut maker = MapMaker::new(pins, build, loading)?;
+    let result = assemble(pins, build, &mut maker);
     if result.is_err() {
         for path in maker.pinned.iter().rev() {
             // The error at hand is the one to report.
@@ -70,7 +74,7 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
             }
         }
     }
-    result
+    Ok((result?, maker.copied))
 }
 
 /// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).
@@ -109,11 +113,12 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
 fn assemble(
     pins: &Pins,
     build: &ChainBuild,
-    loading: Loading,
     maker: &mut MapMaker<'_>,
 ) -> Result<Prepared, KernelError> {
     let key = &build.key;
     let mut notes = Vec::new();
+    maker.settle_frags(&mut notes)?;
+    let loading = maker.loading();
     if loading.attachment == Attachment::Clsact && build.tc_mode == TcMode::Best {
         notes.push("attached by a filter of clsact: this kernel has no TCX links".to_owned());
     }
@@ -205,6 +210,11 @@ fn assemble(
     }
     pins::pin_first(&cells, &pins.cells(key, build.generation))?;
     pins::pin_first(&meta, &pins.meta(key, build.generation))?;
+    if !maker.shares.is_empty() {
+        let shares = shared_maps::write(&maker.shares)
+            .map_err(|error| os(key, "make the list of shared maps", error))?;
+        pins::pin_first(&shares, &pins.shares(key, build.generation))?;
+    }
     inventory::bind(pins, key, build.generation, &prog);
     // Last: a generation is whole once its program is there.
     pins::pin_first(&prog, &pins.prog(key, build.generation))?;

@@ -14,10 +14,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod member_maps;
+
 use crate::{
-    Away, Carry, ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, LinkState,
-    MapEntry, MapKind, MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared,
-    Ring, WriteWhen,
+    Away, ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, LinkState, MapEntry,
+    MapKind, MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring,
+    WriteWhen,
 };
 use canopy_api::{
     ChainKey, Hook, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
@@ -126,7 +128,8 @@ struct Generation {
     members: Vec<(ProgramName, String, VerdictSet)>,
     objects: Vec<Arc<[u8]>>,
     cells: Vec<MemberCells>,
-    maps: BTreeMap<(ProgramName, String), Contents>,
+    maps: member_maps::Maps,
+    shares: member_maps::Shares,
 }
 
 #[derive(Debug)]
@@ -808,37 +811,7 @@ impl Kernel for FakeKernel {
         }
         let old = running(&inner, &build.key)
             .or_else(|| pinned.and_then(|chain| chain.generations.keys().next_back().copied()));
-        let mut maps = BTreeMap::new();
-        let mut notes = Vec::new();
-        for member in &build.members {
-            let carried = |map: &str| match &member.carry {
-                Carry::Nothing => false,
-                Carry::AllBut(names) => !names.iter().any(|name| name == map),
-                Carry::Only(names) => names.iter().any(|name| name == map),
-            };
-            if let Some(old) = old.and_then(|old| inner.generation(&build.key, old).ok()) {
-                for ((name, map), contents) in &old.maps {
-                    if *name == member.name && carried(map) {
-                        maps.insert((name.clone(), map.clone()), Arc::clone(contents));
-                        notes.push(format!("{name}: map {map} kept"));
-                    }
-                }
-            }
-            let filled = member.map_entries.iter().map(|given| (&given.map, given.entries.clone()));
-            let shaped: Vec<String> = inner.shapes.keys().cloned().collect();
-            let empty = shaped.iter().map(|map| (map, Vec::new()));
-            for (map, entries) in filled.chain(empty) {
-                let name = (member.name.clone(), map.clone());
-                maps.entry(name).or_insert_with(|| {
-                    let entries = entries.into_iter().map(|(key, value)| (key, vec![value]));
-                    Arc::new(FakeMap {
-                        id: inner.id(),
-                        entries: Mutex::new(entries.collect()),
-                        ..FakeMap::default()
-                    })
-                });
-            }
-        }
+        let (maps, shares, notes) = member_maps::make(&mut inner, build, old)?;
         let program_id = inner.id();
         let members: Vec<_> = build
             .members
@@ -855,7 +828,7 @@ impl Kernel for FakeKernel {
             .collect();
         let objects = build.members.iter().map(|member| Arc::clone(&member.object)).collect();
         let tc_mode = build.tc_mode;
-        let generation = Generation { program_id, tc_mode, members, objects, cells, maps };
+        let generation = Generation { program_id, tc_mode, members, objects, cells, maps, shares };
         inner
             .chains
             .entry(build.key.clone())
@@ -1025,6 +998,21 @@ impl Kernel for FakeKernel {
         Ok(values)
     }
 
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        let inner = self.lock();
+        let generation = inner.generation(&build.key, build.generation)?;
+        for member in &build.members {
+            for given in &member.map_entries {
+                let at = (member.name.clone(), given.map.clone());
+                let map = generation.maps.get(&at);
+                if !map.is_some_and(|map| member_maps::hold(member, &given.map, map)) {
+                    return Ok(Some(format!("map \"{}\" of \"{}\"", given.map, member.name)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     fn map_update(
         &self,
         place: MapPlace<'_>,
@@ -1089,7 +1077,7 @@ impl Kernel for FakeKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Member;
+    use crate::{Carry, Member, SettingsDetail};
 
     fn key() -> ChainKey {
         ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
@@ -1107,6 +1095,7 @@ mod tests {
                 proceed_on: VerdictSet::default_for(Hook::Xdp),
                 globals: Vec::new(),
                 map_entries: Vec::new(),
+                settings: SettingsDetail::default(),
                 carry: Carry::Nothing,
                 max_entries: Vec::new(),
                 shared_maps: Vec::new(),
@@ -1118,6 +1107,8 @@ mod tests {
             xdp_mode: XdpMode::Best,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         }
     }
 

@@ -39,6 +39,11 @@ pub struct ChainBuild {
     pub tc_mode: TcMode,
     /// The members, in the order in which they run.
     pub members: Vec<Member>,
+    /// The other chains that change in the same step, each with the generation that is prepared for it
+    /// (`None` for one that is removed): a map shared with those only may be replaced.
+    pub together: Vec<(ChainKey, Option<u64>)>,
+    /// Entries that settings of programs which leave the chain put into maps.
+    pub left_entries: Vec<MapContents>,
 }
 
 /// One program of a chain to be built.
@@ -57,13 +62,14 @@ pub struct Member {
     pub tail_calls: Option<u32>,
     /// Verdicts after which the chain goes on.
     pub proceed_on: VerdictSet,
-    /// Initial values of global variables, by symbol name; lengths must match the symbol's. A data
-    /// section that is carried over keeps its values.
+    /// Values of global variables, by symbol name; lengths must match the symbol's. The generation has
+    /// them whether its data sections are new or kept.
     pub globals: Vec<(String, Vec<u8>)>,
-    /// Contents of maps: each map named here and created for this generation starts with exactly
-    /// these entries. A map that is carried over keeps what it holds; one that was to be carried
-    /// and cannot be is created with these.
+    /// Entries of maps. The generation has them whether the map is new, kept or shared; a map whose
+    /// settings change is copied, and keeps what the programs themselves put into it.
     pub map_entries: Vec<MapContents>,
+    /// What `globals` and `map_entries` do not say of settings.
+    pub settings: SettingsDetail,
     /// Which maps of the generation that runs now are kept.
     pub carry: Carry,
     /// `max_entries` by map name, over the object's own (needed where the object says 0).
@@ -79,6 +85,47 @@ pub struct MapContents {
     pub map: String,
     /// Key and value bytes as the kernel takes them.
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Which bytes of a member's maps are settings, and which were in the running generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingsDetail {
+    /// Bytes of values in [`Member::map_entries`] that are settings. The rest of such a value is the
+    /// program's own. An entry without any here is a setting as a whole.
+    pub fields: Vec<MapField>,
+    /// Variables that are settings of the running generation.
+    pub old_globals: Vec<String>,
+    /// Entries that are settings of the running generation.
+    pub old_entries: Vec<MapContents>,
+    /// Bytes of those that are settings.
+    pub old_fields: Vec<MapField>,
+    /// Arrays whose slots belong to the items of a list that changes.
+    pub moved_slots: Vec<MovedSlots>,
+}
+
+/// Bytes of a map's value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MapField {
+    /// The map's name in the object.
+    pub map: String,
+    /// The key of the entry.
+    pub key: Vec<u8>,
+    /// Where in the value they begin.
+    pub offset: usize,
+    /// How many they are.
+    pub size: usize,
+}
+
+/// An array with one slot for each item of a list setting: where the items' contents go when the list
+/// changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedSlots {
+    /// The map's name in the object.
+    pub map: String,
+    /// Slots from 0 to this one, exclusive, belong to items before or after the change.
+    pub slots: u32,
+    /// Old and new slot of each item that stays.
+    pub moves: Vec<(u32, u32)>,
 }
 
 /// A map that several members use together.
@@ -99,14 +146,15 @@ pub enum ShareScope {
     Host,
 }
 
-/// Which maps survive from the running generation, where their shape is the same.
+/// Which maps survive from the running generation, where their shape is the same. Constants
+/// (`.rodata`) never do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Carry {
     /// None: everything starts fresh.
     #[default]
     Nothing,
-    /// All but these. Data sections (`.data`, `.bss`, `.rodata`) count as maps by section name;
-    /// `.data` and `.rodata` stand for their relatives (`.data.x`) as well.
+    /// All but these. Data sections (`.data`, `.bss`) count as maps by section name; each stands for its
+    /// relatives (`.data.x`) as well.
     AllBut(Vec<String>),
     /// Only these.
     Only(Vec<String>),
@@ -266,6 +314,18 @@ pub enum KernelError {
         /// The end of the verifier's log, where it spoke.
         log: Option<String>,
     },
+    /// A map that a program shares has to be replaced, and chains that do not change with it use it.
+    #[error("program \"{member}\": {reason}")]
+    SharedMap {
+        /// The member to blame.
+        member: ProgramName,
+        /// Why, in one line.
+        reason: String,
+        /// What to do, in one line.
+        remedy: String,
+        /// The chains that use the map and do not change with it.
+        users: Vec<ChainKey>,
+    },
     /// This kernel cannot.
     #[error("{what}")]
     Unsupported {
@@ -402,6 +462,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Verifies each member alone, creates or carries over the maps, composes, loads and pins the
     /// generation. Attaches nothing; a failure leaves nothing behind.
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError>;
+
+    /// A setting that the generation of a build does not have in its maps and variables, in words: read
+    /// from the kernel. `None` when it has all of them.
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError>;
 
     /// Attaches a prepared generation, atomically, and reads back what is attached. A TC chain is
     /// attached as its generation was prepared for: where that changes, the new attachment is made

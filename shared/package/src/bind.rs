@@ -24,6 +24,9 @@ pub struct Bindings {
     pub globals: Vec<(String, Vec<u8>)>,
     /// Map and its entries; a map bound to an empty list is here with none.
     pub map_entries: Vec<(String, Entries)>,
+    /// Bytes of values in `map_entries` that one setting each says: map, key, offset and length. The rest
+    /// of such a value is the program's own. Entries of lists are not among them.
+    pub map_fields: Vec<(String, Vec<u8>, usize, usize)>,
     /// Every setting with its value, defaults filled in.
     pub effective: Map<String, Value>,
 }
@@ -103,6 +106,7 @@ struct PrefixMaps<'a> {
 struct Layout {
     globals: Vec<(String, Vec<u8>)>,
     slots: BTreeMap<(String, u32), Vec<u8>>,
+    fields: Vec<(String, Vec<u8>, usize, usize)>,
     maps: BTreeMap<String, Entries>,
 }
 
@@ -122,6 +126,7 @@ impl Layout {
                     Some(place) => place.copy_from_slice(&bytes),
                     None => return Err(unfit(parameter, at)),
                 }
+                self.fields.push((map.clone(), slot.to_ne_bytes().to_vec(), from, bytes.len()));
             }
             (Bind::Keys { keys }, Laid::Ports(ports)) => {
                 let entries = self.maps.entry(keys.clone()).or_default();
@@ -179,7 +184,12 @@ impl Layout {
         for ((map, slot), value) in self.slots {
             self.maps.entry(map).or_default().push((slot.to_ne_bytes().to_vec(), value));
         }
-        Bindings { globals: self.globals, map_entries: self.maps.into_iter().collect(), effective }
+        Bindings {
+            globals: self.globals,
+            map_entries: self.maps.into_iter().collect(),
+            map_fields: self.fields,
+            effective,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use canopy_api::{ChainKey, Hook, TcMode, VerdictSet, XdpMode};
-use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member};
+use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member, SettingsDetail};
 use canopy_kernel_aya::{
     AyaKernel,
     sys::{self, TestRun},
@@ -289,6 +289,7 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
                 proceed_on: VerdictSet::default_for(hook),
                 globals: Vec::new(),
                 map_entries: Vec::new(),
+                settings: SettingsDetail::default(),
                 carry: Carry::Nothing,
                 max_entries: Vec::new(),
                 shared_maps: Vec::new(),
@@ -303,6 +304,8 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
             xdp_mode: XdpMode::Best,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         })
         .map_err(explain)?;
     let program = sys::obj_get(&kernel.pins().prog(&key, GENERATION))?;

@@ -17,5 +17,6 @@ pub mod frames;
 pub mod host;
 pub mod live;
 pub mod package;
+pub mod packages;
 pub mod packet;
 pub mod reference;

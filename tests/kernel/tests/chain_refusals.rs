@@ -340,6 +340,8 @@ fn a_member_for_small_packets_on_a_jumbo_interface() {
             xdp_mode: XdpMode::Native,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         })
     };
     let large = Member { frags: true, ..xdp("xdp_frags", "measure") };

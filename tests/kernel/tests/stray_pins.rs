@@ -142,6 +142,8 @@ fn a_stray_in_the_way_of_a_chain_is_named_before_anything_changes() {
             xdp_mode: canopy_api::XdpMode::Best,
             tc_mode: canopy_api::TcMode::Best,
             members: vec![dropper("drop", Hook::Xdp, PORT)],
+            together: Vec::new(),
+            left_entries: Vec::new(),
         };
         let error = live.kernel(|kernel| kernel.prepare(&build)).unwrap_err();
         let KernelError::Conflict { what, remedy } = error else { panic!("{error:?}") };

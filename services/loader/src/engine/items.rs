@@ -31,11 +31,11 @@ struct Plan {
 }
 
 /// Chains and rules that change together.
-struct Group {
-    items: Vec<Item>,
+pub(super) struct Group {
+    pub(super) items: Vec<Item>,
     /// Places in the plan's rules.
-    rules: Vec<usize>,
-    failed: Option<Box<Failed>>,
+    pub(super) rules: Vec<usize>,
+    pub(super) failed: Option<Box<Failed>>,
     after: After,
 }
 
@@ -50,10 +50,10 @@ pub(super) struct Item {
 }
 
 /// Why a group is as it was.
-struct Failed {
+pub(super) struct Failed {
     /// The chain that is to blame, where it is one.
-    key: Option<ChainKey>,
-    error: LoaderError,
+    pub(super) key: Option<ChainKey>,
+    pub(super) error: LoaderError,
 }
 
 impl From<LoaderError> for Box<Failed> {
@@ -99,9 +99,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<ApplyReply, LoaderError> {
         let mut plan = self.plan(wishes, options)?;
         self.stage(Stage::Planned);
-        for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
-            group.failed = self.prepare(&mut group.items).err();
-        }
+        self.prepare_groups(&mut plan.groups);
         let mut done = Ok(());
         if !plan.failed() {
             self.stage(Stage::Prepared);
@@ -130,7 +128,7 @@ impl<K: Kernel> Engine<K> {
         Ok(self.reply(&inner, plan, options))
     }
 
-    fn look_at<'a>(
+    pub(super) fn look_at<'a>(
         &self,
         keys: impl Iterator<Item = &'a ChainKey>,
     ) -> Result<Vec<Observed>, LoaderError> {
@@ -191,35 +189,6 @@ impl<K: Kernel> Engine<K> {
             after: After::new(),
         }));
         Ok(Plan { groups, rules: expanded.rules, selectors })
-    }
-
-    /// Loads every new generation; attaches nothing.
-    fn prepare(&self, items: &mut [Item]) -> Result<(), Box<Failed>> {
-        for item in items {
-            if let Some(source) = item.hidden.take() {
-                let path = item.asked.path.clone();
-                let error = LoaderError::Kernel { path, source: Box::new(source) };
-                return Err(Box::new(Failed { key: Some(item.asked.key.clone()), error }));
-            }
-            let Some(build) = &item.build else { continue };
-            let prepared = self.parts.kernel.prepare(build).map_err(|source| {
-                let path = match &source {
-                    KernelError::Refused { member: Some(member), .. } => item
-                        .asked
-                        .program_paths
-                        .get(member)
-                        .cloned()
-                        .unwrap_or_else(|| item.asked.path.clone()),
-                    KernelError::InterfaceNotFound { .. } => below(&item.asked.path, "interface"),
-                    KernelError::NetnsNotFound { .. } => below(&item.asked.path, "netns"),
-                    _ => item.asked.path.clone(),
-                };
-                let error = LoaderError::Kernel { path, source: Box::new(source) };
-                Box::new(Failed { key: Some(item.asked.key.clone()), error })
-            })?;
-            item.prepared = Some(prepared);
-        }
-        Ok(())
     }
 
     /// Switches each group that can be, one after the other, each with a journal of its own. Rounds of
@@ -306,7 +275,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Removes what a request prepared and nothing came of.
-    fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
+    pub(super) fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
         for build in items.iter().filter(|item| item.prepared.is_some()).filter_map(Item::build) {
             let running = self
                 .look_at(std::iter::once(&build.key))
@@ -382,7 +351,7 @@ impl<K: Kernel> Engine<K> {
 }
 
 impl Item {
-    fn build(&self) -> Option<&ChainBuild> {
+    pub(super) fn build(&self) -> Option<&ChainBuild> {
         self.build.as_ref()
     }
 

@@ -210,6 +210,10 @@ impl<K: Kernel> Engine<K> {
         let build = self.lay_out(inner, &seen, key, &record.wanted)?;
         self.stage(Stage::Planned);
         self.parts.kernel.prepare(&build)?;
+        if let Some(what) = self.parts.kernel.unmet_setting(&build)? {
+            self.parts.kernel.discard(key, build.generation)?;
+            return Err(LoaderError::Settings { key: key.clone(), what }.into());
+        }
         self.stage(Stage::Prepared);
         let from = from(inner.state.chains.get(key), &seen, key);
         record.running = build.generation;

@@ -12,6 +12,7 @@ mod items;
 mod journal;
 mod maps;
 mod mend;
+mod preparing;
 mod profile;
 mod recovery;
 mod report;
