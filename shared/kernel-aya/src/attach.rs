@@ -34,14 +34,20 @@ impl Refused {
         self.error.raw_os_error()
     }
 
-    /// What can be done, beside another mode, where the kernel itself names what is in the way.
-    pub(crate) fn hint(&self) -> Option<&'static str> {
+    /// What can be done, beside another mode, where the kernel itself names what is in the way; `frags`
+    /// says whether the program handles multi-buffer packets.
+    pub(crate) fn hint(&self, frags: bool) -> Option<&'static str> {
+        let mtu = if frags {
+            "lower the MTU that it names"
+        } else {
+            "lower the MTU that it names, use programs that all handle multi-buffer packets"
+        };
         let message = self.message.as_deref().unwrap_or_default();
         // The kernel's messages name a feature as `ethtool` does not.
         [
             ("GRO_HW", "switch the feature off: ethtool -K DEV rx-gro-hw off"),
             ("LRO", "switch the feature off: ethtool -K DEV lro off"),
-            ("MTU", "lower the MTU that it names"),
+            ("MTU", mtu),
         ]
         .into_iter()
         .find(|(named, _)| {
@@ -107,7 +113,7 @@ mod tests {
             error: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
             message: message.map(str::to_owned),
         };
-        let hint = |message| refused(message).hint();
+        let hint = |message| refused(message).hint(true);
         assert!(hint(Some("Peer MTU is too large to set XDP")).unwrap().contains("MTU"));
         assert!(
             hint(Some("Can't set XDP while host is implementing GRO_HW/CSUM"))
@@ -120,6 +126,8 @@ mod tests {
         {
             assert_eq!(hint(unclear), None);
         }
+        let frags = refused(Some("MTU too large")).hint(false).unwrap();
+        assert!(frags.contains("multi-buffer"), "{frags}");
         let said = refused(Some("no")).to_string();
         assert!(said.ends_with("(os error 95): no"), "{said}");
     }

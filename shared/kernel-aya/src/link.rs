@@ -57,7 +57,7 @@ pub(crate) fn switch(
                     pins::remove_file(&kernel.pins.link(&other))?;
                     kernel.held().remove(&other);
                 } else {
-                    let made = create(key, &device, mode, &prog)?;
+                    let made = create(kernel, key, generation, &device, mode, &prog)?;
                     adopt_new(kernel, key, generation, made, prog)?;
                 }
             }
@@ -369,14 +369,14 @@ fn change_mode(
     let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
     let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
     sys::link_detach(link).map_err(failed)?;
-    match create(key, &device, mode, &prog) {
+    match create(kernel, key, generation, &device, mode, &prog) {
         Ok(made) => adopt_new(kernel, key, generation, made, prog),
         Err(refused) => {
             // As it was before: a failed change leaves the old chain running. A program that
             // somebody else had put into our link is not brought back.
             if let Some(before) = before {
                 let prog = open_prog(kernel, key, before)?;
-                let made = create(key, &device, was, &prog)?;
+                let made = create(kernel, key, before, &device, was, &prog)?;
                 adopt_new(kernel, key, before, made, prog)?;
             }
             Err(refused)
@@ -393,7 +393,9 @@ struct Created {
 
 /// A new link on an interface, for a generation's program.
 fn create(
+    kernel: &AyaKernel,
     key: &ChainKey,
+    generation: u64,
     device: &netif::Device,
     mode: XdpMode,
     prog: &OwnedFd,
@@ -416,8 +418,16 @@ fn create(
     };
     match result {
         Ok(link) => Ok(Created { link, native_refused }),
-        Err(error) => Err(refused(key, device, mode, error)),
+        Err(error) => {
+            let frags = handles_frags(kernel, key, generation);
+            Err(refused(key, device, mode, frags, error))
+        }
     }
+}
+
+/// Whether every program of a generation handles multi-buffer packets.
+fn handles_frags(kernel: &AyaKernel, key: &ChainKey, generation: u64) -> bool {
+    Meta::read(&kernel.pins.meta(key, generation)).is_ok_and(|meta| meta.frags)
 }
 
 /// Why the kernel made no link, in words: a cause where it is certain, else what the kernel said.
@@ -425,6 +435,7 @@ fn refused(
     key: &ChainKey,
     device: &netif::Device,
     mode: XdpMode,
+    frags: bool,
     refused: attach::Refused,
 ) -> KernelError {
     match (key.hook, refused.errno()) {
@@ -436,7 +447,7 @@ fn refused(
             let other = "set `xdp_mode: best` or `generic`";
             KernelError::Unsupported {
                 what: format!("{key}: native XDP is refused: {refused} (MTU {})", device.mtu),
-                remedy: match refused.hint() {
+                remedy: match refused.hint(frags) {
                     Some(hint) => format!("{}, or {other}", hint.replace("DEV", &device.name)),
                     None => other.to_owned(),
                 },
@@ -475,11 +486,20 @@ fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
     };
     let name = sys::fd_by_id(sys::Kind::Prog, prog_id)
         .and_then(|prog| sys::prog_info(&prog))
-        .map_or_else(|_| "unknown".to_owned(), |info| info.name);
+        .map_or_else(|_| String::new(), |info| format!(" \"{}\"", info.name));
     match find_link(device.index, prog_id) {
+        // Whether by a link, only who may ask for links by their ids can tell.
+        None if sys::next_id(sys::Kind::Link, 0).is_err() => KernelError::Conflict {
+            what: format!("{key}: program {prog_id}{name} is attached ({mode})"),
+            remedy: format!(
+                "find out who attached it, as root: bpftool prog show id {prog_id}, bpftool net \
+                 show dev {0}; then stop or detach it",
+                key.interface
+            ),
+        },
         Some(link) => KernelError::Conflict {
             what: format!(
-                "{key}: program {prog_id} \"{name}\" is attached ({mode}) by link {link}{}",
+                "{key}: program {prog_id}{name} is attached ({mode}) by link {link}{}",
                 holders(link)
             ),
             remedy: format!(
@@ -487,9 +507,7 @@ fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
             ),
         },
         None => KernelError::Conflict {
-            what: format!(
-                "{key}: program {prog_id} \"{name}\" is attached ({mode}) through netlink"
-            ),
+            what: format!("{key}: program {prog_id}{name} is attached ({mode}) through netlink"),
             remedy: format!(
                 "stop the tool that attached it, or detach it: ip link set dev {} xdp off",
                 key.interface

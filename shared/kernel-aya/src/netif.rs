@@ -18,6 +18,8 @@ const RTM_GETLINK: u16 = 18;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_XDP: u16 = 43;
@@ -36,6 +38,8 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) mtu: u32,
+    /// "veth", "tun"; empty for hardware and loopback.
+    pub(crate) kind: String,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) altnames: Vec<String>,
     /// Id of the XDP program in the driver; 0 for none.
@@ -86,8 +90,6 @@ pub(crate) fn devices() -> Result<Vec<Device>, KernelError> {
 
 /// Makes a veth pair (`RTM_NEWLINK`).
 pub(crate) fn add_veth(one: &str, other: &str) -> io::Result<()> {
-    const IFLA_LINKINFO: u16 = 18;
-    const IFLA_INFO_KIND: u16 = 1;
     const IFLA_INFO_DATA: u16 = 2;
     const VETH_INFO_PEER: u16 = 1;
     let named = |name: &str| attribute(IFLA_IFNAME, format!("{name}\0").as_bytes());
@@ -142,6 +144,10 @@ fn parse(body: &[u8]) -> Device {
         match kind {
             IFLA_IFNAME => device.name = netlink::text(value),
             IFLA_MTU => device.mtu = u32_at(value, 0),
+            IFLA_LINKINFO => {
+                let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                device.kind = kind.map(|(_, kind)| netlink::text(kind)).unwrap_or_default();
+            }
             // Loopback's is all zeroes.
             IFLA_ADDRESS => {
                 device.mac = value.try_into().ok().filter(|mac: &[u8; 6]| *mac != [0; 6]);

@@ -94,7 +94,10 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
         return Ok(());
     }
     let limit = sys::page_size().saturating_sub(256 + 14 + 320);
-    let mtu = netif::device(&key.interface)?.map_or(0, |device| device.mtu);
+    // Of a virtual device another MTU counts (veth: the other end's), or none (tun): what it takes is
+    // found out when it is attached.
+    let device = netif::device(&key.interface)?.filter(|device| device.kind.is_empty());
+    let mtu = device.map_or(0, |device| device.mtu);
     match build.members.iter().find(|member| !takes_frags(member)) {
         Some(member) if mtu > limit => Err(member::refused(
             &member.name,

@@ -253,6 +253,25 @@ fn without_the_right_a_hidden_chain_is_told_and_not_doubled() {
 }
 
 #[test]
+fn who_holds_the_hook_is_not_guessed_without_the_right_to_ask() {
+    let world = World::new();
+    // r0 = XDP_PASS; exit
+    let pass = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    let pass = sys::ProgLoad {
+        expected_attach_type: 37,
+        ..sys::ProgLoad::new(6, &pass, "GPL", "somebody_else")
+    };
+    let prog = sys::prog_load(&pass).unwrap();
+    let _link = world.here(|| {
+        let index = if_nametoindex(HOST_LINK).unwrap();
+        sys::link_create(&prog, index, sys::LinkTarget::XdpNative).unwrap()
+    });
+    let said = world.change_confined(&chain("xdp", "firewall", json!({}))).unwrap_err();
+    assert!(said.contains(&format!("program {}", sys::prog_info(&prog).unwrap().id)), "{said}");
+    assert!(!said.contains("netlink") && said.contains("bpftool net show"), "{said}");
+}
+
+#[test]
 fn pins_that_were_moved_are_found_without_more_rights() {
     for (hook, package) in [(Hook::Xdp, "firewall"), (Hook::TcIngress, "flowmeter")] {
         let world = World::new();

@@ -129,3 +129,37 @@ pub(super) fn failure(
         observed: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generic_mode_is_told_with_what_the_kernel_said() {
+        let key = ChainKey::new("eth0".parse().unwrap(), Hook::Xdp);
+        let mut chain = ObservedChain {
+            program_id: 1,
+            link_id: 1,
+            tag: String::new(),
+            ifindex: 1,
+            mode: "generic".to_owned(),
+            generation: 1,
+            verified_instructions: 0,
+            jited_bytes: 0,
+            memory_bytes: 0,
+            loaded: 0,
+            timed_runs: 0,
+            timed_ns: 0,
+            functions: Vec::new(),
+            function_bytes: Vec::new(),
+            native_refused: Some("Invalid argument (os error 22): MTU too large".to_owned()),
+        };
+        let note = generic_note(&key, &chain);
+        assert!(
+            note.ends_with("refused native XDP: Invalid argument (os error 22): MTU too large")
+        );
+        // Nobody asked: no cause.
+        chain.native_refused = None;
+        assert_eq!(generic_note(&key, &chain), "eth0 runs XDP in generic mode (slower)");
+    }
+}
