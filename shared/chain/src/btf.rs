@@ -300,7 +300,24 @@ fn extra_words(kind: u8, vlen: u16) -> Option<usize> {
 pub struct Import {
     raw: Arc<[u8]>,
     shift: u32,
+    /// Types that stand for ones of objects before.
+    known: Arc<HashMap<u32, u32>>,
 }
+
+/// Structs of which the kernel takes only the first in a BTF for what they are: the special fields of
+/// objects that programs make (`alloc_obj_fields` in `kernel/bpf/btf.c`), and of maps.
+const SPECIAL: [&str; 10] = [
+    "bpf_spin_lock",
+    "bpf_res_spin_lock",
+    "bpf_timer",
+    "bpf_wq",
+    "bpf_task_work",
+    "bpf_list_head",
+    "bpf_list_node",
+    "bpf_rb_root",
+    "bpf_rb_node",
+    "bpf_refcount",
+];
 
 /// What of an object's types is not imported as it stands.
 #[derive(Debug, Default)]
@@ -329,7 +346,11 @@ impl Adjusted {
 impl Import {
     /// The merged id of one of the object's types.
     pub fn type_id(&self, id: u32) -> u32 {
-        if id == 0 { 0 } else { id + self.shift }
+        match self.known.get(&id) {
+            Some(known) => *known,
+            None if id == 0 => 0,
+            None => id + self.shift,
+        }
     }
 }
 
@@ -343,6 +364,8 @@ pub struct Merger {
     imports: Vec<Import>,
     /// The names of structs.
     structs: HashSet<String>,
+    /// The first of each of [`SPECIAL`]: id and size.
+    special: HashMap<&'static str, (u32, u32)>,
 }
 
 impl Default for Merger {
@@ -354,6 +377,7 @@ impl Default for Merger {
             interned: HashMap::new(),
             imports: Vec::new(),
             structs: HashSet::new(),
+            special: HashMap::new(),
         }
     }
 }
@@ -415,7 +439,8 @@ impl Merger {
     ///
     /// What the kernel refuses in a program's BTF is replaced by something of the same id: data sections
     /// that are not whole by empty structs, their variables and the tags of those by one-byte
-    /// integers (as libbpf does); unnamed parameters get a name, undefined functions become global,
+    /// integers (as libbpf does); the kernel's special structs are those of the first object that has
+    /// them; unnamed parameters get a name, undefined functions become global,
     /// names that are not identifiers are made so. A struct that lists or trees hold is found by its
     /// name by the kernel: where an object before has a struct of the same name, it gets another.
     pub fn import(&mut self, raw: &Arc<[u8]>) -> Result<Import, BtfError> {
@@ -423,13 +448,30 @@ impl Merger {
             return Ok(import.clone());
         }
         let btf = Btf::parse(raw)?;
-        let import = Import { raw: Arc::clone(raw), shift: self.count };
+        let shift = self.count;
+        let known = Arc::new(self.special_types(&btf, shift));
+        let import = Import { raw: Arc::clone(raw), shift, known };
         let adjusted = self.adjust(&btf);
         for (id, ty) in btf.iter() {
             self.import_type(&btf, id, ty, &import, &adjusted);
         }
         self.imports.push(import.clone());
         Ok(import)
+    }
+
+    /// The special types of an object that are there already: its own ids to those.
+    fn special_types(&mut self, btf: &Btf<'_>, shift: u32) -> HashMap<u32, u32> {
+        let mut known = HashMap::new();
+        for (id, ty) in btf.iter().filter(|(_, ty)| ty.kind == kind::STRUCT) {
+            let Some(name) = SPECIAL.iter().find(|name| **name == btf.string(ty.name)) else {
+                continue;
+            };
+            let (first, size) = *self.special.entry(name).or_insert((id + shift, ty.size_or_type));
+            if first != id + shift && size == ty.size_or_type {
+                known.insert(id, first);
+            }
+        }
+        known
     }
 
     /// What of an object's types has to be changed.
@@ -454,7 +496,7 @@ impl Merger {
                 continue;
             }
             let free = |name: &String| !self.structs.contains(name) && !structs.contains(name);
-            let other = (2_u64..).map(|number| format!("{name}__{number}")).find(free);
+            let other = (2..=u32::MAX).map(|number| format!("{name}__{number}")).find(free);
             adjusted.renamed.extend(other.map(|other| (name.to_owned(), other)));
         }
         for name in structs {
@@ -462,6 +504,14 @@ impl Merger {
             self.structs.insert(renamed.unwrap_or(name));
         }
         adjusted
+    }
+
+    /// The members of a struct or union: name, type and place of each.
+    fn import_members(&mut self, btf: &Btf<'_>, import: &Import, members: &mut [u32]) {
+        for [name, ty, _] in members.as_chunks_mut::<3>().0 {
+            *name = self.string(&identifier(btf.string(*name)));
+            *ty = import.type_id(*ty);
+        }
     }
 
     fn import_type(
@@ -515,10 +565,7 @@ impl Merger {
                 }
             }
             kind::STRUCT | kind::UNION => {
-                for [name, ty, _] in extra.as_chunks_mut::<3>().0 {
-                    *name = self.string(&identifier(btf.string(*name)));
-                    *ty = import.type_id(*ty);
-                }
+                self.import_members(btf, import, &mut extra);
                 if ty.kind == kind::STRUCT
                     && let Some(other) = adjusted.renamed.get(&name)
                 {

@@ -4,7 +4,12 @@
 //! own, and takes types of different BTF for different. So such a map is made with the BTF that the
 //! chain is loaded with, and each member is loaded alone with the same.
 
-use crate::{member::compose_error, observe, pins::Pins, sys};
+use crate::{
+    member::compose_error,
+    observe,
+    pins::{self, Pins},
+    sys,
+};
 use canopy_api::ChainKey;
 use canopy_chain::{self as chain, Attachment, Composed, Shape, Types, alone_in, compose_in};
 use canopy_kernel::KernelError;
@@ -95,10 +100,19 @@ impl ChainTypes {
     }
 }
 
-/// The types of the generation that runs, if one does.
+/// The types of the generation that maps are taken over from: the one that runs, else the newest that
+/// is whole.
 pub(crate) fn running(pins: &Pins, key: &ChainKey) -> Result<Option<OwnedFd>, KernelError> {
-    let Some(generation) = observe::running(pins, key)? else { return Ok(None) };
-    let Some(prog) = crate::pins::open(&pins.prog(key, generation))? else { return Ok(None) };
-    let id = sys::prog_info(&prog).map_or(0, |info| info.btf_id);
-    Ok(sys::fd_by_id(sys::Kind::Btf, id).ok())
+    let running = observe::running(pins, key)?;
+    let generations = match running {
+        Some(generation) => vec![generation],
+        None => pins.generations(key)?,
+    };
+    for generation in generations.into_iter().rev() {
+        if let Some(prog) = pins::open(&pins.prog(key, generation))? {
+            let id = sys::prog_info(&prog).map_or(0, |info| info.btf_id);
+            return Ok(sys::fd_by_id(sys::Kind::Btf, id).ok());
+        }
+    }
+    Ok(None)
 }

@@ -219,7 +219,7 @@ impl Resolver<'_, '_> {
         if id != 0 && self.btf.get(id).is_none() {
             return Err("it refers to a type that is not there".to_owned());
         }
-        Ok(Value { expected: None, value: u64::from(id), resize: None })
+        Ok(Value { expected: None, wanted: u64::from(id), resize: None })
     }
 
     fn resolve(&self, kernel: &KernelBtf, id: u32, access: u32, kind: Kind) -> Outcome {
@@ -247,7 +247,7 @@ impl Resolver<'_, '_> {
                 let Some(matched) = spec.matched(&pair, target, kind)? else { continue };
                 let value = self.value(kernel, kind, &spec, Some(&matched))?;
                 if let Some((before, known)) = &found {
-                    let differs = known.as_ref().map(|known| known.value) != Ok(value.value);
+                    let differs = known.as_ref().map(|known| known.wanted) != Ok(value.wanted);
                     if before.bit_offset != matched.bit_offset || differs {
                         return Err("the kernel has several types of the name that differ".into());
                     }
@@ -262,30 +262,9 @@ impl Resolver<'_, '_> {
         })();
         self.steps.0.set(self.steps.0.get().saturating_sub(budget - steps.0.get()));
         outcome.map_err(|why: String| match why.as_str() {
-            ABSENT => format!("this kernel has no {}", self.path(&subject, &spec, kind, same_name)),
+            ABSENT => format!("this kernel has no {}", path(&subject, &spec, kind, same_name)),
             _ => told(why),
         })
-    }
-
-    /// What is not there, as a person would look for it.
-    fn path(&self, subject: &str, spec: &Spec<'_>, kind: Kind, same_name: bool) -> String {
-        if !same_name || kind.is_type() {
-            return subject.to_owned();
-        }
-        if kind.is_enumerator() {
-            let name = spec.accessors.first().and_then(|accessor| accessor.name);
-            return format!("value \"{}\" in {subject}", name.unwrap_or_default());
-        }
-        let mut path = String::new();
-        for (place, accessor) in spec.accessors.iter().enumerate() {
-            match accessor.name {
-                Some(name) if path.is_empty() => path.push_str(name),
-                Some(name) => path = format!("{path}.{name}"),
-                None if place > 0 => path = format!("{path}[{}]", accessor.index),
-                None => {}
-            }
-        }
-        format!("field \"{path}\" of that type in {subject}")
     }
 
     /// The value that a relocation comes to (`bpf_core_calc_relo`): with the kernel's way through the
@@ -312,7 +291,7 @@ impl Resolver<'_, '_> {
                 Kind::TypeIdTarget => None,
                 _ => Some(of(self.btf, Some(local))?),
             };
-            return Ok(Value { expected, value: of(&kernel.btf, target)?, resize: None });
+            return Ok(Value { expected, wanted: of(&kernel.btf, target)?, resize: None });
         }
         if kind.is_enumerator() {
             let of = |btf: &Btf<'_>, spec: Option<&Spec<'_>>| match (spec, kind) {
@@ -328,7 +307,7 @@ impl Resolver<'_, '_> {
                     .ok_or_else(|| ABSENT.to_owned()),
             };
             let expected = Some(of(self.btf, Some(local))?);
-            return Ok(Value { expected, value: of(&kernel.btf, target)?, resize: None });
+            return Ok(Value { expected, wanted: of(&kernel.btf, target)?, resize: None });
         }
         let before = Field::new(self.btf, kind, Some(local))?;
         let after = Field::new(&kernel.btf, kind, target)?;
@@ -338,8 +317,29 @@ impl Resolver<'_, '_> {
             safe: safe_resize(self.btf.get(before.type_id), kernel.btf.get(after.type_id)),
         });
         let expected = before.certain.then_some(before.value);
-        Ok(Value { expected, value: after.value, resize })
+        Ok(Value { expected, wanted: after.value, resize })
     }
+}
+
+/// What is not there, as a person would look for it.
+fn path(subject: &str, spec: &Spec<'_>, kind: Kind, same_name: bool) -> String {
+    if !same_name || kind.is_type() {
+        return subject.to_owned();
+    }
+    if kind.is_enumerator() {
+        let name = spec.accessors.first().and_then(|accessor| accessor.name);
+        return format!("value \"{}\" in {subject}", name.unwrap_or_default());
+    }
+    let mut path = String::new();
+    for (place, accessor) in spec.accessors.iter().enumerate() {
+        match accessor.name {
+            Some(name) if path.is_empty() => path.push_str(name),
+            Some(name) => path = format!("{path}.{name}"),
+            None if place > 0 => path = format!("{path}[{}]", accessor.index),
+            None => {}
+        }
+    }
+    format!("field \"{path}\" of that type in {subject}")
 }
 
 /// There is no such thing; what it is, is put into words by the caller.

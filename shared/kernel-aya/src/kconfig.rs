@@ -66,7 +66,6 @@ fn form(btf: &Btf<'_>, id: u32, depth: u32) -> Option<Form> {
             let signed = encoding & 1 != 0;
             match (encoding & 4 != 0, ty.size_or_type) {
                 (true, 1) => Some(Form::Bool),
-                (true, _) => None,
                 (false, 1) => Some(Form::Char { signed }),
                 (false, 2 | 4 | 8) => Some(Form::Integer { signed }),
                 _ => None,
@@ -319,6 +318,7 @@ fn has_cookie() -> bool {
 
 /// Whether system calls have functions of the architecture's own names in front.
 fn has_syscall_wrapper() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
     let name = match std::env::consts::ARCH {
         "x86_64" => "__x64_sys_bpf",
         "aarch64" => "__arm64_sys_bpf",
@@ -326,7 +326,6 @@ fn has_syscall_wrapper() -> bool {
         "riscv64" => "__riscv_sys_bpf",
         _ => return false,
     };
-    static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
         symbols.lines().any(|line| line.split(' ').nth(2) == Some(name))

@@ -158,7 +158,12 @@ pub(crate) fn create(
         }
         result => result,
     };
-    sys::Map::new(fd.map_err(|error| create_error(name, def, error))?).map_err(failed)
+    let fd = fd.map_err(|error| create_error(name, def, error))?;
+    if def.map_type == ARENA && def.extra == 0 {
+        sys::arena_place(&fd, def.max_entries)
+            .map_err(|error| os(name, &def.name, "map", error))?;
+    }
+    sys::Map::new(fd).map_err(failed)
 }
 
 /// The name in the kernel: the map's own; a data section's is preceded by as much of the member's

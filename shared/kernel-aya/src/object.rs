@@ -590,8 +590,9 @@ impl Linker<'_> {
 
 /// The two halves of a number, as a wide load has them: low, high.
 fn halves(number: u64) -> [i32; 2] {
-    let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
-    [i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h])]
+    let low = u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+    let high = u32::try_from(number >> 32).unwrap_or(0);
+    [low.cast_signed(), high.cast_signed()]
 }
 
 /// A symbol that is defined nowhere: not in the object, not declared to be the kernel's, not in it.
@@ -599,7 +600,7 @@ fn undefined(name: &str) -> ObjectError {
     // Rust's mangled names have the paths of their crates in them.
     let panics =
         ["panic", "unwrap_failed", "expect_failed", "_fail"].iter().any(|part| name.contains(part))
-            && name.starts_with("_");
+            && name.starts_with('_');
     let remedy = if panics {
         "the program can panic there, and no eBPF program may: build it with optimisation, and use \
          checked operations (get, checked_add) instead of what panics"

@@ -16,7 +16,7 @@ pub use link::{
     link_detach, link_info, link_update, tcx_list, tcx_query,
 };
 pub use map::{
-    Batch, Map, MapCreate, MapInfo, MapState, map_create, map_info, map_state, memory,
+    Batch, Map, MapCreate, MapInfo, MapState, arena_place, map_create, map_info, map_state, memory,
     possible_cpus,
 };
 pub use object::{

@@ -49,14 +49,16 @@ enum Resolved<'a, 'b> {
 fn resolve<'a, 'b>(btf: &'a Btf<'b>, id: u32) -> Result<Resolved<'a, 'b>, String> {
     match btf.resolve_or_void(id) {
         Some(0) => Ok(Resolved::Void),
-        Some(id) => btf.get(id).map(|ty| Resolved::Type(ty)).ok_or_else(missing),
+        Some(id) => btf.get(id).map(Resolved::Type).ok_or_else(missing),
         None => Err(missing()),
     }
 }
 
 /// `btf_int_offset(...) == 0`: not an integer of the old form that is a bit field.
 fn whole_integer(ty: &Type<'_>) -> bool {
-    ty.word(0) >> 16 & 0xff == 0
+    // BTF_INT_OFFSET
+    let [_, _, offset, _] = ty.word(0).to_le_bytes();
+    offset == 0
 }
 
 /// `BTF_INT_ENCODING & BTF_INT_SIGNED`

@@ -11,7 +11,7 @@ pub(crate) const UNRESOLVED: i32 = 195_896_080;
 pub(super) struct Value {
     /// What the compiler must have put there; `None` where that is not known.
     pub(super) expected: Option<u64>,
-    pub(super) value: u64,
+    pub(super) wanted: u64,
     /// For accesses to memory: the sizes before and after, where they differ; whether that is safe.
     pub(super) resize: Option<Resize>,
 }
@@ -51,13 +51,13 @@ pub(super) fn apply(code: &mut [Insn], at: usize, value: &Value) -> Result<(), S
             if !as_compiled(i64::from(insn.imm).cast_unsigned()) {
                 return Err(unexpected());
             }
-            insn.imm = low_half(value.value);
+            insn.imm = low_half(value.wanted);
         }
         1..=3 => {
             if !as_compiled(i64::from(insn.off).cast_unsigned()) {
                 return Err(unexpected());
             }
-            insn.off = i16::try_from(value.value)
+            insn.off = i16::try_from(value.wanted)
                 .map_err(|_| "the field lies further than an instruction reaches".to_owned())?;
             if let Some(resize) = value.resize {
                 if !resize.safe {
@@ -86,8 +86,8 @@ pub(super) fn apply(code: &mut [Insn], at: usize, value: &Value) -> Result<(), S
             if !as_compiled(found) {
                 return Err(unexpected());
             }
-            insn.imm = low_half(value.value);
-            second.imm = low_half(value.value >> 32);
+            insn.imm = low_half(value.wanted);
+            second.imm = low_half(value.wanted >> 32);
             if let Some(place) = code.get_mut(at + 1) {
                 *place = second;
             }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn value(expected: Option<u64>, value: u64) -> Value {
-        Value { expected, value, resize: None }
+        Value { expected, wanted: value, resize: None }
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         let resized = |safe, from, to| {
             let mut code = [load];
             let resize = Some(Resize { from, to, safe });
-            let value = Value { expected: Some(8), value: 8, resize };
+            let value = Value { expected: Some(8), wanted: 8, resize };
             apply(&mut code, 0, &value).map(|()| code[0].code)
         };
         assert_eq!(resized(true, 8, 4), Ok(0x61));
