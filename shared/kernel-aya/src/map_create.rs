@@ -50,11 +50,7 @@ const WITHOUT_BTF: [u32; 15] = [
 
 /// What of a map's shape is not what the kernel makes of the declaration: it adds flags to some types
 /// and rounds the number of entries of others.
-pub(crate) fn differs(
-    name: &ProgramName,
-    map: &sys::Map,
-    def: &MapDef,
-) -> Result<Option<String>, KernelError> {
+pub(crate) fn differs(name: &ProgramName, map: &sys::Map, def: &MapDef) -> Option<String> {
     let have = map.info();
     let difference = |declared: &[(&str, u64, u64)]| {
         let found = declared.iter().find(|(_, have, want)| have != want);
@@ -66,7 +62,7 @@ pub(crate) fn differs(
         ("value size", have.value_size.into(), def.value_size.into()),
     ]);
     if fixed.is_some() {
-        return Ok(fixed);
+        return fixed;
     }
     let adjusted = |entries: u32, flags: u32, extra: u64| {
         difference(&[
@@ -76,13 +72,11 @@ pub(crate) fn differs(
         ])
     };
     let declared = adjusted(def.max_entries, def.flags, def.extra);
-    if declared.is_none() {
-        return Ok(None);
-    }
+    declared.as_ref()?;
     // Asked by having it made once more. What cannot be made is told when it is made.
-    let Ok(made) = create(name, def, None) else { return Ok(declared) };
+    let Ok(made) = create(name, def, None) else { return declared };
     let made = made.info();
-    Ok(adjusted(made.max_entries, made.flags, made.extra))
+    adjusted(made.max_entries, made.flags, made.extra)
 }
 
 /// Sizes that are not the object's to know.

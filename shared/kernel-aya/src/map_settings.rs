@@ -378,7 +378,9 @@ impl MapSettings {
                 None => map.update(&entry.key, &entry.value, 0)?,
                 Some(before) => {
                     let mut parts = map.split(&before);
-                    parts.iter_mut().for_each(|part| entry.lay_over(part));
+                    for part in &mut parts {
+                        entry.lay_over(part);
+                    }
                     map.update(&entry.key, &map.join(&parts), 0)?;
                 }
             }
@@ -399,7 +401,9 @@ impl MapSettings {
             if entry.fields.is_none() {
                 parts = vec![entry.value.clone(); map.parts()];
             }
-            parts.iter_mut().for_each(|part| entry.lay_over(part));
+            for part in &mut parts {
+                entry.lay_over(part);
+            }
             map.update(&entry.key, &map.join(&parts), 0)?;
         }
         Ok(())
@@ -432,7 +436,9 @@ impl MapSettings {
                 continue;
             }
             for part in &mut parts {
-                said.iter().for_each(|entry| entry.lay_over(part));
+                for entry in said {
+                    entry.lay_over(part);
+                }
             }
             if new && array && parts.iter().flatten().all(|byte| *byte == 0) {
                 continue;
@@ -450,7 +456,7 @@ impl MapSettings {
     /// Contents, where slots that belong to items of a list are at the items' new places.
     fn moved_contents(&self, map: &Map, have: Contents) -> Contents {
         let Some(moved) = &self.moved else { return have };
-        let number = |key: &[u8]| key.try_into().map(u32::from_ne_bytes).unwrap_or(u32::MAX);
+        let number = |key: &[u8]| key.try_into().map_or(u32::MAX, u32::from_ne_bytes);
         let empty = || vec![vec![0; map.info().value_size as usize]; map.parts()];
         let mut next = Contents::new();
         for (key, parts) in &have {

@@ -21,7 +21,7 @@ use canopy_kernel::{Carry, ChainBuild, KernelError, Member, ShareScope};
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -260,18 +260,16 @@ impl<'a> MapMaker<'a> {
             }
             settle_size(name, &mut def)?;
             let wanted = Wanted { member, object, number, def: &def, btf };
-            let made = match scope(member, object, number) {
-                Some(scope) => self.share(wanted, scope, &maps, notes)?,
-                None => {
-                    if share_scope(member, &def).is_some() && !def.values.is_empty() {
-                        notes.push(format!(
-                            "\"{name}\": map \"{}\" is its own: it is filled with the object's \
-                             functions",
-                            def.name
-                        ));
-                    }
-                    self.own(wanted, notes)?
+            let made = if let Some(scope) = scope(member, object, number) {
+                self.share(wanted, scope, &maps, notes)?
+            } else {
+                if share_scope(member, &def).is_some() && !def.values.is_empty() {
+                    notes.push(format!(
+                        "\"{name}\": map \"{}\" is its own: it is filled with the object's functions",
+                        def.name
+                    ));
                 }
+                self.own(wanted, notes)?
             };
             if !made.fresh {
                 kept.push((number, def.name.clone()));
@@ -420,7 +418,7 @@ impl<'a> MapMaker<'a> {
         def: &MapDef,
         name: &ProgramName,
     ) -> Result<Option<String>, KernelError> {
-        let difference = differs(name, map, def)?;
+        let difference = differs(name, map, def);
         let layout = object.layout(number);
         let meta = self.old.as_ref().and_then(|(_, meta)| meta.as_ref());
         let was = meta.and_then(|meta| meta.layout(name, &def.name));
@@ -443,7 +441,7 @@ impl<'a> MapMaker<'a> {
         let share = Share { member: name.clone(), map: def.name.clone(), scope, claims };
         self.shares.push(share);
         if let Some(Shared { map: Some((map, first)), .. }) = self.shared.get(&path) {
-            if let Some(difference) = differs(name, map, def)? {
+            if let Some(difference) = differs(name, map, def) {
                 return Err(refused(
                     name,
                     format!(
@@ -463,7 +461,7 @@ impl<'a> MapMaker<'a> {
         }
         let settings = shared.settings.clone();
         let made = match self.base(wanted, &path, notes)? {
-            None => self.first(wanted, &settings, path.clone())?,
+            None => self.first(wanted, &settings, &path)?,
             Some(base) => self.next(wanted, &settings, base, maps, notes)?,
         };
         let map = made.map.try_clone().map_err(|error| os(name, &def.name, "open", error))?;
@@ -476,15 +474,15 @@ impl<'a> MapMaker<'a> {
         &mut self,
         wanted: Wanted<'_>,
         settings: &MapSettings,
-        path: PathBuf,
+        path: &Path,
     ) -> Result<Made, KernelError> {
         let map = wanted.make()?;
         fill_new(wanted, settings, &map)?;
         if let Some(dir) = path.parent() {
             pins::make_dir(dir)?;
         }
-        self.pinned.push(path.clone());
-        pins::pin(&map, &path)?;
+        self.pinned.push(path.to_path_buf());
+        pins::pin(&map, path)?;
         Ok(Made::fresh(map))
     }
 
@@ -493,7 +491,7 @@ impl<'a> MapMaker<'a> {
     fn base(
         &self,
         wanted: Wanted<'_>,
-        path: &PathBuf,
+        path: &Path,
         notes: &mut Vec<String>,
     ) -> Result<Option<Base>, KernelError> {
         let shared = match shared_maps::prepared(self.pins, &self.build.together, path)? {
@@ -534,7 +532,7 @@ impl<'a> MapMaker<'a> {
         let mut difference = if mine && !own {
             self.difference(&old, object, number, def, name)?
         } else {
-            differs(name, &old, def)?
+            differs(name, &old, def)
         };
         let mut users: Option<Vec<User>> = own.then(Vec::new);
         if def.map_type == PROG_ARRAY && difference.is_none() {
@@ -563,8 +561,8 @@ impl<'a> MapMaker<'a> {
         }
         if !users.is_empty() {
             // All say the same: something took an entry away. It is put back where it was.
-            let agreed = |user: &User| user.claims.as_ref().is_some_and(|theirs| *theirs == claims);
-            if difference.is_none() && def.values.is_empty() && users.iter().any(agreed) {
+            let same = |user: &User| user.claims.as_ref().is_some_and(|theirs| *theirs == claims);
+            if difference.is_none() && def.values.is_empty() && users.iter().any(same) {
                 settings.restore(&old).map_err(failed)?;
                 return Ok(Made::kept(old));
             }
@@ -838,12 +836,10 @@ pub(crate) fn unmet_setting(
             let Some(fd) = pins::open(&path)? else { continue };
             let map = sys::Map::new(fd).map_err(failed)?;
             if let Some(key) = settings.missing(&map).map_err(failed)? {
-                let what = match &def.data {
-                    Some(_) => format!("the variables in {} of \"{}\"", def.name, member.name),
-                    None => {
-                        let key: String = key.iter().map(|byte| format!(" {byte:02x}")).collect();
-                        format!("map \"{}\" of \"{}\" under key{key}", def.name, member.name)
-                    }
+                let what = if def.data.is_some() {
+                    format!("the variables in {} of \"{}\"", def.name, member.name)
+                } else {
+                    format!("map \"{}\" of \"{}\" under key {key:02x?}", def.name, member.name)
                 };
                 return Ok(Some(what));
             }

@@ -77,8 +77,8 @@ pub(super) fn make(
         names.dedup();
         for map in names {
             let at = (name.clone(), map.clone());
-            let shared = member.shared_maps.iter().find(|shared| shared.map == map);
-            let contents = if let Some(shared) = shared {
+            let declared = member.shared_maps.iter().find(|declared| declared.map == map);
+            let contents = if let Some(shared) = declared {
                 shares.push((name.clone(), shared.clone()));
                 share(inner, build, member, shared, &maps, &shares)?
             } else if let Some(old) = before.get(&at).filter(|old| hold(member, &map, old)) {
@@ -101,10 +101,10 @@ fn share(
     member: &Member,
     shared: &SharedMap,
     maps: &Maps,
-    shares: &Shares,
+    so_far: &Shares,
 ) -> Result<Contents, KernelError> {
     // Another member of the chain has it already.
-    let first = shares.iter().find(|(of, other)| other == shared && *of != member.name);
+    let first = so_far.iter().find(|(of, other)| other == shared && *of != member.name);
     if let Some(map) = first.and_then(|(of, _)| maps.get(&(of.clone(), shared.map.clone()))) {
         if !hold(member, &shared.map, map) {
             return Err(KernelError::Refused {
