@@ -128,6 +128,8 @@ fn a_refusal_of_native_xdp_is_told_as_the_driver_gave_it() {
         xdp_mode: XdpMode::Native,
         tc_mode: TcMode::Best,
         members,
+        together: Vec::new(),
+        left_entries: Vec::new(),
     };
     live.kernel(|kernel| kernel.prepare(&build)).unwrap();
     let chain = native(&live).unwrap();
