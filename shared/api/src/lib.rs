@@ -28,6 +28,7 @@ pub mod near;
 pub mod netns;
 pub mod permission;
 pub mod problem;
+mod prose;
 pub mod reference;
 pub mod san;
 pub mod scope;

@@ -3,6 +3,7 @@
 use crate::{
     near::nearest,
     problem::{Problem, Problems},
+    prose,
 };
 use jsonschema::{
     JsonType, ValidationError,
@@ -61,7 +62,7 @@ fn one(schema: &Value, error: &ValidationError<'_>, out: &mut Problems) {
             let problem = simple(format!("{} is not allowed", quote(found)));
             let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
             out.push(match rule {
-                Some(rule) => problem.remedy(rule),
+                Some(rule) => problem.remedy(prose::plain(rule)),
                 None => problem.remedy(format!("it must match {pattern}")),
             });
         }
@@ -272,6 +273,7 @@ fn about(schema: &Value, holder: Option<&Value>, name: &str) -> Option<String> {
         .take_while(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join(" ");
+    let text = prose::plain(&text);
     let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
     Some(sentence.trim_end_matches('.').to_owned())
 }
