@@ -230,7 +230,8 @@ impl Fetcher {
                 let away = match &error {
                     CallError::NoResponders { .. }
                     | CallError::Timeout { .. }
-                    | CallError::Disconnected { .. } => true,
+                    | CallError::Disconnected { .. }
+                    | CallError::Refused { .. } => true,
                     CallError::Api(api) => api.code == Code::Unavailable,
                     CallError::NotPermitted { .. } | CallError::Codec { .. } => false,
                 };
