@@ -1,6 +1,7 @@
 //! What went wrong, as a person reads it, and the exit code a script reads.
 
 use canopy_api::{ApiError, Code, Problem, Problems};
+use canopy_bus::Refusal;
 use std::{fmt::Write as _, path::Path};
 
 /// Exit code of the process; documented in `--help`.
@@ -27,6 +28,23 @@ pub enum Exit {
     Unsupported = 8,
     /// Some interfaces were changed, others failed.
     Partly = 9,
+    /// The caller's token or certificate has expired.
+    Expired = 10,
+    /// The caller's token was revoked or regenerated.
+    Revoked = 11,
+}
+
+impl Exit {
+    /// The bus does not let the caller in.
+    pub fn of_refusal(refusal: &Refusal) -> Self {
+        if refusal.is_expired() {
+            Self::Expired
+        } else if refusal.is_revoked() {
+            Self::Revoked
+        } else {
+            refusal.code().into()
+        }
+    }
 }
 
 impl From<Code> for Exit {
@@ -156,9 +174,18 @@ mod tests {
         .map(|code| Exit::from(code) as u8)
         .to_vec();
         assert_eq!(exits, [1, 2, 4, 5, 6, 7, 8]);
-        for code in exits {
+        let refused = [
+            (Refusal::NoToken, 6),
+            (Refusal::Undecided, 7),
+            (Refusal::TokenExpired(String::new()), 10),
+            (Refusal::TokenRevoked, 11),
+        ];
+        for (refusal, code) in &refused {
+            assert_eq!(Exit::of_refusal(refusal) as u8, *code);
+        }
+        for code in exits.into_iter().chain([9, 10, 11]) {
             assert!(
-                crate::cli::EXIT_CODES.contains(&format!("\n  {code}  ")),
+                crate::cli::EXIT_CODES.contains(&format!("\n  {code:<2} ")),
                 "{code} not in help"
             );
         }

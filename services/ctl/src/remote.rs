@@ -202,6 +202,7 @@ fn refused(error: &BusError) -> Failure {
     let exit = match error {
         BusError::File { .. } | BusError::Secret { .. } | BusError::Address { .. } => Exit::Invalid,
         BusError::NotPermitted { .. } => Exit::Denied,
+        BusError::Refused { refusal, .. } => Exit::of_refusal(refusal),
         _ => Exit::Unavailable,
     };
     let mut message = match error {
@@ -217,6 +218,7 @@ fn refused(error: &BusError) -> Failure {
         BusError::Secret { error, .. } => error.remedy.as_str(),
         BusError::File { .. } => "correct the path in the context, or the file's permissions",
         BusError::Address { .. } => "correct `url` in the context",
+        BusError::Refused { refusal, .. } => refusal.remedy(),
         BusError::NotPermitted { .. } => {
             "`principal` must be the name in the certificate: spiffe://canopy/<principal>"
         }

@@ -337,8 +337,10 @@ impl Auth {
 
     /// Beside the answer, which would not arrive at who regenerates their own.
     fn end_connections(&self, principal: Principal) {
-        let connections = self.connections.clone();
-        self.cx.tasks.spawn(async move { connections.token_changed(&principal).await });
+        let (connections, stop) = (self.connections.clone(), self.cx.shutdown.clone());
+        self.cx.tasks.spawn(async move {
+            stop.run_until_cancelled(connections.token_changed(&principal)).await
+        });
     }
 }
 

@@ -32,7 +32,11 @@ impl Auth {
         server
             .handle::<policy::HostEnrol, _, _>(move |caller, request| {
                 let this = enrol.clone();
-                async move { this.enrol(&request, caller.principal.as_str()).await }
+                async move {
+                    let reply = this.enrol(&request, caller.principal.as_str()).await?;
+                    caller.notes.about(told("enrolled", &reply.record));
+                    Ok(reply)
+                }
             })
             .handle::<policy::HostRenew, _, _>(move |caller, request| {
                 let this = renew.clone();
@@ -45,12 +49,18 @@ impl Auth {
                     this.admission.enrolled(&request.host, kept.labels().cloned());
                     let by = caller.principal.as_str();
                     tracing::warn!(host = %request.host, labels = ?kept.labels(), by, "host labelled");
-                    Ok(kept.record(seconds()))
+                    let record = kept.record(seconds());
+                    caller.notes.about(told("labelled", &record));
+                    Ok(record)
                 }
             })
             .handle::<policy::HostRevoke, _, _>(move |caller, request| {
                 let this = revoke.clone();
-                async move { this.revoke(&request.host, caller.principal.as_str()).await }
+                async move {
+                    let record = this.revoke(&request.host, caller.principal.as_str()).await?;
+                    caller.notes.about(told("revoked", &record));
+                    Ok(record)
+                }
             })
             .handle::<policy::HostList, _, _>(move |_, request| {
                 let hosts = list.clone();
@@ -118,9 +128,26 @@ impl Auth {
     }
 
     fn end_hosts(&self, host: HostId) {
-        let connections = self.connections.clone();
-        self.cx.tasks.spawn(async move { connections.host_changed(&host).await });
+        let (connections, stop) = (self.connections.clone(), self.cx.shutdown.clone());
+        self.cx
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(connections.host_changed(&host)).await });
     }
+}
+
+/// What the audit record says of a host.
+fn told(done: &str, record: &HostRecord) -> String {
+    let labels: Vec<String> =
+        record.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+    let keys = record.certificates.iter().map(|(service, one)| format!("{service} {}", one.key));
+    let keys: Vec<String> = keys.collect();
+    format!(
+        "{done}: host {}, enrolment {}, labels {labels}, keys {}",
+        record.host,
+        record.generation,
+        keys.join(", ")
+    )
 }
 
 /// A certificate from what was sent: signed now, or by the authority before.

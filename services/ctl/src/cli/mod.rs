@@ -37,7 +37,9 @@ Exit codes:
   6  denied
   7  unavailable or timed out; trying again may help
   8  unsupported by this host or version
-  9  some interfaces were changed, others failed and are as they were";
+  9  some interfaces were changed, others failed and are as they were
+  10 your token or certificate has expired
+  11 your token was revoked or regenerated";
 
 const CONNECTION: &str = "Connection";
 

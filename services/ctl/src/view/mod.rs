@@ -129,6 +129,7 @@ pub(crate) mod tests {
             metrics: vec![MetricValue {
                 name: "blocked".to_owned(),
                 help: "packets blocked".to_owned(),
+                kind: canopy_api::wire::MetricKind::Counter,
                 labels: BTreeMap::new(),
                 value: 5.0,
             }],
@@ -202,6 +203,7 @@ pub(crate) mod tests {
         let value = |name: &str, label: Option<&str>, value: f64| MetricValue {
             name: name.to_owned(),
             help: String::new(),
+            kind: canopy_api::wire::MetricKind::Counter,
             labels: label.map(|l| ("src".to_owned(), l.to_owned())).into_iter().collect(),
             value,
         };

@@ -5,12 +5,12 @@ use crate::core::state::{Chain, Rule, WantedProgram};
 use canopy_api::{
     ChainKey, Target,
     wire::{
-        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricValue,
-        ObservedChain, ProgramStatus, SelectorStatus,
+        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
+        MetricValue, ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
 use canopy_kernel::{Away, Kernel, KernelError, LinkState, MemberCells, Observed};
-use canopy_package::{bind, metric};
+use canopy_package::{bind, manifest, metric};
 use canopy_runtime::clock;
 use serde_json::Map;
 use std::{
@@ -257,6 +257,10 @@ impl<K: Kernel> Engine<K> {
                 values.push(MetricValue {
                     name: declared.name.clone(),
                     help: declared.help.clone(),
+                    kind: match declared.kind {
+                        manifest::MetricKind::Counter => MetricKind::Counter,
+                        manifest::MetricKind::Gauge => MetricKind::Gauge,
+                    },
                     labels: sample.labels,
                     value: sample.value,
                 });
@@ -307,6 +311,14 @@ impl<K: Kernel> Engine<K> {
     pub fn generation(&self) -> (u64, bool) {
         let inner = self.lock();
         (inner.state.generation, inner.state.drained)
+    }
+
+    /// How many chains are desired, whatever the kernel says: those of the state, and those that a selector
+    /// gives to an interface and that are not built yet.
+    pub fn desired_chains(&self) -> usize {
+        let inner = self.lock();
+        let known = &inner.state.chains;
+        known.len() + inner.wanting.keys().filter(|key| !known.contains_key(*key)).count()
     }
 }
 

@@ -269,6 +269,7 @@ pub(super) fn options() -> Options {
         dry_run: false,
         atomic: false,
         by: "u-test".parse().unwrap(),
+        until: None,
     }
 }
 
