@@ -125,6 +125,14 @@ pub enum LoaderError {
         /// What it says.
         what: String,
     },
+    /// The kernel does not have a setting of a chain that was prepared. Nothing was changed.
+    #[error("{key}: the kernel does not have the settings: {what}")]
+    Settings {
+        /// The chain.
+        key: ChainKey,
+        /// Which is not as it is to be.
+        what: String,
+    },
     /// The state cannot be written.
     #[error("the state cannot be kept")]
     Store(#[from] StoreError),
@@ -196,6 +204,8 @@ impl LoaderError {
             Self::Disagrees { .. } => {
                 ApiError::new(Code::Conflict, said).remedy("look who else does, then try again")
             }
+            Self::Settings { .. } => ApiError::new(Code::Conflict, said)
+                .remedy("see whether something on the host writes these maps, then apply again"),
             Self::Store(error) => ApiError::new(Code::Unavailable, with_causes(&error))
                 .remedy("free space or mend the loader's `state_dir`; the chains run as before"),
             Self::Build(error) => match &error {
@@ -265,10 +275,13 @@ fn kernel(error: KernelError) -> ApiError {
             }
             api
         }
+        KernelError::SharedMap { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
         KernelError::Unsupported { remedy, .. } => {
             ApiError::new(Code::Unsupported, said).remedy(remedy)
         }
-        KernelError::Conflict { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
+        KernelError::Conflict { remedy, .. } | KernelError::PinsHidden { remedy, .. } => {
+            ApiError::new(Code::Conflict, said).remedy(remedy)
+        }
         KernelError::Os { source, .. } => {
             let said = format!("{said}: {source}");
             if source.kind() == std::io::ErrorKind::PermissionDenied {

@@ -13,10 +13,13 @@
 //! ```
 
 mod explain;
+mod fields;
 mod json;
 pub(crate) mod placeholder;
 mod strict;
 mod yaml;
+
+pub use strict::Lenient;
 
 use crate::{
     desired::DesiredState,
@@ -24,7 +27,7 @@ use crate::{
 };
 use jsonschema::Validator;
 use schemars::{JsonSchema, schema_for};
-use serde::de::DeserializeOwned;
+use serde::{Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
     any::TypeId,
@@ -217,6 +220,44 @@ fn pointer(at: &str, name: &str) -> String {
 /// Every mistake.
 pub fn check<T: JsonSchema + DeserializeOwned + 'static>(value: Value) -> Result<T, Problems> {
     Document::from(value).check()
+}
+
+/// What a request of type `T` has and should not have, found in its bytes: fields that are not fields of
+/// `T`, with the nearest one that is, fields that are given twice, lists in place of fields. Whether `T`
+/// itself refuses them does not matter.
+///
+/// # Errors
+/// When it cannot be read at all.
+pub fn unknown_fields<'de, T: JsonSchema + 'static, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Problems, D::Error> {
+    match rules::<T>() {
+        Ok(rules) => fields::problems(&rules.schema, deserializer),
+        Err(problem) => Ok(problem.into()),
+    }
+}
+
+/// Every violation of the schema of `T`, after those in `known`; none is told twice, and a few dozen at
+/// most.
+pub fn violations<T: JsonSchema + 'static>(known: Problems, value: &Value) -> Problems {
+    let mut all = known;
+    match rules::<T>() {
+        Ok(rules) => {
+            let more = explain::problems(
+                &rules.schema,
+                rules.validator.iter_errors(value),
+                &BTreeMap::new(),
+            );
+            for problem in more.0 {
+                if !all.0.contains(&problem) {
+                    all.push(problem);
+                }
+            }
+        }
+        Err(problem) => all.push(problem),
+    }
+    all.0.truncate(fields::LISTED);
+    all
 }
 
 /// What documents of a type are checked by.

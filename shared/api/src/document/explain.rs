@@ -4,7 +4,10 @@ use super::{
     Document, join,
     placeholder::{is_placeholder, not_expanded},
 };
-use crate::problem::{Problem, Problems};
+use crate::{
+    near::nearest,
+    problem::{Problem, Problems},
+};
 use jsonschema::{
     JsonType, ValidationError,
     error::{TypeKind, ValidationErrorKind as Kind},
@@ -358,31 +361,19 @@ fn not_one_of<'a>(
     if let Some(text) = written.filter(|text| options.iter().any(|option| option == text)) {
         return problem.remedy(format!("write it in quotes: \"{text}\""));
     }
-    match found.as_str().and_then(|found| nearest(found, &options)) {
+    match found.as_str().and_then(|found| nearest(found, options.iter().map(String::as_str))) {
         Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
         None => problem,
     }
 }
 
-fn unknown_field(at: &str, name: &str, known: &[String]) -> Problem {
+pub(super) fn unknown_field(at: &str, name: &str, known: &[String]) -> Problem {
     let problem = Problem::new(join(at, name), format!("unknown field \"{name}\""));
-    match nearest(name, known) {
+    match nearest(name, known.iter().map(String::as_str)) {
         Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
         None if known.is_empty() => problem,
         None => problem.remedy(format!("known fields: {}", known.join(", "))),
     }
-}
-
-/// The known word most like `word`, if any is much like it.
-fn nearest<'a>(word: &str, known: &'a [String]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(slips, candidate)| {
-            *slips <= 1.max(candidate.len() / 3) || strsim::jaro_winkler(word, candidate) > 0.9
-        })
-        .min_by_key(|(slips, _)| *slips)
-        .map(|(_, candidate)| candidate.as_str())
 }
 
 /// Names of the fields a part of the schema knows.
@@ -412,7 +403,7 @@ fn about(schema: &Value, holder: Option<&Value>, name: &str) -> Option<String> {
 }
 
 /// Follows a `$ref` within the schema.
-fn resolve<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
+pub(super) fn resolve<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
     part.get("$ref")
         .and_then(Value::as_str)
         .and_then(|reference| schema.pointer(reference.strip_prefix('#')?))

@@ -305,6 +305,8 @@ fn a_rename_waits_until_leftovers_of_the_new_name_are_swept() {
         xdp_mode: XdpMode::Best,
         tc_mode: TcMode::Best,
         members: Vec::new(),
+        together: Vec::new(),
+        left_entries: Vec::new(),
     };
     world.kernel.prepare(&leftover).unwrap();
     world.kernel.remove_interface(&name("wan0"));
