@@ -17,7 +17,7 @@ use canopy_api::{
     endpoint::{Service, policy},
     permission::{self, Seat},
     scope::Reach,
-    wire::tokens::{TokenListReply, TokenRecord},
+    wire::tokens::TokenRecord,
 };
 use canopy_bus::{
     Bus, BusConfig, BusError, Server,
@@ -328,10 +328,7 @@ impl Auth {
             })
             .handle::<policy::TokenList, _, _>(move |_, request| {
                 let tokens = list.clone();
-                async move {
-                    let tokens = tokens.records(request.principal.as_ref(), seconds()).await?;
-                    Ok(TokenListReply { tokens })
-                }
+                async move { tokens.list(&request, seconds()).await }
             })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     auth::Auth,
+    config::HostsRule,
     connections::seconds,
     hosts,
     trust::{HostAuthority, Trust},
@@ -12,10 +13,7 @@ use canopy_api::{
     nats::spiffe_id,
     permission::{daemon_of, daemon_principal},
     time,
-    wire::hosts::{
-        HostEnrolReply, HostEnrolRequest, HostListReply, HostRecord, HostRenewReply,
-        HostRenewRequest,
-    },
+    wire::hosts::{HostEnrolReply, HostEnrolRequest, HostRecord, HostRenewReply, HostRenewRequest},
 };
 use canopy_bus::Server;
 use canopy_identity::{Certificate, SignError, Signed, SigningRequest};
@@ -28,7 +26,8 @@ impl Auth {
     /// Serves the verbs about hosts.
     pub(crate) fn serve_hosts(&self, server: Server) -> Server {
         let of = || self.clone();
-        let (enrol, renew, label, revoke, list) = (of(), of(), of(), of(), self.hosts.clone());
+        let (enrol, renew, label, revoke, forget) = (of(), of(), of(), of(), of());
+        let list = self.hosts.clone();
         server
             .handle::<policy::HostEnrol, _, _>(move |caller, request| {
                 let this = enrol.clone();
@@ -62,11 +61,18 @@ impl Auth {
                     Ok(record)
                 }
             })
+            .handle::<policy::HostForget, _, _>(move |caller, request| {
+                let this = forget.clone();
+                async move {
+                    let record = this.forget(&request.host, caller.principal.as_str()).await?;
+                    caller.notes.about(format!("forgot host {}", request.host));
+                    Ok(record)
+                }
+            })
             .handle::<policy::HostList, _, _>(move |_, request| {
                 let hosts = list.clone();
                 async move {
-                    let hosts = hosts.records(request.host.as_ref(), seconds()).await?;
-                    Ok(HostListReply { hosts })
+                    hosts.list(&request, seconds()).await
                 }
             })
     }
@@ -105,6 +111,20 @@ impl Auth {
         tracing::warn!(%host, by, "host revoked");
         self.end_hosts(host.clone());
         Ok(kept.record(seconds()))
+    }
+
+    async fn forget(&self, host: &HostId, by: &str) -> Result<HostRecord, ApiError> {
+        // Where any certificate of the authority will do, what is kept of a revoked host is all that keeps
+        // it out.
+        if self.trust.borrow().hosts == HostsRule::Any {
+            let message = "with `auth.hosts: any` a host that is forgotten may connect again";
+            return Err(ApiError::new(Code::Conflict, message)
+                .at("host")
+                .remedy("keep it revoked, or set `auth.hosts: enrolled`"));
+        }
+        let record = self.hosts.forget(host, seconds()).await?;
+        tracing::warn!(%host, by, "host forgotten");
+        Ok(record)
     }
 
     /// A daemon prolongs its own certificate; which one asks is what the bus says.
@@ -212,5 +232,6 @@ pub(crate) fn without(server: Server) -> Server {
         .handle::<policy::HostRenew, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostLabel, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostRevoke, _, _>(move |_, _| async move { Err(none()) })
+        .handle::<policy::HostForget, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostList, _, _>(move |_, _| async move { Err(none()) })
 }

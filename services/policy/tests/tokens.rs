@@ -49,7 +49,7 @@ async fn a_person_connects_with_certificate_and_token() {
         "{refused:?}"
     );
 
-    let list = TokenListRequest { principal: None };
+    let list = TokenListRequest::default();
     let tokens = viewer.call::<policy::TokenList>(&Target::Central, &list).await.unwrap().tokens;
     let who: Vec<_> = tokens.iter().map(|one| (one.principal.as_str(), one.role)).collect();
     assert_eq!(who, [("u-admin", Role::Admin), ("u-viewer", Role::Viewer)]);

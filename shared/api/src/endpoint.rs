@@ -257,6 +257,7 @@ endpoints! {
         HostEnrol = Admin "host-enrol" (10 s): wire::hosts::HostEnrolRequest => wire::hosts::HostEnrolReply, "A host may connect: signs its certificates, once";
         HostLabel = Admin "host-label" (10 s): wire::hosts::HostLabelRequest => wire::hosts::HostRecord, "Other labels for a host";
         HostRevoke = Admin "host-revoke" (10 s): wire::hosts::HostRevokeRequest => wire::hosts::HostRecord, "A host may not connect any more, and its connections end";
+        HostForget = Admin "host-forget" (10 s): wire::hosts::HostForgetRequest => wire::hosts::HostRecord, "Removes what is kept of a revoked host";
         HostList = Read "host-list" (10 s, idempotent): wire::hosts::HostListRequest => wire::hosts::HostListReply, "Which hosts are enrolled, with which labels and certificates";
         HostRenew = Internal "host-renew" (5 s, idempotent, callers &[Service::Loader, Service::Enforcer]): wire::hosts::HostRenewRequest => wire::hosts::HostRenewReply, "Another certificate for the key of the daemon that asks";
         Admit = Internal "admit" (2 s, idempotent, callers &[Service::Loader]): wire::AdmitRequest => wire::AdmitReply, "May this person do this on the host that asks";

@@ -274,7 +274,7 @@ fn example(spec: &EndpointSpec) -> &'static str {
         (Service::Policy, Class::Admin, "host-label") => {
             r#"{"host": "web9", "labels": {"rack": "8", "env": null}}"#
         }
-        (Service::Policy, Class::Admin, "host-revoke") => r#"{"host": "web9"}"#,
+        (Service::Policy, Class::Admin, "host-revoke" | "host-forget") => r#"{"host": "web9"}"#,
         (Service::Policy, Class::Internal, "host-renew") => {
             r#"{"request": "-----BEGIN CERTIFICATE REQUEST-----\n…"}"#
         }

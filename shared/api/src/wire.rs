@@ -4,6 +4,7 @@
 
 mod admission;
 mod audit;
+mod desired;
 pub mod hosts;
 mod maps;
 mod publish;
@@ -16,7 +17,7 @@ pub use publish::*;
 
 use crate::{
     blob::Blob,
-    desired::{ChainKey, Hook},
+    desired::{ChainKey, Hook, TcMode, XdpMode},
     error::ApiError,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
     netns::Netns,
@@ -330,6 +331,12 @@ pub struct SelectorStatus {
     pub interface: InterfaceSelector,
     /// The hook.
     pub hook: Hook,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// The interfaces that have a chain by it; none while no interface fits.
     pub interfaces: Vec<InterfaceName>,
     /// When it was last changed.
@@ -353,6 +360,12 @@ pub struct ChainStatus {
     /// The selector it comes from; absent for a chain that was applied to the interface by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<InterfaceSelector>,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// Verdict of the comparison.
     pub state: ChainState,
     /// Why, where it is not `active`.

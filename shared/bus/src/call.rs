@@ -18,7 +18,10 @@ use canopy_api::{
     time,
 };
 use futures::StreamExt as _;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tokio::time::{Instant, timeout_at};
 
 /// How far clocks may be apart before it is worth a word.
@@ -137,6 +140,20 @@ pub struct CallOptions {
     pub encoding: Encoding,
 }
 
+/// How long others are waited for once everybody has answered who was expected to.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+
+/// How long answers of many are waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Gather {
+    /// At most so long.
+    pub wait: Duration,
+    /// Until nothing has come for so long.
+    pub quiet: Option<Duration>,
+    /// Until all of these have answered, where there are any, and no other does.
+    pub expected: BTreeSet<Principal>,
+}
+
 fn endpoint_name(spec: &EndpointSpec) -> String {
     format!("{}.{}", spec.service, spec.verb)
 }
@@ -216,6 +233,18 @@ impl Bus {
         request: &E::Request,
         wait: Duration,
     ) -> Result<Vec<(Principal, Result<E::Reply, ApiError>)>, CallError> {
+        self.gather::<E>(request, &Gather { wait, ..Gather::default() }).await
+    }
+
+    /// Asks every host and collects what comes, as [`Gather`] says; the first answer of each counts.
+    ///
+    /// # Errors
+    /// See [`CallError`]; nobody answering is an empty list.
+    pub async fn gather<E: Endpoint>(
+        &self,
+        request: &E::Request,
+        gather: &Gather,
+    ) -> Result<Vec<(Principal, Result<E::Reply, ApiError>)>, CallError> {
         let spec = E::SPEC;
         let subject = subject::request(spec, &Target::AllHosts, self.principal());
         let random = random_token();
@@ -223,14 +252,19 @@ impl Bus {
         let listen = format!("_INBOX.{}.*.{random}", self.principal());
         let mut waiting = self.shared.wait_on(&subject);
         let options = CallOptions::default();
-        let until = Instant::now() + wait;
+        let until = Instant::now() + gather.wait;
         let ready = async { self.client.subscribe(listen).await.map_err(|_| self.closed()) };
         let mut replies =
             self.send::<E, _>(&subject, ready, &reply, request, &options, until).await?;
         let mut answers = BTreeMap::new();
+        let mut missing = gather.expected.clone();
         loop {
+            // Who was not expected may answer, too.
+            let complete = missing.is_empty() && !gather.expected.is_empty();
+            let quiet = if complete { Some(STRAGGLERS) } else { gather.quiet };
+            let quiet = quiet.map_or(until, |quiet| until.min(Instant::now() + quiet));
             let message = tokio::select! {
-                message = timeout_at(until, replies.next()) => message,
+                message = timeout_at(quiet, replies.next()) => message,
                 Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
             };
             let Ok(Some(message)) = message else { break };
@@ -246,6 +280,7 @@ impl Bus {
             let Some(from) = from else { continue };
             let answer =
                 self.read::<E>(&Target::AllHosts, &message).map_err(|error| error.to_api_error());
+            missing.remove(&from);
             answers.entry(from).or_insert(answer);
         }
         Ok(answers.into_iter().collect())

@@ -100,13 +100,7 @@ impl Bucket {
 
     /// Every value.
     pub async fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, BusError> {
-        let reads = self.keys().await?.into_iter().map(|key| {
-            let this = self.clone();
-            async move { this.get(&key).await }
-        });
-        let all: Vec<Option<Stored<T>>> =
-            futures::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
-        Ok(all.into_iter().flatten().map(|stored| stored.value).collect())
+        self.some(self.keys().await?).await
     }
 
     /// Puts a value where there is none.
@@ -154,6 +148,26 @@ impl Bucket {
     async fn overtaken(&self, key: &str, bytes: &[u8], again: bool) -> Result<Swap, BusError> {
         let own = again && self.entry(key).await?.is_some_and(|entry| *entry.value == *bytes);
         Ok(if own { Swap::Done } else { Swap::Overtaken })
+    }
+
+    /// Removes this value, and what is kept of those before it.
+    pub async fn remove(&self, key: &str, revision: u64) -> Result<Swap, BusError> {
+        match self.store.purge_expect_revision(key, Some(revision)).await {
+            Ok(()) => Ok(Swap::Done),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Swap::Overtaken),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// The values of these keys, in their order; those that are gone are left out.
+    pub async fn some<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<T>, BusError> {
+        let reads = keys.into_iter().map(|key| {
+            let this = self.clone();
+            async move { this.get(&key).await }
+        });
+        let all: Vec<Option<Stored<T>>> =
+            futures::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        Ok(all.into_iter().flatten().map(|stored| stored.value).collect())
     }
 
     /// Keys whose values change, from now on. It goes on over disconnections; a change may be told

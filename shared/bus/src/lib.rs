@@ -62,7 +62,7 @@ mod trace;
 mod work;
 
 pub use blocking::{Panic, blocking};
-pub use call::{CallError, CallOptions};
+pub use call::{CallError, CallOptions, Gather};
 pub use codec::Encoding;
 pub use config::{BusConfig, BusError};
 pub use connection::{Bus, Clock, Link, Statistics};

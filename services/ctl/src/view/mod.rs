@@ -1,5 +1,7 @@
 //! What answers look like. Pure: replies in, tables and text out.
 
+pub mod address;
+pub mod all;
 pub mod audit;
 pub mod chains;
 pub mod change;
@@ -142,6 +144,8 @@ pub(crate) mod tests {
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Active,
             reason: None,
             restored: 1,
@@ -174,6 +178,8 @@ pub(crate) mod tests {
             interface: "eth9".parse().unwrap(),
             hook: Hook::TcIngress,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Pending,
             reason: Some("there is no interface \"eth9\"".to_owned()),
             restored: 0,
