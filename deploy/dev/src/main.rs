@@ -105,6 +105,18 @@ enum Bench {
         #[arg(long, default_value_t = 12)]
         runs: u32,
     },
+    /// Each shipped package against what else does its work: nanoseconds a packet.
+    Packages {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each variant is loaded anew.
+        #[arg(long, default_value_t = 3)]
+        loads: u32,
+        /// How often each load is measured.
+        #[arg(long, default_value_t = 12)]
+        runs: u32,
+    },
     /// A repository of 100 packages with 1,000 versions each, and 100 hosts that fetch 5 MB.
     Registry {
         /// Write the figures to this file too.
@@ -169,6 +181,9 @@ fn run(task: Task, build: Build) -> Result<()> {
             bench::chain(json.as_deref(), loads, runs)
         }
         Task::Bench { what: Bench::Bus { json, smoke } } => bench::bus(json.as_deref(), smoke),
+        Task::Bench { what: Bench::Packages { json, loads, runs } } => {
+            bench::packages(json.as_deref(), loads, runs)
+        }
         Task::Bench { what: Bench::Registry { json, smoke } } => {
             bench::registry(json.as_deref(), smoke)
         }
