@@ -94,7 +94,7 @@ impl<K: Kernel> Engine<K> {
             match self.parts.kernel.placement(&status.key(), observed) {
                 Ok(placement) => status.placement = placement,
                 Err(error) => {
-                    tracing::debug!(key = %status.key(), %error, "its place is not known")
+                    tracing::debug!(key = %status.key(), %error, "its place is not known");
                 }
             }
         }
