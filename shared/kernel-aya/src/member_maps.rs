@@ -177,6 +177,18 @@ impl<'a> MapMaker<'a> {
                     "use versions that agree on the map, or remove the chains that use it first",
                 ));
             }
+            if def.own_types && !btf.is_some_and(|btf| btf.made(&map)) {
+                return Err(refused(
+                    name,
+                    format!(
+                        "the shared map \"{}\" holds objects of another chain's types, which the \
+                         kernel lets no other use",
+                        def.name
+                    ),
+                    "share maps of plain values only, or use the map in one chain whose members do \
+                     not change",
+                ));
+            }
             return Ok(Made { map, constant: None, fresh: false });
         }
         let map = create(name, def, btf)?;
