@@ -62,6 +62,12 @@ pub fn packages() -> Result<Vec<PathBuf>> {
     Ok(built)
 }
 
+/// The directories of the packages that were compiled before.
+pub fn built_packages() -> Result<Vec<PathBuf>> {
+    let dirs = sorted(&ebpf_dir()?)?;
+    Ok(dirs.into_iter().filter(|dir| dir.join("package.yaml").is_file()).collect())
+}
+
 /// Compiles one package directory: objects beside copies of everything else in it.
 fn package(source: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;

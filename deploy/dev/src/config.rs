@@ -89,6 +89,11 @@ impl Layout {
         self.dir.join("contexts.json")
     }
 
+    /// What `docker-compose.yml` has to know: the directory, and whose it is.
+    pub fn compose_env(&self) -> PathBuf {
+        self.dir.join("compose.env")
+    }
+
     /// Where a service says which address its admin listener got.
     pub fn address_file(&self, service: Service) -> PathBuf {
         self.run_dir().join(format!("{service}.address"))
@@ -132,6 +137,9 @@ impl Layout {
             let config = serde_json::to_string_pretty(&self.service(service, pki)?)?;
             pki::private_file(&self.service_config(service), &config)?;
         }
+        let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        let env = format!("CANOPY_DIR={}\nCANOPY_USER={user}:{group}\n", self.dir.display());
+        pki::private_file(&self.compose_env(), &env)?;
         pki::private_file(&self.contexts(), &serde_json::to_string_pretty(&self.cli(pki)?)?)
     }
 

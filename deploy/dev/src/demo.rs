@@ -28,13 +28,13 @@ const FLOOD: (u64, u64) = (20_000, 10_000);
 const RESTORE_LIMIT: f64 = 1.5;
 
 /// Runs it and leaves the stack up.
-pub fn run() -> Result<()> {
+pub fn run(build: dev::Build) -> Result<()> {
     let old = dev::existing()?;
     if !old.leftovers().is_empty() || !dev::network().leftovers().is_empty() {
         heading("Cleaning up after an earlier run");
         dev::down()?;
     }
-    let stack = dev::up()?;
+    let stack = dev::up(build)?;
 
     heading("Applying deploy/dev/demo.yaml");
     shell::run(

@@ -21,6 +21,7 @@ pub mod pki;
 pub mod process;
 pub mod progress;
 pub mod rules;
+pub mod running;
 pub mod schema_page;
 pub mod shell;
 pub mod stack;

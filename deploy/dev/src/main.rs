@@ -4,7 +4,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
-use xtask::{bench, check, compile, demo, dev, docs, tier, tier::Tier, tools, traffic};
+use xtask::{
+    bench, check, compile, demo, dev, dev::Build, docs, paths, tier, tier::Tier, tools, traffic,
+};
 
 /// Builds, runs and tests Canopy on this machine.
 #[derive(Parser)]
@@ -12,6 +14,12 @@ use xtask::{bench, check, compile, demo, dev, docs, tier, tier::Tier, tools, tra
 struct Arguments {
     #[command(subcommand)]
     command: Task,
+    /// Start what was built before, and build nothing.
+    #[arg(long, global = true, hide = true)]
+    built: bool,
+    /// The work tree, where it is another one than this program was compiled in.
+    #[arg(long, global = true, hide = true, value_name = "DIR")]
+    work_tree: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -109,7 +117,12 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let arguments = Arguments::parse();
+    if let Some(root) = arguments.work_tree {
+        paths::use_work_tree(root);
+    }
+    let build = if arguments.built { Build::Nothing } else { Build::Changes };
+    match run(arguments.command, build) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -118,20 +131,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+fn run(task: Task, build: Build) -> Result<()> {
     let _alone = match &task {
         Task::Demo | Task::Up | Task::Down | Task::Config | Task::Tokens => Some(dev::lock()?),
         _ => None,
     };
     match task {
-        Task::Demo => demo::run(),
+        Task::Demo => demo::run(build),
         Task::Up => {
-            dev::up()?;
+            dev::up(build)?;
             dev::hints()
         }
         Task::Down => dev::down(),
         Task::Tokens => dev::tokens(),
-        Task::Config => dev::configure(),
+        Task::Config => dev::configure(build),
         Task::Test { tiers, full } => tier::run(&tiers, full),
         Task::Check => check::run(),
         Task::Tools => {

@@ -1,10 +1,24 @@
 //! Where things are: the work tree, the build's output, the development stack's directory.
 
 use anyhow::{Context as _, Result};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+/// The work tree, where it is another one than this program was compiled in.
+static WORK_TREE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has this program work on another work tree than the one it was compiled in; only the first call counts.
+pub fn use_work_tree(root: PathBuf) {
+    let _ = WORK_TREE.set(root);
+}
 
 /// Root of the work tree.
 pub fn workspace() -> PathBuf {
+    if let Some(root) = WORK_TREE.get() {
+        return root.clone();
+    }
     // deploy/dev is two below the root; fixed when the crate is compiled, and a work tree that has
     // moved since is compiled again by cargo.
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use std::{
     ffi::OsStr,
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -43,6 +44,10 @@ pub fn root(program: impl AsRef<OsStr>) -> Command {
         return inner;
     }
     let mut sudo = command("sudo");
+    if !std::io::stdin().is_terminal() {
+        // Without a terminal nobody is asked for a password: sudo says so at once.
+        sudo.arg("-n");
+    }
     sudo.arg("--").arg(inner.get_program());
     sudo
 }
@@ -55,14 +60,52 @@ pub fn can_be_root() -> Result<()> {
     }
     if find("sudo").is_none() {
         bail!(
-            "loading programs into the kernel needs root, and there is no sudo: run this as root"
+            "loading programs into the kernel needs root, and there is no sudo here: run this as root, \
+             or install sudo and allow this user to use it"
         );
     }
-    let ok = command("sudo").arg("-v").status().context("cannot run sudo")?.success();
-    if !ok {
-        bail!("loading programs into the kernel needs root, and sudo refused: run this as root");
+    // Not `sudo -v`, which asks for a password as soon as one of several rules for this user does.
+    let Err(said) = quiet(command("sudo").args(["-n", "true"])) else { return Ok(()) };
+    if !std::io::stdin().is_terminal() {
+        bail!(
+            "loading programs into the kernel needs root, and sudo wants a password that nobody can \
+             type here: run this in a terminal, or as root, or let this user run sudo without a \
+             password ({said:#})"
+        );
+    }
+    run(command("sudo").arg("true")).context(
+        "loading programs into the kernel needs root, and sudo refused: run this as root, or have this \
+         user allowed to use sudo",
+    )
+}
+
+/// What root needs here: namespaces and mounts, interfaces, programs and maps.
+const CAPABILITIES: [(&str, u32); 4] =
+    [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+
+/// Makes sure that root may do here what root may do on a machine, which in a container it may not.
+pub fn root_is_unconfined() -> Result<()> {
+    let status = output(root("cat").arg("/proc/self/status"))?;
+    let lacks = lacking(&status);
+    if !lacks.is_empty() {
+        bail!(
+            "root lacks {} here: in a container, start that with --privileged; else use a virtual \
+             machine",
+            lacks.join(", ")
+        );
     }
     Ok(())
+}
+
+/// The capabilities that are not in a process's status, by `proc_pid_status(5)`.
+fn lacking(status: &str) -> Vec<&'static str> {
+    let has = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0);
+    let without = CAPABILITIES.iter().filter(|(_, bit)| has & (1 << bit) == 0);
+    without.map(|(name, _)| *name).collect()
 }
 
 /// How a command reads in a message.
@@ -118,6 +161,17 @@ mod tests {
             .to_string();
         assert!(error.contains("no such thing"), "{error}");
         assert!(error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn what_root_lacks_in_a_container_is_named() {
+        assert_eq!(lacking("Name:\tcat\nCapEff:\t000001ffffffffff\n"), [] as [&str; 0]);
+        // What a container engine leaves by default.
+        assert_eq!(
+            lacking("CapEff:\t00000000a80425fb\n"),
+            ["CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"]
+        );
+        assert_eq!(lacking("CapEff:\t000001bfffffffff\n"), ["CAP_PERFMON"]);
     }
 
     #[test]

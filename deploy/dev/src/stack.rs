@@ -7,9 +7,9 @@ use crate::{
     compile,
     config::Layout,
     pki::{self, Pki},
-    process::{Privilege, Process},
+    process::{self, Privilege, Process},
     progress::{step, wait_for},
-    shell, tools,
+    running, shell, tools,
 };
 use anyhow::{Context as _, Result, bail};
 use canopy_api::{
@@ -47,8 +47,36 @@ impl Stack {
         &self.layout
     }
 
+    /// Makes the stack's files the caller's, whoever brought it up before: somebody with sudo after root,
+    /// or root after somebody.
+    pub fn take_over(&self) -> Result<()> {
+        let dir = &self.layout.dir;
+        if !dir.exists() {
+            return Ok(());
+        }
+        let me = format!("{}:{}", nix::unistd::geteuid(), nix::unistd::getegid());
+        // Links stay what they are, and what they name stays whose it is.
+        shell::quiet(shell::root("chown").args(["-R", "-h", &me, "--"]).arg(dir))
+    }
+
+    /// Gives the keys of the daemons that run as root to root: a daemon takes no key that another user
+    /// could change.
+    fn give_to_root(&self, pki: &Pki) -> Result<()> {
+        if shell::is_root() {
+            return Ok(());
+        }
+        let mut chown = shell::root("chown");
+        chown.args(["0:0", "--"]);
+        for service in Service::ALL.into_iter().filter(|service| service.is_host_local()) {
+            let me = permission::daemon_principal(service, Some(&self.layout.host))?;
+            chown.arg(pki.key(me.as_str()));
+        }
+        shell::quiet(&mut chown)
+    }
+
     /// Makes directories, keys, certificates and configuration.
     pub fn prepare(&self) -> Result<()> {
+        self.take_over()?;
         let layout = &self.layout;
         for dir in [
             layout.dir.clone(),
@@ -84,6 +112,7 @@ impl Stack {
                     .arg(layout.audit_key()),
             )?;
         }
+        self.give_to_root(&pki)?;
         layout.write(&pki)
     }
 
@@ -236,7 +265,7 @@ impl Stack {
 
     /// The bus's process.
     pub fn bus(&self) -> Process {
-        Process::new("nats-server", &self.layout.run_dir(), &self.layout.log_dir())
+        Process::new(process::BUS, &self.layout.run_dir(), &self.layout.log_dir())
     }
 
     /// A service's process.
@@ -244,7 +273,16 @@ impl Stack {
         Process::new(&format!("canopy-{service}"), &self.layout.run_dir(), &self.layout.log_dir())
     }
 
-    /// All of them, in the order in which they are stopped.
+    /// Ends every process: the services first, together, then the bus, so that each can say that it
+    /// ends. Says how many there were.
+    pub fn stop(&self) -> Result<usize> {
+        let services: Vec<Process> =
+            Service::ALL.into_iter().map(|service| self.process(service)).collect();
+        let ended = process::stop(&services)? + process::stop(&[self.bus()])?;
+        Ok(ended + process::stop_strays(&self.layout.dir)?)
+    }
+
+    /// All of them.
     pub fn processes(&self) -> Vec<Process> {
         let mut all: Vec<Process> =
             Service::ALL.into_iter().map(|service| self.process(service)).collect();
@@ -290,9 +328,7 @@ impl Stack {
     /// Ends every process, removes every pin, forgets all state; keys and certificates stay.
     /// Fails if anything is left.
     pub fn remove(&self) -> Result<()> {
-        for process in self.processes() {
-            process.stop()?;
-        }
+        self.stop()?;
         remove_tree(&self.layout.bpffs)?;
         for dir in [self.layout.state_dir(), self.layout.repository(), self.layout.run_dir()] {
             remove_tree(&dir)?;
@@ -311,6 +347,12 @@ impl Stack {
             .iter()
             .filter_map(|process| Some(format!("{} ({})", process.name(), process.pid()?)))
             .collect();
+        for stray in running::of(&self.layout.dir) {
+            let stray = format!("{} ({})", stray.name, stray.pid);
+            if !left.contains(&stray) {
+                left.push(stray);
+            }
+        }
         // Only root may look into a BPF file system that systemd mounted.
         if tools::works(shell::root("test").arg("-e").arg(&self.layout.bpffs)) {
             left.push(self.layout.bpffs.display().to_string());

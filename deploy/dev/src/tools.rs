@@ -54,6 +54,7 @@ const REQUIREMENTS: &[Requirement] = &[
         present: || has("systemd-nspawn"),
     },
     Requirement { need: Need::Tests, package: "util-linux", present: || has("setpriv") },
+    Requirement { need: Need::Tests, package: "sudo", present: || has("sudo") },
     Requirement { need: Need::Check, package: "clang-format", present: || has("clang-format") },
 ];
 
@@ -299,6 +300,20 @@ fn find_file(dir: &Path, name: &str) -> Option<PathBuf> {
         }
     }
     None
+}
+
+// ---- the kernel ------------------------------------------------------------------------------
+
+/// Makes sure that the kernel describes its types, without which no program of Canopy's can be loaded.
+pub fn kernel() -> Result<()> {
+    const BTF: &str = "/sys/kernel/btf/vmlinux";
+    if !Path::new(BTF).is_file() {
+        bail!(
+            "this kernel has no BTF ({BTF} is missing): use one that is built with CONFIG_DEBUG_INFO_BTF, \
+             as those of Debian, Ubuntu and Fedora are, 5.15 or newer"
+        );
+    }
+    Ok(())
 }
 
 // ---- mounts ----------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 //! The systemd units, as systemd itself reads them.
-#![allow(clippy::unwrap_used, reason = "tests: a failure is the message")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests: a failure is the message")]
 
 use std::{fs, path::Path, process::Command};
 use xtask::paths;
@@ -59,4 +59,94 @@ fn no_unit_exposes_more_than_is_recorded() {
         let row = page.lines().find(|line| line.starts_with('|') && line.contains(service));
         assert!(row.is_some_and(|row| row.contains(&told)), "{service} {told} is not in the page");
     }
+}
+
+/// The units, named by service.
+fn units() -> Vec<(String, String)> {
+    let dir = paths::workspace().join("deploy/systemd");
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "service"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    found.sort();
+    assert_eq!(found.len(), EXPOSURE.len());
+    found
+}
+
+/// The value of a key in a section of a unit.
+fn value<'a>(unit: &'a str, section: &str, key: &str) -> Option<&'a str> {
+    let (_, rest) = unit.split_once(&format!("[{section}]\n"))?;
+    let section = rest.split_once("\n[").map_or(rest, |(section, _)| section);
+    section.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// What was wrong and is corrected comes back by itself, however long it was wrong.
+#[test]
+fn a_service_that_failed_often_is_started_again() {
+    for (name, unit) in units() {
+        if value(&unit, "Service", "Type") == Some("oneshot") {
+            // Its timer starts it again.
+            assert_eq!(value(&unit, "Service", "Restart"), None, "{name}");
+            continue;
+        }
+        assert_eq!(value(&unit, "Service", "Restart"), Some("always"), "{name}");
+        // In this section alone it counts: systemd.unit(5).
+        assert_eq!(value(&unit, "Unit", "StartLimitIntervalSec"), Some("0"), "{name}");
+        assert!(!unit.contains("StartLimitBurst"), "{name}");
+        let seconds = |key: &str| -> u32 {
+            let value = value(&unit, "Service", key).unwrap_or_else(|| panic!("{name}: no {key}"));
+            value.strip_suffix('s').unwrap_or(value).parse().unwrap()
+        };
+        assert!(seconds("RestartSec") <= 2, "{name}");
+        assert!((10..=60).contains(&seconds("RestartMaxDelaySec")), "{name}");
+        assert!(seconds("RestartSteps") > 0, "{name}");
+    }
+}
+
+/// systemd reads every line, the shipped binaries' paths apart; what is newer than it is ignored.
+#[test]
+fn systemd_finds_no_mistake_in_the_units() {
+    /// Since systemd 254.
+    const NEWER: [&str; 2] = ["RestartSteps", "RestartMaxDelaySec"];
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no"]);
+    for (name, unit) in units() {
+        // The binaries are not installed here.
+        let installed = ["/usr/bin/canopy-", "/usr/bin/canopy "];
+        assert!(installed.iter().any(|path| unit.contains(path)), "{name}");
+        let text: String = unit
+            .lines()
+            .map(|line| match line.split_once("=/usr/bin/canopy") {
+                Some((key, _)) => format!("{key}=/bin/true\n"),
+                None => format!("{line}\n"),
+            })
+            .collect();
+        let file = dir.path().join(format!("{name}.service"));
+        fs::write(&file, text).unwrap();
+        command.arg(file);
+    }
+    let timer = "canopy-host-renew.timer";
+    fs::copy(paths::workspace().join("deploy/systemd").join(timer), dir.path().join(timer))
+        .unwrap();
+    let output = command.arg(dir.path().join(timer)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let about_these =
+        |line: &&str| line.contains(&*dir.path().to_string_lossy()) || line.contains("canopy");
+    let wrong: Vec<&str> = said
+        .lines()
+        .filter(about_these)
+        .filter(|line| {
+            !NEWER.iter().any(|key| {
+                line.contains(&format!("Unknown key '{key}'"))
+                    || line.contains(&format!("Unknown key name '{key}'"))
+            })
+        })
+        .collect();
+    assert!(wrong.is_empty() && output.status.success(), "{wrong:?}\n{said}");
 }

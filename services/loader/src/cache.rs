@@ -5,8 +5,8 @@
 //! goes on where it stopped.
 
 use crate::metrics::PackageMetrics;
-use canopy_api::Digest;
-use canopy_package::{Limits, Package};
+use canopy_api::{Digest, PackageName};
+use canopy_package::{Limits, Package, sign};
 use canopy_runtime::clock;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -249,6 +249,30 @@ impl Cache {
     /// The signature a package was kept with, to be checked again: keys may have been revoked.
     pub fn signature(&self, digest: &Digest) -> Option<String> {
         fs::read_to_string(self.signature_file(digest)).ok()
+    }
+
+    /// Whether the file of a package is here.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.file(digest).is_file()
+    }
+
+    /// Version and digest of each package of this name that lies here with a signature, as the signature
+    /// says: nothing of it is verified.
+    pub fn signed(&self, name: &PackageName) -> Vec<(semver::Version, Digest)> {
+        let Ok(files) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let mut found: Vec<_> = files
+            .flatten()
+            .filter_map(|file| {
+                let file_name = file.file_name().into_string().ok()?;
+                let digest = format!("sha256:{}", file_name.strip_suffix(".cpkg.minisig")?);
+                let digest: Digest = digest.parse().ok()?;
+                let signature = self.signature(&digest)?;
+                let (of, version, signed) = sign::told(&signature)?;
+                (of == *name && signed == digest && self.has(&digest)).then_some((version, digest))
+            })
+            .collect();
+        found.sort();
+        found
     }
 
     /// Keeps a package whose signature, digest and length were checked.

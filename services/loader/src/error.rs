@@ -279,7 +279,9 @@ fn kernel(error: KernelError) -> ApiError {
         KernelError::Unsupported { remedy, .. } => {
             ApiError::new(Code::Unsupported, said).remedy(remedy)
         }
-        KernelError::Conflict { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
+        KernelError::Conflict { remedy, .. } | KernelError::PinsHidden { remedy, .. } => {
+            ApiError::new(Code::Conflict, said).remedy(remedy)
+        }
         KernelError::Os { source, .. } => {
             let said = format!("{said}: {source}");
             if source.kind() == std::io::ErrorKind::PermissionDenied {

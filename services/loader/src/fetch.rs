@@ -26,10 +26,11 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, CallError, CallOptions};
 use canopy_package::{
-    Limits, PackageError, PublicKey,
+    Index, Limits, Manifest, PackageError, PublicKey,
     index::{INDEX_LIMIT, IndexEntry},
     sign::verify_package,
 };
+use semver::Op;
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -227,28 +228,78 @@ impl Fetcher {
                 self.verified(trust, reference, reply).await
             }
             Err(error) => {
-                let away = match &error {
+                // Nothing it could have said may be used. What was asked may still be answered by what
+                // this host has: that comes from the registry's publisher, not from the registry.
+                let unanswered = match &error {
                     CallError::NoResponders { .. }
                     | CallError::Timeout { .. }
                     | CallError::Disconnected { .. } => true,
-                    CallError::Api(api) => api.code == Code::Unavailable,
+                    // Its repository is away, or its index has expired or is not to be believed.
+                    CallError::Api(api) => matches!(api.code, Code::Unavailable | Code::Denied),
                     CallError::NotPermitted { .. } | CallError::Codec { .. } => false,
                 };
-                let at_hand = if away { self.locked(reference).await? } else { None };
-                match at_hand {
-                    Some(mut located) => {
-                        located.signed_by = self.still_trusted(trust, &located).await?;
-                        let manifest = &located.package.manifest;
-                        let note = format!(
-                            "the registry cannot be asked ({error}); {} {} of this host will do",
-                            manifest.name, manifest.version
-                        );
-                        Ok((located, Some(note)))
-                    }
-                    None => Err(FetchError::Registry(Box::new(error.to_api_error()))),
-                }
+                let at_hand =
+                    if unanswered { self.at_hand(trust, reference, &error).await? } else { None };
+                let (located, note) =
+                    at_hand.ok_or_else(|| FetchError::Registry(Box::new(error.to_api_error())))?;
+                Ok((located, Some(note)))
             }
         }
+    }
+
+    /// The package of this host that will do where the registry has no answer: the version a chain has,
+    /// or, asked for exactly, the one that lies in the cache. With a note that says so.
+    async fn at_hand(
+        &self,
+        trust: &Trust,
+        reference: &PackageRef,
+        error: &CallError,
+    ) -> Result<Option<(Located, String)>, FetchError> {
+        if let Some(mut located) = self.locked(reference).await? {
+            located.signed_by = self.still_trusted(trust, &located).await?;
+            let Manifest { name, version, .. } = &located.package.manifest;
+            let note = format!(
+                "the registry cannot be asked ({error}); {name} {version} of this host will do"
+            );
+            return Ok(Some((located, note)));
+        }
+        let (me, rule, of) = (self.clone(), trust.clone(), reference.clone());
+        let cached = blocking(move || me.cached(&rule, &of)).await?;
+        Ok(cached.map(|located| {
+            let Manifest { name, version, .. } = &located.package.manifest;
+            let note = format!(
+                "the registry cannot be asked ({error}); {name} {version} is taken from this host's \
+                 cache, and whether it was withdrawn since is not known"
+            );
+            (located, note)
+        }))
+    }
+
+    /// The package of an exact version in the cache, verified anew: its key or its file may have been
+    /// revoked since it was put there. None of a range, of which a newer one may be published; and none
+    /// where signatures do not count, because nothing says then which version a file is.
+    fn cached(&self, rule: &Trust, reference: &PackageRef) -> Result<Option<Located>, FetchError> {
+        if !is_exact(reference) || rule.signatures == SignatureCheck::SkipForDevelopment {
+            return Ok(None);
+        }
+        let found = self.cache.signed(&reference.name);
+        let mut fitting =
+            found.into_iter().filter(|(version, _)| reference.requirement.matches(version));
+        // Of two files that both claim the version nothing says which is meant.
+        let (Some((version, digest)), None) = (fitting.next(), fitting.next()) else {
+            return Ok(None);
+        };
+        let (Some(bytes), Some(signature)) =
+            (self.cache.bytes(&digest), self.cache.signature(&digest))
+        else {
+            return Ok(None);
+        };
+        let what = format!("{} {version} of this host's cache", reference.name);
+        let length = bytes.len() as u64;
+        let name = reference.name.clone();
+        let entry = IndexEntry { name, version, digest, length, yanked: false };
+        entry.not_revoked(&rule.revoked).map_err(|source| refused(&what, source))?;
+        self.open(rule, &entry, &what, (&bytes, Some(&signature)), false).map(Some)
     }
 
     /// An answer with its index, which is fetched when it was too long to stand in it. What it says is
@@ -374,8 +425,19 @@ impl Fetcher {
         let memory = &self.memory;
         let had = memory.locked(reference);
         let at_least = memory.index_version(&reply.package);
-        let (entry, index) = check_index(rule, reply, version, memory.seconds(), at_least)
-            .map_err(|source| refused(what, source))?;
+        let (entry, index) = match check_index(rule, reply, version, memory.seconds(), at_least) {
+            Err(PackageError::IndexExpired { expires }) => {
+                let expired = || refused(what, PackageError::IndexExpired { expires });
+                let entry = self.of_expired(rule, reference, reply, version, had.as_ref());
+                let note = format!(
+                    "{}; {what} is on this host already, and what was published or withdrawn since is not \
+                     known",
+                    PackageError::IndexExpired { expires }
+                );
+                return entry.map(|entry| (entry, Some(note))).ok_or_else(expired);
+            }
+            other => other.map_err(|source| refused(what, source))?,
+        };
         if entry.yanked && had.as_ref().is_none_or(|had| had.digest != entry.digest) {
             return Err(FetchError::Yanked { what: what.to_owned() });
         }
@@ -400,6 +462,28 @@ impl Fetcher {
             )
         });
         Ok((entry, note))
+    }
+
+    /// What an index that has expired says of a version that is on this host already: one that a chain has,
+    /// or, asked for exactly and not withdrawn, one in the cache. An index that expires keeps hosts from
+    /// being held back by who hides a newer one; of what a host has already, nothing is chosen by it.
+    fn of_expired(
+        &self,
+        rule: &Trust,
+        reference: &PackageRef,
+        reply: &ResolveReply,
+        version: &semver::Version,
+        had: Option<&Located>,
+    ) -> Option<IndexEntry> {
+        let (bytes, signature) = (reply.index.as_ref()?, reply.index_signature.as_ref()?);
+        let keys = if rule.index_keys.is_empty() { &rule.keys } else { &rule.index_keys };
+        let index = Index::open_to_extend(&bytes.0, signature, keys, self.memory.seconds()).ok()?;
+        let entry = index.entry(&reply.package, version)?;
+        let says_the_same = entry.digest == reply.version.digest;
+        let revoked = entry.not_revoked(&rule.revoked).is_err();
+        let runs = had.is_some_and(|had| had.digest == entry.digest);
+        let cached = is_exact(reference) && !entry.yanked && self.cache.has(&entry.digest);
+        (says_the_same && !revoked && (runs || cached)).then(|| entry.clone())
     }
 
     /// The package of these bytes, checked, and kept if they came just now.
@@ -514,6 +598,14 @@ impl Fetcher {
                 Err(error) => return Err(FetchError::Registry(Box::new(error.to_api_error()))),
             }
         }
+    }
+}
+
+/// Whether one version alone will do.
+fn is_exact(reference: &PackageRef) -> bool {
+    match reference.requirement.comparators.as_slice() {
+        [only] => only.op == Op::Exact && only.minor.is_some() && only.patch.is_some(),
+        _ => false,
     }
 }
 

@@ -52,6 +52,22 @@ const CHAIN_GENERATION: MetricSpec = MetricSpec::gauge(
     &["netns", "interface", "hook"],
     "Generation of the chain that is attached; 0 for none",
 );
+const BEFORE: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_programs_before",
+    &["netns", "interface", "hook"],
+    "Programs of others that packets meet before an attached chain; each can end a packet's way",
+);
+const PINS_HIDDEN: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_pins_hidden",
+    &["netns", "interface", "hook"],
+    "1 while a chain is attached and its pins are hidden, moved or removed, else 0",
+);
+const DEVICE_ERRORS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_chain_device_errors_total",
+    &["netns", "interface", "hook", "counter"],
+    "Packets that an XDP chain sent or redirected and the device dropped, by the device's counter, \
+     since the chain was attached",
+);
 const RESTORED: MetricSpec = MetricSpec::counter(
     "canopy_loader_chain_restored_total",
     &["netns", "interface", "hook"],
@@ -133,6 +149,9 @@ pub const METRICS: &[MetricSpec] = &[
     LOADED,
     CHAIN,
     CHAIN_GENERATION,
+    BEFORE,
+    PINS_HIDDEN,
+    DEVICE_ERRORS,
     RESTORED,
     GENERATION,
     DRAINED,
@@ -271,6 +290,15 @@ fn chain(families: &mut Families, report: &Report) {
     let generation = status.observed.as_ref().map_or(0, |observed| observed.generation);
     families.add(&CHAIN_GENERATION, &[netns, interface, hook], float(generation));
     families.add(&RESTORED, &[netns, interface, hook], float(status.restored));
+    let hidden = f64::from(u8::from(status.pin_problem.is_some()));
+    families.add(&PINS_HIDDEN, &[netns, interface, hook], hidden);
+    if let Some(placement) = &status.placement {
+        let before = u32::try_from(placement.before.len()).unwrap_or(u32::MAX);
+        families.add(&BEFORE, &[netns, interface, hook], f64::from(before));
+    }
+    for (counter, count) in &status.device_errors {
+        families.add(&DEVICE_ERRORS, &[netns, interface, hook, counter], float(*count));
+    }
     for (program, since) in status.programs.iter().zip(&report.since) {
         let name = program.name.as_str();
         families.add(&RUNS, &[netns, interface, hook, name], float(program.runs));

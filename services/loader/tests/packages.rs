@@ -26,7 +26,7 @@ use canopy_loader::{
     core::trust::{SignatureCheck, Trust},
     engine::Engine,
     fake,
-    fetch::Fetcher,
+    fetch::{FetchError, Fetcher},
     handlers::Handlers,
 };
 use canopy_package::{
@@ -58,6 +58,8 @@ struct Answers {
     /// An index that does not stand in the answer, and how often it was fetched.
     long_index: Option<Vec<u8>>,
     indexes: Arc<Mutex<u32>>,
+    /// What it says instead of which version is meant.
+    refuses: Option<ApiError>,
 }
 
 struct World {
@@ -70,7 +72,7 @@ struct World {
     loader: Bus,
     stop: CancellationToken,
     registry: CancellationToken,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     _nats: NatsServer,
 }
 
@@ -88,6 +90,7 @@ fn package(version: &str, size: usize) -> Package {
         priority: 100,
         proceed_on: None,
         frags: false,
+        tail_calls: None,
     };
     let manifest = Manifest {
         name: "wall".parse().unwrap(),
@@ -165,6 +168,7 @@ fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u
         asked: Arc::default(),
         long_index: None,
         indexes: Arc::default(),
+        refuses: None,
     }
 }
 
@@ -190,8 +194,9 @@ fn registry(bus: Bus, answers: &Arc<Mutex<Answers>>) -> Server {
     let (resolve, artifact) = (Arc::clone(answers), Arc::clone(answers));
     Server::new(bus, Service::Registry, None)
         .handle::<registry::Resolve, _, _>(move |_, _| {
-            let reply = resolve.lock().unwrap().resolve.clone();
-            async move { Ok(reply) }
+            let answers = resolve.lock().unwrap();
+            let reply = answers.refuses.clone().map_or(Ok(answers.resolve.clone()), Err);
+            async move { reply }
         })
         .handle::<registry::Artifact, _, _>(move |_, request| {
             let answers = artifact.lock().unwrap().clone();
@@ -267,7 +272,7 @@ impl World {
             loader: bus,
             stop,
             registry: registry_stop,
-            _dir: dir,
+            dir,
             _nats: nats,
         };
         world.until_served().await;
@@ -700,6 +705,198 @@ async fn a_revoked_key_or_file_is_refused_with_and_without_a_registry() {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     panic!("the registry still answers");
+}
+
+/// A document with one program, and another priority as the change of its settings.
+fn with_priority(reference: &str, priority: u32) -> Value {
+    let program = json!({ "name": "a", "package": reference, "priority": priority });
+    json!({ "chains": [{ "interface": "eth0", "hook": "xdp", "programs": [program] }] })
+}
+
+/// What the registry says of a repository whose index has expired.
+fn expired() -> ApiError {
+    let said = "repository \"main\" cannot be used: the index expired on 2026-01-01T00:00:00Z";
+    ApiError::new(Code::Denied, said).remedy("have the publisher sign it again")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_change_though_the_index_has_expired() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@^1").await.unwrap();
+    let of_now = honest(&world.key, "1.0.0", 6, seconds() - 1);
+    // The loader finds it expired, or the registry does; the version is a range or exact.
+    let mut priority = 10;
+    for refuses in [None, Some(expired())] {
+        for reference in ["wall@^1", "wall@1.0.0", "wall"] {
+            let mut answers = of_now.clone();
+            answers.refuses = refuses.clone();
+            answers.artifact.clear();
+            world.answer(answers);
+            priority += 1;
+            let document = with_priority(reference, priority);
+            let reply = world.apply_document(document).await.unwrap();
+            let chain = &reply.chains[0];
+            assert_eq!(chain.action, Action::Updated, "{reference}");
+            assert_eq!(chain.programs[0].version, "1.0.0");
+            let told =
+                |note: &String| note.contains("the index expired on") && note.contains("1.0.0");
+            assert!(chain.notes.iter().any(told), "{:?}", chain.notes);
+        }
+    }
+    // Something that is new to this host is not taken by an index that has expired, nor is one that names
+    // another version than the one that runs.
+    world.kernel.take_log();
+    let running = world.kernel.running(&key());
+    for (reference, refuses) in
+        [("wall@^1", None), ("wall@1.1.0", None), ("wall@1.1.0", Some(expired()))]
+    {
+        let mut answers = honest(&world.key, "1.1.0", 6, seconds() - 1);
+        answers.refuses = refuses;
+        world.answer(answers);
+        let error = world.apply_document(with_priority(reference, 99)).await.unwrap_err();
+        assert_eq!(error.code, Code::Denied, "{reference}: {error:?}");
+        assert!(error.message.contains("the index expired on"), "{reference}: {error:?}");
+        assert_eq!(world.kernel.running(&key()), running);
+    }
+    // An index that is worse than expired is none that anything is taken by.
+    for (words, bend) in [
+        ("older than", honest(&world.key, "1.0.0", 4, seconds() - 1)),
+        ("not trusted", honest(&SecretKey::generate().unwrap(), "1.0.0", 6, seconds() - 1)),
+    ] {
+        world.answer(bend);
+        let error = world.apply_document(with_priority("wall@^1", 99)).await.unwrap_err();
+        assert!(error.message.contains(words), "{error:?}");
+    }
+    // The version of the index that had expired was not remembered.
+    world.answer(honest(&world.key, "1.0.0", 5, seconds() + 3600));
+    world.apply("wall@^1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_version_is_gone_back_to_without_an_index() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@1.0.0").await.unwrap();
+    let newer = honest(&world.key, "1.1.0", 6, seconds() + 3600);
+    world.answer(newer.clone());
+    world.apply("wall@1.1.0").await.unwrap();
+    let away = ApiError::new(Code::Unavailable, "the store is away");
+    for refuses in [away.clone(), expired()] {
+        world.bend(|answers| answers.refuses = Some(refuses.clone()));
+        let back = with_priority("wall@1.0.0", 1);
+        // Going back is as deliberate as ever.
+        let error = world.apply_document(back.clone()).await.unwrap_err();
+        assert_eq!(error.code, Code::Denied, "{error:?}");
+        assert!(error.message.contains("older than the 1.1.0"), "{error:?}");
+        let reply = world.apply_allowing(back, &["wall"]).await.unwrap();
+        assert_eq!(reply.chains[0].programs[0].version, "1.0.0");
+        let told = |note: &String| {
+            note.contains(&refuses.message) && note.contains("from this host's cache")
+        };
+        assert!(reply.chains[0].notes.iter().any(told), "{reply:?}");
+        // And forward to where it was.
+        let reply = world.apply("wall@1.1.0").await.unwrap();
+        assert_eq!(reply.chains[0].programs[0].version, "1.1.0");
+    }
+    // An index that has expired, and is told all the same, still says what was withdrawn.
+    let running = world.kernel.running(&key());
+    let of_expired = |yanked: bool| {
+        let mut answers = honest(&world.key, "1.0.0", 7, seconds() - 1);
+        let bytes = answers.resolve.index.take().unwrap().0;
+        let mut listing: Index = serde_json::from_slice(&bytes).unwrap();
+        listing.packages[0].yanked = yanked;
+        let (bytes, signature) = listing.sign(&world.key).unwrap();
+        answers.resolve.index = Some(Blob(bytes));
+        answers.resolve.index_signature = Some(signature);
+        answers
+    };
+    world.answer(of_expired(true));
+    let error = world.apply_allowing(with_priority("wall@1.0.0", 1), &["wall"]).await.unwrap_err();
+    assert!(error.message.contains("the index expired"), "{error:?}");
+    assert_eq!(world.kernel.running(&key()), running);
+    world.answer(of_expired(false));
+    let reply = world.apply_allowing(with_priority("wall@1.0.0", 1), &["wall"]).await.unwrap();
+    assert_eq!(reply.chains[0].programs[0].version, "1.0.0");
+    world.answer(newer);
+    world.apply("wall@1.1.0").await.unwrap();
+    let running = world.kernel.running(&key());
+    world.bend(|answers| answers.refuses = Some(away.clone()));
+    // Neither a range nor a version that was never here is answered by the cache.
+    for reference in ["wall@<1.1", "wall@~1.0", "wall@1.2.0"] {
+        let document = with_priority(reference, 1);
+        let error = world.apply_allowing(document, &["wall"]).await.unwrap_err();
+        assert_eq!(error.code, Code::Unavailable, "{reference}: {error:?}");
+        assert_eq!(world.kernel.running(&key()), running, "{reference}");
+    }
+    // What the registry denies by name, it denies.
+    let gone = ApiError::new(Code::NotFound, "no version of \"wall\" matches =1.0.0");
+    world.bend(|answers| answers.refuses = Some(gone));
+    let error = world.apply_allowing(with_priority("wall@1.0.0", 1), &["wall"]).await.unwrap_err();
+    assert_eq!(error.code, Code::NotFound, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_the_cache_is_verified_anew() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@1.0.0").await.unwrap();
+    let older = world.answers.lock().unwrap().clone();
+    world.answer(honest(&world.key, "1.1.0", 6, seconds() + 3600));
+    world.apply("wall@1.1.0").await.unwrap();
+    let away = ApiError::new(Code::Unavailable, "the store is away");
+    world.bend(|answers| answers.refuses = Some(away));
+    let locate = |reference: &str, change: &dyn Fn(&mut Trust)| {
+        let mut rule = Trust {
+            packages: vec!["*".to_owned()],
+            keys: vec![TrustedKey::from(world.key.public().unwrap())],
+            index_keys: Vec::new(),
+            revoked: Vec::new(),
+            signatures: SignatureCheck::Required,
+        };
+        change(&mut rule);
+        let (cache, memory) = (Arc::clone(&world.cache), Arc::clone(&world.engine) as _);
+        let (bus, limits) = (world.loader.clone(), Limits::default());
+        let fetcher = Fetcher::new(bus, cache, vec![rule], limits, memory, "6.18".to_owned());
+        let reference = reference.parse().unwrap();
+        async move { fetcher.locate(&reference).await.map_err(FetchError::into_api) }
+    };
+    let (located, note) = locate("wall@1.0.0", &|_| {}).await.unwrap();
+    assert_eq!(located.digest, Digest::of(&older.artifact));
+    assert_eq!(located.signed_by, Some(world.key.public().unwrap()));
+    assert!(note.unwrap().contains("cache"));
+    let digest = located.digest.clone();
+    let refusals: [(&str, &dyn Fn(&mut Trust)); 4] = [
+        ("revoked", &|rule| rule.revoked.push(digest.clone())),
+        ("revoked", &|rule| rule.keys[0].revoked = true),
+        ("trusted only until", &|rule| rule.keys[0].not_after = Some(1)),
+        ("not trusted", &|rule| {
+            rule.keys = vec![SecretKey::generate().unwrap().public().unwrap().into()]
+        }),
+    ];
+    for (words, change) in refusals {
+        let error = locate("wall@1.0.0", change).await.unwrap_err();
+        assert_eq!(error.code, Code::Denied, "{words}: {error:?}");
+        assert!(error.message.contains(words), "{words}: {error:?}");
+    }
+    // Unsigned files say nothing of which version they are.
+    let skips = |rule: &mut Trust| rule.signatures = SignatureCheck::SkipForDevelopment;
+    assert_eq!(locate("wall@1.0.0", &skips).await.unwrap_err().code, Code::Unavailable);
+
+    // A signature that claims another version than the file is.
+    let (name, other) = ("wall".parse().unwrap(), "1.0.5".parse().unwrap());
+    let bytes = package("1.0.6", 4000).build().unwrap();
+    let claims = world.key.sign_package(&bytes, &name, &other).unwrap();
+    world.cache.keep(&Digest::of(&bytes), &bytes, Some(&claims)).unwrap();
+    let error = locate("wall@1.0.5", &|_| {}).await.unwrap_err();
+    assert_eq!(error.code, Code::Invalid, "{error:?}");
+    assert!(error.message.contains("1.0.6"), "{error:?}");
+    // Two files that claim one version: neither.
+    let again = package("1.0.5", 5000).build().unwrap();
+    let signature = world.key.sign_package(&again, &name, &other).unwrap();
+    world.cache.keep(&Digest::of(&again), &again, Some(&signature)).unwrap();
+    assert_eq!(locate("wall@1.0.5", &|_| {}).await.unwrap_err().code, Code::Unavailable);
+    // A file that was damaged since.
+    let file = world.dir.path().join("cache").join(format!("{}.cpkg", digest.hex()));
+    std::fs::write(file, "damaged").unwrap();
+    assert_eq!(locate("wall@1.0.0", &|_| {}).await.unwrap_err().code, Code::Unavailable);
 }
 
 /// Whose key signs the index and whose the package are two questions.

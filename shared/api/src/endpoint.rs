@@ -132,6 +132,12 @@ pub trait Endpoint: 'static {
     type Reply: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
 }
 
+/// What [`for_each`] does with an endpoint.
+pub trait EndpointVisitor {
+    /// Called once for each verb that is served.
+    fn visit<E: Endpoint>(&mut self);
+}
+
 fn schemas<E: Endpoint>() -> (Schema, Schema) {
     (schema_for!(E::Request), schema_for!(E::Reply))
 }
@@ -187,6 +193,11 @@ macro_rules! endpoints {
                 ];
             }
         )*
+
+        /// Does something for every verb that is served, with its types.
+        pub fn for_each(visitor: &mut impl EndpointVisitor) {
+            $($(visitor.visit::<$module::$name>();)*)*
+        }
 
         /// Every verb of every service.
         pub fn all() -> impl Iterator<Item = &'static EndpointSpec> {

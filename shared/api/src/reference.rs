@@ -237,7 +237,7 @@ fn example(spec: &EndpointSpec) -> &'static str {
             r#"{"type": "struct event", "map": {"interface": "eth0", "hook": "xdp", "program": "watch", "map": "events"}}"#
         }
         (Service::Loader, Class::Write, "map-delete") => {
-            r#"{"dry_run": true, "keys": [{"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
+            r#"{"dry_run": true, "keys": [{"address": {"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}, "kind": 4}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
         }
         (Service::Policy, Class::Read, "explain") => {
             r#"{"principal": "u-alice", "host": "web1", "item": {"verb": "apply", "interface": "eth0", "hook": "xdp", "package": "firewall", "version": "0.1.0"}}"#

@@ -25,7 +25,7 @@ use crate::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// A request that carries nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -315,6 +315,9 @@ pub struct GetReply {
     /// Every selector that is not a plain name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selectors: Vec<SelectorStatus>,
+    /// Paths in the loader's directory on bpffs that are nothing of Canopy's: they are left alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stray_pins: Vec<String>,
 }
 
 /// What is described for the interfaces of a selector.
@@ -368,6 +371,82 @@ pub struct ChainStatus {
     /// What the kernel has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ObservedChain>,
+    /// Where it stands among what else handles the same packets; absent while nothing is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<ChainPlacement>,
+    /// Why the chain is attached and its pins cannot be used: they are hidden by a mount, moved or
+    /// removed. Absent while they are in their place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_problem: Option<String>,
+    /// Packets that an XDP chain sent or redirected and the device dropped, by the device's own
+    /// counter, since the chain was attached; zero ones left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub device_errors: BTreeMap<String, u64>,
+}
+
+/// Where a chain stands among the programs that the same packets meet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainPlacement {
+    /// Its position in the list of its hook, from 0.
+    pub position: u32,
+    /// Programs in that list.
+    pub programs: u32,
+    /// The revision of the list, which rises with each change of it; absent where the kernel counts none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// Programs of others that packets meet before the chain, in the order in which they run. Each can
+    /// end a packet's way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ForeignProgram>,
+}
+
+/// A program that is not Canopy's, on an interface that has a chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForeignProgram {
+    /// How it is attached: `xdp-native`, `xdp-generic`, `xdp-offload`, `tcx` or `clsact`.
+    pub attached: String,
+    /// Its kernel id; 0 for a filter that runs no program.
+    pub program_id: u32,
+    /// Its name; absent where the loader may not ask (`CAP_SYS_ADMIN`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its tag, 16 hexadecimal digits; absent likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Its type, as `bpftool` names it; absent likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program_type: Option<String>,
+    /// Kernel id of its link; absent where it has none, or where the kernel does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_id: Option<u32>,
+    /// Of a filter: its priority ("pref") and its handle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<(u32, u32)>,
+}
+
+impl fmt::Display for ForeignProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.program_id, &self.name) {
+            (0, Some(kind)) => write!(f, "filter \"{kind}\"")?,
+            (0, None) => f.write_str("a filter")?,
+            (id, Some(name)) => write!(f, "program {id} \"{name}\"")?,
+            (id, None) => write!(f, "program {id}")?,
+        }
+        write!(f, " ({}", self.attached)?;
+        if let Some(link) = self.link_id {
+            write!(f, ", link {link}")?;
+        }
+        if let Some((priority, handle)) = self.filter {
+            write!(f, ", pref {priority} handle {handle:#x}")?;
+        }
+        if let Some(program_type) = &self.program_type {
+            write!(f, ", type {program_type}")?;
+        }
+        if let Some(tag) = &self.tag {
+            write!(f, ", tag {tag}")?;
+        }
+        f.write_str(")")
+    }
 }
 
 /// How desired and observed compare.
@@ -474,6 +553,10 @@ pub struct ObservedChain {
     /// does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub function_bytes: Vec<u32>,
+    /// What the kernel said to native XDP, where the chain was attached in generic mode instead; absent
+    /// after a restart of the loader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native_refused: Option<String>,
 }
 
 impl ChainOutcome {

@@ -19,11 +19,19 @@
 mod attach;
 mod btf_ext;
 mod cells;
+mod chain_types;
 mod clsact;
 mod core_relocate;
+mod datasec;
+mod device_errors;
 mod elf;
+mod eligibility;
+mod externs;
 mod facts;
 mod held;
+mod inventory;
+mod kconfig;
+mod kernel_btf;
 mod layout;
 mod link;
 mod map_create;
@@ -39,11 +47,14 @@ mod object;
 mod object_maps;
 mod observe;
 pub mod pins;
+mod placement;
 mod prepare;
+mod recover;
 mod rings;
 mod route;
 mod settle;
 mod shared_maps;
+mod stray;
 pub mod sys;
 mod times;
 mod verified;
@@ -52,11 +63,11 @@ mod verifier_log;
 use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ObservedChain},
 };
 use canopy_kernel::{
-    ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MapPage, MapPlace, MemberCells,
-    MemberMap, Observed, Prepared, Ring, WriteWhen,
+    ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, MapEntry, MapPage, MapPlace,
+    MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,6 +85,8 @@ use std::{
 pub struct AyaKernel {
     pins: Pins,
     held: Mutex<BTreeMap<ChainKey, Held>>,
+    /// The devices' counters when XDP chains were attached.
+    device_baselines: Mutex<BTreeMap<ChainKey, device_errors::Baseline>>,
     routes: Routes,
     /// Of generations that are prepared and not attached: the maps that are copies of running ones.
     copied: Mutex<BTreeMap<(ChainKey, u64), Vec<Copied>>>,
@@ -93,6 +106,7 @@ impl AyaKernel {
         Ok(Self {
             pins,
             held: Mutex::default(),
+            device_baselines: Mutex::default(),
             routes: Routes::default(),
             copied: Mutex::default(),
         })
@@ -133,13 +147,15 @@ impl AyaKernel {
 
     /// The chain's link: the pinned one, else the one we hold.
     fn link(&self, key: &ChainKey, held: Option<&Held>) -> Result<Option<OwnedFd>, KernelError> {
-        match (pins::open(&self.pins.link(key))?, held.and_then(|held| held.link.as_ref())) {
-            (Some(link), _) => Ok(Some(link)),
-            (None, Some(link)) => link
+        let pinned = pins::open_kind(&self.pins.link(key), sys::Kind::Link);
+        match (pinned, held.and_then(|held| held.link.as_ref())) {
+            (Ok(Some(link)), _) => Ok(Some(link)),
+            (Err(error), None) => Err(error),
+            (Ok(None) | Err(_), Some(link)) => link
                 .try_clone()
                 .map(Some)
                 .map_err(|error| pins::os(format!("duplicate the link of {key}"), error)),
-            (None, None) => Ok(None),
+            (Ok(None), None) => Ok(None),
         }
     }
 }
@@ -188,6 +204,34 @@ impl Kernel for AyaKernel {
             // Nobody listens for changes there: a socket that does would keep the namespace alive.
             Some(_) => netns::within(netns, route::default_route),
         }
+    }
+
+    fn boot_id(&self) -> String {
+        facts::boot_id()
+    }
+
+    fn placement(
+        &self,
+        key: &ChainKey,
+        chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        placement::placement(self, key, chain)
+    }
+
+    fn device_errors(&self, key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        device_errors::device_errors(self, key)
+    }
+
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        stray::stray_pins(&self.pins)
+    }
+
+    fn recover_pins(
+        &self,
+        key: &ChainKey,
+        known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        recover::recover_pins(self, key, known)
     }
 
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {

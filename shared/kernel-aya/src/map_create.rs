@@ -1,16 +1,14 @@
 //! Making maps as objects declare them, and comparing maps that are there with a declaration.
 
 use crate::{
+    chain_types::MapTypes,
     member::refused,
     object_maps::{ARRAY, MapDef},
     sys,
 };
 use canopy_api::ProgramName;
 use canopy_kernel::KernelError;
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::{io, os::fd::AsFd};
 
 // enum bpf_map_type
 const PERF_EVENT_ARRAY: u32 = 4;
@@ -121,7 +119,7 @@ pub(crate) fn settle_size(name: &ProgramName, def: &mut MapDef) -> Result<(), Ke
 pub(crate) fn create(
     name: &ProgramName,
     def: &MapDef,
-    btf: Option<BorrowedFd<'_>>,
+    btf: Option<MapTypes<'_>>,
 ) -> Result<sys::Map, KernelError> {
     let failed = |error: io::Error| os(name, &def.name, "make", error);
     let inner = def.inner.as_ref().map(|inner| create(name, inner, btf)).transpose()?;
@@ -143,8 +141,9 @@ pub(crate) fn create(
         inner: inner.as_ref().map(AsFd::as_fd),
         btf: btf
             .filter(|_| !WITHOUT_BTF.contains(&def.map_type) && def.btf_value != 0)
-            .map(|btf| (btf, def.btf_key, def.btf_value)),
+            .map(|btf| btf.of(def.btf_key, def.btf_value)),
         extra: def.extra,
+        numa_node: def.numa_node,
     };
     let fd = match sys::map_create(&map) {
         Err(_) if map.btf.is_some() => {
@@ -153,7 +152,12 @@ pub(crate) fn create(
         }
         result => result,
     };
-    sys::Map::new(fd.map_err(|error| create_error(name, def, error))?).map_err(failed)
+    let fd = fd.map_err(|error| create_error(name, def, error))?;
+    if def.map_type == ARENA && def.extra == 0 {
+        sys::arena_place(&fd, def.max_entries)
+            .map_err(|error| os(name, &def.name, "map", error))?;
+    }
+    sys::Map::new(fd).map_err(failed)
 }
 
 /// The name in the kernel: the map's own; a data section's is preceded by as much of the member's

@@ -4,6 +4,7 @@
 //! and a shared map is replaced only if every chain that uses it changes in the same step.
 
 use crate::{
+    chain_types::MapTypes,
     map_create::{ARRAY_OF_MAPS, HASH_OF_MAPS, create, differs, os, settle_size},
     map_settings::{Copied, MapSettings, can_be_copied, entry_error, place},
     member::{Loading, object_error, refused},
@@ -70,7 +71,7 @@ struct Wanted<'a> {
     object: &'a Object,
     number: usize,
     def: &'a MapDef,
-    btf: Option<BorrowedFd<'a>>,
+    btf: Option<MapTypes<'a>>,
 }
 
 impl Wanted<'_> {
@@ -239,7 +240,7 @@ impl<'a> MapMaker<'a> {
         member: &Member,
         object: &Object,
         used: &BTreeSet<usize>,
-        btf: Option<BorrowedFd<'_>>,
+        btf: Option<MapTypes<'_>>,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Option<Made>>, KernelError> {
         let name = &member.name;
@@ -373,7 +374,7 @@ impl<'a> MapMaker<'a> {
         wanted: Wanted<'_>,
         notes: &mut Vec<String>,
     ) -> Result<Option<sys::Map>, KernelError> {
-        let Wanted { member, object, number, def, .. } = wanted;
+        let Wanted { member, object, number, def, btf } = wanted;
         let name = &member.name;
         let Some((generation, meta)) = &self.old else { return Ok(None) };
         if !kept(&member.carry, def) {
@@ -382,6 +383,14 @@ impl<'a> MapMaker<'a> {
         let path = self.pins.map(&self.build.key, *generation, name, &def.name);
         let Some(fd) = pins::open(&path)? else { return Ok(None) };
         let map = sys::Map::new(fd).map_err(|error| os(name, &def.name, "open", error))?;
+        if def.own_types && !btf.is_some_and(|btf| btf.made(&map)) {
+            notes.push(format!(
+                "\"{name}\": map \"{}\" starts empty: the objects in it are of types of the chain as \
+                 it was, and the chain is another now",
+                def.name
+            ));
+            return Ok(None);
+        }
         // It belongs to programs that are loaded otherwise; there is nothing in it, or the chain would
         // be loaded as before.
         let frags = meta.as_ref().is_none_or(|meta| meta.frags == self.loading.frags);
@@ -682,7 +691,7 @@ fn kept(carry: &Carry, def: &MapDef) -> bool {
 
 /// Who shares a map: as the settings say; else one that asks to be pinned by name is the
 /// interface's.
-fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
+pub(crate) fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
     let said = member.shared_maps.iter().find(|shared| shared.map == def.name);
     said.map(|shared| shared.scope).or(def.pinned.then_some(ShareScope::Interface))
 }

@@ -246,7 +246,7 @@ pub(crate) fn clean_up(pins: &Pins) -> Result<(), KernelError> {
 pub(crate) fn collect(pins: &Pins) -> Result<(), KernelError> {
     let shared = || -> Result<Vec<PathBuf>, KernelError> {
         let mut paths = Vec::new();
-        for (_, scope) in pins::list(&pins.shared())? {
+        for (_, scope) in pins::directories(&pins.shared())? {
             paths.extend(pins::list(&scope)?.into_iter().map(|(_, path)| path));
         }
         Ok(paths)
@@ -275,9 +275,9 @@ pub(crate) fn collect(pins: &Pins) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// The kernel's id of a pinned map; `None` when it is gone.
+/// The kernel's id of a pinned map; `None` when it is gone, or is no map.
 pub(crate) fn id(path: &Path) -> Result<Option<u32>, KernelError> {
-    let Some(fd) = pins::open(path)? else { return Ok(None) };
+    let Some(fd) = pins::open_kind(path, sys::Kind::Map)? else { return Ok(None) };
     sys::map_info(&fd)
         .map(|info| Some(info.id))
         .map_err(|error| pins::os(format!("read {}", path.display()), error))

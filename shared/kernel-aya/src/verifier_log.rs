@@ -104,6 +104,14 @@ pub(crate) fn stack_depths(log: &str) -> Vec<u32> {
         .unwrap_or_default()
 }
 
+/// The last instruction at which the verifier was that calls a helper of this number:
+/// `7: (85) call unknown#195896080` is instruction 7.
+pub(crate) fn instruction_of(log: &str, helper: i32) -> Option<usize> {
+    let call = format!(" call unknown#{helper}");
+    let line = log.lines().rev().find(|line| line.contains(": (85)") && line.contains(&call))?;
+    line.trim_start().split_once(':')?.0.parse().ok()
+}
+
 /// The member whose entry function the verifier was at when it stopped: `p3_…` gives 3.
 pub(crate) fn member_at_fault(log: &str) -> Option<usize> {
     let function = log.lines().rev().find_map(|line| line.strip_prefix("Validating "))?;
@@ -143,6 +151,15 @@ mod tests {
         assert_eq!(at("Validating p0_a() func#1...\nValidating p12_b() func#4...\n0: x"), Some(12));
         assert_eq!(at("Validating p0_a() func#1...\nValidating pop_it() func#4..."), None);
         assert_eq!(at("0: (95) exit"), None);
+    }
+
+    #[test]
+    fn the_instruction_of_an_unresolved_relocation() {
+        let log = "0: R1=ctx() R10=fp0\n; x = a->b; @ a.c:3\n12: (85) call unknown#195896080\n\
+                   invalid func unknown#195896080\n";
+        assert_eq!(instruction_of(log, 195_896_080), Some(12));
+        assert_eq!(instruction_of(log, 195_896_081), None);
+        assert_eq!(instruction_of("call unknown#195896080", 195_896_080), None);
     }
 
     #[test]

@@ -17,16 +17,18 @@
 mod member_maps;
 
 use crate::{
-    Away, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
-    MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
+    Away, ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, LinkState, MapEntry,
+    MapKind, MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring,
+    WriteWhen,
 };
 use canopy_api::{
     ChainKey, Hook, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::{CELLS, OTHER},
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ForeignProgram, ObservedChain},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -176,6 +178,14 @@ struct Inner {
     facts: Vec<Fact>,
     release: Option<String>,
     shapes: BTreeMap<String, MapShape>,
+    /// Chains that are attached and whose pins are hidden.
+    hidden: BTreeMap<ChainKey, Chain>,
+    /// Whether what is hidden can be brought back by its program's id.
+    may_ask_by_id: bool,
+    boots: u32,
+    before: BTreeMap<ChainKey, Vec<ForeignProgram>>,
+    device_errors: BTreeMap<ChainKey, BTreeMap<String, u64>>,
+    strays: Vec<PathBuf>,
 }
 
 impl Inner {
@@ -422,9 +432,48 @@ impl FakeKernel {
         }
     }
 
+    /// Somebody mounts a file system over the pins of a chain; what is attached stays attached.
+    pub fn tamper_hide(&self, key: &ChainKey) {
+        let mut inner = self.lock();
+        if let Some(chain) = inner.chains.remove(key) {
+            inner.hidden.insert(key.clone(), chain);
+        }
+    }
+
+    /// Somebody unmounts it again.
+    pub fn uncover(&self, key: &ChainKey) {
+        let mut inner = self.lock();
+        if let Some(chain) = inner.hidden.remove(key) {
+            inner.chains.insert(key.clone(), chain);
+        }
+    }
+
+    /// Whether the loader may ask for programs by their ids from now on.
+    pub fn allow_ids(&self, allowed: bool) {
+        self.lock().may_ask_by_id = allowed;
+    }
+
+    /// Programs of others come before a chain, instead of those that were there.
+    pub fn put_before(&self, key: &ChainKey, programs: Vec<ForeignProgram>) {
+        self.lock().before.insert(key.clone(), programs);
+    }
+
+    /// What a chain's device has dropped of what the chain sent.
+    pub fn set_device_error(&self, key: &ChainKey, counter: &str, count: u64) {
+        let mut inner = self.lock();
+        inner.device_errors.entry(key.clone()).or_default().insert(counter.to_owned(), count);
+    }
+
+    /// Something that is nothing of ours lies among the pins.
+    pub fn add_stray(&self, path: impl Into<PathBuf>) {
+        self.lock().strays.push(path.into());
+    }
+
     /// The host restarts: interfaces come back, everything else is gone.
     pub fn reboot(&self) {
         let mut inner = self.lock();
+        inner.boots += 1;
+        inner.hidden.clear();
         inner.chains.clear();
         inner.in_flight.clear();
     }
@@ -624,6 +673,7 @@ fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedC
         timed_runs: 0,
         timed_ns: 0,
         function_bytes: Vec::new(),
+        native_refused: None,
         functions: found.members.iter().map(|(_, function, _)| function.clone()).collect(),
     }
 }
@@ -643,6 +693,65 @@ impl Kernel for FakeKernel {
 
     fn take_times(&self) -> Result<Box<dyn Send>, KernelError> {
         Ok(Box::new(Arc::clone(&self.times)))
+    }
+
+    fn boot_id(&self) -> String {
+        format!("boot-{}", self.lock().boots)
+    }
+
+    fn placement(
+        &self,
+        key: &ChainKey,
+        chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        let inner = self.lock();
+        if !inner
+            .chains
+            .get(key)
+            .is_some_and(|found| found.link.as_ref().is_some_and(|link| link.id == chain.link_id))
+        {
+            return Ok(None);
+        }
+        let before = inner.before.get(key).cloned().unwrap_or_default();
+        let position = u32::try_from(before.len()).unwrap_or(u32::MAX);
+        let programs = position.saturating_add(1);
+        Ok(Some(ChainPlacement { position, programs, revision: None, before }))
+    }
+
+    fn device_errors(&self, key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        Ok(self.lock().device_errors.get(key).cloned().unwrap_or_default())
+    }
+
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        Ok(self.lock().strays.clone())
+    }
+
+    fn recover_pins(
+        &self,
+        key: &ChainKey,
+        known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        let mut inner = self.lock();
+        let Some(chain) = inner.hidden.get(key) else { return Ok(false) };
+        let runs = match chain.link.as_ref().map(|link| &link.runs) {
+            Some(Runs::Generation(generation)) => chain.generations.get(generation),
+            Some(Runs::Foreign(_)) | None => None,
+        };
+        let recognised =
+            known.is_some_and(|known| runs.is_some_and(|runs| runs.program_id == known.program_id));
+        if !inner.may_ask_by_id && !recognised {
+            return Ok(false);
+        }
+        if !inner.may_ask_by_id || !recognised {
+            return Err(KernelError::PinsHidden {
+                what: format!("{key}: it is attached, and its pins are hidden"),
+                remedy: "unmount what hides them".to_owned(),
+            });
+        }
+        if let Some(chain) = inner.hidden.remove(key) {
+            inner.chains.insert(key.clone(), chain);
+        }
+        Ok(true)
     }
 
     fn interfaces(&self, netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError> {
@@ -671,6 +780,7 @@ impl Kernel for FakeKernel {
                 state: inner.state(key, chain),
                 generations: chain.generations.keys().copied().collect(),
                 away: inner.away(key, chain),
+                pin_problem: None,
             })
             .collect();
         drop(inner);
@@ -981,6 +1091,7 @@ mod tests {
                 object: Arc::from(&b"elf"[..]),
                 function: (*name).to_owned(),
                 frags: false,
+                tail_calls: None,
                 proceed_on: VerdictSet::default_for(Hook::Xdp),
                 globals: Vec::new(),
                 map_entries: Vec::new(),

@@ -17,9 +17,14 @@ pub use maps::{
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::CELLS,
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ObservedChain},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 /// A chain to be built: everything resolved, nothing left to look up.
 #[derive(Clone, Debug)]
@@ -52,6 +57,9 @@ pub struct Member {
     pub function: String,
     /// Whether the program declares that it handles multi-buffer (frags) packets.
     pub frags: bool,
+    /// Tail calls a packet can take in it at most, where its package says so; else what its object
+    /// fills its arrays with decides.
+    pub tail_calls: Option<u32>,
     /// Verdicts after which the chain goes on.
     pub proceed_on: VerdictSet,
     /// Values of global variables, by symbol name; lengths must match the symbol's. The generation has
@@ -175,6 +183,15 @@ pub enum Expect {
     Anything,
 }
 
+/// What ran for a chain, as far as it is remembered without its pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownProgram {
+    /// Kernel id of the fused program, of this start of the machine.
+    pub program_id: u32,
+    /// The chain's generation.
+    pub generation: u64,
+}
+
 /// A chain found in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
@@ -186,6 +203,8 @@ pub struct Observed {
     pub generations: Vec<u64>,
     /// Where the interface is that it is attached to, if that is not the one of its name.
     pub away: Option<Away>,
+    /// Why its pins are not in their place and cannot be brought back, although it is attached and held.
+    pub pin_problem: Option<String>,
 }
 
 /// Where an interface went with the chain on it.
@@ -323,6 +342,14 @@ pub enum KernelError {
         /// What to do.
         remedy: String,
     },
+    /// A chain is attached, and its pins cannot be reached.
+    #[error("{what}")]
+    PinsHidden {
+        /// What is attached, and where its pins should be.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A call failed for another reason.
     #[error("{operation} failed")]
     Os {
@@ -372,6 +399,49 @@ pub trait Kernel: Send + Sync + 'static {
     /// The indices of the interfaces that a namespace's default route leads to: IPv4's of the lowest metric, or
     /// IPv6's where there is none. Costs what listing the routes costs, where something changed.
     fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError>;
+
+    /// A name that this start of the machine has and no other: kernel ids mean something only beside it.
+    /// Empty where the kernel does not say.
+    fn boot_id(&self) -> String {
+        String::new()
+    }
+
+    /// Where an attached chain stands among what else handles the same packets; `None` when it is not
+    /// attached any more. A few system calls: for whoever asks, not for each round of a check.
+    fn placement(
+        &self,
+        _key: &ChainKey,
+        _chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        Ok(None)
+    }
+
+    /// Packets that an XDP chain sent or redirected and its device dropped, by the device's own
+    /// counter, since the chain was attached; zero ones are left out.
+    fn device_errors(&self, _key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// What lies among our pins and is nothing of ours.
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        Ok(Vec::new())
+    }
+
+    /// Looks for a chain that is attached while its pins are not in their place, and puts them back
+    /// where that is possible; `known` is what runs, if somebody remembers. Whether anything was
+    /// brought back: then the chain is to be observed again.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::PinsHidden`] when it is attached and out of reach: attaching it again would have
+    /// packets meet it twice.
+    fn recover_pins(
+        &self,
+        _key: &ChainKey,
+        _known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        Ok(false)
+    }
 
     /// Every chain whose pins exist, compared with what is attached.
     fn observe(&self) -> Result<Vec<Observed>, KernelError>;

@@ -197,6 +197,16 @@ pub fn comment(name: &PackageName, version: &semver::Version, digest: &Digest) -
     format!("package={name} version={version} digest={digest}")
 }
 
+/// Name, version and digest of the package that a signature file is for, as its trusted comment says.
+/// **Nothing is verified**: [`verify_package`] does.
+pub fn told(signature: &str) -> Option<(PackageName, semver::Version, Digest)> {
+    let comment = signature.lines().find_map(|line| line.strip_prefix("trusted comment: "))?;
+    let mut words = comment.split(' ').zip(["package=", "version=", "digest="]);
+    let mut next = || words.next().and_then(|(word, key)| word.strip_prefix(key));
+    let (name, version, digest) = (next()?, next()?, next()?);
+    Some((name.parse().ok()?, version.parse().ok()?, digest.parse().ok()?))
+}
+
 /// Checks a package file's signature and that its trusted comment says exactly this name, version
 /// and digest. Returns the key that made it.
 pub fn verify_package(

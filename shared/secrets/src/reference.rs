@@ -2,7 +2,7 @@
 
 use crate::{
     Secret,
-    file::{SecretError, read_private},
+    file::{SecretError, read_credential, read_private},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use std::{fmt, path::PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SecretRef {
-    /// A file of the service's user, mode 0600 or less.
+    /// A file of the service's user, or of root, mode 0600 or less.
     File(PathBuf),
     /// A credential of the service manager: the name in `LoadCredential=` of the systemd unit.
     Credential(String),
@@ -47,7 +47,7 @@ impl SecretRef {
                         format!("add LoadCredential={name}:/path/to/the/file to the unit"),
                     )
                 })?;
-                read_private(&PathBuf::from(dir).join(name))
+                read_credential(&PathBuf::from(dir).join(name))
             }
         }
     }

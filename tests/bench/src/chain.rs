@@ -285,6 +285,7 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
                 object: objects.hop(hook, work, Form::Plain, position)?.into(),
                 function: "hop".to_owned(),
                 frags: false,
+                tail_calls: None,
                 proceed_on: VerdictSet::default_for(hook),
                 globals: Vec::new(),
                 map_entries: Vec::new(),

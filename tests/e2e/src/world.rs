@@ -42,6 +42,11 @@ const PORT: u16 = 4242;
 static COMPILED: LazyLock<Result<Vec<PathBuf>, String>> =
     LazyLock::new(|| compile::packages().map_err(|error| format!("{error:#}")));
 
+/// The directories of the compiled starter packages.
+pub(crate) fn compiled() -> Result<&'static [PathBuf]> {
+    COMPILED.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
 /// A stack, and what it takes to send packets to it.
 pub struct World {
     pair: Pair,
@@ -93,7 +98,7 @@ impl World {
     pub fn start_under(parent: &Path) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let compiled = COMPILED.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let compiled = compiled()?;
         let nats_server = tools::nats_server()?;
         let dir = TempDir::with_prefix_in("canopy-e2e-", parent)?;
         let layout = Layout {
@@ -366,9 +371,13 @@ impl Repository<'_> {
         self.world.stack.publish(&[to]).map(drop)
     }
 
-    /// The file of version 0.1.0 of a package, and that of its signature.
+    /// The file of a package that has one version, and that of its signature.
     pub fn files(&self, name: &str) -> (PathBuf, PathBuf) {
-        let dir = self.world.stack.layout().repository().join(name).join("0.1.0");
-        (dir.join(format!("{name}-0.1.0.cpkg")), dir.join(format!("{name}-0.1.0.cpkg.minisig")))
+        let package = self.world.stack.layout().repository().join(name);
+        let mut versions = fs::read_dir(package).into_iter().flatten().flatten();
+        let version = versions.next().map(|entry| entry.path()).unwrap_or_default();
+        let number = version.file_name().unwrap_or_default().to_string_lossy();
+        let file = format!("{name}-{number}.cpkg");
+        (version.join(&file), version.join(format!("{file}.minisig")))
     }
 }

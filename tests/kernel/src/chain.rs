@@ -45,6 +45,7 @@ pub fn member(name: &str, hook: Hook, object: &Arc<[u8]>, function: &str) -> Mem
         object: Arc::clone(object),
         function: function.to_owned(),
         frags: false,
+        tail_calls: None,
         proceed_on: VerdictSet::default_for(hook),
         globals: Vec::new(),
         map_entries: Vec::new(),

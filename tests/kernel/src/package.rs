@@ -93,6 +93,7 @@ pub fn member(package: &str, hook: Hook, settings: &Value) -> Result<(Manifest, 
         object,
         function: program.function,
         frags: program.frags,
+        tail_calls: program.tail_calls,
         proceed_on,
         globals: bindings.globals,
         map_entries: bindings

@@ -162,7 +162,11 @@ pub(crate) mod tests {
                 timed_ns: 5000,
                 functions: vec!["p1_limit".to_owned()],
                 function_bytes: vec![4000, 96],
+                native_refused: None,
             }),
+            placement: None,
+            pin_problem: None,
+            device_errors: BTreeMap::new(),
         };
         let pending = ChainStatus {
             netns: None,
@@ -176,6 +180,9 @@ pub(crate) mod tests {
             changed_by: None,
             programs: vec![],
             observed: None,
+            placement: None,
+            pin_problem: None,
+            device_errors: BTreeMap::new(),
         };
         GetReply {
             host: "web1".parse().unwrap(),
@@ -186,6 +193,7 @@ pub(crate) mod tests {
             started: "2026-01-01T00:00:00Z".to_owned(),
             chains: vec![chain, pending],
             selectors: vec![],
+            stray_pins: vec![],
         }
     }
 

@@ -137,6 +137,12 @@ fn member(
         object: Arc::from(object.as_slice()),
         function: program.function.clone(),
         frags: program.frags,
+        tail_calls: package
+            .manifest
+            .programs
+            .iter()
+            .find(|known| known.name == program.program)
+            .and_then(|known| known.tail_calls),
         proceed_on: program.proceed_on,
         globals: bindings.globals,
         map_entries: contents(bindings.map_entries),

@@ -16,7 +16,13 @@ impl<K: Kernel> Engine<K> {
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let mut seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
+        let hidden = self.recover(&inner, &keys, &mut seen);
+        // What is out of reach cannot be taken off, and must not be told to be.
+        if let (false, Some((_, error))) = (undo, hidden.into_iter().next()) {
+            return Err(LoaderError::kernel(error));
+        }
         let drained = !undo;
         let unchanged = inner.state.drained == drained;
         let mut changes = Vec::new();

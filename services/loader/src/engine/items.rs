@@ -18,9 +18,9 @@ use crate::{
 };
 use canopy_api::{
     ChainKey, Digest, ProgramName, Target, XdpMode,
-    wire::{Action, ApplyReply, ObservedChain, SelectorOutcome},
+    wire::{Action, ApplyReply, ChainOutcome, ObservedChain, SelectorOutcome},
 };
-use canopy_kernel::{ChainBuild, Kernel, LinkState, Observed, Prepared};
+use canopy_kernel::{ChainBuild, Kernel, KernelError, LinkState, Observed, Prepared};
 
 /// A request on its way.
 struct Plan {
@@ -45,6 +45,8 @@ pub(super) struct Item {
     pub(super) plan: ChainPlan,
     pub(super) build: Option<ChainBuild>,
     pub(super) prepared: Option<Prepared>,
+    /// Why it cannot be changed: it is attached, and out of reach.
+    pub(super) hidden: Option<KernelError>,
 }
 
 /// Why a group is as it was.
@@ -150,7 +152,9 @@ impl<K: Kernel> Engine<K> {
                 interfaces,
             })
             .collect();
-        let seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let mut seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let keys = expanded.asked.iter().map(|asked| &asked.key);
+        let mut hidden = self.recover(&inner, keys, &mut seen);
         let plans = plan(&inner.state, &seen, &expanded.asked);
         let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
         let mut items = Vec::new();
@@ -164,7 +168,8 @@ impl<K: Kernel> Engine<K> {
                     _,
                 ) => None,
             };
-            items.push(Some(Item { asked, plan, build, prepared: None }));
+            let hidden = hidden.remove(&asked.key);
+            items.push(Some(Item { asked, plan, build, prepared: None, hidden }));
         }
         let builds = items.iter().flatten().filter_map(Item::build);
         inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
@@ -303,6 +308,18 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Tells as well who stands before what was attached.
+    fn placed(&self, mut outcome: ChainOutcome) -> ChainOutcome {
+        let Some(observed) = &outcome.observed else { return outcome };
+        let placement = self.parts.kernel.placement(&outcome.key(), observed).ok().flatten();
+        for program in placement.into_iter().flat_map(|placement| placement.before) {
+            outcome.notes.push(format!(
+                "{program} runs before the chain: what it drops or ends does not reach the chain"
+            ));
+        }
+        outcome
+    }
+
     fn reply(&self, inner: &Inner, plan: Plan, options: &Options) -> ApplyReply {
         let mut selectors = plan.selectors.clone();
         for (_, change) in plan.rules.iter().enumerate().filter(|(at, _)| plan.rule_failed(*at)) {
@@ -317,7 +334,7 @@ impl<K: Kernel> Engine<K> {
             for item in group.items {
                 let stays = item.stays_wanted(inner);
                 chains.push(match &error {
-                    None => outcome(item, &group.after),
+                    None => self.placed(outcome(item, &group.after)),
                     Some((key, error)) => failure(item, key.as_ref(), error, stays),
                 });
             }
@@ -359,6 +376,7 @@ impl Item {
             },
             build: None,
             prepared: None,
+            hidden: None,
         })
     }
 

@@ -14,6 +14,7 @@ mod maps;
 mod mend;
 mod preparing;
 mod profile;
+mod recovery;
 mod report;
 mod rings;
 mod samples;
@@ -30,6 +31,7 @@ pub use rings::{Source, Watch};
 use crate::{
     cache::PackageSource,
     core::{
+        attached::Attached,
         build::Packages,
         resolve::{self, Located},
         state::{Chain, State},
@@ -45,6 +47,7 @@ use canopy_api::{
 use canopy_kernel::{Kernel, MemberCells};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -138,6 +141,10 @@ pub(crate) struct Inner {
     last_cells: BTreeMap<(ChainKey, u64), Vec<MemberCells>>,
     /// How often in a row the counts of a generation could not be read.
     blind: BTreeMap<(ChainKey, u64), u32>,
+    /// What was attached last, by the kernel's ids.
+    attached: Attached,
+    /// What lies among the pins and is nothing of ours, as far as it was logged.
+    strays: BTreeSet<PathBuf>,
     /// Set when the state was lost: then nothing is removed that is not understood.
     lost: Option<String>,
 }
@@ -148,6 +155,8 @@ pub(crate) struct Trouble {
     reason: String,
     /// Whether its interface was missing.
     interface_missing: bool,
+    /// Whether it is attached, and its pins cannot be reached.
+    pins_hidden: bool,
     not_before: SystemTime,
     delay: Duration,
 }
@@ -180,6 +189,7 @@ impl<K: Kernel> Engine<K> {
             }
         };
         let started = (parts.now)();
+        let attached = parts.store.attached().of_boot(&parts.kernel.boot_id());
         let engine = Self {
             parts,
             started,
@@ -191,6 +201,8 @@ impl<K: Kernel> Engine<K> {
                 trouble: BTreeMap::new(),
                 last_cells: BTreeMap::new(),
                 blind: BTreeMap::new(),
+                attached,
+                strays: BTreeSet::new(),
                 lost,
             }),
             watches: Mutex::default(),
@@ -204,6 +216,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         engine.reconcile(mend::Occasion::Start);
+        engine.stray_pins();
         Ok(engine)
     }
 

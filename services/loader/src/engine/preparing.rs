@@ -108,6 +108,9 @@ impl<K: Kernel> Engine<K> {
             .collect();
         for at in order {
             let Some(item) = items.get_mut(*at) else { continue };
+            if let Some(source) = item.hidden.take() {
+                return Err((*at, blame(item, source)));
+            }
             let Some(build) = &mut item.build else { continue };
             build.together =
                 together.iter().filter(|(key, _)| *key != build.key).cloned().collect();

@@ -111,7 +111,7 @@ pub struct TokenRecord {
     /// What they may do.
     pub role: Role,
     /// Where, if not everywhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "Scope::told")]
     pub scope: Option<Scope>,
     /// Which certificate it goes with.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use super::{
 };
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::OnceLock,
 };
 
@@ -30,6 +30,8 @@ pub struct MapCreate<'a> {
     pub btf: Option<(BorrowedFd<'a>, u32, u32)>,
     /// What some types take besides (`map_extra`).
     pub extra: u64,
+    /// The memory node to be made on, with `BPF_F_NUMA_NODE`.
+    pub numa_node: u32,
 }
 
 #[repr(C)]
@@ -61,7 +63,7 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
         max_entries: map.max_entries,
         map_flags: map.flags,
         inner_map_fd: map.inner.as_ref().map_or(0, raw),
-        numa_node: 0,
+        numa_node: map.numa_node,
         map_name: object_name(map.name),
         map_ifindex: 0,
         btf_fd: btf,
@@ -72,6 +74,24 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
     };
     // SAFETY: the layout is the kernel's and holds no address.
     unsafe { bpf_fd(Cmd::MapCreate, &mut attr) }
+}
+
+/// Gives an arena (`BPF_MAP_TYPE_ARENA`) its place in memory, which programs that use it are loaded for:
+/// that of its first mapping. It keeps it when the mapping goes.
+pub fn arena_place(map: &impl AsFd, pages: u32) -> io::Result<()> {
+    let length = super::page_size() as usize * pages as usize;
+    let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd().as_raw_fd());
+    // SAFETY: a new mapping, where the kernel likes; nothing refers to it.
+    let place =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping that was just made, of this length; nothing was put there.
+    match unsafe { libc::munmap(place, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What the kernel says about a map.

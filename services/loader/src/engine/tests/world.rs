@@ -174,6 +174,7 @@ impl World {
                 priority: 100,
                 proceed_on: None,
                 frags: false,
+                tail_calls: None,
             }],
             config: vec![Parameter {
                 name: "ports".to_owned(),
