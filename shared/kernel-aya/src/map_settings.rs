@@ -29,6 +29,9 @@ const LRU_HASH: u32 = 9;
 const LRU_PERCPU_HASH: u32 = 10;
 const LPM_TRIE: u32 = 11;
 
+/// `BPF_F_RDONLY` and `BPF_F_WRONLY`: who made the map can do only one of the two.
+const ONE_WAY: u32 = 1 << 3 | 1 << 4;
+
 /// Entries that are read in one call.
 const BATCH: usize = 1024;
 /// Settings from which on a map is read whole instead of entry by entry.
@@ -304,6 +307,11 @@ impl MapSettings {
         }
     }
 
+    /// Whether a map that had what was set before cannot have what is set now.
+    pub(crate) fn changes(&self) -> bool {
+        self.moved.is_some() || !self.stale.is_empty()
+    }
+
     /// Whether a list fills the map.
     pub(crate) fn has_list(&self) -> bool {
         self.list
@@ -491,7 +499,8 @@ impl Copied {
         let each = from.info().key_size as usize
             + (from.info().value_size as usize).saturating_mul(from.parts());
         let bytes = each.saturating_mul(from.info().max_entries as usize);
-        let to = to.try_clone().ok().filter(|_| bytes <= SMALL)?;
+        let open = from.info().flags & ONE_WAY == 0;
+        let to = to.try_clone().ok().filter(|_| bytes <= SMALL && open)?;
         Some(Self { from, to, settings: settings.clone() })
     }
 

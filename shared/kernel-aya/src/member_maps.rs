@@ -308,7 +308,7 @@ impl<'a> MapMaker<'a> {
                 return Ok(Made { before, ..Made::fresh(wanted.make()?) });
             }
             let shared = self.is_shared(&old, &def.name)?;
-            if !shared && settings.hold(&old).map_err(error(&old))? {
+            if !shared && !settings.changes() && settings.hold(&old).map_err(error(&old))? {
                 return Ok(Made::kept(old));
             }
             // The kernel copies no lists and pointers: the copy would be without them.
@@ -834,6 +834,15 @@ pub(crate) fn unmet_setting(
     pins: &Pins,
     build: &ChainBuild,
 ) -> Result<Option<String>, KernelError> {
+    let (key, generation) = (&build.key, build.generation);
+    let mut running = Vec::new();
+    for share in shared_maps::read(pins, key, generation)?.into_iter().flatten() {
+        let own = pins.map(key, generation, &share.member, &share.map);
+        let index = pins.shared_map(key, share.scope, &share.map);
+        if shared_maps::id(&own)? == shared_maps::id(&index)? {
+            running.push(share);
+        }
+    }
     for member in &build.members {
         if member.globals.is_empty() && member.map_entries.is_empty() {
             continue;
@@ -841,10 +850,12 @@ pub(crate) fn unmet_setting(
         let object = object(member)?;
         for (number, def) in object.maps.iter().enumerate() {
             let settings = settings(member, &object, number, def)?;
-            if !settings.any() {
+            // What others share, and runs already, was read when it was taken over.
+            let runs = |share: &Share| share.member == member.name && share.map == def.name;
+            if !settings.any() || running.iter().any(runs) {
                 continue;
             }
-            let path = pins.map(&build.key, build.generation, &member.name, &def.name);
+            let path = pins.map(key, generation, &member.name, &def.name);
             let failed = |error| pins::os(format!("read {}", path.display()), error);
             let Some(fd) = pins::open(&path)? else { continue };
             let map = sys::Map::new(fd).map_err(failed)?;

@@ -2,8 +2,14 @@
 //! rest is as the programs left it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code: a failure is a panic")]
 
+use canopy_api::Hook;
+use canopy_kernel::KernelError;
 use canopy_kernel_aya::sys;
-use canopy_kernel_tests::{engine::options, packages::Bench};
+use canopy_kernel_tests::{
+    chain::{Chains, member},
+    engine::options,
+    packages::{Bench, compile_text},
+};
 use canopy_loader::engine::Options;
 use canopy_test_support::pair::HOST_LINK;
 use serde_json::{Value, json};
@@ -481,4 +487,26 @@ fn a_map_that_becomes_pinned_by_name_keeps_its_contents() {
     bench.applied(two);
     bench.verdict();
     assert_eq!([bench.number("one", "all", 0, 0), bench.number("two", "all", 0, 0)], [4, 4]);
+}
+
+#[test]
+fn a_shared_program_array_has_one_kind_of_programs() {
+    let chains = Chains::new();
+    let object = compile_text(
+        "struct { __uint(type, BPF_MAP_TYPE_PROG_ARRAY); __uint(max_entries, 2); __uint(pinning, LIBBPF_PIN_BY_NAME); \
+         __uint(key_size, 4); __uint(value_size, 4); } hooks SEC(\".maps\");\n\
+         SEC(\"xdp\") int x(struct xdp_md *ctx) { bpf_tail_call(ctx, &hooks, 0); return XDP_PASS; }\n\
+         SEC(\"tc\") int t(struct __sk_buff *ctx) { bpf_tail_call(ctx, &hooks, 0); return 0; }",
+    );
+    chains.load(Hook::Xdp, 1, vec![member("one", Hook::Xdp, &object, "x")]);
+    let tc = || vec![member("two", Hook::TcIngress, &object, "t")];
+    let error = chains.prepare(Hook::TcIngress, 1, tc()).unwrap_err();
+    let KernelError::SharedMap { member: blamed, reason, users, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(blamed.as_str(), "two");
+    assert_eq!(users, [Chains::key(Hook::Xdp)]);
+    assert!(reason.contains("\"hooks\"") && reason.contains("\"one\""), "{reason}");
+    chains.kernel.discard(&Chains::key(Hook::Xdp), 1).unwrap();
+    chains.load(Hook::TcIngress, 1, tc());
 }

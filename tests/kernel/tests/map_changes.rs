@@ -21,6 +21,7 @@ use std::{
     fs,
     os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
+    thread,
 };
 
 /// How settings fill a map.
@@ -104,7 +105,7 @@ const fn section(name: &'static str, variables: &'static str, more: &'static str
     }
 }
 
-/// All kinds that an XDP program of Linux 5.15 can have, with each flag that a type takes.
+/// The kinds that an XDP program can have on Linux 6.1, with the flags that a type takes.
 fn kinds() -> Vec<Kind> {
     use Bound::{Keys, No, Prefixes, Slot};
     let entry = Mark::Entry;
@@ -183,9 +184,18 @@ fn kinds() -> Vec<Kind> {
     ];
     let filled = |kind: Kind| Kind { filled: true, ..kind };
     kinds.push(filled(kind("jumps", "PROG_ARRAY", "0", "", No, Mark::Program(THREE))));
-    kinds.push(kind("inner", "ARRAY", "0", SLOTS, No, entry(ONE)));
-    kinds.push(filled(kind("outer", "ARRAY_OF_MAPS", "0", "", No, Mark::Map(THREE))));
-    kinds.push(kind("outer_hash", "HASH_OF_MAPS", "0", "", No, Mark::Map(NINE_LONG)));
+    for (inner, outer, map_type, shape, mark) in [
+        ("in_array", "out_array", "ARRAY", SLOTS, entry(ONE)),
+        ("in_hash", "out_hash", "HASH", SHORT, entry(NINE)),
+        ("in_pc_hash", "out_pc_hash", "PERCPU_HASH", SHORT, entry(NINE)),
+        ("in_lru", "out_lru", "LRU_HASH", SHORT, entry(NINE)),
+        ("in_queue", "out_queue", "QUEUE", QUEUE, Mark::Push),
+        ("in_ring", "out_ring", "RINGBUF", RING, Mark::None),
+    ] {
+        kinds.push(kind(inner, map_type, "0", shape, No, mark));
+        kinds.push(filled(kind(outer, "ARRAY_OF_MAPS", "0", inner, No, Mark::Map(THREE))));
+    }
+    kinds.push(kind("outer_hash", "HASH_OF_MAPS", "0", "in_array", No, Mark::Map(NINE_LONG)));
     kinds
 }
 
@@ -202,7 +212,12 @@ impl Kind {
         (format!("in_{name}"), format!("{name}_seen"))
     }
 
-    /// Whether `ENTRIES` and `EXTRA` make it another map.
+    /// The map whose like a map of maps holds.
+    fn inner(&self) -> Option<&'static str> {
+        self.kind.ends_with("_OF_MAPS").then_some(self.shape)
+    }
+
+    /// Whether the object declares it otherwise when it is wide.
     fn has_shapes(&self) -> bool {
         !self.name.starts_with("perf") && self.name != ".rodata"
     }
@@ -271,18 +286,23 @@ fn source(kinds: &[Kind], pinned: bool, wide: bool) -> String {
                      __array(values, int (void *)); }} jumps SEC(\".maps\") = {{ .values = {{ [0] = (void *)&target }} }};"
                 );
             }
-            (_, "inner") => {
+            (_, inner) if inner.starts_with("in_") => {
                 let _ = writeln!(
                     text,
-                    "struct inner {{ __uint(type, BPF_MAP_TYPE_ARRAY); {shape} }} inner SEC(\".maps\");"
+                    "struct {name} {{ __uint(type, BPF_MAP_TYPE_{map_type}); {shape} }} {name} SEC(\".maps\");"
                 );
             }
-            (_, "outer" | "outer_hash") => {
-                let values = if kind.filled { "= { .values = { [0] = &inner } }" } else { "" };
+            _ if kind.inner().is_some() => {
+                let inner = shape;
+                let values = if kind.filled {
+                    format!("= {{ .values = {{ [0] = &{inner} }} }}")
+                } else {
+                    String::new()
+                };
                 let _ = writeln!(
                     text,
                     "struct {{ __uint(type, BPF_MAP_TYPE_{map_type}); __uint(max_entries, 8); __type(key, __u32); PIN \
-                     __array(values, struct inner); }} {name} SEC(\".maps\") {values};"
+                     __array(values, struct {inner}); }} {name} SEC(\".maps\") {values};"
                 );
             }
             _ => {
@@ -521,7 +541,8 @@ impl Case {
                 Mark::Program(key) => (key, number(program.as_raw_fd())),
                 Mark::Device(key) => (key, device.to_ne_bytes().to_vec()),
                 Mark::Map(key) => {
-                    let inner = some_map(if self.wide { 32 } else { 16 });
+                    let inner = self.bench.map("all", kind.inner().unwrap());
+                    let inner = another(&inner);
                     let value = number(inner.as_raw_fd());
                     map.update(key, &value, 0).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
                     continue;
@@ -602,13 +623,18 @@ impl Case {
                 assert!(!dump.contains(&key(unset)), "{context}: {}: {dump}", kind.name);
             }
             // What the object fills it with is this version's.
-            if kind.name == "outer" {
+            if let Some(inner) = kind.inner().filter(|_| kind.filled) {
                 let held = map.lookup(&[0; 4]).unwrap().unwrap();
-                let inner = self.bench.map("all", "inner").info().id;
+                let inner = self.bench.map("all", inner).info().id;
                 assert_eq!(held, inner.to_ne_bytes(), "{context}");
             }
         }
-        // What packets feel.
+        self.feel(&context);
+        all
+    }
+
+    /// Sends a packet, which feels the settings of every map and variable.
+    fn feel(&self, context: &str) {
         let mask = self
             .kinds
             .iter()
@@ -617,8 +643,7 @@ impl Case {
             .fold(0_u32, |mask, (bit, _)| mask | 1 << bit);
         let expected = if self.changed { mask | 0x4000_0000 } else { 64 };
         let verdict = self.bench.verdict();
-        assert_eq!(verdict, expected, "{context}: {:#x} is not {expected:#x}", verdict);
-        all
+        assert_eq!(verdict, expected, "{context}: {verdict:#x} is not {expected:#x}");
     }
 
     fn ids(&self) -> BTreeMap<&'static str, u32> {
@@ -634,14 +659,16 @@ fn some_program() -> OwnedFd {
     sys::prog_load(&load).map_err(|rejected| format!("{rejected:?}")).unwrap()
 }
 
-/// A map as those in the maps of maps.
-fn some_map(max_entries: u32) -> OwnedFd {
+/// A map of the same shape.
+fn another(map: &Map) -> OwnedFd {
+    let info = map.info();
     sys::map_create(&MapCreate {
-        map_type: 2,
-        key_size: 4,
-        value_size: 4,
-        max_entries,
-        name: "some",
+        map_type: info.map_type,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: info.flags,
+        name: "another",
         ..MapCreate::default()
     })
     .unwrap()
@@ -653,38 +680,57 @@ fn bpftool(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Makes every change of maps in one place.
+fn changes_in(kinds: &[Kind], place: Place, full: bool) -> Vec<(Change, Vec<Became>)> {
+    let mut fresh = Case::new(kinds, place);
+    fresh.changed = true;
+    fresh.apply();
+    fresh.feel(&format!("{place:?}, fresh"));
+    let mut seen = Vec::new();
+    for change in CHANGES {
+        let firsts = if full { CHANGES.map(Some).to_vec() } else { Vec::new() };
+        let mut last = Vec::new();
+        for earlier in [None].into_iter().chain(firsts) {
+            let mut case = Case::new(kinds, place);
+            case.apply();
+            if let Some(earlier) = earlier {
+                case.change(earlier);
+            }
+            case.mark();
+            let before = case.ids();
+            case.change(change);
+            let became = case.judge(&before, place, change);
+            for (kind, became) in kinds.iter().zip(&became) {
+                let promised = promised(kind, place, change);
+                let name = kind.name;
+                assert_eq!(*became, promised, "{name}, {place:?}, {change:?} after {earlier:?}");
+            }
+            last = became;
+        }
+        seen.push((change, last));
+    }
+    seen
+}
+
 #[test]
 fn every_kind_of_map_over_every_change() {
     let kinds = kinds();
     // The bits of what packets feel.
     assert!(kinds.iter().rposition(|kind| kind.bound != Bound::No).unwrap() < 30);
     let full = std::env::var_os("CANOPY_TEST_FULL").is_some();
-    let mut seen = BTreeMap::new();
-    for place in PLACES {
-        for change in CHANGES {
-            let firsts = if full { CHANGES.map(Some).to_vec() } else { Vec::new() };
-            for earlier in [None].into_iter().chain(firsts) {
-                let mut case = Case::new(&kinds, place);
-                case.apply();
-                if let Some(earlier) = earlier {
-                    case.change(earlier);
-                }
-                case.mark();
-                let before = case.ids();
-                case.change(change);
-                let became = case.judge(&before, place, change);
-                for (kind, became) in kinds.iter().zip(&became) {
-                    let promised = promised(kind, place, change);
-                    assert_eq!(
-                        *became, promised,
-                        "{}, {place:?}, {change:?} after {earlier:?}",
-                        kind.name
-                    );
-                }
-                seen.insert((place, change), became);
-            }
-        }
-    }
+    let seen = thread::scope(|scope| {
+        let places = PLACES.map(|place| {
+            let kinds = &kinds;
+            scope.spawn(move || changes_in(kinds, place, full))
+        });
+        let places = places.into_iter().zip(PLACES);
+        places
+            .flat_map(|(thread, place)| {
+                let seen = thread.join().unwrap_or_else(|_| panic!("{place:?}"));
+                seen.into_iter().map(move |(change, became)| ((place, change), became))
+            })
+            .collect()
+    });
     compare_table(&table(&kinds, &seen));
 }
 
@@ -715,12 +761,21 @@ fn table(kinds: &[Kind], seen: &BTreeMap<(Place, Change), Vec<Became>>) -> Strin
         for (at, kind) in kinds.iter().enumerate() {
             let what = match (kind.is_section(), kind.flags) {
                 (true, _) => format!("`{}`", kind.name),
-                (false, "0") => kind.kind.to_lowercase(),
+                (false, "0") => match kind.inner() {
+                    Some(inner) => {
+                        let inner = kinds.iter().find(|kind| kind.name == inner).unwrap();
+                        let (outer, inner) = (kind.kind.to_lowercase(), inner.kind.to_lowercase());
+                        format!("{outer} of {inner}")
+                    }
+                    None => kind.kind.to_lowercase(),
+                },
                 (false, flags) => format!("{}, `{flags}`", kind.kind.to_lowercase()),
             };
             let mark = match (kind.bound, kind.filled, kind.name) {
                 (_, true, _) => " (filled by its object)",
-                (_, _, "inner") => " (in a map of maps)",
+                (_, _, name) if name.starts_with("in_") => " (in a map of maps)",
+                (_, _, "trie4") => " for IPv4 (settings)",
+                (_, _, "trie6") => " for IPv6 (settings)",
                 (Bound::No, ..) => "",
                 _ => " (settings)",
             };
