@@ -166,6 +166,7 @@ fn prepare(members: &[&Heavy], load: u64) -> Result<(u32, u32)> {
                 carry: Carry::Nothing,
                 max_entries: Vec::new(),
                 shared_maps: Vec::new(),
+                settings: canopy_kernel::SettingsDetail::default(),
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -175,6 +176,8 @@ fn prepare(members: &[&Heavy], load: u64) -> Result<(u32, u32)> {
         xdp_mode: XdpMode::Best,
         tc_mode: TcMode::Best,
         members,
+        together: Vec::new(),
+        left_entries: Vec::new(),
     };
     let begun = Instant::now();
     let prepared = kernel.prepare(&build).map_err(explain)?;
