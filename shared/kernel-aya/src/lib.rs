@@ -19,6 +19,7 @@
 mod attach;
 mod btf_ext;
 mod cells;
+mod check;
 mod clsact;
 mod core_relocate;
 mod elf;
@@ -47,6 +48,8 @@ pub mod sys;
 mod times;
 mod verified;
 mod verifier_log;
+
+pub use check::{check_member, load_member};
 
 use crate::{held::Held, pins::Pins, route::Routes};
 use canopy_api::{

@@ -112,34 +112,36 @@ impl Loaded {
     }
 }
 
-/// Makes a member's maps and loads it alone.
-pub(crate) fn prepare(
-    member: &Member,
-    hook: Hook,
-    loading: Loading,
-    maker: &mut MapMaker<'_>,
-) -> Result<Loaded, KernelError> {
+/// A member's programs, linked and found fit for a chain; no kernel has seen them.
+pub(crate) struct Linked {
+    /// Its own, then those that it may jump to by program arrays which the object fills.
+    pub(crate) members: Vec<chain::Member>,
+    /// The functions of the latter.
+    pub(crate) targets: Vec<String>,
+    /// The maps that all of them load.
+    pub(crate) used: BTreeSet<usize>,
+    /// What is doubtful about it.
+    pub(crate) remark: Option<String>,
+}
+
+/// Links a member's programs, and refuses what no chain can have.
+pub(crate) fn linked(member: &Member, object: &Object, hook: Hook) -> Result<Linked, KernelError> {
     let name = &member.name;
     let failed = |error: &ObjectError| object_error(name, error);
-    let object = Object::get(&member.object).map_err(|error| failed(&error))?;
-    let mut notes = Vec::new();
-
-    let doubt = eligibility::section(&object, &member.function, hook);
-    if let Some(doubt) = doubt.map_err(|error| failed(&error))? {
-        notes.push(format!("\"{name}\": {doubt}"));
-    }
+    let remark = eligibility::section(object, &member.function, hook);
+    let remark = remark.map_err(|error| failed(&error))?;
     let entry = object.link(&member.function).map_err(|error| failed(&error))?;
-    let mut members = vec![chain_member(member, &object, entry)];
+    let mut members = vec![chain_member(member, object, entry)];
     // What it may jump to by program arrays the object fills: programs of their own.
     let mut targets: Vec<String> = Vec::new();
     let mut seen = 0;
     let mut used = BTreeSet::new();
     while let Some(program) = members.get(seen) {
         used.extend(program.code.maps.iter().map(|load| load.map));
-        for function in targets_of(&object, &used) {
+        for function in targets_of(object, &used) {
             if !targets.contains(&function) {
                 let code = object.link(&function).map_err(|error| failed(&error))?;
-                members.push(chain_member(member, &object, code));
+                members.push(chain_member(member, object, code));
                 targets.push(function);
             }
         }
@@ -161,6 +163,22 @@ pub(crate) fn prepare(
         eligibility::exceptions(&program.code).map_err(|error| failed(&error))?;
         eligibility::device_bound(&program.code).map_err(|error| failed(&error))?;
     }
+    Ok(Linked { members, targets, used, remark })
+}
+
+/// Makes a member's maps and loads it alone.
+pub(crate) fn prepare(
+    member: &Member,
+    hook: Hook,
+    loading: Loading,
+    maker: &mut MapMaker<'_>,
+) -> Result<Loaded, KernelError> {
+    let name = &member.name;
+    let object = Object::get(&member.object).map_err(|error| object_error(name, &error))?;
+    let mut notes = Vec::new();
+
+    let Linked { mut members, targets, used, remark } = linked(member, &object, hook)?;
+    notes.extend(remark.map(|remark| format!("\"{name}\": {remark}")));
 
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
     // refuses is loaded without, as libbpf does.

@@ -339,7 +339,7 @@ fn data_sections(
 }
 
 /// Sizes that are not the object's to know.
-fn settle_size(name: &ProgramName, def: &mut MapDef) -> Result<(), KernelError> {
+pub(crate) fn settle_size(name: &ProgramName, def: &mut MapDef) -> Result<(), KernelError> {
     match def.map_type {
         PERF_EVENT_ARRAY if def.max_entries == 0 => {
             let cpus = sys::possible_cpus().map_err(|error| os(name, &def.name, "size", error))?;

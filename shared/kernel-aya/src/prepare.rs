@@ -77,7 +77,7 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
 }
 
 /// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).
-fn takes_frags(member: &Member) -> bool {
+pub(crate) fn takes_frags(member: &Member) -> bool {
     // An object that cannot be read is refused where it is linked.
     member.frags
         || Object::get(&member.object)

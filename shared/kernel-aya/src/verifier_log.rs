@@ -165,7 +165,7 @@ fn remedy_of(error: Option<i32>, capabilities: Option<u64>) -> &'static str {
 }
 
 /// The effective capabilities of this process.
-fn capabilities() -> Option<u64> {
+pub(crate) fn capabilities() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(effective.trim(), 16).ok()
