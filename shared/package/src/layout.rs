@@ -129,7 +129,7 @@ impl Btf<'_> {
     /// The fields of a type; `None` where it says nothing, or has too many.
     pub(crate) fn fields(&self, id: u32) -> Option<Vec<Field>> {
         let mut fields = Vec::new();
-        self.lay_out(id, String::new(), 0, DEPTH, &mut fields)?;
+        self.lay_out(id, "", 0, DEPTH, &mut fields)?;
         for field in &mut fields {
             if field.name.is_empty() {
                 "the whole of it".clone_into(&mut field.name);
@@ -141,7 +141,7 @@ impl Btf<'_> {
     fn lay_out(
         &self,
         id: u32,
-        name: String,
+        name: &str,
         offset: u32,
         depth: u32,
         fields: &mut Vec<Field>,
@@ -153,7 +153,7 @@ impl Btf<'_> {
         let ty = self.resolve(id)?;
         let size = self.size(id, DEPTH)?;
         let mut push = |kind| {
-            fields.push(Field { name: name.clone(), offset, size, kind });
+            fields.push(Field { name: name.to_owned(), offset, size, kind });
             Some(())
         };
         match ty.kind {
@@ -172,13 +172,13 @@ impl Btf<'_> {
                 }
                 for index in 0..count {
                     let at = offset.checked_add(step.checked_mul(index)?)?;
-                    self.lay_out(element, format!("{name}[{index}]"), at, depth, fields)?;
+                    self.lay_out(element, &format!("{name}[{index}]"), at, depth, fields)?;
                 }
                 Some(())
             }
             // struct, union
             4 | 5 if self.is_kernels(ty) => push(FieldKind::Opaque),
-            4 | 5 => self.members(ty, &name, offset, depth, fields),
+            4 | 5 => self.members(ty, name, offset, depth, fields),
             // pointer, float
             _ => push(FieldKind::Opaque),
         }
@@ -207,7 +207,7 @@ impl Btf<'_> {
                 let size = (place % 8 + bits.max(1)).div_ceil(8);
                 fields.push(Field { name, offset: at, size, kind: FieldKind::Bits });
             } else {
-                self.lay_out(id, name, at, depth, fields)?;
+                self.lay_out(id, &name, at, depth, fields)?;
             }
         }
         Some(())
