@@ -413,3 +413,66 @@ fn a_variant_is_built_checked_and_its_slips_are_told() {
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     assert!(output.status.success());
 }
+
+/// A package of one program of this C text, compiled.
+fn package_of(dir: &Path, text: &str) {
+    let demo = dir.join("demo");
+    fs::create_dir(&demo).unwrap();
+    fs::write(
+        demo.join("package.yaml"),
+        "{ name: demo, version: 0.1.0, description: demo, license: MIT,\n  programs: [{ name: demo, \
+         object: demo.bpf.o, function: demo, hooks: [xdp] }] }\n",
+    )
+    .unwrap();
+    let object = canopy_test_support::compile_text(text).unwrap();
+    fs::write(demo.join("demo.bpf.o"), object).unwrap();
+}
+
+#[test]
+fn check_and_build_refuse_what_no_loader_takes() {
+    let head = "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\n\
+                char _license[] SEC(\"license\") = \"GPL\";\n";
+    for (body, parts) in [
+        // By the manifest's own rules, which the registry has too.
+        (
+            "SEC(\"tracepoint/sched/sched_switch\") int demo(void *ctx) { return 0; }",
+            ["tracepoint/sched/sched_switch", "declares it for xdp", "programs[0].object"],
+        ),
+        // By the loader's reader.
+        (
+            "extern void bpf_throw(__u64) __ksym;\n\
+             static __attribute__((noinline)) int f(int x) { if (x == 9) bpf_throw(0); return x; }\n\
+             SEC(\"xdp\") int demo(struct xdp_md *ctx) { return f(ctx->rx_queue_index) ? 1 : 2; }",
+            ["bpf_throw", "function \"f\"", "programs[0].object"],
+        ),
+        (
+            "extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *, __u64 *) __ksym;\n\
+             SEC(\"xdp\") int demo(struct xdp_md *ctx)\n\
+             { __u64 t; return bpf_xdp_metadata_rx_timestamp(ctx, &t) ? 1 : 2; }",
+            ["bound to one device", "bpf_xdp_metadata_rx_timestamp", "programs[0].object"],
+        ),
+        (
+            "struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, __u32); __type(value, __u32); } \
+             m SEC(\".maps\");\n\
+             SEC(\"xdp\") int demo(struct xdp_md *ctx)\n\
+             { __u32 k = 0; return bpf_map_lookup_elem(&m, &k) ? 1 : 2; }",
+            ["map \"m\"", "number of entries", "programs[0].object"],
+        ),
+    ] {
+        let dir = TempDir::new().unwrap();
+        package_of(dir.path(), &format!("{head}{body}\n"));
+        for command in ["check", "build"] {
+            let said = fails(2, &["package", command, "demo"], dir.path());
+            for part in parts {
+                assert!(said.contains(part), "{command}: {said}");
+            }
+            assert!(said.contains("fix: "), "{said}");
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let frags = "SEC(\"xdp.frags\") int demo(struct xdp_md *ctx) { return XDP_PASS; }";
+    package_of(dir.path(), &format!("{head}{frags}\n"));
+    let output = canopy(&["package", "check", "demo"], dir.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("frags: true"), "{said}");
+}

@@ -20,6 +20,7 @@ mod attach;
 mod btf_ext;
 mod cells;
 mod chain_types;
+mod check;
 mod clsact;
 mod core_relocate;
 mod datasec;
@@ -59,6 +60,8 @@ pub mod sys;
 mod times;
 mod verified;
 mod verifier_log;
+
+pub use check::{check_member, load_member};
 
 use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{

@@ -142,29 +142,40 @@ impl Linked {
     }
 }
 
-/// Links a member and what it may jump to.
-pub(crate) fn link(member: &Member, hook: Hook, loading: Loading) -> Result<Linked, KernelError> {
+/// A member's programs, linked and found fit for a chain; no kernel has seen them.
+pub(crate) struct LinkedPrograms {
+    /// Its own, then those that it may jump to by program arrays which the object fills.
+    pub(crate) members: Vec<chain::Member>,
+    /// The functions of the latter.
+    pub(crate) targets: Vec<String>,
+    /// The maps that all of them load.
+    pub(crate) used: BTreeSet<usize>,
+    /// What is doubtful about it.
+    pub(crate) remark: Option<String>,
+}
+
+/// Links a member's programs, and refuses what no chain can have.
+pub(crate) fn link_programs(
+    member: &Member,
+    object: &Object,
+    hook: Hook,
+) -> Result<LinkedPrograms, KernelError> {
     let name = &member.name;
     let failed = |error: &ObjectError| object_error(name, error);
-    let object = Object::get(&member.object).map_err(|error| failed(&error))?;
-    let mut notes = Vec::new();
-
-    let doubt = eligibility::section(&object, &member.function, hook);
-    if let Some(doubt) = doubt.map_err(|error| failed(&error))? {
-        notes.push(format!("\"{name}\": {doubt}"));
-    }
+    let remark = eligibility::section(object, &member.function, hook);
+    let remark = remark.map_err(|error| failed(&error))?;
     let entry = object.link(&member.function).map_err(|error| failed(&error))?;
-    let mut members = vec![chain_member(member, &object, entry)];
+    let mut members = vec![chain_member(member, object, entry)];
     // What it may jump to by program arrays the object fills: programs of their own.
     let mut targets: Vec<String> = Vec::new();
     let mut seen = 0;
     let mut used = BTreeSet::new();
     while let Some(program) = members.get(seen) {
         used.extend(program.code.maps.iter().map(|load| load.map));
-        for function in targets_of(&object, &used) {
+        for function in targets_of(object, &used) {
             if !targets.contains(&function) {
                 let code = object.link(&function).map_err(|error| failed(&error))?;
-                members.push(chain_member(member, &object, code));
+                members.push(chain_member(member, object, code));
                 targets.push(function);
             }
         }
@@ -186,6 +197,18 @@ pub(crate) fn link(member: &Member, hook: Hook, loading: Loading) -> Result<Link
         eligibility::exceptions(&program.code).map_err(|error| failed(&error))?;
         eligibility::device_bound(&program.code).map_err(|error| failed(&error))?;
     }
+    Ok(LinkedPrograms { members, targets, used, remark })
+}
+
+/// Links a member and what it may jump to, and has the kernel look at its types.
+pub(crate) fn link(member: &Member, hook: Hook, loading: Loading) -> Result<Linked, KernelError> {
+    let name = &member.name;
+    let object = Object::get(&member.object).map_err(|error| object_error(name, &error))?;
+    let mut notes = Vec::new();
+
+    let LinkedPrograms { mut members, targets, used, remark } =
+        link_programs(member, &object, hook)?;
+    notes.extend(remark.map(|remark| format!("\"{name}\": {remark}")));
 
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
     // refuses is loaded without, as libbpf does.

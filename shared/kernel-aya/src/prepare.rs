@@ -78,7 +78,7 @@ pub(crate) fn prepare(
 }
 
 /// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).
-fn takes_frags(member: &Member) -> bool {
+pub(crate) fn takes_frags(member: &Member) -> bool {
     // An object that cannot be read is refused where it is linked.
     member.frags
         || Object::get(&member.object)
@@ -170,15 +170,14 @@ fn assemble(
     // Each loads alone. What the verifier does not follow through all of them in one function, it may
     // take one by one; and only then its complaint names a member.
     let inlined = if composed.inlined > 0 { parts.try_load(&composed) } else { None };
-    let prog = match inlined {
-        Some(prog) => prog,
-        None => {
-            if composed.inlined > 0 {
-                tracing::debug!(chain = %key, "the members are called instead of inlined");
-                composed = compose(Shape::Calls)?;
-            }
-            parts.load(&composed)?
+    let prog = if let Some(prog) = inlined {
+        prog
+    } else {
+        if composed.inlined > 0 {
+            tracing::debug!(chain = %key, "the members are called instead of inlined");
+            composed = compose(Shape::Calls)?;
         }
+        parts.load(&composed)?
     };
     let info = sys::prog_info(&prog).map_err(|error| os(key, "read the program", error))?;
 

@@ -88,7 +88,7 @@ const STACK: i64 = 512;
 pub(crate) fn read(rejected: &Rejected) -> Complaint {
     let lines: Vec<&str> = rejected.log.trim_end().lines().collect();
     let is_complaint = |line: &&str| !is_statistics(line) && !is_state(line);
-    let Some(at) = lines.iter().rposition(|line| is_complaint(&line)) else {
+    let Some(at) = lines.iter().rposition(is_complaint) else {
         return Complaint {
             reason: format!("the kernel refuses it: {}", rejected.error),
             remedy: remedy_of(rejected.error.raw_os_error(), capabilities()),
@@ -165,7 +165,7 @@ fn remedy_of(error: Option<i32>, capabilities: Option<u64>) -> &'static str {
 }
 
 /// The effective capabilities of this process.
-fn capabilities() -> Option<u64> {
+pub(crate) fn capabilities() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(effective.trim(), 16).ok()

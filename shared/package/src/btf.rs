@@ -29,13 +29,15 @@ pub(crate) struct Btf<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Type<'a> {
-    name: u32,
-    kind: u32,
+pub(crate) struct Type<'a> {
+    pub(crate) name: u32,
+    pub(crate) kind: u32,
+    /// The flag beside the kind.
+    pub(crate) flag: bool,
     /// Size of the type, or the type it refers to (`union { size; type; }` in the kernel).
-    referred: u32,
+    pub(crate) referred: u32,
     /// What follows the three common words.
-    rest: &'a [u8],
+    pub(crate) rest: &'a [u8],
 }
 
 impl<'a> Btf<'a> {
@@ -126,20 +128,26 @@ impl<'a> Btf<'a> {
                 "max_entries" => map.max_entries = number(),
                 "key_size" => map.key_size = number(),
                 "value_size" => map.value_size = number(),
-                "key" => map.key_size = pointee().and_then(|ty| self.size(ty, DEPTH)),
-                "value" => map.value_size = pointee().and_then(|ty| self.size(ty, DEPTH)),
+                "key" => {
+                    map.key_size = pointee().and_then(|ty| self.size(ty, DEPTH));
+                    map.key_fields = pointee().and_then(|ty| self.fields(ty));
+                }
+                "value" => {
+                    map.value_size = pointee().and_then(|ty| self.size(ty, DEPTH));
+                    map.value_fields = pointee().and_then(|ty| self.fields(ty));
+                }
                 _ => {}
             }
         }
         map
     }
 
-    fn get(&self, id: u32) -> Option<Type<'a>> {
+    pub(crate) fn get(&self, id: u32) -> Option<Type<'a>> {
         self.types.get((id as usize).checked_sub(1)?).copied()
     }
 
     /// Through typedefs and qualifiers.
-    fn resolve(&self, mut id: u32) -> Option<Type<'a>> {
+    pub(crate) fn resolve(&self, mut id: u32) -> Option<Type<'a>> {
         for _ in 0..DEPTH {
             let ty = self.get(id)?;
             match ty.kind {
@@ -151,7 +159,7 @@ impl<'a> Btf<'a> {
         None
     }
 
-    fn size(&self, id: u32, depth: u32) -> Option<u32> {
+    pub(crate) fn size(&self, id: u32, depth: u32) -> Option<u32> {
         let depth = depth.checked_sub(1)?;
         let ty = self.resolve(id)?;
         match ty.kind {
@@ -163,7 +171,7 @@ impl<'a> Btf<'a> {
         }
     }
 
-    fn name(&self, offset: u32) -> &'a str {
+    pub(crate) fn name(&self, offset: u32) -> &'a str {
         let tail = self.strings.get(offset as usize..).unwrap_or_default();
         // Many types may have one name: together they must not be longer than the file by much.
         let tail = tail.get(..LONGEST_NAME).unwrap_or(tail);
@@ -188,12 +196,12 @@ fn read_types(mut data: &[u8]) -> Result<Vec<Type<'_>>, &'static str> {
             _ => return Err("it has a type of a kind that is not known"),
         };
         let rest = data.get(12..12 + length).ok_or(cut)?;
-        types.push(Type { name, kind, referred, rest });
+        types.push(Type { name, kind, flag: info >> 31 != 0, referred, rest });
         data = data.get(12 + length..).unwrap_or_default();
     }
     Ok(types)
 }
 
-fn word(data: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn word(data: &[u8], at: usize) -> Option<u32> {
     data.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
 }

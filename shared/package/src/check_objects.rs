@@ -5,10 +5,14 @@ use crate::{
     bind,
     describe::kind_name,
     elf::{MapShape, ObjectFile},
+    layout::{Field, Reading, contradiction},
     manifest::{Bind, KeyType, Manifest, ManifestProgram, Metric, Parameter, Select, ValueType},
     near,
 };
-use canopy_api::{Problem, Problems};
+use canopy_api::{
+    Problem, Problems,
+    program_section::{SectionFit, section_fit},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -88,7 +92,11 @@ impl Check<'_> {
     }
 
     fn programs(&mut self) {
-        for (i, program) in self.package.manifest.programs.iter().enumerate() {
+        let package = self.package;
+        for (i, program) in package.manifest.programs.iter().enumerate() {
+            for (field, file) in program.objects() {
+                self.section(program, file, &format!("programs[{i}].{field}"));
+            }
             let Some(object) = self.objects.get(program.object.as_str()) else { continue };
             if object.functions.iter().any(|function| function.name == program.function) {
                 continue;
@@ -96,6 +104,24 @@ impl Check<'_> {
             let names: Vec<_> = object.functions.iter().map(|f| f.name.clone()).collect();
             let at = format!("programs[{i}].function");
             self.missing(&at, "function", &program.function, names.iter().map(String::as_str));
+        }
+    }
+
+    /// That the function is of a type that the hooks take, as far as its section and context say.
+    fn section(&mut self, program: &ManifestProgram, file: &str, at: &str) {
+        let object = self.objects.get(file);
+        let function = object.and_then(|object| {
+            object.functions.iter().find(|function| function.name == program.function)
+        });
+        let Some(function) = function else { return };
+        // `int (struct xdp_md *)`
+        let context = function.signature.as_deref().and_then(|signature| {
+            let (_, parameters) = signature.split_once("(struct ")?;
+            parameters.split_once(" *").map(|(name, _)| name)
+        });
+        let fit = program.hooks.first().map(|hook| section_fit(*hook, &function.section, context));
+        if let Some(SectionFit::Mismatch { reason, hint }) = fit {
+            self.push(at, format!("\"{}\" in {file}: {reason}", program.function), &hint);
         }
     }
 
@@ -247,6 +273,27 @@ impl Check<'_> {
         }
     }
 
+    /// That a piece of a map's key or value is what it is read as, where the object's types say.
+    fn reads(
+        &mut self,
+        fields: Option<&[Field]>,
+        (map, part): (&str, &str),
+        (offset, width, reading): (u32, u32, Reading),
+        at: &str,
+    ) {
+        let wrong = fields.and_then(|fields| contradiction(fields, offset, width, reading));
+        if let Some(wrong) = wrong {
+            let message = format!("in a {part} of map \"{map}\" {wrong}");
+            let hint = match part {
+                "key" => {
+                    "correct the label's offset or type (be16 and be32 are network byte order)"
+                }
+                _ => "correct offset or value: u32 is 4 bytes, u64 is 8",
+            };
+            self.push(&format!("{at}.offset"), message, hint);
+        }
+    }
+
     fn metric(&mut self, metric: &Metric, at: &str) {
         let width = match metric.value {
             ValueType::U32 => 4,
@@ -261,6 +308,10 @@ impl Check<'_> {
                     map.name
                 );
                 self.push(&format!("{at}.offset"), message, "correct offset or value");
+            } else if !counted {
+                let width = u32::try_from(width).unwrap_or(u32::MAX);
+                let (fields, of) = (map.value_fields.as_deref(), "value");
+                self.reads(fields, (&map.name, of), (metric.offset, width, Reading::Host), at);
             }
             let select = format!("{at}.select");
             match &metric.select {
@@ -294,6 +345,12 @@ impl Check<'_> {
                             );
                             let at = format!("{select}.top.labels[{l}].offset");
                             self.push(&at, message, "correct offset or type");
+                        } else {
+                            let width = u32::try_from(key_width(label.kind)).unwrap_or(u32::MAX);
+                            let piece = (label.offset, width, reading(label.kind));
+                            let at = format!("{select}.top.labels[{l}]");
+                            let fields = map.key_fields.as_deref();
+                            self.reads(fields, (&map.name, "key"), piece, &at);
                         }
                     }
                 }
@@ -374,7 +431,15 @@ fn key_width(kind: KeyType) -> u64 {
     match kind {
         KeyType::U8 | KeyType::Protocol => 1,
         KeyType::U16 | KeyType::Be16 => 2,
-        KeyType::U32 => 4,
+        KeyType::U32 | KeyType::Be32 => 4,
         KeyType::Ip => 16,
+    }
+}
+
+fn reading(kind: KeyType) -> Reading {
+    match kind {
+        KeyType::U8 | KeyType::Protocol | KeyType::U16 | KeyType::U32 => Reading::Host,
+        KeyType::Be16 | KeyType::Be32 => Reading::Network,
+        KeyType::Ip => Reading::Bytes,
     }
 }

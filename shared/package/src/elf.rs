@@ -3,7 +3,7 @@
 //! This is for comparing a manifest with its objects, early and with good messages. Loading is
 //! the loader's business and reads the file again by itself.
 
-use crate::btf::Btf;
+use crate::{btf::Btf, layout::Field};
 use object::{
     Architecture, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind, read::File,
 };
@@ -80,6 +80,10 @@ pub struct MapShape {
     pub value_size: Option<u32>,
     /// Number of entries.
     pub max_entries: Option<u32>,
+    /// What lies where in a key.
+    pub(crate) key_fields: Option<Vec<Field>>,
+    /// What lies where in a value.
+    pub(crate) value_fields: Option<Vec<Field>>,
 }
 
 /// A variable.
@@ -199,5 +203,12 @@ fn legacy_map(name: String, data: &[u8], address: u64) -> MapShape {
         let bytes = data.get(from..from.checked_add(4)?)?;
         bytes.try_into().ok().map(u32::from_le_bytes)
     };
-    MapShape { name, kind: word(0), key_size: word(1), value_size: word(2), max_entries: word(3) }
+    MapShape {
+        name,
+        kind: word(0),
+        key_size: word(1),
+        value_size: word(2),
+        max_entries: word(3),
+        ..MapShape::default()
+    }
 }

@@ -27,6 +27,7 @@ pub mod describe;
 pub mod elf;
 pub mod error;
 pub mod index;
+mod layout;
 pub mod manifest;
 pub mod metric;
 pub mod near;

@@ -330,6 +330,8 @@ pub enum KeyType {
     Be16,
     /// 4 bytes, host order.
     U32,
+    /// 4 bytes, network order.
+    Be32,
     /// 16 bytes: an IPv6 address, IPv4 ones as `::ffff:a.b.c.d` and shown as IPv4.
     Ip,
     /// 1 byte: an IP protocol number, shown by name where it has one.

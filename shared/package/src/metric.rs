@@ -111,6 +111,7 @@ fn text(label: &KeyLabel, key: &[u8]) -> Option<String> {
         KeyType::U16 => u16::from_ne_bytes(bytes(key, at)?).to_string(),
         KeyType::Be16 => u16::from_be_bytes(bytes(key, at)?).to_string(),
         KeyType::U32 => u32::from_ne_bytes(bytes(key, at)?).to_string(),
+        KeyType::Be32 => u32::from_be_bytes(bytes(key, at)?).to_string(),
         KeyType::Ip => Ipv6Addr::from(bytes::<16>(key, at)?).to_canonical().to_string(),
         KeyType::Protocol => protocol(u8::from_ne_bytes(bytes(key, at)?)),
     })

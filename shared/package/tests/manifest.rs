@@ -98,6 +98,17 @@ fn a_manifest_must_agree_with_its_objects() {
         ("map: totals", "map: total", "metrics[0].map"),
         ("select: count", "select: { slot: 0 }", "metrics[1].select"),
         ("offset: 8, value: u64", "offset: 9, value: u64", "metrics[2].offset"),
+        // Half of a field, and parts of two.
+        ("offset: 8, value: u64", "offset: 8, value: u32", "metrics[2].offset"),
+        ("offset: 8, value: u64", "offset: 4, value: u64", "metrics[2].offset"),
+        // Two fields as one number: rate and spare of the settings.
+        (
+            "map: totals, select: { slot: 0 }",
+            "map: settings, select: { slot: 0 }, value: u64",
+            "metrics[0].offset",
+        ),
+        ("offset: 0, type: ip", "offset: 16, type: u32", "metrics[4].select.top.labels[0].offset"),
+        ("offset: 0, type: ip", "offset: 15, type: u16", "metrics[4].select.top.labels[0].offset"),
         ("offset: 0, type: ip", "offset: 8, type: ip", "metrics[4].select.top.labels[0].offset"),
         ("- { name: flows, carry", "- { name: flow, carry", "maps[0].name"),
     ] {
@@ -128,4 +139,61 @@ fn what_is_not_an_ebpf_object_is_named() {
     let bad = package.check_objects().unwrap_err();
     assert_eq!(bad.0[0].path, "programs[0].object");
     assert!(bad.0[0].message.contains("not for eBPF"), "{}", bad.0[0].message);
+}
+
+/// A key with padding, ports in both byte orders, a bit field and a lock beside the counter.
+const TYPES: &str = r#"
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+struct key { __u8 protocol; __be16 port; __u32 address[4]; __be32 peer; __u16 low : 4; __u16 high : 12; };
+struct value { struct bpf_spin_lock lock; __u32 first; __u32 second; union { __u64 whole; __u32 half; }; };
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 8);
+	 __type(key, struct key); __type(value, struct value); } flows SEC(".maps");
+SEC("xdp") int main_prog(struct xdp_md *ctx)
+{ struct key key = {}; return bpf_map_lookup_elem(&flows, &key) ? XDP_DROP : XDP_PASS; }
+char _license[] SEC("license") = "GPL";
+"#;
+
+#[test]
+fn metrics_are_compared_with_the_types_of_the_map() {
+    let object = canopy_test_support::compile_text(TYPES).unwrap();
+    let problem = |offset: u32, value: &str, label: &str| {
+        let text = format!(
+            "{{ name: p, version: 1.0.0, description: p, license: MIT, programs: [{{ name: p, \
+             object: p.o, function: main_prog, hooks: [xdp] }}], metrics: [{{ name: m, help: m, \
+             kind: counter, map: flows, offset: {offset}, value: {value}, select: {{ top: {{ \
+             count: 5, labels: [{{ label: l, {label} }}] }} }} }}] }}"
+        );
+        let package = canopy_package::Package {
+            manifest: Manifest::read(&text, Format::Yaml).unwrap(),
+            objects: [("p.o".to_owned(), object.clone())].into(),
+            readme: None,
+            license_text: None,
+        };
+        let problems = package.check_objects().err().map(|bad| bad.0).unwrap_or_default();
+        assert!(problems.iter().all(|problem| problem.remedy.is_some()));
+        problems.into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("; ")
+    };
+    for (offset, value, label) in [
+        (4, "u32", "offset: 0, type: protocol"),
+        (8, "u32", "offset: 2, type: be16"),
+        (16, "u64", "offset: 4, type: ip"),
+        (16, "u32", "offset: 20, type: be32"),
+    ] {
+        assert_eq!(problem(offset, value, label), "", "{offset} {value} {label}");
+    }
+    for (offset, value, label, part) in [
+        (4, "u64", "offset: 0, type: u8", "not one field but first, second"),
+        (0, "u32", "offset: 0, type: u8", "lock, which is no number"),
+        (12, "u32", "offset: 0, type: u8", "padding"),
+        (4, "u32", "offset: 1, type: u8", "padding"),
+        (4, "u32", "offset: 2, type: u16", "port is in network byte order"),
+        (4, "u32", "offset: 20, type: u32", "peer is in network byte order"),
+        (4, "u32", "offset: 24, type: u16", "bit field"),
+        (4, "u32", "offset: 2, type: be32", "port"),
+    ] {
+        let said = problem(offset, value, label);
+        assert!(said.contains(part), "{offset} {value} {label}: {said}");
+    }
 }

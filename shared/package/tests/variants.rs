@@ -130,6 +130,12 @@ fn variants_that_differ_in_what_the_manifest_names_are_told_at_once() {
         [
             (
                 at.clone(),
+                "\"limit\" in ring.o: its section \"tc\" makes it a TC program, and the manifest \
+                 declares it for xdp"
+                    .to_owned()
+            ),
+            (
+                at.clone(),
                 "function \"limit\" is int (struct __sk_buff *) in ring.o, and int (struct xdp_md *) in plain.o"
                     .to_owned()
             ),

@@ -65,7 +65,7 @@ fn loads(members: &[(&str, Option<u16>)]) -> u32 {
 fn heavy() -> Package {
     let mut package = files::corpus("load_order", &[]);
     package.manifest.name = "heavy".parse().unwrap();
-    package.manifest.programs[0].function = "tcp_options".to_owned();
+    "tcp_options".clone_into(&mut package.manifest.programs[0].function);
     let object = object_with("load_order", &["-DOPTIONS=8"]).to_vec();
     for bytes in package.objects.values_mut() {
         bytes.clone_from(&object);

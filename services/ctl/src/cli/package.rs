@@ -41,6 +41,9 @@ pub enum PackageCommand {
         /// Check the file's signature with this public key too; may be repeated
         #[arg(long, value_name = "FILE")]
         key: Vec<PathBuf>,
+        /// Load each program into this machine's kernel too, alone, and remove it again; as root
+        #[arg(long)]
+        load: bool,
     },
     /// Make a key pair for signing, readable by any minisign tool
     Keygen {

@@ -1,6 +1,6 @@
 //! `package build` and `package check`: from a directory to a package file.
 
-use super::{open, refused};
+use super::{open, refused, verdict};
 use crate::{
     failure::{Exit, Failure},
     files,
@@ -25,6 +25,7 @@ use std::{
 /// Makes the package file.
 pub fn run(directory: &Path, file: Option<&Path>, screen: &mut Screen) -> Result<Exit, Failure> {
     let package = read(directory)?;
+    verdict::ask(&package, &manifest_path(directory), false, screen)?;
     let bytes = {
         let _progress = Progress::start("compressing");
         package.build().map_err(|error| refused(&manifest_path(directory), &error))?
@@ -42,7 +43,12 @@ pub fn run(directory: &Path, file: Option<&Path>, screen: &mut Screen) -> Result
 }
 
 /// Says everything that is wrong.
-pub fn check(path: &Path, keys: &[PathBuf], screen: &mut Screen) -> Result<Exit, Failure> {
+pub fn check(
+    path: &Path,
+    keys: &[PathBuf],
+    load: bool,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
     let (package, signed) = if path.is_dir() {
         if !keys.is_empty() {
             return Err(Failure::new(Exit::Invalid, "a directory has no signature to check")
@@ -57,6 +63,8 @@ pub fn check(path: &Path, keys: &[PathBuf], screen: &mut Screen) -> Result<Exit,
         (package, signed)
     };
     warn_of_facts(&package.manifest, screen);
+    let place = if path.is_dir() { manifest_path(path) } else { path.display().to_string() };
+    verdict::ask(&package, &place, load, screen)?;
     let Manifest { name, version, programs, config, metrics, .. } = &package.manifest;
     let signed = signed.map(|key| format!(", signed by {key}")).unwrap_or_default();
     screen.print(&format!(

@@ -8,6 +8,7 @@ mod place;
 pub mod publish;
 mod registry;
 mod repository;
+mod verdict;
 pub mod yank;
 
 use crate::{
@@ -36,7 +37,7 @@ pub fn run(
             }
             build::run(directory, file.as_deref(), screen)
         }
-        PackageCommand::Check { path, key } => build::check(path, key, screen),
+        PackageCommand::Check { path, key, load } => build::check(path, key, *load, screen),
         PackageCommand::Keygen { directory, name } => keys::generate(directory, name, screen),
         PackageCommand::Sign { files, key } => keys::sign(files, key, screen),
         PackageCommand::Comment { file } => keys::comment(file, screen),
