@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code: a failure is a panic")]
 
 use canopy_api::Hook;
-use canopy_kernel::KernelError;
+use canopy_kernel::{Kernel as _, KernelError};
 use canopy_kernel_aya::sys;
 use canopy_kernel_tests::{
     chain::{Chains, member},
