@@ -10,8 +10,8 @@
  * lookup a packet.
  *
  * That time means something at one rate only, so each bucket says at which. When the rate has
- * changed, the first packet of a source brings its bucket to the new one: as many tokens are missing
- * afterwards as before.
+ * changed, the first packet of a source brings its bucket to the new one: as many tokens are
+ * missing afterwards as before.
  */
 #include <canopy/bpf.h>
 #include <canopy/packet.h>
@@ -123,7 +123,8 @@ static __always_inline bool is_neighbour_discovery(struct canopy_cursor *cursor,
 
 	if (canopy_likely(ip->nexthdr != IPPROTO_ICMPV6) || ip->hop_limit != 255)
 		return false;
-	/* Type and code; solicitations and advertisements of routers and neighbours are 133 to 136. */
+	/* Type and code; solicitations and advertisements of routers and neighbours are 133 to 136.
+	 */
 	if (canopy_take(cursor, 2, (void **)&icmp))
 		return false;
 	return icmp[0] >= 133 && icmp[0] <= 136 && icmp[1] == 0;

@@ -142,6 +142,9 @@ pub enum LoaderError {
     /// Every interface of a request failed; each with the first of its chains, which rules of selectors have none of.
     #[error("nothing was changed: each of {} interfaces failed", .0.len())]
     Nothing(Vec<(Option<ChainKey>, Self)>),
+    /// The caller does not wait any more, and nothing was changed yet.
+    #[error("the caller's time ran out before anything was changed; nothing was done")]
+    Late,
     /// An earlier change is neither done nor taken back.
     #[error("an earlier change is neither done nor taken back yet")]
     Unsettled,
@@ -216,6 +219,8 @@ impl LoaderError {
                 BuildError::Settings { .. } => ApiError::new(Code::Invalid, with_causes(&error)),
             },
             Self::Nothing(failed) => nothing(said, failed),
+            Self::Late => ApiError::new(Code::Unavailable, said)
+                .remedy("repeat the request, with more time (--timeout)"),
             Self::Unsettled => ApiError::new(Code::Unavailable, said)
                 .remedy("the loader keeps trying; its log says what is in the way"),
         }

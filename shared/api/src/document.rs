@@ -237,6 +237,12 @@ pub fn unknown_fields<'de, T: JsonSchema + 'static, D: Deserializer<'de>>(
     }
 }
 
+/// Whether a request of type `T` has a field at this path: where its receiver says that it is unknown, the
+/// receiver is older than the caller.
+pub fn has_field<T: JsonSchema + 'static>(path: &str) -> bool {
+    rules::<T>().is_ok_and(|rules| fields::has_field(&rules.schema, path))
+}
+
 /// Every violation of the schema of `T`, after those in `known`; none is told twice, and a few dozen at
 /// most.
 pub fn violations<T: JsonSchema + 'static>(known: Problems, value: &Value) -> Problems {
@@ -411,6 +417,18 @@ mod tests {
                 assert_eq!(said.lines().count(), multiline, "{text:?}\nsays\n{said}");
             }
         }
+    }
+
+    #[test]
+    fn paths_lead_to_fields_or_nowhere() {
+        use crate::wire::{MapSetRequest as Set, hosts::HostEnrolRequest as Enrol};
+        for path in ["map", "map.netns", "entries", "entries[3].key"] {
+            assert!(has_field::<Set>(path), "{path}");
+        }
+        for path in ["", "mapp", "map.nets", "entries[3].kee", "key", "entries.key"] {
+            assert!(!has_field::<Set>(path), "{path}");
+        }
+        assert!(has_field::<Enrol>("labels") && !has_field::<Enrol>("labels.rack"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod netns;
 pub mod permission;
 pub mod problem;
 pub mod program_section;
+mod prose;
 pub mod reference;
 pub mod san;
 pub mod scope;

@@ -4,6 +4,7 @@
 
 mod admission;
 mod audit;
+mod desired;
 pub mod hosts;
 mod maps;
 mod publish;
@@ -16,7 +17,7 @@ pub use publish::*;
 
 use crate::{
     blob::Blob,
-    desired::{ChainKey, Hook},
+    desired::{ChainKey, Hook, TcMode, XdpMode},
     error::ApiError,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
     netns::Netns,
@@ -74,7 +75,7 @@ pub struct Version {
 /// Makes chains so.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyRequest {
-    /// A [`crate::DesiredState`], as the person wrote it; the loader checks it.
+    /// The document (`chains`), as the person wrote it; the loader checks it.
     pub document: Value,
     /// Refuse with `conflict` unless the host is at this generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -330,6 +331,12 @@ pub struct SelectorStatus {
     pub interface: InterfaceSelector,
     /// The hook.
     pub hook: Hook,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// The interfaces that have a chain by it; none while no interface fits.
     pub interfaces: Vec<InterfaceName>,
     /// When it was last changed.
@@ -353,6 +360,12 @@ pub struct ChainStatus {
     /// The selector it comes from; absent for a chain that was applied to the interface by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<InterfaceSelector>,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// Verdict of the comparison.
     pub state: ChainState,
     /// Why, where it is not `active`.
@@ -501,6 +514,17 @@ pub struct ProgramStatus {
     pub metrics: Vec<MetricValue>,
 }
 
+/// How a metric goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricKind {
+    /// Only up.
+    Counter,
+    /// Up and down.
+    #[default]
+    Gauge,
+}
+
 /// One value of a metric a package declares.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricValue {
@@ -508,6 +532,9 @@ pub struct MetricValue {
     pub name: String,
     /// What it counts.
     pub help: String,
+    /// Whether it only goes up.
+    #[serde(default)]
+    pub kind: MetricKind,
     /// Labels, from the map's key where the manifest asks for them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -919,6 +946,61 @@ pub struct ChainRestored {
     pub restored: u64,
     /// How long the repair took once it was noticed, milliseconds.
     pub repair_ms: u64,
+    /// When.
+    pub time: String,
+}
+
+/// A program of a chain, as events tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgramVersion {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// Its package.
+    pub package: PackageName,
+    /// The exact version.
+    pub version: String,
+}
+
+impl fmt::Display for ProgramVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.name, self.package, self.version)
+    }
+}
+
+/// `event.loader.chain.changed.<host>`: a request changed a chain, or failed to; and
+/// `event.loader.selector.changed.<host>`: what is described for the interfaces of a selector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainChanged {
+    /// The host.
+    pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
+    /// The interface, or the selector.
+    pub interface: InterfaceSelector,
+    /// The hook.
+    pub hook: Hook,
+    /// What was asked: `apply`, `delete`, `drain` or `undrain`.
+    pub verb: String,
+    /// What was done.
+    pub action: Action,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The programs before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ProgramVersion>,
+    /// The programs that were asked for: those that run now, unless it failed. Of a selector each of its
+    /// chains says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<ProgramVersion>,
+    /// The host's generation after the request.
+    pub generation: u64,
+    /// Who asked for it.
+    pub by: Principal,
+    /// The id of the request, by which the audit trail has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     /// When.
     pub time: String,
 }

@@ -170,17 +170,11 @@ async fn every_request_refuses_unknown_fields_at_every_depth() {
                     let mut wrong = whole.clone();
                     let object = wrong.pointer_mut(&pointer(&place)).unwrap();
                     let object = object.as_object_mut().unwrap();
-                    let slip = match field {
-                        Some(field) => {
-                            let value = object.remove(field).unwrap();
-                            object.insert(format!("{field}x"), value);
-                            format!("{field}x")
-                        }
-                        None => {
-                            object.insert("nobodys".to_owned(), json!({"a": [1]}));
-                            "nobodys".to_owned()
-                        }
+                    let (slip, value) = match field {
+                        Some(field) => (format!("{field}x"), object.remove(field).unwrap()),
+                        None => ("nobodys".to_owned(), json!({"a": [1]})),
                     };
+                    object.insert(slip.clone(), value);
                     let answer = ask(&clients, spec, encoding, encoded(encoding, &wrong)).await;
                     let said = format!("{name}: {wrong}: {answer:?}");
                     let error = answer.expect(&said);
@@ -261,6 +255,8 @@ fn readers_of_replies_and_events_ignore_unknown_fields() {
     is_read::<wire::Audit>("audit");
     is_read::<wire::HostAlive>("host.alive");
     is_read::<wire::ChainRestored>("chain.restored");
+    is_read::<wire::ChainChanged>("chain.changed");
+    is_read::<wire::MapChanged>("map.changed");
     is_read::<wire::PackageRefused>("package.refused");
     is_read::<wire::PackageDowngraded>("package.downgraded");
     is_read::<wire::PackagePublished>("package.published");

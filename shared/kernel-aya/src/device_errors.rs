@@ -149,7 +149,7 @@ fn counters(interface: &InterfaceName) -> io::Result<Vec<(String, u64)>> {
         .flat_map(|word| word.to_ne_bytes())
         .take(count as usize * NAME)
         .collect();
-    let names = bytes.chunks(NAME).map(|name| crate::netlink::text(name));
+    let names = bytes.chunks(NAME).map(crate::netlink::text);
     Ok(names.zip(values.into_iter().skip(1)).collect())
 }
 

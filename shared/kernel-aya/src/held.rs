@@ -47,12 +47,11 @@ impl Held {
             pins.constants(key, generation),
             pins.meta(key, generation),
         ];
-        for (member, map) in pins.member_maps(key, generation)? {
-            paths.push(pins.map(key, generation, &member, &map));
-        }
+        let members = pins.member_map_pins(key, generation)?;
+        paths.extend(members.into_iter().map(|(_, _, path)| path));
         let mut maps = Vec::with_capacity(paths.len());
         for path in paths {
-            if let Some(map) = pins::open(&path)? {
+            if let Some(map) = pins::open_kind(&path, sys::Kind::Map)? {
                 maps.push((path, map));
             }
         }

@@ -76,9 +76,8 @@ fn try_bind(
         pins.constants(key, generation),
         pins.meta(key, generation),
     ];
-    for (member, map) in pins.member_maps(key, generation)? {
-        paths.push(pins.map(key, generation, &member, &map));
-    }
+    let members = pins.member_map_pins(key, generation)?;
+    paths.extend(members.into_iter().map(|(_, _, path)| path));
     for path in paths {
         let Some(map) = pins::open_kind(&path, sys::Kind::Map)? else { continue };
         let id = sys::map_info(&map).map_err(failed)?.id;

@@ -57,8 +57,8 @@ pub(crate) fn switch(
                     pins::remove_file(&kernel.pins.link(&other))?;
                     kernel.held().remove(&other);
                 } else {
-                    let made = create(kernel, key, generation, &device, mode, &prog)?;
-                    adopt_new(kernel, key, generation, made, prog)?;
+                    let created = create(kernel, key, generation, &device, mode, &prog)?;
+                    adopt_new(kernel, key, generation, created, prog)?;
                 }
             }
             (None, _) => return Err(nothing_attached(key)),
@@ -294,12 +294,12 @@ fn adopt_new(
     kernel: &AyaKernel,
     key: &ChainKey,
     generation: u64,
-    made: Created,
+    created: Created,
     prog: OwnedFd,
 ) -> Result<(), KernelError> {
-    adopt(kernel, key, generation, Some(made.link), prog)?;
+    adopt(kernel, key, generation, Some(created.link), prog)?;
     if let Some(held) = kernel.held().get_mut(key) {
-        held.native_refused = made.native_refused;
+        held.native_refused = created.native_refused;
     }
     device_errors::attached(kernel, key);
     Ok(())
@@ -370,14 +370,14 @@ fn change_mode(
     let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
     sys::link_detach(link).map_err(failed)?;
     match create(kernel, key, generation, &device, mode, &prog) {
-        Ok(made) => adopt_new(kernel, key, generation, made, prog),
+        Ok(created) => adopt_new(kernel, key, generation, created, prog),
         Err(refused) => {
             // As it was before: a failed change leaves the old chain running. A program that
             // somebody else had put into our link is not brought back.
             if let Some(before) = before {
                 let prog = open_prog(kernel, key, before)?;
-                let made = create(kernel, key, before, &device, was, &prog)?;
-                adopt_new(kernel, key, before, made, prog)?;
+                let created = create(kernel, key, before, &device, was, &prog)?;
+                adopt_new(kernel, key, before, created, prog)?;
             }
             Err(refused)
         }

@@ -311,14 +311,15 @@ impl<'a> MapMaker<'a> {
             if !shared && !settings.changes() && settings.hold(&old).map_err(error(&old))? {
                 return Ok(Made::kept(old));
             }
-            if can_be_copied(def.map_type) {
+            // The kernel copies no lists and pointers: the copy would be without them.
+            if can_be_copied(def.map_type) && !def.own_types {
                 let map = wanted.make()?;
                 self.copy(wanted, &settings, old, &map, notes)?;
                 return Ok(Made::fresh(map));
             }
+            let why = if shared { "others share the previous one" } else { "its settings changed" };
             notes.push(format!(
-                "\"{name}\": map \"{}\" starts empty: others share the one before, and entries of its \
-                 type cannot be copied",
+                "\"{name}\": map \"{}\" starts empty: {why}, and its contents cannot be copied",
                 def.name
             ));
         }
@@ -501,6 +502,18 @@ impl<'a> MapMaker<'a> {
         if let Some(fd) = shared {
             let map = sys::Map::new(fd)
                 .map_err(|error| os(wanted.name(), &wanted.def.name, "open", error))?;
+            if wanted.def.own_types && !wanted.btf.is_some_and(|btf| btf.made(&map)) {
+                return Err(refused(
+                    wanted.name(),
+                    format!(
+                        "the shared map \"{}\" holds objects of another chain's types, which the \
+                         kernel lets no other use",
+                        wanted.def.name
+                    ),
+                    "share maps of plain values only, or use the map in one chain whose members do \
+                     not change",
+                ));
+            }
             return Ok(Some(Base { map, own: false }));
         }
         let own = self.before(wanted, notes)?;

@@ -125,16 +125,14 @@ pub(crate) fn why_no_native_xdp(ifindex: u32, prog: &impl AsFd) -> Option<String
         let nested = attribute(IFLA_XDP | NLA_F_NESTED, &xdp);
         netlink::change(RTM_SETLINK, 0, &[header, nested].concat())
     };
-    match set(fd, XDP_FLAGS_UPDATE_IF_NOEXIST, None) {
-        Err(refusal) => Some(refusal.message().to_owned()).filter(|why| !why.is_empty()),
-        // It takes it now. Only a link is what we want, so it goes again, if it is still ours.
-        Ok(()) => {
-            if let Err(error) = set(-1, XDP_FLAGS_REPLACE, Some(fd)) {
-                tracing::warn!(ifindex, %error, "a program that was tried stays attached");
-            }
-            None
-        }
+    if let Err(refusal) = set(fd, XDP_FLAGS_UPDATE_IF_NOEXIST, None) {
+        return Some(refusal.message().to_owned()).filter(|why| !why.is_empty());
     }
+    // It takes it now. Only a link is what we want, so it goes again, if it is still ours.
+    if let Err(error) = set(-1, XDP_FLAGS_REPLACE, Some(fd)) {
+        tracing::warn!(ifindex, %error, "a program that was tried stays attached");
+    }
+    None
 }
 
 fn parse(body: &[u8]) -> Device {

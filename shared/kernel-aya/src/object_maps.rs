@@ -376,8 +376,15 @@ fn definition_of(
                     _ => return Err(malformed()),
                 }
             }
-            // Whatever comes: what older loaders do without is a hint.
-            _ => {}
+            // As libbpf: what is not known may be a flag that is misspelt.
+            _ => {
+                return Err(ObjectError::Unsupported {
+                    what: format!("map \"{map}\": \"{name}\" is no attribute of a map"),
+                    remedy: "use type, max_entries, map_flags, map_extra, numa_node, key, value, \
+                             key_size, value_size, values and pinning"
+                        .to_owned(),
+                });
+            }
         }
     }
     // Arrays whose keys nobody declared are indexed by numbers of 32 bits.

@@ -268,12 +268,27 @@ impl Pins {
         Ok(None)
     }
 
-    /// Every path below the generation's maps, as (member, map).
+    /// Every map below the generation's maps, as (member, map).
     pub fn member_maps(
         &self,
         key: &ChainKey,
         generation: u64,
     ) -> Result<Vec<(ProgramName, String)>, KernelError> {
+        let mut found = Vec::new();
+        for (member, map, path) in self.member_map_pins(key, generation)? {
+            if open_kind(&path, Kind::Map)?.is_some() {
+                found.push((member, map));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same with the path of each, before anybody looked at what is pinned there.
+    pub(crate) fn member_map_pins(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+    ) -> Result<Vec<(ProgramName, String, PathBuf)>, KernelError> {
         let mut found = Vec::new();
         for (member, path) in directories(&self.generation(key, generation).join("maps"))? {
             let Some(member) = unescape(&member).and_then(|name| name.parse().ok()) else {
@@ -281,10 +296,7 @@ impl Pins {
             };
             let member: ProgramName = member;
             for (map, path) in list(&path)? {
-                let Some(map) = unescape(&map) else { continue };
-                if open_kind(&path, Kind::Map)?.is_some() {
-                    found.push((member.clone(), map));
-                }
+                found.extend(unescape(&map).map(|map| (member.clone(), map, path)));
             }
         }
         found.sort();

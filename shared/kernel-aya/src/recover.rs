@@ -322,18 +322,17 @@ fn of_some_loader(
 ) -> KernelError {
     let root = kernel.pins.root();
     let link = one.link_id.or_else(|| link::find_link(device.index, one.program_id));
-    let mut remedy = match covered(root, &mounts()) {
-        Some(point) => format!("if that is hidden below {0}: umount {0}; ", point.display()),
+    let uncover = match covered(root, &mounts()) {
+        Some(point) => format!("if its pins are hidden: umount {}; ", point.display()),
         None => String::new(),
     };
-    remedy.push_str("if another loader runs it, remove the chain there");
-    let by = match link {
+    let (by, detach) = match link {
         Some(id) => {
-            remedy.push_str(&format!("; or detach it: bpftool link detach id {id}"));
-            format!(" by link {id}")
+            (format!(" by link {id}"), format!("; or detach it: bpftool link detach id {id}"))
         }
-        None => String::new(),
+        None => (String::new(), String::new()),
     };
+    let remedy = format!("{uncover}if another loader runs it, remove the chain there{detach}");
     KernelError::PinsHidden {
         what: format!(
             "{key}: program {} of a Canopy loader is attached there{by}, and has no pin below {}",

@@ -128,13 +128,13 @@ fn generation(dir: &Path, found: &mut Vec<PathBuf>) {
 fn pin(entry: &Entry, names: &[&str], kind: Kind, found: &mut Vec<PathBuf>) {
     let name = entry.name.as_deref().unwrap_or_default();
     let name = name.strip_suffix("%new").unwrap_or(name);
-    let named = names.contains(&name) || (names == ["*"] && pins::unescape(name).is_some());
+    let is_ours = names.contains(&name) || (names == ["*"] && pins::unescape(name).is_some());
     // What went meanwhile was ours.
     let other = || {
         !matches!(pins::open_kind(&entry.path, kind), Ok(Some(_)))
             && entry.path.symlink_metadata().is_ok()
     };
-    if entry.is_dir || !named || other() {
+    if entry.is_dir || !is_ours || other() {
         found.push(entry.path.clone());
     }
 }

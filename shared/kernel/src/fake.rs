@@ -712,11 +712,8 @@ impl Kernel for FakeKernel {
         chain: &ObservedChain,
     ) -> Result<Option<ChainPlacement>, KernelError> {
         let inner = self.lock();
-        if !inner
-            .chains
-            .get(key)
-            .is_some_and(|found| found.link.as_ref().is_some_and(|link| link.id == chain.link_id))
-        {
+        let link = inner.chains.get(key).and_then(|found| found.link.as_ref());
+        if link.is_none_or(|link| link.id != chain.link_id) {
             return Ok(None);
         }
         let before = inner.before.get(key).cloned().unwrap_or_default();

@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
 }
 
 /// Another CPU has another clock rate and other neighbours.
-fn stay_on_one_cpu() -> Result<()> {
+pub(crate) fn stay_on_one_cpu() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));

@@ -20,7 +20,7 @@ use canopy_test_support::{bpffs::BpffsDir, compile, repository};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -130,6 +130,11 @@ impl Loaded {
             .map_err(explain)?;
         let program = sys::obj_get(&kernel.pins().prog(&key, GENERATION))?;
         Ok(Self { kernel, key, member: name, program, manifest, _bpffs: bpffs })
+    }
+
+    /// The program of the chain.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
     }
 
     /// Runs the chain on a packet; its verdict.

@@ -64,6 +64,10 @@ fn xdp_is_attached_in_the_driver_and_drops() {
     assert_eq!(live.state(), LinkState::Attached(chain));
 }
 
+/// What the kernel says to native XDP on an interface whose driver has none.
+const NO_NATIVE: &str = "Operation not supported (os error 95): Underlying driver does not support \
+                         XDP in native mode";
+
 #[test]
 fn xdp_falls_back_to_generic_and_says_so() {
     let live = Live::new();
@@ -77,8 +81,6 @@ fn xdp_falls_back_to_generic_and_says_so() {
     let native =
         live.kernel(|kernel| kernel.switch(&key, 1, XdpMode::Native, Expect::Nothing)).unwrap_err();
     // What the kernel says to it, and no cause besides.
-    const NO_NATIVE: &str = "Operation not supported (os error 95): Underlying driver does not support \
-                             XDP in native mode";
     let KernelError::Unsupported { what, remedy } = native else { panic!("{native:?}") };
     assert!(what.contains(NO_NATIVE), "{what}");
     assert_eq!(remedy, "set `xdp_mode: best` or `generic`");

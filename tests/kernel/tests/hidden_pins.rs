@@ -148,7 +148,7 @@ impl World {
     }
 }
 
-fn chain(hook: &str, package: &str, more: Value) -> Value {
+fn chain(hook: &str, package: &str, more: &Value) -> Value {
     let mut chain = json!({ "interface": HOST_LINK, "hook": hook,
         "programs": [{ "name": "first", "package": package }] });
     chain.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -176,7 +176,7 @@ fn a_chain_below_a_fresh_bpffs_is_taken_over_with_its_counts() {
         (Hook::TcEgress, "flowmeter", json!({})),
     ] {
         let world = World::new();
-        let document = chain(hook.as_str(), package, more);
+        let document = chain(hook.as_str(), package, &more);
         let loader = world.start();
         world.here(|| loader.apply(&document)).unwrap();
         world.frames(5);
@@ -203,7 +203,7 @@ fn a_chain_below_a_fresh_bpffs_is_taken_over_with_its_counts() {
             assert!(counted >= runs(&before) + 5, "{hook}: {counted}");
         }
         // It is the loader's as before: changed in its link, and removed.
-        world.here(|| loader.apply(&chain(hook.as_str(), package, json!({
+        world.here(|| loader.apply(&chain(hook.as_str(), package, &json!({
             "programs": [{ "name": "first", "package": package }, { "name": "second", "package": package }]
         })))).unwrap();
         let changed = world.status(&loader, hook).observed.unwrap();
@@ -221,7 +221,7 @@ fn a_chain_below_a_fresh_bpffs_is_taken_over_with_its_counts() {
 fn without_the_right_a_hidden_chain_is_told_and_not_doubled() {
     for (hook, package) in [(Hook::Xdp, "firewall"), (Hook::TcIngress, "flowmeter")] {
         let world = World::new();
-        let document = chain(hook.as_str(), package, json!({}));
+        let document = chain(hook.as_str(), package, &json!({}));
         world.change_confined(&document).unwrap();
         let there = world.on_hook(hook);
         assert_eq!(there.len(), 1);
@@ -230,7 +230,7 @@ fn without_the_right_a_hidden_chain_is_told_and_not_doubled() {
         let other = chain(
             hook.as_str(),
             package,
-            json!({
+            &json!({
                 "programs": [{ "name": "other", "package": package }]
             }),
         );
@@ -266,7 +266,7 @@ fn who_holds_the_hook_is_not_guessed_without_the_right_to_ask() {
         let index = if_nametoindex(HOST_LINK).unwrap();
         sys::link_create(&prog, index, sys::LinkTarget::XdpNative).unwrap()
     });
-    let said = world.change_confined(&chain("xdp", "firewall", json!({}))).unwrap_err();
+    let said = world.change_confined(&chain("xdp", "firewall", &json!({}))).unwrap_err();
     assert!(said.contains(&format!("program {}", sys::prog_info(&prog).unwrap().id)), "{said}");
     assert!(!said.contains("netlink") && said.contains("bpftool net show"), "{said}");
 }
@@ -275,7 +275,7 @@ fn who_holds_the_hook_is_not_guessed_without_the_right_to_ask() {
 fn pins_that_were_moved_are_found_without_more_rights() {
     for (hook, package) in [(Hook::Xdp, "firewall"), (Hook::TcIngress, "flowmeter")] {
         let world = World::new();
-        let document = chain(hook.as_str(), package, json!({}));
+        let document = chain(hook.as_str(), package, &json!({}));
         world.change_confined(&document).unwrap();
         let (there, pinned) = (world.on_hook(hook), world.pins());
         let elsewhere = BpffsDir::new().unwrap();
@@ -291,7 +291,7 @@ fn pins_that_were_moved_are_found_without_more_rights() {
 fn a_link_that_lost_its_pin_is_pinned_again_or_told() {
     for (hook, package) in [(Hook::Xdp, "firewall"), (Hook::TcIngress, "flowmeter")] {
         let world = World::new();
-        let document = chain(hook.as_str(), package, json!({}));
+        let document = chain(hook.as_str(), package, &json!({}));
         world.change_confined(&document).unwrap();
         let there = world.on_hook(hook);
         let pin = Pins::new(world.bpffs.path()).link(&key(hook));
@@ -325,7 +325,7 @@ fn a_link_that_lost_its_pin_is_pinned_again_or_told() {
 #[test]
 fn a_chain_of_a_loader_without_state_is_not_doubled() {
     let world = World::new();
-    let document = chain("tc-ingress", "flowmeter", json!({}));
+    let document = chain("tc-ingress", "flowmeter", &json!({}));
     let loader = world.start();
     world.here(|| loader.apply(&document)).unwrap();
     drop(loader);
@@ -342,7 +342,7 @@ fn a_chain_of_a_loader_without_state_is_not_doubled() {
 #[test]
 fn a_filter_of_clsact_without_pins_is_taken_over_in_its_place() {
     let world = World::new();
-    let document = chain("tc-ingress", "flowmeter", json!({ "tc_mode": "clsact" }));
+    let document = chain("tc-ingress", "flowmeter", &json!({ "tc_mode": "clsact" }));
     world.change_confined(&document).unwrap();
     let _cover = Cover::new("bpf", world.bpffs.path());
     world.change_confined(&document).unwrap();
@@ -357,8 +357,8 @@ fn a_filter_of_clsact_without_pins_is_taken_over_in_its_place() {
 fn a_running_loader_keeps_its_chains_when_bpffs_goes() {
     let world = World::new();
     let loader = world.start();
-    world.here(|| loader.apply(&chain("xdp", "firewall", json!({})))).unwrap();
-    world.here(|| loader.apply(&chain("tc-ingress", "flowmeter", json!({})))).unwrap();
+    world.here(|| loader.apply(&chain("xdp", "firewall", &json!({})))).unwrap();
+    world.here(|| loader.apply(&chain("tc-ingress", "flowmeter", &json!({})))).unwrap();
     let (there, pinned) = (world.on_hook(Hook::TcIngress), world.pins());
     // Another bpffs: everything is pinned there too.
     let cover = Cover::new("bpf", world.bpffs.path());
@@ -378,7 +378,7 @@ fn a_running_loader_keeps_its_chains_when_bpffs_goes() {
     }
     assert_eq!(fs::read_dir(world.bpffs.path()).unwrap().count(), 0);
     let error = world
-        .here(|| loader.apply(&chain("tc-egress", "flowmeter", json!({}))))
+        .here(|| loader.apply(&chain("tc-egress", "flowmeter", &json!({}))))
         .unwrap_err()
         .into_api();
     assert!(error.message.contains("BPF file system"), "{error:?}");
@@ -395,7 +395,7 @@ fn a_bpffs_that_became_read_only_is_told() {
     let outer = std::mem::replace(&mut world.bpffs, BpffsDir::new().unwrap());
     let _own = Cover::new("bpf", world.bpffs.path());
     let loader = world.start();
-    world.here(|| loader.apply(&chain("xdp", "firewall", json!({})))).unwrap();
+    world.here(|| loader.apply(&chain("xdp", "firewall", &json!({})))).unwrap();
     let there = world.on_hook(Hook::Xdp);
     let pins = Pins::new(world.bpffs.path());
     let pin = pins.cells(&key(Hook::Xdp), 1);

@@ -354,6 +354,10 @@ fn refusals_name_what_is_missing_and_what_to_do() {
         ("undefined", &["nobody_defines_this", "defined neither in the object nor", "link"]),
         ("rust_panic", &["panic_bounds_check", "the program can panic there"]),
         ("map_pinning", &["values", "\"pinning\" is 2"]),
+        ("core_resized_signed", &["struct net_device", "another size"]),
+        ("kconfig_range", &["CONFIG_HZ", "does not fit 1 bytes"]),
+        ("kconfig_unknown", &["CANOPY_NO_OPTION", "CONFIG_"]),
+        ("map_attribute", &["values", "\"map_flag\" is no attribute"]),
         ("map_sizes_differ", &["values", "contradicts"]),
     ] {
         let refusal = refusal(shape);

@@ -185,6 +185,14 @@ fn packets_that_xdp_sends_and_the_device_drops_are_told() {
     live.kernel(|kernel| kernel.detach(&key)).unwrap();
     live.switch(&key, 1, Expect::Nothing).unwrap();
     assert_eq!(lost(&live), 0);
+    // Nor is what a redirect loses delivered.
+    live.prepare(&key, 2, vec![member("away", Hook::Xdp, &object("bounce"), "to_loopback")]);
+    live.switch(&key, 2, Expect::Generation(1)).unwrap();
+    send_frames(&live.pair, &frames).unwrap();
+    let told = live.kernel(|kernel| kernel.device_errors(&key)).unwrap();
+    assert!(told["rx_drops"] >= 20, "{told:?}");
+    live.switch(&key, 1, Expect::Generation(2)).unwrap();
+
     // An end that runs XDP takes them: none is lost.
     let pass = foreign(6, 2);
     let _link = in_netns(&live.pair.peer, || {

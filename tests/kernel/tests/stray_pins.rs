@@ -120,7 +120,7 @@ fn strays_at_every_depth_are_reported_and_left_alone() {
     live.kernel(|kernel| kernel.detach(&key)).unwrap();
     live.kernel(|kernel| kernel.discard(&key, 2)).unwrap();
     let left: Vec<_> = made.iter().filter(|path| path.symlink_metadata().is_err()).collect();
-    assert_eq!(left, [&PathBuf::new(); 0], "a stray was removed");
+    assert!(left.is_empty(), "strays were removed: {left:?}");
 }
 
 #[test]

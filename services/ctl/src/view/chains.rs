@@ -1,9 +1,10 @@
 //! Chains: the list, and one in full.
 
 use super::{Fields, counts, indent, metrics};
+use crate::cli::name::ChainName;
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
-    HostId,
+    ChainKey, HostId,
     wire::{ChainPlacement, ChainState, ChainStatus, GetReply, ObservedChain, SelectorStatus},
 };
 use canopy_runtime::clock;
@@ -18,6 +19,30 @@ pub struct HostChain {
     /// The chain.
     #[serde(flatten)]
     pub chain: ChainStatus,
+}
+
+impl HostChain {
+    /// As `-o name` prints it.
+    pub fn name(&self) -> String {
+        name(&self.host, &self.chain.key())
+    }
+
+    /// Whether a name means it.
+    pub fn is(&self, name: &ChainName) -> bool {
+        name.fits(&self.host, &self.chain.key(), self.chain.selector.as_ref())
+    }
+}
+
+/// A chain of a host as one word, which every command takes.
+pub(crate) fn name(host: &HostId, key: &ChainKey) -> String {
+    let ChainKey { netns, interface, hook } = key.clone();
+    let name = ChainName {
+        host: Some(host.clone()),
+        netns,
+        interface: interface.into(),
+        hook: Some(hook),
+    };
+    name.to_string()
 }
 
 /// Chains of one or more hosts.
@@ -128,9 +153,9 @@ impl Answer for Chains {
             text("MODE"),
             number("BEFORE").where_given(),
             number("PROGRAMS"),
-            number("GENERATION"),
-            number("PROGRAM-ID"),
             number("RESTORED"),
+            number("GENERATION").wide(),
+            number("PROGRAM-ID").wide(),
             number("LINK-ID").wide(),
             text("TAG").wide(),
             number("VERIFIED").wide(),
@@ -150,9 +175,9 @@ impl Answer for Chains {
                 opt(seen.map(|o| &o.mode)),
                 opt(chain.placement.as_ref().map(|p| p.before.len()).filter(|n| *n != 0)),
                 (&chain.programs.len()).into(),
+                (&chain.restored).into(),
                 opt(seen.map(|o| o.generation)),
                 opt(seen.map(|o| o.program_id)),
-                (&chain.restored).into(),
                 opt(seen.map(|o| o.link_id).filter(|id| *id != 0)),
                 opt(seen.map(|o| &o.tag)),
                 opt(seen.map(|o| o.verified_instructions)),
@@ -166,7 +191,7 @@ impl Answer for Chains {
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+        self.0.iter().map(HostChain::name).collect()
     }
 
     fn nothing(&self) -> String {
@@ -189,7 +214,7 @@ impl Answer for ChainInFull {
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+        self.0.iter().map(HostChain::name).collect()
     }
 }
 
@@ -293,9 +318,9 @@ mod tests {
         assert_eq!(
             chains.table().unwrap().render(false, false),
             "\
-HOST  INTERFACE  HOOK        STATE    MODE    PROGRAMS  GENERATION  PROGRAM-ID  RESTORED
-web1  eth0       xdp         active   native         2           4          42         1
-web1  eth9       tc-ingress  pending  -              0           -           -         0
+HOST  INTERFACE  HOOK        STATE    MODE    PROGRAMS  RESTORED
+web1  eth0       xdp         active   native         2         1
+web1  eth9       tc-ingress  pending  -              0         0
 "
         );
         assert_eq!(chains.names(), ["web1/eth0/xdp", "web1/eth9/tc-ingress"]);
@@ -347,7 +372,7 @@ programs:
         assert_eq!(rows[0], ["HOST", "NETNS", "INTERFACE", "HOOK"]);
         assert_eq!(rows[1], ["web1", "-", "eth0", "xdp"]);
         assert_eq!(rows[2], ["web1", "blue", "eth9", "tc-ingress"]);
-        let want = "web1/eth9/tc-ingress in network namespace blue";
+        let want = "web1/netns:blue/eth9/tc-ingress";
         assert_eq!(chains.names(), ["web1/eth0/xdp", want]);
     }
 

@@ -1,5 +1,7 @@
 //! What answers look like. Pure: replies in, tables and text out.
 
+pub mod address;
+pub mod all;
 pub mod audit;
 pub mod chains;
 pub mod change;
@@ -129,6 +131,7 @@ pub(crate) mod tests {
             metrics: vec![MetricValue {
                 name: "blocked".to_owned(),
                 help: "packets blocked".to_owned(),
+                kind: canopy_api::wire::MetricKind::Counter,
                 labels: BTreeMap::new(),
                 value: 5.0,
             }],
@@ -141,6 +144,8 @@ pub(crate) mod tests {
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Active,
             reason: None,
             restored: 1,
@@ -173,6 +178,8 @@ pub(crate) mod tests {
             interface: "eth9".parse().unwrap(),
             hook: Hook::TcIngress,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Pending,
             reason: Some("there is no interface \"eth9\"".to_owned()),
             restored: 0,
@@ -202,6 +209,7 @@ pub(crate) mod tests {
         let value = |name: &str, label: Option<&str>, value: f64| MetricValue {
             name: name.to_owned(),
             help: String::new(),
+            kind: canopy_api::wire::MetricKind::Counter,
             labels: label.map(|l| ("src".to_owned(), l.to_owned())).into_iter().collect(),
             value,
         };

@@ -1,17 +1,27 @@
 //! Everything off, with the intent kept, and everything back.
 
-use super::{Engine, change::no_journal, items::attached, journal::find, tell::planned};
+use super::{Engine, change::no_journal, in_time, items::attached, journal::find, tell::planned};
 use crate::{
     core::state::{Change, Journal},
     error::LoaderError,
 };
 use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
 use canopy_kernel::{Kernel, LinkState};
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Instant};
 
 impl<K: Kernel> Engine<K> {
     /// Detaches everything and keeps the intent, or brings it back.
     pub fn drain(&self, undo: bool, dry_run: bool) -> Result<ApplyReply, LoaderError> {
+        self.drain_before(undo, dry_run, None)
+    }
+
+    /// The same, if it is in the journal by then.
+    pub fn drain_before(
+        &self,
+        undo: bool,
+        dry_run: bool,
+        until: Option<Instant>,
+    ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
@@ -71,6 +81,7 @@ impl<K: Kernel> Engine<K> {
             });
         }
         if !dry_run && !unchanged {
+            in_time(until)?;
             let journal = Journal {
                 generation: inner.state.generation,
                 drained,

@@ -4,6 +4,7 @@
 use super::{
     Engine, Inner, Options, Stage,
     change::{digests, from, no_journal},
+    in_time,
     journal::{After, find},
     tell::{failure, outcome, rule_action},
 };
@@ -99,9 +100,8 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<ApplyReply, LoaderError> {
         let mut plan = self.plan(wishes, options)?;
         self.stage(Stage::Planned);
-        self.prepare_groups(&mut plan.groups);
-        let mut done = Ok(());
-        if !plan.failed() {
+        let mut done = self.prepare_groups(&mut plan.groups, options.until);
+        if done.is_ok() && !plan.failed() {
             self.stage(Stage::Prepared);
             if !options.dry_run {
                 done = self.switch(&mut plan, options);
@@ -195,6 +195,8 @@ impl<K: Kernel> Engine<K> {
     /// the check wait meanwhile: they would take what is still to come for missing.
     fn switch(&self, plan: &mut Plan, options: &Options) -> Result<(), LoaderError> {
         let mut inner = self.lock();
+        // From the first journal on it is carried through: a request is done or it is not.
+        in_time(options.until)?;
         let items = plan.groups.iter().flat_map(|group| &group.items);
         let seen = self.look_at(items.map(|item| &item.asked.key))?;
         let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();

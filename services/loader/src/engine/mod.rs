@@ -34,22 +34,22 @@ use crate::{
         attached::Attached,
         build::Packages,
         resolve::{self, Located},
-        state::{Chain, State},
+        state::{Chain, State, Wanted},
         variant::Host,
     },
     error::LoaderError,
     store::{Loaded, Store, StoreError},
 };
 use canopy_api::{
-    ApiError, ChainKey, DesiredState, Digest, HostId, PackageName, PackageRef, Principal,
-    wire::ChainRestored,
+    ApiError, ChainKey, DesiredState, Digest, HostId, PackageName, PackageRef, Principal, Target,
+    wire::{ChainRestored, ProgramVersion},
 };
 use canopy_kernel::{Kernel, MemberCells};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// How far a change has come.
@@ -110,6 +110,19 @@ pub struct Options {
     pub atomic: bool,
     /// Who asks.
     pub by: Principal,
+    /// When they stop waiting: what is not in the journal by then is not done.
+    pub until: Option<Instant>,
+}
+
+/// What is described for each interface and selector, by program.
+pub type Programs = BTreeMap<Target, Vec<ProgramVersion>>;
+
+/// To be asked at the last moment before something changes.
+fn in_time(until: Option<Instant>) -> Result<(), LoaderError> {
+    match until {
+        Some(until) if Instant::now() >= until => Err(LoaderError::Late),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The loader without its bus.
@@ -233,6 +246,23 @@ impl<K: Kernel> Engine<K> {
     /// Whether the state was lost, and how.
     pub fn lost(&self) -> Option<String> {
         self.lock().lost.clone()
+    }
+
+    /// The programs of each chain and of each selector.
+    pub fn programs(&self) -> Programs {
+        let inner = self.lock();
+        let chains = inner.state.chains.iter();
+        let chains = chains.map(|(key, chain)| (Target::from(key.clone()), &chain.wanted));
+        let rules = inner.state.rules.iter().map(|(target, rule)| (target.clone(), &rule.wanted));
+        let versions = |wanted: &Wanted| {
+            let versions = wanted.programs.iter().map(|program| ProgramVersion {
+                name: program.name.clone(),
+                package: program.package.clone(),
+                version: program.version.to_string(),
+            });
+            versions.collect()
+        };
+        chains.chain(rules).map(|(target, wanted)| (target, versions(wanted))).collect()
     }
 
     /// The highest index version seen for a package.

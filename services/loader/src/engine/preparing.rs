@@ -6,18 +6,27 @@
 use super::{
     Engine,
     change::from,
+    in_time,
     items::{Failed, Group, Item, below},
 };
 use crate::{core::plan::Step, error::LoaderError};
 use canopy_api::{ChainKey, wire::Action};
 use canopy_kernel::{Kernel, KernelError};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 impl<K: Kernel> Engine<K> {
     /// Loads every new generation, group by group.
-    pub(super) fn prepare_groups(&self, groups: &mut Vec<Group>) {
+    ///
+    /// # Errors
+    /// When the caller's time is over: what nobody waits for is not verified for seconds either.
+    pub(super) fn prepare_groups(
+        &self,
+        groups: &mut Vec<Group>,
+        until: Option<Instant>,
+    ) -> Result<(), LoaderError> {
         let mut at = 0;
         while let Some(group) = groups.get_mut(at) {
+            in_time(until)?;
             if group.failed.is_some() {
                 at += 1;
                 continue;
@@ -35,6 +44,7 @@ impl<K: Kernel> Engine<K> {
                 },
             }
         }
+        Ok(())
     }
 
     /// Makes one group of those that share a map which has to be replaced.

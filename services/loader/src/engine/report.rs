@@ -1,16 +1,16 @@
 //! What is desired, what is observed, what was counted.
 
 use super::{Engine, Inner, journal::find, tell::planned};
-use crate::core::state::{Chain, Rule, WantedProgram};
+use crate::core::state::{Chain, Rule, Wanted, WantedProgram};
 use canopy_api::{
-    ChainKey, Target,
+    ChainKey, Target, TcMode, XdpMode,
     wire::{
-        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricValue,
-        ObservedChain, ProgramStatus, SelectorStatus,
+        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
+        MetricValue, ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
 use canopy_kernel::{Away, Kernel, KernelError, LinkState, MemberCells, Observed};
-use canopy_package::{bind, metric};
+use canopy_package::{bind, manifest, metric};
 use canopy_runtime::clock;
 use serde_json::Map;
 use std::{
@@ -94,7 +94,7 @@ impl<K: Kernel> Engine<K> {
             match self.parts.kernel.placement(&status.key(), observed) {
                 Ok(placement) => status.placement = placement,
                 Err(error) => {
-                    tracing::debug!(key = %status.key(), %error, "its place is not known")
+                    tracing::debug!(key = %status.key(), %error, "its place is not known");
                 }
             }
         }
@@ -199,6 +199,8 @@ impl<K: Kernel> Engine<K> {
             interface: key.interface.clone(),
             hook: key.hook,
             selector: chain.rule.clone(),
+            xdp_mode: chosen_xdp(&chain.wanted),
+            tc_mode: chosen_tc(&chain.wanted),
             state,
             reason,
             restored: chain.restored,
@@ -257,6 +259,10 @@ impl<K: Kernel> Engine<K> {
                 values.push(MetricValue {
                     name: declared.name.clone(),
                     help: declared.help.clone(),
+                    kind: match declared.kind {
+                        manifest::MetricKind::Counter => MetricKind::Counter,
+                        manifest::MetricKind::Gauge => MetricKind::Gauge,
+                    },
                     labels: sample.labels,
                     value: sample.value,
                 });
@@ -307,6 +313,14 @@ impl<K: Kernel> Engine<K> {
     pub fn generation(&self) -> (u64, bool) {
         let inner = self.lock();
         (inner.state.generation, inner.state.drained)
+    }
+
+    /// How many chains are desired, whatever the kernel says: those of the state, and those that a selector
+    /// gives to an interface and that are not built yet.
+    pub fn desired_chains(&self) -> usize {
+        let inner = self.lock();
+        let known = &inner.state.chains;
+        known.len() + inner.wanting.keys().filter(|key| !known.contains_key(*key)).count()
     }
 }
 
@@ -390,11 +404,21 @@ fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
         netns: target.netns.clone(),
         interface: target.interface.clone(),
         hook: target.hook,
+        xdp_mode: chosen_xdp(&rule.wanted),
+        tc_mode: chosen_tc(&rule.wanted),
         interfaces: inner.state.chains.iter().filter_map(mine).collect(),
         changed: clock::rfc3339(UNIX_EPOCH + Duration::from_secs(rule.changed)),
         changed_by: rule.changed_by.to_string(),
         programs: planned(&rule.wanted, target.hook),
     }
+}
+
+fn chosen_xdp(wanted: &Wanted) -> Option<XdpMode> {
+    (wanted.xdp_mode != XdpMode::Best).then_some(wanted.xdp_mode)
+}
+
+fn chosen_tc(wanted: &Wanted) -> Option<TcMode> {
+    (!wanted.tc_mode.is_best()).then_some(wanted.tc_mode)
 }
 
 /// A chain of ours that the state does not know.
@@ -404,6 +428,8 @@ fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
         interface: key.interface.clone(),
         hook: key.hook,
         selector: None,
+        xdp_mode: None,
+        tc_mode: None,
         state: ChainState::Diverged,
         reason: Some("attached, and not in the state of this host; delete it or apply it".into()),
         restored: 0,

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     near::nearest,
     problem::{Problem, Problems},
+    prose,
 };
 use jsonschema::{
     JsonType, ValidationError,
@@ -128,7 +129,7 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
             let problem = simple(format!("{} is not allowed", quote(found)));
             let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
             out.push(match rule {
-                Some(rule) => problem.remedy(rule),
+                Some(rule) => problem.remedy(prose::plain(rule)),
                 None => problem.remedy(format!("it must match {pattern}")),
             });
         }
@@ -398,6 +399,7 @@ fn about(schema: &Value, holder: Option<&Value>, name: &str) -> Option<String> {
         .take_while(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join(" ");
+    let text = prose::plain(&text);
     let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
     Some(sentence.trim_end_matches('.').to_owned())
 }

@@ -32,6 +32,22 @@ pub(super) fn problems<'de, D: Deserializer<'de>>(
     Ok(found.into_inner())
 }
 
+/// Whether a path such as `document.chains[0].hook` leads to a field of the schema.
+pub(super) fn has_field(schema: &Value, path: &str) -> bool {
+    let mut shape = Shape::of(schema, [schema]);
+    let mut names = path.split('.').peekable();
+    while let Some(step) = names.next() {
+        let (name, indexes) = step.split_at(step.find('[').unwrap_or(step.len()));
+        // A map with fields of any name has none of its own.
+        if names.peek().is_none() && !shape.fields().iter().any(|known| known == name) {
+            return false;
+        }
+        let Some(field) = shape.field(name) else { return false };
+        shape = (0..indexes.matches('[').count()).fold(field, |shape, _| shape.items());
+    }
+    true
+}
+
 /// What may stand at one place: each alternative of the schema that applies there.
 struct Shape<'s> {
     root: &'s Value,
@@ -266,21 +282,13 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
                         .remedy("give it once")
                 });
             }
-            let shape = match self.shape.field(&name) {
-                Some(shape) => shape,
-                None => {
-                    if closed {
-                        self.report(|| {
-                            explain::unknown_field(
-                                &self.at.to_string(),
-                                &name,
-                                &self.shape.fields(),
-                            )
-                        });
-                    }
-                    Shape { root: self.shape.root, parts: Vec::new() }
-                }
-            };
+            let known = self.shape.field(&name);
+            if known.is_none() && closed {
+                self.report(|| {
+                    explain::unknown_field(&self.at.to_string(), &name, &self.shape.fields())
+                });
+            }
+            let shape = known.unwrap_or(Shape { root: self.shape.root, parts: Vec::new() });
             fields.next_value_seed(Walk { shape, at: &place, found: self.found })?;
             seen.insert(name);
         }

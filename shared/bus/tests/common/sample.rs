@@ -123,7 +123,9 @@ fn collect(value: &Value, at: &mut Path, found: &mut Vec<Path>) {
 
 /// The place as a pointer.
 pub fn pointer(path: &Path) -> String {
-    path.iter().map(|step| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect()
+    path.iter().fold(String::new(), |pointer, step| {
+        pointer + "/" + &step.replace('~', "~0").replace('/', "~1")
+    })
 }
 
 /// A host that samples speak of.

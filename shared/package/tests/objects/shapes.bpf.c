@@ -86,7 +86,6 @@ struct {
 	__type(value, struct rule);
 } hosts6 SEC(".maps");
 
-
 const volatile _Bool loud = 0;
 const volatile __u8 peer[6] = {};
 const volatile __u8 allowed_in = 0;

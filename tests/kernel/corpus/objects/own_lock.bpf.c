@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* An object of its own with a lock in it, and an array of locks. */
+/* An object of its own with a lock in it. */
 #include "shape.h"
 
 struct locked {
