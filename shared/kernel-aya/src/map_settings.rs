@@ -604,3 +604,78 @@ pub(crate) fn entry_error(
         Some(_) => os(name, map, "fill", error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canopy_api::VerdictSet;
+    use canopy_kernel::{Carry, SettingsDetail};
+    use std::sync::Arc;
+
+    fn member(now: &[(u8, u8)], old: &[(u8, u8)]) -> Member {
+        let contents = |entries: &[(u8, u8)]| {
+            let entries = entries.iter().map(|(key, value)| (vec![*key], vec![*value; 4]));
+            vec![MapContents { map: "m".to_owned(), entries: entries.collect() }]
+        };
+        Member {
+            name: "one".parse().unwrap(),
+            object: Arc::from(Vec::new()),
+            function: "f".to_owned(),
+            frags: false,
+            tail_calls: None,
+            proceed_on: VerdictSet::from_bits(4),
+            globals: Vec::new(),
+            map_entries: contents(now),
+            settings: SettingsDetail { old_entries: contents(old), ..SettingsDetail::default() },
+            carry: Carry::Nothing,
+            max_entries: Vec::new(),
+            shared_maps: Vec::new(),
+        }
+    }
+
+    fn field(key: u8, offset: usize, size: usize) -> MapField {
+        MapField { map: "m".to_owned(), key: vec![key], offset, size }
+    }
+
+    #[test]
+    fn keys_that_left_a_list_are_stale() {
+        let settings = MapSettings::of_map(&member(&[(1, 1), (2, 2)], &[(2, 9), (3, 3)]), "m");
+        assert_eq!(settings.stale, BTreeSet::from([vec![3]]));
+        assert!(settings.changes() && settings.has_list() && settings.reset.is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_setting_any_more_are_reset() {
+        let mut member = member(&[(0, 7)], &[(0, 6), (1, 6)]);
+        member.settings.fields = vec![field(0, 0, 1)];
+        member.settings.old_fields = vec![field(0, 0, 2), field(1, 2, 2)];
+        let settings = MapSettings::of_map(&member, "m");
+        let mut value = [5; 4];
+        for entry in settings.reset.iter().chain(&settings.entries).filter(|e| e.key == [0]) {
+            entry.lay_over(&mut value);
+        }
+        assert_eq!(value, [7, 0, 5, 5]);
+        let mut value = [5; 4];
+        for entry in settings.reset.iter().filter(|e| e.key == [1]) {
+            entry.lay_over(&mut value);
+        }
+        assert_eq!(value, [5, 5, 0, 0]);
+        assert!(settings.stale.is_empty());
+    }
+
+    #[test]
+    fn programs_agree_on_what_both_set() {
+        let list = |entries: &[(u8, u8)]| MapSettings::of_map(&member(entries, &[]), "m").claims();
+        assert!(list(&[(1, 1), (2, 2)]).agree(&list(&[(2, 2), (1, 1)])));
+        assert!(!list(&[(1, 1)]).agree(&list(&[])), "an empty list is a list");
+        assert!(list(&[(1, 1)]).agree(&Claims::default()), "no settings");
+        let part = |value: u8, offset: usize, size: usize| {
+            let mut member = member(&[(0, value)], &[]);
+            member.settings.fields = vec![field(0, offset, size)];
+            MapSettings::of_map(&member, "m").claims()
+        };
+        assert!(part(1, 0, 2).agree(&part(2, 2, 2)), "other bytes of one value");
+        assert!(part(1, 0, 3).agree(&part(1, 2, 2)));
+        assert!(!part(1, 0, 3).agree(&part(2, 2, 2)));
+    }
+}

@@ -460,7 +460,7 @@ fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
 
 /// Tail calls a packet can take in a member at most: as its package says; else the longest way through
 /// the arrays the object fills, and the kernel's limit where that is a circle, or where others fill an
-/// array too because it is shared. An array of the member's own that its object leaves empty stays so:
+/// array because it is shared. An array of the member's own that its object leaves empty stays so:
 /// nobody fills it through Canopy.
 fn tail_calls(
     member: &Member,
@@ -481,9 +481,9 @@ fn tail_calls(
                 return Some(to);
             }
             let used: BTreeSet<usize> = program.code.maps.iter().map(|load| load.map).collect();
-            let arrays = used.iter().filter_map(|map| object.maps.get(*map));
-            for map in arrays.filter(|map| map.map_type == PROG_ARRAY) {
-                if member_maps::share_scope(member, map).is_some() {
+            let arrays = used.iter().filter_map(|map| Some((*map, object.maps.get(*map)?)));
+            for (number, map) in arrays.filter(|(_, map)| map.map_type == PROG_ARRAY) {
+                if member_maps::scope(member, object, number).is_some() {
                     return None;
                 }
                 let names = map.values.iter().filter_map(|(_, symbol)| object.symbol(*symbol));

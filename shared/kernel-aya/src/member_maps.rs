@@ -704,14 +704,14 @@ fn kept(carry: &Carry, def: &MapDef) -> bool {
 
 /// Who shares a map: as the settings say; else one that asks to be pinned by name is the
 /// interface's.
-pub(crate) fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
+fn share_scope(member: &Member, def: &MapDef) -> Option<ShareScope> {
     let said = member.shared_maps.iter().find(|shared| shared.map == def.name);
     said.map(|shared| shared.scope).or(def.pinned.then_some(ShareScope::Interface))
 }
 
 /// Who shares a map in fact. Constants are each version's own, and so are arrays that the object fills
 /// with its functions: others would run them. What a shared map of maps holds is shared with it.
-fn scope(member: &Member, object: &Object, number: usize) -> Option<ShareScope> {
+pub(crate) fn scope(member: &Member, object: &Object, number: usize) -> Option<ShareScope> {
     let def = object.maps.get(number)?;
     let own = def.data.as_ref().is_some_and(|data| data.read_only)
         || def.map_type == PROG_ARRAY && !def.values.is_empty();

@@ -172,6 +172,8 @@ struct Inner {
     ids: u32,
     log: Vec<Call>,
     faults: Vec<(Call, usize, Fault)>,
+    /// Whether maps lose their settings when they are made.
+    forgetful: bool,
     refused: Vec<String>,
     refused_objects: Vec<Vec<u8>>,
     in_flight: Vec<InFlight>,
@@ -507,6 +509,11 @@ impl FakeKernel {
     /// `fault` happens at the call of this kind that follows `skip` others of its kind.
     pub fn inject(&self, call: Call, skip: usize, fault: Fault) {
         self.lock().faults.push((call, skip, fault));
+    }
+
+    /// Somebody takes the settings out of every map as soon as it is made, from now on.
+    pub fn forget_settings(&self) {
+        self.lock().forgetful = true;
     }
 
     /// Forgets every fault not yet met.

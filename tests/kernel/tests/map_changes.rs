@@ -3,7 +3,7 @@
 //! a packet.
 //!
 //! The table of it is `docs/reference/maps.md`: compared with what was seen; written anew with
-//! `CANOPY_WRITE_TABLES=1`. `CANOPY_TEST_FULL=1` makes any two changes one after the other.
+//! `CANOPY_WRITE_DOCS=1`. `CANOPY_TEST_FULL=1` makes any two changes one after the other.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -792,14 +792,14 @@ fn table(kinds: &[Kind], seen: &BTreeMap<(Place, Change), Vec<Became>>) -> Strin
 /// That the table in the documentation is this one.
 fn compare_table(table: &str) {
     let path = repository().join("docs/reference/maps.md");
-    if std::env::var_os("CANOPY_WRITE_TABLES").is_some() {
+    if std::env::var_os("CANOPY_WRITE_DOCS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, table).unwrap();
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         written == table,
-        "{} is not what was seen; write it anew with CANOPY_WRITE_TABLES=1",
+        "{} is not what was seen; write it anew with CANOPY_WRITE_DOCS=1",
         path.display()
     );
 }

@@ -61,19 +61,25 @@ impl<K: Kernel> Engine<K> {
         if others.is_empty() || !users.iter().all(covered) {
             return Joined::Not(failed);
         }
+        let mut places = others;
+        places.push(at);
+        places.sort_unstable();
         // Those behind first: the places of the others stay.
-        let mut joined: Vec<Group> =
-            others.iter().rev().map(|other| groups.remove(*other)).collect();
-        let at = at - others.iter().filter(|other| **other < at).count();
-        joined.reverse();
-        let Some(group) = groups.get_mut(at) else { return Joined::Not(failed) };
-        for other in joined {
+        let taken: Vec<Group> = places.iter().rev().map(|place| groups.remove(*place)).collect();
+        // In the order of the request, as it is answered.
+        let mut taken = taken.into_iter().rev();
+        let (Some(mut group), Some(first)) = (taken.next(), places.first().copied()) else {
+            return Joined::Not(failed);
+        };
+        for other in taken {
             group.items.extend(other.items);
             let new = other.rules.into_iter().filter(|rule| !group.rules.contains(rule));
-            group.rules.extend(new.collect::<Vec<_>>());
+            let new: Vec<_> = new.collect();
+            group.rules.extend(new);
         }
         self.unprepare(&mut group.items);
-        Joined::Into(at)
+        groups.insert(first, group);
+        Joined::Into(first)
     }
 
     /// Loads every new generation of one group.

@@ -44,14 +44,16 @@ pub(super) fn hold(member: &Member, map: &str, contents: &FakeMap) -> bool {
 }
 
 /// A map with a member's settings: a copy of one that is there, or a new one.
-fn made(id: u32, member: &Member, map: &str, before: Option<&FakeMap>) -> Contents {
+fn made(inner: &mut Inner, member: &Member, map: &str, before: Option<&FakeMap>) -> Contents {
     let mut contents = before.map(|before| before.lock().clone()).unwrap_or_default();
     for key in stale(member, map) {
         contents.remove(key);
     }
-    for (key, value) in entries(&member.map_entries, map) {
+    let set = if inner.forgetful { &[] } else { entries(&member.map_entries, map) };
+    for (key, value) in set {
         contents.insert(key.clone(), vec![value.clone()]);
     }
+    let id = inner.id();
     Arc::new(FakeMap { id, entries: Mutex::new(contents), ..FakeMap::default() })
 }
 
@@ -85,8 +87,7 @@ pub(super) fn make(
                 notes.push(format!("{name}: map {map} kept"));
                 Arc::clone(old)
             } else {
-                let id = inner.id();
-                made(id, member, &map, before.get(&at).map(AsRef::as_ref))
+                made(inner, member, &map, before.get(&at).map(AsRef::as_ref))
             };
             maps.insert(at, contents);
         }
@@ -140,8 +141,7 @@ fn share(
         }
     }
     let Some(base) = base else {
-        let id = inner.id();
-        return Ok(made(id, member, &shared.map, None));
+        return Ok(made(inner, member, &shared.map, None));
     };
     if hold(member, &shared.map, &base) {
         return Ok(base);
@@ -156,8 +156,7 @@ fn share(
             users,
         });
     }
-    let id = inner.id();
-    Ok(made(id, member, &shared.map, Some(&base)))
+    Ok(made(inner, member, &shared.map, Some(&base)))
 }
 
 fn same_scope(one: &ChainKey, other: &ChainKey, scope: ShareScope) -> bool {

@@ -14,5 +14,6 @@ mod reached;
 mod samples;
 mod selector_model;
 mod selectors;
+mod shared_maps;
 mod variants;
 mod world;
