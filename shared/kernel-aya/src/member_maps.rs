@@ -6,7 +6,7 @@ use crate::{
     member::{object_error, refused},
     meta::Meta,
     object::Object,
-    object_maps::{ARRAY, MapDef, PROG_ARRAY},
+    object_maps::{ARENA, ARRAY, MapDef, PROG_ARRAY},
     observe,
     pins::{self, Pins},
     sys,
@@ -38,7 +38,6 @@ const DEVMAP_HASH: u32 = 25;
 const STRUCT_OPS: u32 = 26;
 const RINGBUF: u32 = 27;
 const USER_RINGBUF: u32 = 31;
-const ARENA: u32 = 33;
 
 /// Map types the kernel does not take type information for (libbpf, `bpf_object__create_map`).
 const WITHOUT_BTF: [u32; 15] = [
@@ -434,8 +433,9 @@ fn create(
         result => result,
     };
     let fd = fd.map_err(|error| create_error(name, def, error))?;
-    if def.map_type == ARENA && def.extra == 0 {
-        sys::arena_place(&fd, def.max_entries)
+    if def.map_type == ARENA {
+        let contents = def.arena.as_ref().map(|arena| arena.contents.as_slice());
+        sys::arena_place(&fd, def.max_entries, def.extra, contents.unwrap_or_default())
             .map_err(|error| os(name, &def.name, "map", error))?;
     }
     sys::Map::new(fd).map_err(failed)
