@@ -153,8 +153,9 @@ pub(crate) fn create(
         result => result,
     };
     let fd = fd.map_err(|error| create_error(name, def, error))?;
-    if def.map_type == ARENA && def.extra == 0 {
-        sys::arena_place(&fd, def.max_entries)
+    if def.map_type == ARENA {
+        let contents = def.arena.as_ref().map(|arena| arena.contents.as_slice());
+        sys::arena_place(&fd, def.max_entries, def.extra, contents.unwrap_or_default())
             .map_err(|error| os(name, &def.name, "map", error))?;
     }
     sys::Map::new(fd).map_err(failed)

@@ -442,14 +442,18 @@ impl Linker<'_> {
         }
         // Data sections are one map each; declared maps are found by where their symbol lies.
         let place = address.saturating_add(i64::from(insn.imm));
+        let in_arena =
+            |map: &MapDef| map.arena.as_ref().is_some_and(|arena| arena.section == section);
         let map = object.maps.iter().position(|map| {
-            map.section == section
-                && (map.data.is_some() || i64::try_from(map.address).is_ok_and(|at| at == place))
+            in_arena(map)
+                || map.section == section
+                    && (map.data.is_some()
+                        || i64::try_from(map.address).is_ok_and(|at| at == place))
         });
         let map = map.ok_or_else(|| {
             malformed(format!("refers to \"{}\", which is neither a map nor data", symbol.name))
         })?;
-        let data = object.maps.get(map).is_some_and(|map| map.data.is_some());
+        let data = object.maps.get(map).is_some_and(|map| map.data.is_some() || in_arena(map));
         self.code.maps.push(MapLoad { at, map });
         if let Some(insn) = self.code.instructions.get_mut(at) {
             insn.src = if data { PSEUDO_MAP_VALUE } else { PSEUDO_MAP };

@@ -38,7 +38,21 @@ pub(crate) struct MapDef {
     pub(crate) values: Vec<(u32, usize)>,
     /// A data section, with its initial contents.
     pub(crate) data: Option<Data>,
+    /// The variables at the start of an arena.
+    pub(crate) arena: Option<ArenaData>,
 }
+
+/// The section of variables in an arena.
+#[derive(Clone, Debug)]
+pub(crate) struct ArenaData {
+    pub(crate) section: usize,
+    pub(crate) contents: Vec<u8>,
+}
+
+/// `BPF_MAP_TYPE_ARENA`
+pub(crate) const ARENA: u32 = 33;
+/// The section of variables in an arena: the address space's number.
+const ARENA_SECTION: &str = ".addr_space.1";
 
 /// A data section.
 #[derive(Clone, Debug)]
@@ -94,7 +108,29 @@ pub(crate) fn parse(elf: &Elf, btf: Option<&Btf<'_>>) -> Result<Vec<MapDef>, Obj
         }
         bounded(&maps)?;
     }
+    arena_variables(elf, &mut maps)?;
     Ok(maps)
+}
+
+/// Puts the variables of an arena where they belong: in the only arena that a program may have.
+fn arena_variables(elf: &Elf, maps: &mut [MapDef]) -> Result<(), ObjectError> {
+    let mut sections = elf.sections.iter().enumerate();
+    let found = sections.find(|(_, section)| section.name == ARENA_SECTION && section.size > 0);
+    let Some((index, section)) = found else { return Ok(()) };
+    let Some(arena) = maps.iter_mut().find(|map| map.map_type == ARENA) else { return Ok(()) };
+    let room = usize::try_from(arena.max_entries).ok();
+    let room = room.and_then(|pages| pages.checked_mul(crate::sys::page_size() as usize));
+    let size = usize::try_from(section.size).ok().filter(|size| *size <= DATA);
+    let size = size.filter(|size| room.is_some_and(|room| *size <= room)).ok_or_else(|| {
+        ObjectError::Malformed(format!(
+            "its variables do not fit the {} pages of the arena \"{}\"",
+            arena.max_entries, arena.name
+        ))
+    })?;
+    let mut contents = section.data.clone();
+    contents.resize(size, 0);
+    arena.arena = Some(ArenaData { section: index, contents });
+    Ok(())
 }
 
 /// The data sections that are maps, by name.
@@ -118,7 +154,9 @@ pub(crate) fn type_values(maps: &mut [MapDef], btf: &Btf<'_>) {
             map.btf_value = section.map_or(0, |(id, _)| id);
         }
         let mut steps = STEPS;
-        map.own_types = map.btf_value != 0 && holds_own_types(btf, map.btf_value, 16, &mut steps);
+        let mut holds = |id: u32| id != 0 && holds_own_types(btf, id, 16, &mut steps);
+        map.own_types =
+            holds(map.btf_value) || map.inner.as_ref().is_some_and(|inner| holds(inner.btf_value));
     }
 }
 

@@ -77,17 +77,33 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
 }
 
 /// Gives an arena (`BPF_MAP_TYPE_ARENA`) its place in memory, which programs that use it are loaded for:
-/// that of its first mapping. It keeps it when the mapping goes.
-pub fn arena_place(map: &impl AsFd, pages: u32) -> io::Result<()> {
+/// that of its first mapping, `at` (its `map_extra`) unless that is 0. It keeps the place, and what is
+/// put at its start, when the mapping goes.
+pub fn arena_place(map: &impl AsFd, pages: u32, at: u64, contents: &[u8]) -> io::Result<()> {
     let length = super::page_size() as usize * pages as usize;
+    if contents.len() > length {
+        return Err(wrong_length("content", length, contents.len()));
+    }
     let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd().as_raw_fd());
-    // SAFETY: a new mapping, where the kernel likes; nothing refers to it.
-    let place =
-        unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, 0) };
+    let at = usize::try_from(at).map_err(io::Error::other)?;
+    let fixed = if at == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
+    // SAFETY: a new mapping, over nothing that is mapped; nothing refers to it.
+    let place = unsafe {
+        libc::mmap(
+            std::ptr::without_provenance_mut(at),
+            length,
+            access,
+            libc::MAP_SHARED | fixed,
+            fd,
+            0,
+        )
+    };
     if place == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping that was just made, of this length; nothing was put there.
+    // SAFETY: the mapping has room for the contents, as was tested, and is nobody else's.
+    unsafe { std::ptr::copy_nonoverlapping(contents.as_ptr(), place.cast::<u8>(), contents.len()) };
+    // SAFETY: the mapping that was just made, of this length; nothing refers to it.
     match unsafe { libc::munmap(place, length) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

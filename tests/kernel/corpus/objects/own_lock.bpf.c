@@ -16,6 +16,7 @@ int shape(struct xdp_md *ctx)
 
 	if (!locked)
 		return XDP_ABORTED;
+	locked->value = 0;
 	bpf_spin_lock(&locked->lock);
 	value = ++locked->value;
 	bpf_spin_unlock(&locked->lock);

@@ -14,8 +14,10 @@ int shape(struct xdp_md *ctx)
 
 	if (!node)
 		return XDP_ABORTED;
+	/* The memory is not cleared. */
+	node->first = 5;
 	node->last = 7;
-	verdict = node->last == 7 && !node->first ? XDP_PASS : XDP_DROP;
+	verdict = node->last == 7 && node->first == 5 ? XDP_PASS : XDP_DROP;
 	drop(node);
 	return verdict;
 }
