@@ -97,14 +97,19 @@ pub(crate) fn warnings(chain: &ChainStatus) -> Vec<String> {
             )
         }));
     }
-    // Where that is why the chain is not as desired, the reason says so.
-    if let Some(problem) = chain.pin_problem.as_ref().filter(|_| chain.reason.is_none()) {
+    if let Some(problem) = pin_problem(chain) {
         found.push(format!("its pins are not in their place: {problem}"));
     }
     if let Some(errors) = device_errors(chain) {
         found.push(format!("the device dropped packets that the chain sent: {errors}"));
     }
     found
+}
+
+/// Why its pins are not in their place. Where the chain is not as desired because of it, the reason says
+/// so.
+fn pin_problem(chain: &ChainStatus) -> Option<&str> {
+    chain.pin_problem.as_deref().filter(|_| chain.reason.is_none())
 }
 
 /// `rx_xdp_tx_errors 50, …`
@@ -227,7 +232,7 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
         .add("selector", chain.selector.as_ref().map(ToString::to_string).unwrap_or_default())
         .add("state", tone.paint(word, colour))
         .add("reason", chain.reason.as_deref().unwrap_or_default())
-        .add("pins", chain.pin_problem.as_deref().unwrap_or_default())
+        .add("pins", pin_problem(chain).unwrap_or_default())
         .add("restored", chain.restored);
     if let Some(changed) = &chain.changed {
         let by = chain.changed_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();

@@ -67,6 +67,9 @@ impl<K: Kernel> Engine<K> {
                     self.trouble(&mut inner, &key, &error);
                     continue;
                 }
+                if self.is_left_alone(&inner, &key, find(&seen, &key)) {
+                    continue;
+                }
                 events.extend(self.mend(&mut inner, &key, find(&seen, &key), occasion));
             }
         }
@@ -82,15 +85,18 @@ impl<K: Kernel> Engine<K> {
     /// The chains for which an attempt is due.
     fn due<'a>(&self, inner: &Inner, keys: &'a [ChainKey]) -> impl Iterator<Item = &'a ChainKey> {
         let now = (self.parts.now)();
-        let waits: Vec<_> = keys
-            .iter()
-            .filter(|key| {
-                // One that is out of reach is not touched before it is looked for again.
-                let trouble = inner.trouble.get(*key).filter(|trouble| !trouble.pins_hidden);
-                trouble.is_none_or(|trouble| now >= trouble.not_before)
-            })
-            .collect();
-        waits.into_iter()
+        let due = |key: &&ChainKey| {
+            inner.trouble.get(*key).is_none_or(|trouble| now >= trouble.not_before)
+        };
+        keys.iter().filter(due).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Whether a chain was out of reach when it was looked for, and is not looked for again yet.
+    fn is_left_alone(&self, inner: &Inner, key: &ChainKey, seen: Option<&Observed>) -> bool {
+        let waits =
+            |trouble: &Trouble| trouble.pins_hidden && (self.parts.now)() < trouble.not_before;
+        inner.trouble.get(key).is_some_and(waits)
+            && seen.is_none_or(|seen| matches!(seen.state, LinkState::Detached))
     }
 
     fn mend(
@@ -252,7 +258,7 @@ impl<K: Kernel> Engine<K> {
         let before = inner.trouble.get(key);
         // Waiting for an interface costs nothing: it is looked for at every round.
         let delay = match before {
-            _ if interface_missing || pins_hidden => Duration::ZERO,
+            _ if interface_missing => Duration::ZERO,
             Some(before) => (before.delay * 2).clamp(Duration::from_secs(1), LONGEST_WAIT),
             None => Duration::from_secs(1),
         };
