@@ -12,12 +12,12 @@ use canopy_api::{
 };
 use canopy_audit::{Checkpoint, CheckpointKey, PublicKey};
 use canopy_bus::{
-    Bus, BusError,
+    Bus, BusError, Link,
     data::{Bucket, Swap},
 };
 use canopy_runtime::clock;
 use std::{sync::Arc, time::Duration};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The bucket: by writer, the last checkpoint of each of its chains, the newest chain first.
@@ -28,6 +28,9 @@ const CHAINS: usize = 64;
 const TRIES: usize = 5;
 /// About as many checkpoints as go into an answer.
 const PAGE: usize = 500;
+
+/// How long what has grown may take to be signed at the end.
+const AT_END: Duration = Duration::from_secs(2);
 
 /// The key of the configuration.
 pub(super) fn read_key(config: &AuditConfig) -> anyhow::Result<CheckpointKey> {
@@ -139,28 +142,43 @@ impl Signer {
         self.key.public()
     }
 
-    /// Signs again and again, and at the end.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        if let Err(error) = self.archive.look().await {
-            tracing::warn!(%error, "not every stored chain was looked at");
+    /// Signs again and again, and at the end, where `bus` still takes it.
+    pub(super) async fn run(self, bus: Bus, stop: CancellationToken) {
+        match stop.run_until_cancelled(self.archive.look()).await {
+            Some(Err(error)) => tracing::warn!(%error, "not every stored chain was looked at"),
+            Some(Ok(())) | None => {}
         }
         let mut timer = interval(self.every);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let end = tokio::select! {
-                () = stop.cancelled() => true,
-                _ = timer.tick() => false,
-            };
+        while stop.run_until_cancelled(timer.tick()).await.is_some() {
             for (name, stored) in self.archive.grown() {
-                if let Err(error) = self.sign(&name, stored).await {
-                    tracing::warn!(writer = %name.0, %error, "a checkpoint waits to be signed");
-                    self.archive.still_grown(name);
+                match stop.run_until_cancelled(self.sign(&name, stored)).await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => self.wait(name, &error),
+                    // Left for the end.
+                    None => self.archive.still_grown(name),
                 }
             }
-            if end {
-                return;
+        }
+        let mut link = bus.watch_link();
+        tokio::select! {
+            _ = timeout(AT_END, self.sign_at_end()) => {}
+            _ = link.wait_for(|link| *link != Link::Connected) => {}
+        }
+    }
+
+    /// Signs what has grown since, as long as nothing fails.
+    async fn sign_at_end(&self) {
+        for (name, stored) in self.archive.grown() {
+            if let Err(error) = self.sign(&name, stored).await {
+                return self.wait(name, &error);
             }
         }
+    }
+
+    fn wait(&self, name: Name, error: &BusError) {
+        tracing::warn!(writer = %name.0, %error, "a checkpoint waits to be signed");
+        self.archive.still_grown(name);
     }
 
     async fn sign(&self, (writer, chain): &Name, stored: Stored) -> Result<(), BusError> {

@@ -62,7 +62,7 @@ pub(crate) async fn store(
     let every = Duration::from_secs(config.checkpoint_seconds);
     let signer = checkpoints::Signer::new(Arc::clone(&archive), key, every);
     let public = signer.public();
-    cx.tasks.spawn(signer.run(cx.shutdown.clone()));
+    cx.tasks.spawn(signer.run(auth.data().clone(), cx.shutdown.clone()));
     cx.tasks.spawn(advisories::follow(auth.system().clone(), trails.noter(), cx.shutdown.clone()));
     for spool in trails.spools() {
         let own = archive::Own(Arc::clone(&archive), bus.principal().clone());
