@@ -144,7 +144,7 @@ enum canopy_link {
 /* Reads the VLAN tags, of which `type` announces the first. */
 static __always_inline enum canopy_link canopy_take_tags(struct canopy_cursor *cursor, __be16 *type)
 {
-	void *first = cursor->at;
+	void *first = cursor->at, *behind;
 	__u64 bytes;
 
 #pragma clang loop unroll(disable)
@@ -154,14 +154,15 @@ static __always_inline enum canopy_link canopy_take_tags(struct canopy_cursor *c
 		if (canopy_take(cursor, sizeof(*vlan), (void **)&vlan))
 			return CANOPY_LINK_CUT;
 		*type = vlan->protocol;
-		if (canopy_is_vlan(*type))
+		if (canopy_unlikely(canopy_is_vlan(*type)))
 			continue;
 		/*
 		 * The verifier knows nothing of a difference of pointers: whatever follows is
 		 * verified once, not once for every number of tags.
 		 */
-		bytes = cursor->at - first;
-		canopy_opaque(bytes);
+		behind = cursor->at;
+		canopy_opaque(behind);
+		bytes = behind - first;
 		cursor->at = first + (bytes & CANOPY_VLAN_BYTES);
 		return CANOPY_LINK_READ;
 	}

@@ -186,15 +186,18 @@ static __always_inline bool take_token(const struct source *source, const struct
 			return true;
 	}
 
+	if (canopy_unlikely(canopy_read_once(bucket->interval) != interval) &&
+	    !convert(bucket, interval, settings->burst))
+		return false;
 	for (int i = 0; i < MAX_TRIES; i++) {
 		__u64 seen = canopy_read_once(bucket->full_at), full_at;
 
-		/* Read behind `full_at`: what is swapped below was a time at this interval. */
-		if (canopy_unlikely(canopy_read_once(bucket->interval) != interval)) {
-			if (!convert(bucket, interval, settings->burst))
-				return false;
-			continue;
-		}
+		/*
+		 * Read behind `full_at`: what is swapped below was a time at this interval. Another
+		 * CPU may have changed it just now.
+		 */
+		if (canopy_unlikely(canopy_read_once(bucket->interval) != interval))
+			return false;
 		full_at = (seen > at ? seen : at) + interval;
 		if (full_at - at <= room) {
 			if (__sync_val_compare_and_swap(&bucket->full_at, seen, full_at) == seen)

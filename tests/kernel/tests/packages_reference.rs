@@ -25,7 +25,7 @@ const NEXT: i32 = -1;
 /// Random frames for each package; by `--full` so many that the rarest combinations come.
 fn count() -> usize {
     if std::env::var_os("CANOPY_TEST_FULL").is_some_and(|full| full == "1") {
-        2_000_000
+        500_000
     } else {
         34_000
     }
