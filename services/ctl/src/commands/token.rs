@@ -3,7 +3,6 @@
 use crate::{
     cli::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs},
     failure::{Exit, Failure},
-    files,
     output::{Format, Screen},
     remote::Remote,
     view::tokens::{NewToken, Tokens},
@@ -121,5 +120,5 @@ fn hand_over(reply: TokenReply, args: &TokenArgs, screen: &mut Screen) -> Result
 }
 
 fn save(file: &Path, token: &str) -> std::io::Result<()> {
-    files::write_new(file, format!("{token}\n").as_bytes(), files::SECRET)
+    crate::files::write_new(file, format!("{token}\n").as_bytes(), crate::files::SECRET)
 }
