@@ -21,6 +21,21 @@ pub fn chain(json: Option<&Path>, loads: u32, runs: u32) -> Result<()> {
     run("chain", &["--loads", &loads.to_string(), "--runs", &runs.to_string()], json)
 }
 
+/// Each package against what else does its work: a table of times, and ratios.
+pub fn packages(json: Option<&Path>, loads: u32, runs: u32) -> Result<()> {
+    tools::ensure(&[Need::Compile, Need::Network, Need::Peers])?;
+    build()?;
+    run("packages", &["--loads", &loads.to_string(), "--runs", &runs.to_string()], json)
+}
+
+/// A chain in many orders of its members: how long each takes to load, and the ratio of the slowest to
+/// the fastest.
+pub fn load_order(json: Option<&Path>, runs: u32) -> Result<()> {
+    tools::ensure(&[Need::Compile, Need::Network])?;
+    build()?;
+    run("load-order", &["--runs", &runs.to_string()], json)
+}
+
 /// Everything in one: built alone, a package has other features, and all it uses is compiled again.
 fn build() -> Result<()> {
     shell::run(compile::cargo("build")?.args(["--release", "--workspace", "--bins"]))

@@ -216,7 +216,7 @@ fn metrics() -> Result<String> {
         "\n## Packages\n\n\
          The loader serves what a package's manifest declares under `metrics` as \
          `canopy_loader_package_<package>_<metric>`, with the labels `interface`, `hook` and \
-         `program` and those the manifest names.\n",
+         `program` and those the manifest names. The name of a counter (`kind: counter`) ends in `_total`.\n",
     );
     Ok(out)
 }

@@ -105,6 +105,27 @@ enum Bench {
         #[arg(long, default_value_t = 12)]
         runs: u32,
     },
+    /// Each shipped package against what else does its work: nanoseconds a packet.
+    Packages {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each variant is loaded anew.
+        #[arg(long, default_value_t = 3)]
+        loads: u32,
+        /// How often each load is measured.
+        #[arg(long, default_value_t = 12)]
+        runs: u32,
+    },
+    /// One chain in many orders of its members: milliseconds to load it.
+    LoadOrder {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each order is loaded.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
     /// A repository of 100 packages with 1,000 versions each, and 100 hosts that fetch 5 MB.
     Registry {
         /// Write the figures to this file too.
@@ -168,7 +189,13 @@ fn run(task: Task, build: Build) -> Result<()> {
         Task::Bench { what: Bench::Chain { json, loads, runs } } => {
             bench::chain(json.as_deref(), loads, runs)
         }
+        Task::Bench { what: Bench::LoadOrder { json, runs } } => {
+            bench::load_order(json.as_deref(), runs)
+        }
         Task::Bench { what: Bench::Bus { json, smoke } } => bench::bus(json.as_deref(), smoke),
+        Task::Bench { what: Bench::Packages { json, loads, runs } } => {
+            bench::packages(json.as_deref(), loads, runs)
+        }
         Task::Bench { what: Bench::Registry { json, smoke } } => {
             bench::registry(json.as_deref(), smoke)
         }

@@ -20,6 +20,8 @@ pub enum Need {
     Tests,
     /// What `check` needs besides Rust's own tools.
     Check,
+    /// Programs of others that the shipped packages are measured beside.
+    Peers,
 }
 
 struct Requirement {
@@ -55,6 +57,7 @@ const REQUIREMENTS: &[Requirement] = &[
     },
     Requirement { need: Need::Tests, package: "util-linux", present: || has("setpriv") },
     Requirement { need: Need::Tests, package: "sudo", present: || has("sudo") },
+    Requirement { need: Need::Peers, package: "xdp-tools", present: || has("xdp-filter") },
     Requirement { need: Need::Check, package: "clang-format", present: || has("clang-format") },
 ];
 

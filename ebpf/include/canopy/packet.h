@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Reading packets, for XDP and TC alike: Ethernet, up to two VLAN tags, IPv4 with options, IPv6
- * with extension headers, fragments, ports.
+ * Reading packets, for XDP and TC alike: Ethernet, VLAN tags, IPv4 with options, IPv6 with
+ * extension headers, fragments, ports.
  *
  * Every function takes the packet's bounds and never reads outside them. A length that a packet
  * states is believed only where it is checked: ports are read only if they lie inside what the IP
@@ -17,8 +17,13 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
-/* A service tag and a customer tag (IEEE 802.1ad). */
-#define CANOPY_VLAN_DEPTH 2
+/*
+ * VLAN tags read. Linux takes off any number of them: each that has a VLAN interface, and all with
+ * VLAN id 0 (priority tags), which it delivers to the plain interface. A real network has two.
+ */
+#define CANOPY_VLAN_DEPTH 32
+/* At least the bytes of so many tags, in whole bits, for the verifier. */
+#define CANOPY_VLAN_BYTES 0xff
 /*
  * IPv6 extension headers followed. RFC 8200 expects each at most once, destination options
  * twice: seven at most. What goes deeper is left at the header reached, without ports.
@@ -42,10 +47,11 @@
 
 /* What a frame carries. */
 enum canopy_l3 {
-	CANOPY_OTHER,     /* not IP: ARP, LLDP, more than two tags … */
+	CANOPY_OTHER,     /* not IP: ARP, LLDP … */
 	CANOPY_IPV4,      /* a whole IPv4 header */
 	CANOPY_IPV6,      /* a whole IPv6 header */
 	CANOPY_MALFORMED, /* says it is IP, or tagged, and is not, or ends too early */
+	CANOPY_DEEP,      /* more than CANOPY_VLAN_DEPTH tags: what is behind them is not known */
 };
 
 /* Where the packet was caught, which decides what its lengths may say. */
@@ -58,6 +64,7 @@ enum canopy_at {
 struct canopy_cursor {
 	void *at;
 	void *end;
+	bool cut; /* a header reaches beyond `end` */
 };
 
 /* An address; IPv4 ones as ::ffff:a.b.c.d. */
@@ -76,7 +83,7 @@ struct canopy_tuple {
 	__u8 protocol; /* IP protocol number, behind the extension headers */
 	__u8 fragment; /* 1 if a fragment, the first included */
 	__u8 ports;    /* 1 if the ports were read */
-	__u8 unused;
+	__u8 family;   /* 4 or 6: ::ffff:a.b.c.d may also be written in an IPv6 header */
 };
 CANOPY_ASSERT_SIZE(struct canopy_tuple, 40);
 
@@ -113,38 +120,69 @@ static __always_inline int canopy_take(struct canopy_cursor *cursor, __u32 lengt
 {
 	void *start = cursor->at;
 
-	if (start + length > cursor->end)
+	if (start + length > cursor->end) {
+		cursor->cut = true;
 		return -1;
+	}
 	cursor->at = start + length;
 	*at = start;
 	return 0;
 }
 
-/*
- * Reads the Ethernet header and the VLAN tags. On success the cursor is at the network header and
- * `protocol` is its EtherType. Returns 0, or -1 where the frame is too short.
- */
-static __always_inline int canopy_take_ethernet(struct canopy_cursor *cursor, __be16 *protocol)
+static __always_inline bool canopy_is_vlan(__be16 type)
 {
-	struct ethhdr *ethernet;
-	__be16 type;
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
 
-	if (canopy_take(cursor, sizeof(*ethernet), (void **)&ethernet))
-		return -1;
-	type = ethernet->h_proto;
+/* What reading the link layer came to. */
+enum canopy_link {
+	CANOPY_LINK_READ,
+	CANOPY_LINK_CUT,  /* the frame is too short */
+	CANOPY_LINK_DEEP, /* it has more tags than are read */
+};
 
-#pragma unroll
+/* Reads the VLAN tags, of which `type` announces the first. */
+static __always_inline enum canopy_link canopy_take_tags(struct canopy_cursor *cursor, __be16 *type)
+{
+	void *first = cursor->at;
+	__u64 bytes;
+
+#pragma clang loop unroll(disable)
 	for (int depth = 0; depth < CANOPY_VLAN_DEPTH; depth++) {
 		struct canopy_vlan *vlan;
 
-		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
-			break;
 		if (canopy_take(cursor, sizeof(*vlan), (void **)&vlan))
-			return -1;
-		type = vlan->protocol;
+			return CANOPY_LINK_CUT;
+		*type = vlan->protocol;
+		if (canopy_is_vlan(*type))
+			continue;
+		/*
+		 * The verifier knows nothing of a difference of pointers: whatever follows is
+		 * verified once, not once for every number of tags.
+		 */
+		bytes = cursor->at - first;
+		canopy_opaque(bytes);
+		cursor->at = first + (bytes & CANOPY_VLAN_BYTES);
+		return CANOPY_LINK_READ;
 	}
-	*protocol = type;
-	return 0;
+	return CANOPY_LINK_DEEP;
+}
+
+/*
+ * Reads the Ethernet header and the VLAN tags. On CANOPY_LINK_READ the cursor is at the network
+ * header and `protocol` is its EtherType.
+ */
+static __always_inline enum canopy_link canopy_take_ethernet(struct canopy_cursor *cursor,
+							     __be16 *protocol)
+{
+	struct ethhdr *ethernet;
+
+	if (canopy_take(cursor, sizeof(*ethernet), (void **)&ethernet))
+		return CANOPY_LINK_CUT;
+	*protocol = ethernet->h_proto;
+	if (canopy_unlikely(canopy_is_vlan(*protocol)))
+		return canopy_take_tags(cursor, protocol);
+	return CANOPY_LINK_READ;
 }
 
 /*
@@ -205,8 +243,14 @@ static __always_inline enum canopy_l3 canopy_take_l3(struct canopy_cursor *curso
 {
 	__be16 protocol = 0;
 
-	if (canopy_take_ethernet(cursor, &protocol))
+	switch (canopy_take_ethernet(cursor, &protocol)) {
+	case CANOPY_LINK_READ:
+		break;
+	case CANOPY_LINK_DEEP:
+		return CANOPY_DEEP;
+	default:
 		return CANOPY_MALFORMED;
+	}
 	if (protocol == bpf_htons(ETH_P_IP)) {
 		if (canopy_take_ipv4(cursor, where, &header->ipv4, payload))
 			return CANOPY_MALFORMED;
@@ -218,6 +262,15 @@ static __always_inline enum canopy_l3 canopy_take_l3(struct canopy_cursor *curso
 		return CANOPY_IPV6;
 	}
 	return CANOPY_OTHER;
+}
+
+/*
+ * Whether the packet states to have more bytes than the `left` ones that are there behind its IP
+ * header (IPv6: the fixed header). `payload` is what canopy_take_l3 says of it.
+ */
+static __always_inline bool canopy_reaches_beyond(__u32 payload, __u64 left)
+{
+	return payload > left && payload != ~0U;
 }
 
 /* An IPv4 address in the form both families share. */
@@ -313,11 +366,14 @@ static __always_inline bool canopy_has_ports(__u8 protocol)
 
 /*
  * Reads everything that identifies the packet's flow. The tuple is whole on CANOPY_IPV4 and
- * CANOPY_IPV6, zero otherwise. A first fragment, or a packet, that ends before its ports is
- * malformed; a later fragment has none.
+ * CANOPY_IPV6, zero otherwise; `headers` is then the number of bytes in front of the transport
+ * header. A first fragment, or a packet, that ends before its ports is malformed; a later fragment
+ * has none.
  */
-static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum canopy_at where,
-						   struct canopy_tuple *tuple)
+static __always_inline enum canopy_l3 canopy_parse_headers(void *data, void *end,
+							   enum canopy_at where,
+							   struct canopy_tuple *tuple,
+							   __u32 *headers)
 {
 	struct canopy_cursor cursor = {.at = data, .end = end};
 	struct canopy_ports *ports;
@@ -326,6 +382,7 @@ static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum c
 	union canopy_header header;
 	enum canopy_l3 l3;
 
+	*headers = 0;
 	__builtin_memset(tuple, 0, sizeof(*tuple));
 	l3 = canopy_take_l3(&cursor, where, &header, &payload);
 	if (l3 == CANOPY_IPV4) {
@@ -335,6 +392,7 @@ static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum c
 		canopy_map_ipv4(&tuple->source, ip->saddr);
 		canopy_map_ipv4(&tuple->destination, ip->daddr);
 		tuple->protocol = ip->protocol;
+		tuple->family = 4;
 		tuple->fragment = !!(offset_flags & (CANOPY_IP_OFFSET | CANOPY_IP_MF));
 		later = offset_flags & CANOPY_IP_OFFSET;
 	} else if (l3 == CANOPY_IPV6) {
@@ -342,11 +400,13 @@ static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum c
 
 		canopy_copy_ipv6(&tuple->source, &ip->saddr);
 		canopy_copy_ipv6(&tuple->destination, &ip->daddr);
+		tuple->family = 6;
 		if (canopy_take_ipv6_extensions(&cursor, tuple, ip->nexthdr, &payload, &later))
 			goto malformed;
 	} else {
 		return l3;
 	}
+	*headers = cursor.at - data;
 	if (later || !canopy_has_ports(tuple->protocol))
 		return l3;
 	if (payload < sizeof(*ports))
@@ -361,6 +421,15 @@ static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum c
 malformed:
 	__builtin_memset(tuple, 0, sizeof(*tuple));
 	return CANOPY_MALFORMED;
+}
+
+/* The same, where nobody asks for the number of bytes. */
+static __always_inline enum canopy_l3 canopy_parse(void *data, void *end, enum canopy_at where,
+						   struct canopy_tuple *tuple)
+{
+	__u32 headers;
+
+	return canopy_parse_headers(data, end, where, tuple, &headers);
 }
 
 #endif

@@ -1,6 +1,8 @@
 //! What went wrong, as a person reads it, and the exit code a script reads.
 
 use canopy_api::{ApiError, Code, Problem, Problems};
+use canopy_bus::Refusal;
+use serde_json::{Map, Value};
 use std::{fmt::Write as _, path::Path};
 
 /// Exit code of the process; documented in `--help`.
@@ -25,8 +27,45 @@ pub enum Exit {
     Unavailable = 7,
     /// This host or version cannot.
     Unsupported = 8,
-    /// Some interfaces were changed, others failed.
+    /// A part was done, or has answered, and the rest not.
     Partly = 9,
+    /// The caller's token or certificate has expired.
+    Expired = 10,
+    /// The caller's token was revoked or regenerated.
+    Revoked = 11,
+}
+
+impl Exit {
+    /// The bus does not let the caller in.
+    pub fn of_refusal(refusal: &Refusal) -> Self {
+        if refusal.is_expired() {
+            Self::Expired
+        } else if refusal.is_revoked() {
+            Self::Revoked
+        } else {
+            refusal.code().into()
+        }
+    }
+}
+
+impl Exit {
+    /// The word for it in errors that are written as JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Invalid => "invalid",
+            Self::Differs => "differs",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+            Self::Unsupported => "unsupported",
+            Self::Partly => "partial",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
 }
 
 impl From<Code> for Exit {
@@ -95,8 +134,10 @@ impl Failure {
 
     /// A file could not be read or written.
     pub fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
-        let failure =
-            Self::new(Exit::Failed, format!("cannot {doing} {}: {error}", path.display()));
+        let failure = Self::new(
+            Exit::Failed,
+            format!("cannot {doing} {}: {}", path.display(), io_reason(error)),
+        );
         match error.kind() {
             std::io::ErrorKind::NotFound => Self { exit: Exit::NotFound, ..failure },
             std::io::ErrorKind::PermissionDenied => Self { exit: Exit::Denied, ..failure }
@@ -126,6 +167,35 @@ impl Failure {
     }
 }
 
+/// Errors as the one JSON object that `-o json` writes to standard error: the first in full, all of them in
+/// `problems` where there are several, remarks in `notes`.
+pub fn as_json(failures: &[Failure], notes: &[String], exit: Exit) -> Value {
+    let one = |problem: &Problem| {
+        let mut fields = Map::new();
+        fields.insert("message".to_owned(), problem.message.trim_end().into());
+        if !problem.path.is_empty() {
+            fields.insert("path".to_owned(), problem.path.clone().into());
+        }
+        if let Some(hint) = &problem.remedy {
+            fields.insert("hint".to_owned(), hint.clone().into());
+        }
+        fields
+    };
+    let problems: Vec<&Problem> = failures.iter().flat_map(|failure| &failure.problems).collect();
+    let mut error = problems.first().map(|problem| one(problem)).unwrap_or_default();
+    error.insert("code".to_owned(), exit.as_str().into());
+    error.insert("exit".to_owned(), (exit as u8).into());
+    error.insert("retryable".to_owned(), (exit == Exit::Unavailable).into());
+    if problems.len() > 1 {
+        let all = problems.iter().map(|problem| Value::Object(one(problem))).collect();
+        error.insert("problems".to_owned(), Value::Array(all));
+    }
+    if !notes.is_empty() {
+        error.insert("notes".to_owned(), notes.into());
+    }
+    serde_json::json!({ "error": error })
+}
+
 impl From<ApiError> for Failure {
     /// The error's own words, then every further mistake it tells (the first is often the same).
     fn from(error: ApiError) -> Self {
@@ -135,6 +205,15 @@ impl From<ApiError> for Failure {
             problems.insert(0, own);
         }
         Self { exit: error.code.into(), problems }
+    }
+}
+
+/// Why a file could not be read or written, without the number that the system has for it.
+pub(crate) fn io_reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error ") {
+        Some((reason, _)) => reason.to_lowercase(),
+        None => text,
     }
 }
 
@@ -156,9 +235,18 @@ mod tests {
         .map(|code| Exit::from(code) as u8)
         .to_vec();
         assert_eq!(exits, [1, 2, 4, 5, 6, 7, 8]);
-        for code in exits {
+        let refused = [
+            (Refusal::NoToken, 6),
+            (Refusal::Undecided, 7),
+            (Refusal::TokenExpired(String::new()), 10),
+            (Refusal::TokenRevoked, 11),
+        ];
+        for (refusal, code) in &refused {
+            assert_eq!(Exit::of_refusal(refusal) as u8, *code);
+        }
+        for code in exits.into_iter().chain([9, 10, 11]) {
             assert!(
-                crate::cli::EXIT_CODES.contains(&format!("\n  {code}  ")),
+                crate::cli::EXIT_CODES.contains(&format!("\n  {code:<2} ")),
                 "{code} not in help"
             );
         }

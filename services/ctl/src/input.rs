@@ -1,7 +1,10 @@
 //! Documents from files and standard input, checked before anything is sent.
 
 use crate::failure::{Exit, Failure};
-use canopy_api::{DesiredState, Problem, document};
+use canopy_api::{
+    DesiredState, Problem,
+    document::{self, Document},
+};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -9,6 +12,7 @@ use std::{
     collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 /// A document of this many bytes is refused: far more than any host's chains need.
@@ -21,12 +25,12 @@ pub struct Input {
     pub document: Value,
     /// The same, checked.
     pub desired: DesiredState,
-    /// For chain i of the whole: the file, and its number there.
-    origins: Vec<(String, usize)>,
+    /// For chain i of the whole: where it stands, its number there, and how it was written.
+    origins: Vec<(String, usize, Rc<Document>)>,
 }
 
 impl Input {
-    /// Reads and checks; every mistake of every file at once.
+    /// Reads and checks; every mistake of every document of every file at once.
     pub fn read(files: &[PathBuf]) -> Result<Self, Failure> {
         let mut texts = Vec::new();
         for path in files {
@@ -38,43 +42,52 @@ impl Input {
     fn combine(texts: Vec<(String, String, document::Format)>) -> Result<Self, Failure> {
         let mut whole = Vec::new();
         let mut desired = DesiredState::default();
-        let mut origins: Vec<(String, usize)> = Vec::new();
+        let mut origins: Vec<(String, usize, Rc<Document>)> = Vec::new();
         let mut seen = BTreeMap::new();
         let mut problems = Vec::new();
-        for (name, text, format) in texts {
-            let checked = document::parse(&text, format).and_then(|value| {
-                let state: DesiredState = document::check(value.clone())?;
-                state.check()?;
-                Ok((value, state))
-            });
-            let (mut value, state) = match checked {
-                Ok(checked) => checked,
+        let mut told = |name: &str, bad| problems.extend(Failure::in_file(name, bad).problems);
+        for (file, text, format) in texts {
+            let documents = match document::documents(&text, format) {
+                Ok(documents) => documents,
                 Err(bad) => {
-                    problems.extend(Failure::in_file(&name, bad).problems);
+                    told(&file, bad);
                     continue;
                 }
             };
-            for (i, chain) in state.chains.iter().enumerate() {
-                if let Some((file, n)) = seen.insert(chain.target(), (name.clone(), i))
-                    && file != name
-                {
-                    problems.push(
-                        Problem::new(
-                            format!("{name}: chains[{i}]"),
-                            format!(
-                                "{} is already described by {file}: chains[{n}]",
-                                chain.target()
-                            ),
-                        )
-                        .remedy("merge the two: a chain is replaced as a whole"),
-                    );
+            let several = documents.len() > 1;
+            for (number, document) in documents.into_iter().enumerate() {
+                let name = if several {
+                    format!("{file} (document {}, line {})", number + 1, document.line())
+                } else {
+                    file.clone()
+                };
+                let state = match document.clone().check_desired() {
+                    Ok(state) => state,
+                    Err(bad) => {
+                        told(&name, bad);
+                        continue;
+                    }
+                };
+                let document = Rc::new(document);
+                for (i, chain) in state.chains.iter().enumerate() {
+                    if let Some((other, n)) = seen.insert(chain.target(), (name.clone(), i))
+                        && other != name
+                    {
+                        let message = format!(
+                            "{} is already described by {other}: chains[{n}]",
+                            chain.target()
+                        );
+                        let problem = Problem::new(format!("chains[{i}]"), message)
+                            .remedy("merge the two: a chain is replaced as a whole");
+                        told(&name, problem.into());
+                    }
+                    origins.push((name.clone(), i, Rc::clone(&document)));
                 }
-                origins.push((name.clone(), i));
+                if let Some(Value::Array(chains)) = document.value().get("chains") {
+                    whole.extend(chains.iter().cloned());
+                }
+                desired.chains.extend(state.chains);
             }
-            if let Some(Value::Array(chains)) = value.get_mut("chains") {
-                whole.append(chains);
-            }
-            desired.chains.extend(state.chains);
         }
         if !problems.is_empty() {
             return Err(Failure { exit: Exit::Invalid, problems });
@@ -83,17 +96,26 @@ impl Input {
         Ok(Self { document, desired, origins })
     }
 
-    /// Puts the file's name and its own numbering into the paths of a service's answer.
+    /// Puts the file's name and its own numbering into the paths of a service's answer, and how the value
+    /// there was written where YAML made something else of it.
     pub fn locate(&self, mut failure: Failure) -> Failure {
         for problem in &mut failure.problems {
             let path = problem.path.strip_prefix("document.").unwrap_or(&problem.path);
             let found = path.strip_prefix("chains[").and_then(|rest| {
                 let (number, rest) = rest.split_once(']')?;
-                let (file, n) = self.origins.get(number.parse::<usize>().ok()?)?;
-                Some(format!("{file}: chains[{n}]{rest}"))
+                let (file, n, document) = self.origins.get(number.parse::<usize>().ok()?)?;
+                let own = format!("chains[{n}]{rest}");
+                let written = document.written(&own).map(str::to_owned);
+                Some((format!("{file}: {own}"), written))
             });
-            if let Some(found) = found {
+            if let Some((found, written)) = found {
                 problem.path = found;
+                if let Some(written) = written.filter(|written| !written.is_empty()) {
+                    let hint = format!(
+                        "it is written {written}, which YAML does not read as a text: \"{written}\" in quotes is one"
+                    );
+                    problem.remedy = Some(hint);
+                }
             }
         }
         failure
@@ -202,6 +224,45 @@ mod tests {
             combine(&[("a.yaml", A, Yaml), ("b.yaml", A, Yaml)]).unwrap_err().render("error");
         assert!(said.contains("eth0/xdp is already described by a.yaml: chains[0]"), "{said}");
         assert!(said.contains("at: b.yaml: chains[0]"), "{said}");
+    }
+
+    #[test]
+    fn documents_of_one_file_are_put_together() {
+        let text = format!("---\n{A}\n---\n# nothing\n---\n{}", A.replace("eth0", "eth1"));
+        let input = combine(&[("a.yaml", &text, Yaml)]).unwrap();
+        assert_eq!(input.desired.chains.len(), 2);
+        let failure = Failure::new(Exit::NotFound, "x").at("document.chains[1].interface");
+        let place = &input.locate(failure).problems[0].path;
+        assert!(place.starts_with("a.yaml (document 2, line "), "{place}");
+        assert!(place.ends_with("): chains[0].interface"), "{place}");
+        // All are checked before anything is done with one.
+        let said = combine(&[("a.yaml", &format!("{A}\n---\n{}", A.replace("xdp", "xpd")), Yaml)])
+            .unwrap_err()
+            .render("error");
+        assert!(
+            said.contains("did you mean \"xdp\"?") && said.contains("(document 2, line"),
+            "{said}"
+        );
+        let said =
+            combine(&[("a.yaml", &format!("{A}\n---\n{A}"), Yaml)]).unwrap_err().render("error");
+        assert!(
+            said.contains(
+                "eth0/xdp is already described by a.yaml (document 1, line 1): chains[0]"
+            ),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn an_answer_about_a_value_says_how_it_was_written() {
+        let text = A.replace("package: p", "package: p, config: {mode: on, n: 5}");
+        let input = combine(&[("a.yaml", &text, Yaml)]).unwrap();
+        let told = |field: &str| {
+            let path = format!("document.chains[0].programs[0].config.{field}");
+            input.locate(Failure::new(Exit::Invalid, "must be a text").at(path)).render("error")
+        };
+        assert!(told("mode").contains("\"on\" in quotes is one"), "{}", told("mode"));
+        assert!(!told("n").contains("quotes"), "{}", told("n"));
     }
 
     #[test]

@@ -14,10 +14,13 @@
 
 pub mod cli;
 pub mod commands;
+pub mod complete;
 pub mod context;
+pub mod ended;
 pub mod failure;
 pub mod files;
 pub mod input;
+pub mod interrupt;
 pub mod near;
 pub mod output;
 pub mod progress;
@@ -25,3 +28,4 @@ pub mod reference;
 pub mod remote;
 pub mod seen;
 pub mod view;
+pub mod watch;

@@ -84,16 +84,17 @@ pub struct Column {
     right: bool,
     wide: bool,
     where_given: bool,
+    long: bool,
 }
 
 /// A column of text.
 pub const fn text(title: &'static str) -> Column {
-    Column { title, right: false, wide: false, where_given: false }
+    Column { title, right: false, wide: false, where_given: false, long: false }
 }
 
 /// A column of numbers, aligned at the right.
 pub const fn number(title: &'static str) -> Column {
-    Column { title, right: true, wide: false, where_given: false }
+    Column { title, right: true, wide: false, where_given: false, long: false }
 }
 
 impl Column {
@@ -101,6 +102,12 @@ impl Column {
     #[must_use]
     pub const fn wide(self) -> Self {
         Self { wide: true, ..self }
+    }
+
+    /// Has what may be long; cut short first where a terminal is too narrow.
+    #[must_use]
+    pub const fn long(self) -> Self {
+        Self { long: true, ..self }
     }
 
     /// Shown only where some row has something in it.
@@ -111,7 +118,7 @@ impl Column {
 }
 
 /// A table: as wide as its cells, two spaces between columns, no lines.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<Cell>>,
@@ -133,8 +140,29 @@ impl Table {
         self.rows.is_empty()
     }
 
+    /// The rows whose place in the list says so.
+    #[must_use]
+    pub fn only(&self, these: &[bool]) -> Self {
+        let rows = self.rows.iter().zip(these).filter(|(_, shown)| **shown);
+        Self { columns: self.columns.clone(), rows: rows.map(|(row, _)| row.clone()).collect() }
+    }
+
+    /// The texts of each row's cells, but of the column of this title.
+    pub fn cells(&self, without: &str) -> Vec<Vec<String>> {
+        let cells = |row: &Vec<Cell>| {
+            let shown = row.iter().zip(&self.columns).filter(|(_, column)| column.title != without);
+            shown.map(|(cell, _)| cell.text.clone()).collect()
+        };
+        self.rows.iter().map(cells).collect()
+    }
+
     /// The table as text, ending in a newline.
     pub fn render(&self, wide: bool, colour: bool) -> String {
+        self.render_within(wide, colour, None)
+    }
+
+    /// The same in lines of at most so many characters: long texts are cut, which `…` shows.
+    pub fn render_within(&self, wide: bool, colour: bool, within: Option<usize>) -> String {
         let given = |i: usize| {
             self.rows.iter().any(|row| row.get(i).is_some_and(|cell| !cell.text.is_empty()))
         };
@@ -151,13 +179,17 @@ impl Table {
             }
             _ => Cell::toned("-", Tone::Dim),
         };
-        let widths: Vec<usize> = shown
+        let mut widths: Vec<usize> = shown
             .iter()
             .map(|(i, column)| {
                 let cells = self.rows.iter().map(|row| cell(row, *i).text.chars().count());
                 cells.chain([column.title.len()]).max().unwrap_or(0)
             })
             .collect();
+        if let Some(within) = within {
+            let columns: Vec<&Column> = shown.iter().map(|(_, column)| *column).collect();
+            narrow(&mut widths, &columns, within);
+        }
         let titles: Vec<Cell> =
             self.columns.iter().map(|column| Cell::from(column.title)).collect();
         let mut out = String::new();
@@ -165,7 +197,7 @@ impl Table {
             let mut line = String::new();
             let mut pending = 0;
             for ((i, column), width) in shown.iter().zip(&widths) {
-                let cell = cell(row, *i);
+                let cell = cut(cell(row, *i), *width);
                 let padding = width - cell.text.chars().count().min(*width);
                 if column.right {
                     pending += padding;
@@ -181,10 +213,48 @@ impl Table {
     }
 }
 
+/// Columns as narrow as they have to be for lines of `within` characters: long texts first, then other
+/// texts but the first, which names the row. Numbers stay.
+fn narrow(widths: &mut [usize], columns: &[&Column], within: usize) {
+    const GAP: usize = 2;
+    for (least, any) in [(12, false), (8, true)] {
+        loop {
+            let all = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+            let Some(excess) = all.checked_sub(within).filter(|excess| *excess > 0) else { return };
+            let may = |i: usize, column: &Column| !column.right && (column.long || (any && i > 0));
+            let widest = widths
+                .iter_mut()
+                .zip(columns)
+                .enumerate()
+                .filter(|(i, (width, column))| {
+                    may(*i, column) && **width > least.max(column.title.len())
+                })
+                .max_by_key(|(_, (width, _))| **width);
+            let Some((_, (width, column))) = widest else { break };
+            // A step at a time, so that two wide columns share what is missing.
+            *width = width.saturating_sub(excess.min(4)).max(least.max(column.title.len()));
+        }
+    }
+}
+
+/// A cell in a column of this width.
+fn cut(cell: Cell, width: usize) -> Cell {
+    if cell.text.chars().count() <= width {
+        return cell;
+    }
+    let text = cell.text.chars().take(width.saturating_sub(1)).chain(['…']).collect();
+    Cell { text, tone: cell.tone }
+}
+
 /// An answer that can be written in every format.
 pub trait Answer: Serialize {
     /// For people. `None` where [`Self::text`] says it better.
     fn table(&self) -> Option<Table>;
+
+    /// For people, several tables one below the other.
+    fn sections(&self) -> Vec<Table> {
+        Vec::new()
+    }
 
     /// For people, where a table does not fit; `colour` as the terminal has it.
     fn text(&self, colour: bool) -> String {
@@ -251,20 +321,41 @@ pub struct Screen {
     /// Whether standard output is a terminal.
     pub terminal: bool,
     error_colour: bool,
+    /// How long a line may be, where tables have to fit.
+    width: Option<usize>,
+    /// Errors are written as JSON, once, at the end; remarks with them.
+    json: Option<Pending>,
+}
+
+/// What is to be written to standard error at the end.
+#[derive(Debug, Default)]
+struct Pending {
+    failures: Vec<Failure>,
+    notes: Vec<String>,
 }
 
 impl Screen {
-    /// The process's own. Colours only on a terminal, and not with `NO_COLOR` set or `TERM=dumb`.
+    /// The process's own. Colours only on a terminal, and not with `NO_COLOR` set or `TERM=dumb`. Tables
+    /// fit into the terminal's lines, or into `COLUMNS`.
     pub fn standard() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let terminal = io::stdout().is_terminal();
+        let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         Self {
             out: Box::new(io::stdout().lock()),
             err: Box::new(io::stderr()),
-            colour: wanted && io::stdout().is_terminal(),
-            terminal: io::stdout().is_terminal(),
+            colour: wanted && terminal,
+            terminal,
             error_colour: wanted && io::stderr().is_terminal(),
+            width: said.or_else(|| terminal.then(terminal_width)).filter(|width| *width >= 20),
+            json: None,
         }
+    }
+
+    /// From now on errors are written as one JSON object.
+    pub fn errors_as_json(&mut self) {
+        self.json.get_or_insert_default();
     }
 
     /// Writes text to standard output. A reader that has gone (`| head`) is not an error.
@@ -286,11 +377,22 @@ impl Screen {
                     self.note(&answer.nothing());
                     return Ok(());
                 }
-                Some(table) => table.render(format == Format::Wide, self.colour),
-                None => answer.text(self.colour),
+                Some(table) => self.table(&table, format),
+                None => {
+                    let tables = answer.sections();
+                    let tables: Vec<String> =
+                        tables.iter().map(|table| self.table(table, format)).collect();
+                    if tables.is_empty() { answer.text(self.colour) } else { tables.join("\n") }
+                }
             },
         };
         self.print(&harmless(&text))
+    }
+
+    /// A table as this screen shows it; what is asked for with all columns is not cut.
+    pub fn table(&self, table: &Table, format: Format) -> String {
+        let wide = format == Format::Wide;
+        table.render_within(wide, self.colour, self.width.filter(|_| !wide))
     }
 
     /// Writes one line of an answer that comes bit by bit.
@@ -302,14 +404,41 @@ impl Screen {
 
     /// A remark to the person, on standard error.
     pub fn note(&mut self, text: &str) {
-        let _ = writeln!(self.err, "{}", harmless(text));
+        match &mut self.json {
+            Some(pending) => pending.notes.push(text.to_owned()),
+            None => {
+                let _ = writeln!(self.err, "{}", harmless(text));
+            }
+        }
     }
 
     /// An error, on standard error.
     pub fn fail(&mut self, failure: &Failure) {
+        if let Some(pending) = &mut self.json {
+            pending.failures.push(failure.clone());
+            return;
+        }
         let word = Tone::Bad.paint("error", self.error_colour);
         let _ = self.err.write_all(failure.render(&word).as_bytes());
     }
+
+    /// Writes what was kept for the end: errors as JSON, or remarks where nothing failed.
+    pub fn finish(&mut self, exit: Exit) {
+        let Some(Pending { failures, notes }) = self.json.take() else { return };
+        if failures.is_empty() {
+            for note in notes {
+                let _ = writeln!(self.err, "{}", harmless(&note));
+            }
+            return;
+        }
+        let object = crate::failure::as_json(&failures, &notes, exit);
+        let _ = writeln!(self.err, "{object}");
+    }
+}
+
+/// Characters in a line of the terminal; 80 where it does not say.
+fn terminal_width() -> usize {
+    terminal_size::terminal_size_of(io::stdout()).map_or(80, |(width, _)| width.0.into())
 }
 
 #[cfg(test)]

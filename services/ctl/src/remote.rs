@@ -3,30 +3,58 @@
 use crate::{
     cli::{HostArgs, HostsArgs},
     context::Settings,
-    failure::{Exit, Failure},
+    ended,
+    failure::{Exit, Failure, io_reason},
     near,
     progress::Progress,
 };
 use canopy_api::{
     ApiError, HostId, Principal,
-    endpoint::{Endpoint, Service, loader},
-    permission::daemon_of,
+    endpoint::{Endpoint, Service, loader, policy},
+    permission::{daemon_of, daemon_principal},
     subject::Target,
-    wire::Empty,
+    wire::{
+        Empty,
+        hosts::{HostListRequest, HostRecord, HostState},
+    },
 };
-use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Events};
-use std::{fmt::Write as _, time::Duration};
+use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Events, Gather};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// How long the connection may take, unless `--timeout` says otherwise.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long hosts have to answer a question to all of them, unless `--timeout` says otherwise.
-const ALL_HOSTS: Duration = Duration::from_millis(700);
+const ALL_HOSTS: Duration = Duration::from_secs(10);
+/// When nothing has come for so long, nothing is waited for any more, unless `--timeout` says so.
+const QUIET: Duration = Duration::from_secs(1);
+/// The same where it is not known who could answer.
+const QUIET_UNKNOWN: Duration = Duration::from_millis(700);
+/// How long a list of enrolled hosts is good for a command that asks again and again.
+const LIST_LIFE: Duration = Duration::from_secs(10);
+
+/// What many hosts answered.
+pub struct Answers<R> {
+    /// Each answer with the host that gave it, sorted.
+    pub answers: Vec<(HostId, Result<R, ApiError>)>,
+    /// Enrolled hosts that connected before and have not answered, sorted.
+    pub missing: Vec<HostId>,
+    /// How many hosts were to answer, where that is known.
+    pub expected: Option<usize>,
+    /// How long was waited.
+    pub waited: Duration,
+}
 
 /// A connection, and the context it came from.
 pub struct Remote {
     bus: Bus,
     host: Option<HostId>,
     timeout: Option<Duration>,
+    /// When the list of enrolled hosts was read, and what it was.
+    enrolled: Mutex<Option<(Instant, Vec<HostRecord>)>>,
 }
 
 impl Remote {
@@ -43,13 +71,20 @@ impl Remote {
         };
         let _progress = Progress::start(format!("connecting to {}", context.url));
         let place = format!("context {} of {}", context.name, settings.file.display());
+        let principal = context.principal.clone();
         let ready = async {
             let bus = Bus::connect(&config, context.principal.clone()).await?;
             bus.wait_ready(timeout.unwrap_or(CONNECT)).await?;
             Ok(bus)
         };
-        let bus = ready.await.map_err(|error| refused(&error).at(place))?;
-        Ok(Self { bus, host: context.host, timeout })
+        let bus = match ready.await {
+            Ok(bus) => bus,
+            Err(error) => {
+                let ended = ended::reason(&config, &principal);
+                return Err(ended.unwrap_or_else(|| refused(&error)).at(place));
+            }
+        };
+        Ok(Self { bus, host: context.host, timeout, enrolled: Mutex::default() })
     }
 
     /// Ends the connection in order.
@@ -93,7 +128,8 @@ impl Remote {
 
     /// Every host whose loader answers.
     pub async fn hosts(&self) -> Vec<HostId> {
-        let answers = self.bus.call_all::<loader::Version>(&Empty {}, self.patience()).await;
+        let gather = self.patience(QUIET_UNKNOWN, BTreeSet::new());
+        let answers = self.bus.gather::<loader::Version>(&Empty {}, &gather).await;
         answers
             .unwrap_or_default()
             .into_iter()
@@ -101,8 +137,41 @@ impl Remote {
             .collect()
     }
 
-    fn patience(&self) -> Duration {
-        self.timeout.unwrap_or(ALL_HOSTS)
+    fn patience(&self, quiet: Duration, expected: BTreeSet<Principal>) -> Gather {
+        Gather {
+            wait: self.timeout.unwrap_or(ALL_HOSTS),
+            quiet: self.timeout.is_none().then_some(quiet),
+            expected,
+        }
+    }
+
+    /// Every enrolled host, as policy has them, page by page; those that were revoked, too.
+    ///
+    /// # Errors
+    /// When policy does not answer, or enrols none.
+    pub async fn enrolled(&self) -> Result<Vec<HostRecord>, Failure> {
+        let kept = |enrolled: &Mutex<Option<(Instant, Vec<HostRecord>)>>| {
+            enrolled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        if let Some((when, hosts)) = kept(&self.enrolled)
+            && when.elapsed() < LIST_LIFE
+        {
+            return Ok(hosts);
+        }
+        let mut hosts = Vec::new();
+        let mut request = HostListRequest::default();
+        loop {
+            let page = self.ask_centre::<policy::HostList>(&request).await?;
+            hosts.extend(page.hosts);
+            // A service that knows no pages names no next one.
+            request.after = page.next;
+            if request.after.is_none() {
+                break;
+            }
+        }
+        *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), hosts.clone()));
+        Ok(hosts)
     }
 
     /// Events of this subject, from now on.
@@ -152,21 +221,44 @@ impl Remote {
         }
     }
 
-    /// Asks the service of every host; each answer with the host that gave it, sorted.
+    /// Asks the service of every host, until every enrolled one has answered, as long as `--timeout` says;
+    /// without one, until nothing comes any more.
     pub async fn ask_all<E: Endpoint>(
         &self,
         request: &E::Request,
-    ) -> Result<Vec<(HostId, Result<E::Reply, ApiError>)>, Failure> {
+    ) -> Result<Answers<E::Reply>, Failure> {
         let _progress = Progress::start("asking all hosts");
+        let service = E::SPEC.service;
+        // Where policy is away, or enrols nobody, who answers is all that is known.
+        let enrolled = self.enrolled().await.ok();
+        let expected: Vec<(HostId, Principal)> = enrolled
+            .iter()
+            .flatten()
+            .filter(|record| {
+                record.state == HostState::Active && record.certificates.contains_key(&service)
+            })
+            .filter_map(|record| {
+                Some((record.host.clone(), daemon_principal(service, Some(&record.host)).ok()?))
+            })
+            .collect();
+        let quiet = if expected.is_empty() { QUIET_UNKNOWN } else { QUIET };
+        let names = expected.iter().map(|(_, principal)| principal.clone()).collect();
+        let begun = Instant::now();
         let answers = self
             .bus
-            .call_all::<E>(request, self.patience())
+            .gather::<E>(request, &self.patience(quiet, names))
             .await
             .map_err(|error| Failure::from(error.to_api_error()))?;
-        Ok(answers
+        let waited = begun.elapsed();
+        let answers: Vec<_> = answers
             .into_iter()
-            .filter_map(|(who, answer)| Some((host_of(&who, E::SPEC.service)?, answer)))
-            .collect())
+            .filter_map(|(who, answer)| Some((host_of(&who, service)?, answer)))
+            .collect();
+        let answered: BTreeSet<&HostId> = answers.iter().map(|(host, _)| host).collect();
+        let missing = expected.iter().map(|(host, _)| host).filter(|host| !answered.contains(host));
+        let missing = missing.cloned().collect();
+        let expected = enrolled.map(|_| expected.len());
+        Ok(Answers { answers, missing, expected, waited })
     }
 
     async fn call<E: Endpoint>(
@@ -179,15 +271,49 @@ impl Remote {
         self.bus.call_with::<E>(target, request, options).await
     }
 
+    /// Why nobody answers for a host: it is not known, may not connect, or is away.
     async fn no_such_host<E: Endpoint>(&self, host: &HostId) -> Failure {
         let service = E::SPEC.service;
-        let hosts = self.hosts().await;
-        Failure::new(Exit::Unavailable, format!("the {service} of host {host} does not answer"))
-            .fix(near::remedy(
-                host.as_str(),
-                hosts.iter().map(HostId::as_str),
-                &format!("see that canopy-{service} runs on {host} and is connected"),
-            ))
+        let away = || {
+            Failure::new(Exit::Unavailable, format!("the {service} of host {host} does not answer"))
+                .fix(format!("see that canopy-{service} runs on {host} and is connected"))
+        };
+        let unknown =
+            |names: Vec<&str>| {
+                Failure::new(Exit::NotFound, format!("there is no host \"{host}\""))
+                    .fix(near::remedy(host.as_str(), names, "canopy get hosts lists them"))
+            };
+        let Ok(enrolled) = self.enrolled().await else {
+            // Only who answers is known: a host that is away cannot be told from one that is none, unless
+            // its name is another's with a slip.
+            let hosts = self.hosts().await;
+            return match near::nearest(host.as_str(), hosts.iter().map(HostId::as_str)) {
+                Some(_) => unknown(hosts.iter().map(HostId::as_str).collect()),
+                None => away(),
+            };
+        };
+        let record = enrolled.iter().find(|record| record.host == *host);
+        match record.map(|record| record.state) {
+            Some(HostState::Active) => away(),
+            Some(HostState::Revoked) => {
+                Failure::new(Exit::Denied, format!("the host {host} was revoked"))
+                    .fix("canopy host enrol lets it in again")
+            }
+            Some(HostState::Expired) => Failure::new(
+                Exit::Denied,
+                format!("the enrolment of host {host} has expired: it never connected"),
+            )
+            .fix("enrol it again: canopy host enrol"),
+            Some(HostState::Waiting) => {
+                Failure::new(Exit::Unavailable, format!("the host {host} has not connected yet"))
+                    .fix(format!("canopy host install on {host}, then start canopy-{service}"))
+            }
+            None => {
+                let hosts = self.hosts().await;
+                let known = enrolled.iter().map(|record| &record.host).chain(&hosts);
+                unknown(known.map(HostId::as_str).collect())
+            }
+        }
     }
 }
 
@@ -197,32 +323,70 @@ fn host_of(principal: &Principal, service: Service) -> Option<HostId> {
     host.filter(|_| of == service)
 }
 
-/// Why there is no connection.
+/// Why there is no connection, each kind with its own exit code. What the libraries below say is left out.
 fn refused(error: &BusError) -> Failure {
-    let exit = match error {
-        BusError::File { .. } | BusError::Secret { .. } | BusError::Address { .. } => Exit::Invalid,
-        BusError::NotPermitted { .. } => Exit::Denied,
-        _ => Exit::Unavailable,
-    };
-    let mut message = match error {
-        BusError::Secret { field, error } => format!("{field} cannot be used: {error}"),
-        _ => error.to_string(),
-    };
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let _ = write!(message, ": {cause}");
-        source = cause.source();
-    }
-    let fix = match error {
-        BusError::Secret { error, .. } => error.remedy.as_str(),
-        BusError::File { .. } => "correct the path in the context, or the file's permissions",
-        BusError::Address { .. } => "correct `url` in the context",
-        BusError::NotPermitted { .. } => {
-            "`principal` must be the name in the certificate: spiffe://canopy/<principal>"
+    match error {
+        BusError::File { field, path, source } => Failure::new(
+            Exit::Invalid,
+            format!("{field}: cannot read {}: {}", path.display(), io_reason(source)),
+        )
+        .fix("correct the path in the context, or the file's permissions"),
+        BusError::Secret { field, error } => {
+            Failure::new(Exit::Invalid, format!("{field} cannot be used: {error}"))
+                .fix(error.remedy.clone())
         }
-        _ => "is the bus running at that address? canopy doctor looks closer",
-    };
-    Failure::new(exit, message).fix(fix)
+        BusError::Address { url } => {
+            Failure::new(Exit::Invalid, format!("\"{url}\" is not an address of a bus"))
+                .fix("correct `url` in the context: tls://HOST:4222")
+        }
+        BusError::NotPermitted { .. } => Failure::new(Exit::Denied, error.to_string())
+            .fix("`principal` must be the name in the certificate: spiffe://canopy/<principal>"),
+        BusError::Refused { refusal, .. } => {
+            Failure::new(Exit::of_refusal(refusal), error.to_string()).fix(refusal.remedy())
+        }
+        BusError::Unreachable { url, reason, .. } => unreachable_bus(url, reason),
+        other => {
+            Failure::new(Exit::Unavailable, other.to_string()).fix("canopy doctor looks closer")
+        }
+    }
+}
+
+/// What kept a connection from being made, by what the attempt says of it.
+fn unreachable_bus(url: &str, reason: &str) -> Failure {
+    let lower = reason.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let unavailable = |message: String| Failure::new(Exit::Unavailable, message);
+    let invalid = |message: String| Failure::new(Exit::Invalid, message);
+    if has(&["certificate expired", "notvalidafter", "certexpired"]) {
+        return invalid(format!("the certificate of the bus at {url} has expired"))
+            .fix("renew the server's certificate; is the clock of this machine right?");
+    }
+    if has(&["notvalidforname", "not valid for name"]) {
+        return invalid(format!("the certificate of the bus at {url} is for another name"))
+            .fix("correct `url` in the context to a name in the server's certificate");
+    }
+    if has(&["unknownissuer", "unknown issuer", "badsignature", "unknown ca"]) {
+        return invalid(format!("the bus at {url} and `ca` of the context do not belong together"))
+            .fix("`ca` must be the authority that signed the server's certificate and yours");
+    }
+    if has(&["certificaterequired", "handshake", "alert", "tls", "certificate"]) {
+        return unavailable(format!("no TLS connection with the bus at {url}"))
+            .fix("is it the port of the bus, and are certificate and key of its authority?");
+    }
+    if has(&["connection refused"]) {
+        return unavailable(format!("no bus at {url}: nothing listens there"))
+            .fix("is the bus running at that address? canopy doctor looks closer");
+    }
+    if has(&["lookup", "name or service", "resolve", "dns"]) {
+        return unavailable(format!("no bus at {url}: the name is not known"))
+            .fix("correct `url` in the context");
+    }
+    if has(&["connected, but messages"]) {
+        return unavailable(format!("the bus at {url} answers, and messages do not come back"))
+            .fix("canopy doctor looks closer");
+    }
+    unavailable(format!("no bus at {url}: it does not answer"))
+        .fix("is the bus running at that address? canopy doctor looks closer")
 }
 
 #[cfg(test)]

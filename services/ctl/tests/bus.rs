@@ -10,8 +10,11 @@
 
 use canopy_api::{
     ApiError, Code,
-    endpoint::{Service, loader, registry},
-    wire::{ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply},
+    endpoint::{Service, loader, policy, registry},
+    wire::{
+        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply,
+        hosts::{HostListReply, HostRecord},
+    },
 };
 use canopy_bus::{Bus, BusConfig, Server};
 use canopy_test_support::nats::NatsServer;
@@ -19,9 +22,9 @@ use serde_json::{Value, json};
 use std::{
     fs,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +69,11 @@ fn change(host: &str, request: &ApplyRequest) -> Result<ApplyReply, ApiError> {
             }
             outcomes.push(json!({ "interface": chain["interface"], "hook": chain["hook"],
                                   "action": "failed", "error": error }));
+            continue;
+        }
+        if chain["interface"] == "eth8" {
+            outcomes
+                .push(json!({ "interface": "eth8", "hook": chain["hook"], "action": "unchanged" }));
             continue;
         }
         let removed = chain["programs"].as_array().unwrap().is_empty();
@@ -139,6 +147,48 @@ impl Fleet {
         Self { server, dir, stop, asked }
     }
 
+    /// A policy service that knows these hosts, two on a page.
+    async fn policy(&self, hosts: &[(&str, &str)]) {
+        let records: Vec<HostRecord> = hosts
+            .iter()
+            .map(|(host, state)| {
+                let until = "2030-01-01T00:00:00Z";
+                let certificate = json!({ "fingerprint": "x", "key": "y", "until": until });
+                let mut record = json!({
+                    "host": host, "state": state, "labels": { "rack": "7" }, "generation": 1,
+                    "certificates": { "loader": certificate }, "enrolled": until,
+                    "enrolled_by": "u-admin", "connect_before": until,
+                });
+                if *state == "revoked" {
+                    record["revoked"] = json!({ "by": "u-admin", "at": until });
+                }
+                serde_json::from_value(record).unwrap()
+            })
+            .collect();
+        let bus = bus(&self.server, "s-policy").await;
+        let stand_in = Server::new(bus, Service::Policy, None).handle::<policy::HostList, _, _>(
+            move |_, request| {
+                let behind = |record: &&HostRecord| {
+                    request.after.as_ref().is_none_or(|after| record.host > *after)
+                };
+                let mut hosts: Vec<HostRecord> = records.iter().filter(behind).cloned().collect();
+                let next = (hosts.len() > 2).then(|| hosts[1].host.clone());
+                hosts.truncate(2);
+                async move { Ok(HostListReply { hosts, next }) }
+            },
+        );
+        serve(stand_in, &self.stop).await;
+    }
+
+    /// A loader that takes every question and answers none.
+    async fn mute(&self, host: &'static str) {
+        let bus = bus(&self.server, &format!("h-{host}-loader")).await;
+        let stand_in = Server::new(bus, Service::Loader, Some(host.parse().unwrap()))
+            .handle::<loader::Get, _, _>(|_, _| async { std::future::pending().await })
+            .handle::<loader::MapFollow, _, _>(|_, _| async { std::future::pending().await });
+        serve(stand_in, &self.stop).await;
+    }
+
     async fn loader(
         server: &NatsServer,
         host: &'static str,
@@ -162,7 +212,20 @@ impl Fleet {
                 asked.lock().unwrap().push((host.to_owned(), request.clone()));
                 async move { change(host, &request) }
             })
+            .handle::<loader::MapFollow, _, _>(|_, _| async {
+                Err(ApiError::new(Code::Unavailable, "nothing is followed here"))
+            })
             .handle::<loader::Delete, _, _>(move |_, request: DeleteRequest| async move {
+                if request.interface.to_string() == "eth0" {
+                    let program = request.program.map_or("all".to_owned(), |name| name.to_string());
+                    return Ok(serde_json::from_value(json!({
+                        "host": host, "generation": 5, "dry_run": false, "chains": [{
+                            "interface": "eth0", "hook": request.hook, "action": "removed",
+                            "notes": [program],
+                        }],
+                    }))
+                    .unwrap());
+                }
                 Err(ApiError::new(
                     Code::NotFound,
                     format!("there is no chain {}", request.interface),
@@ -190,13 +253,22 @@ impl Fleet {
         said
     }
 
+    fn canopy_err(&self, line: &str) -> String {
+        String::from_utf8(self.canopy(line).stderr).unwrap()
+    }
+
     fn write(&self, name: &str, text: &str) {
         fs::write(self.dir.path().join(name), text).unwrap();
     }
 }
 
 fn canopy(line: &str, dir: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_canopy"))
+    command(line, dir).output().unwrap()
+}
+
+fn command(line: &str, dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_canopy"));
+    command
         .args(line.split(' '))
         .current_dir(dir)
         .env("HOME", dir)
@@ -204,8 +276,9 @@ fn canopy(line: &str, dir: &Path) -> Output {
         .env_remove("CANOPY_CONTEXT")
         .env_remove("CANOPY_HOST")
         .env_remove("XDG_STATE_HOME")
-        .output()
-        .unwrap()
+        .env_remove("COLUMNS")
+        .stdin(Stdio::null());
+    command
 }
 
 fn document(interface: &str) -> String {
@@ -218,13 +291,13 @@ fn document(interface: &str) -> String {
 async fn hosts_chains_and_programs_are_shown_in_every_format() {
     let fleet = Fleet::start(&["web1", "web2"]).await;
     let hosts = fleet.ok("get hosts");
-    assert!(hosts.starts_with("HOST  STATE  CHAINS    GENERATION  KERNEL  LAST-SEEN\n"), "{hosts}");
+    assert!(hosts.starts_with("HOST  STATE  CHAINS    KERNEL  LAST-SEEN\n"), "{hosts}");
     assert_eq!(fleet.ok("get hosts -o name"), "web1\nweb2\n");
     assert_eq!(
         fleet.ok("get chains"),
-        "HOST  INTERFACE  HOOK  STATE   MODE  PROGRAMS  GENERATION  PROGRAM-ID  RESTORED\n\
-         web1  eth0       xdp   active  -            1           -           -         0\n\
-         web2  eth0       xdp   active  -            1           -           -         0\n"
+        "HOST  INTERFACE  HOOK  STATE   MODE  PROGRAMS  RESTORED\n\
+         web1  eth0       xdp   active  -            1         0\n\
+         web2  eth0       xdp   active  -            1         0\n"
     );
     let programs: Value =
         serde_json::from_str(&fleet.ok("get programs limit --host web2 -o json")).unwrap();
@@ -241,8 +314,8 @@ async fn hosts_chains_and_programs_are_shown_in_every_format() {
 async fn a_host_that_falls_silent_is_still_listed() {
     let mut fleet = Fleet::start(&["web1"]).await;
     assert!(fleet.ok("get hosts -o name") == "web1\n");
-    let said = fleet.fails(7, "get chains --host wbe1");
-    assert!(said.contains("host wbe1 does not answer") && said.contains("\"web1\""), "{said}");
+    let said = fleet.fails(4, "get chains --host wbe1");
+    assert!(said.contains("there is no host \"wbe1\"") && said.contains("\"web1\""), "{said}");
     fleet.stop.cancel();
     // Until the stand-in has left, it may answer.
     let mut last = String::new();
@@ -382,4 +455,284 @@ async fn doctor_finds_a_clock_that_is_off_and_services_that_are_away() {
     ] {
         assert_eq!(standing(name), expected, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enrolled_hosts_that_do_not_answer_are_named() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    fleet
+        .policy(&[
+            ("web1", "active"),
+            ("web2", "active"),
+            ("web3", "active"),
+            ("web4", "revoked"),
+            ("web5", "waiting"),
+        ])
+        .await;
+    let output = fleet.canopy("get chains -A");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.contains("1 of 3 enrolled hosts did not answer within"), "{said}");
+    assert!(said.contains(" s: web3\n"), "{said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 3);
+    // Waited for as long as was said.
+    let begun = Instant::now();
+    fleet.fails(9, "get chains --timeout 2s");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    for line in
+        ["get programs -A -o json", "map list -A -o json", "get all -o json", "top --once -o json"]
+    {
+        let error: Value = match serde_json::from_str(&fleet.canopy_err(line)) {
+            Ok(error) => error,
+            Err(_) => continue,
+        };
+        assert_eq!(error["error"]["code"], "partial", "{line}: {error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("web3"), "{line}: {error}");
+    }
+    let hosts: Value = serde_json::from_str(&fleet.ok("get hosts -o json")).unwrap();
+    let states: Vec<&str> =
+        hosts.as_array().unwrap().iter().map(|host| host["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["ready", "ready", "silent", "revoked", "waiting"]);
+    assert_eq!(hosts[2]["labels"], json!({ "rack": "7" }));
+    assert_eq!((&hosts[0]["enrolled"], &hosts[3]["enrolled"]), (&true.into(), &false.into()));
+    assert_eq!(fleet.ok("host list -o name"), "web1\nweb2\nweb3\nweb4\nweb5\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_hosts_ends_with_the_last_answer() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    fleet.policy(&[("web1", "active"), ("web2", "active")]).await;
+    let begun = Instant::now();
+    fleet.ok("get chains -A --timeout 60s");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_reason_for_no_answer_has_its_own_exit_code() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet
+        .policy(&[
+            ("web1", "active"),
+            ("web2", "active"),
+            ("web3", "expired"),
+            ("web4", "revoked"),
+            ("web5", "waiting"),
+        ])
+        .await;
+    for (host, exit, told) in [
+        ("web2", 7, "the loader of host web2 does not answer"),
+        ("web3", 6, "the enrolment of host web3 has expired"),
+        ("web4", 6, "the host web4 was revoked"),
+        ("web5", 7, "the host web5 has not connected yet"),
+        ("wbe1", 4, "there is no host \"wbe1\"\n  fix: did you mean \"web1\"?"),
+        ("elsewhere", 4, "there is no host \"elsewhere\""),
+    ] {
+        let said = fleet.fails(exit, &format!("get chains --host {host}"));
+        assert!(said.contains(told), "{said}");
+        assert!(!said.contains("trying again"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_what_waits_for_answers_at_once() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.mute("web2").await;
+    for line in [
+        "top --host web2 --interval 200ms",
+        "top --host web1 --interval 10s",
+        "map follow eth0 xdp limit events --host web2",
+        "get chains -w --host web2",
+        "get chains -w --host web1",
+        "get hosts -w",
+    ] {
+        // While it connects, while it waits for the first answer, and later.
+        for after in [30, 150, 400, 900] {
+            let mut child = command(line, fleet.dir.path())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(after));
+            let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+            let begun = Instant::now();
+            let ended = loop {
+                if child.try_wait().unwrap().is_some() {
+                    break true;
+                }
+                if begun.elapsed() > Duration::from_secs(2) {
+                    break false;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let _ = child.kill();
+            let _ = child.wait();
+            assert!(ended, "{line}: goes on 2 s after an interrupt at {after} ms");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_takes_what_name_output_prints() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let chain = fleet.ok("get chains --host web1 -o name").trim().to_owned();
+    assert_eq!(chain, "web1/eth0/xdp");
+    let program = fleet.ok("get programs --host web1 -o name").trim().to_owned();
+    assert_eq!(program, "web1/eth0/xdp/limit");
+    for line in [
+        format!("get chains {chain}"),
+        format!("get chain/{chain}"),
+        format!("get chain {chain} web2/eth0/xdp"),
+        format!("describe chain {chain}"),
+        format!("describe chains/{chain}"),
+        "describe chains eth0 xdp --host web1".to_owned(),
+        "describe chain eth0/xdp --host host/web1".to_owned(),
+        format!("get programs {program}"),
+        format!("describe program {program}"),
+        format!("describe programs/{program}"),
+        "get host/web1".to_owned(),
+        "describe hosts web1".to_owned(),
+        format!("delete chain {chain}"),
+        format!("delete chains/{chain}"),
+        "delete chain eth0 xdp --host web1".to_owned(),
+    ] {
+        fleet.ok(&line);
+    }
+    for line in [
+        format!("delete program {program}"),
+        format!("delete program/{program}"),
+        "delete programs limit --host web1".to_owned(),
+        "delete chain eth0 xdp --program limit --host web1".to_owned(),
+    ] {
+        assert!(fleet.ok(&line).contains("limit"), "{line}");
+    }
+    let said = fleet.fails(4, "delete program limti --host web1");
+    assert!(said.contains("did you mean \"limit\"?"), "{said}");
+    fleet.ok("delete program limti --host web1 --ignore-not-found");
+    fleet.fails(4, "delete chain eth7 xdp --host web1");
+    fleet.ok("delete chain eth7 xdp --host web1 --ignore-not-found");
+    let said = fleet.fails(2, &format!("delete chain {chain} --host web2"));
+    assert!(said.contains("two hosts are named"), "{said}");
+    let all = fleet.ok("get all --host web1 -o name");
+    assert_eq!(all, "host/web1\nchain/web1/eth0/xdp\nprogram/web1/eth0/xdp/limit\n");
+    assert!(fleet.ok("get all").contains("\n\nHOST  INTERFACE"), "{}", fleet.ok("get all"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_of_a_host_is_one_that_apply_takes() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let document = fleet.ok("get chains --host web1 --document -o yaml");
+    assert!(document.starts_with("chains:\n"), "{document}");
+    fleet.write("doc.yaml", &document);
+    fleet.ok("apply -f doc.yaml --host web1");
+    let (_, sent) = fleet.asked.lock().unwrap().last().unwrap().clone();
+    let program = &sent.document["chains"][0]["programs"][0];
+    assert_eq!(program["package"], "ratelimit@=0.1.0");
+    assert_eq!(program["priority"], 20);
+    fleet.write("doc.json", &fleet.ok("get chains web1/eth0/xdp --document -o json"));
+    fleet.ok("apply -f doc.json --host web1");
+    let said = fleet.fails(2, "get chains --document");
+    assert!(said.contains("--host HOST: one of web1, web2"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_not_deleted() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.write("a.yaml", &document("eth0"));
+    fleet.write("b.yaml", &document("eth8"));
+    let said = fleet.fails(4, "delete -f a.yaml -f b.yaml --host web1");
+    assert!(said.contains("there is no chain eth8/xdp\n  at: b.yaml: chains[0]\n"), "{said}");
+    fleet.ok("delete -f a.yaml -f b.yaml --host web1 --ignore-not-found");
+    fleet.ok("delete -f a.yaml --host web1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_one_json_object_where_answers_are_json() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.write("a.yaml", &document("eth9"));
+    fleet.write("bad.yaml", "chains: [{interface: on, hook: xpd, programs: []}]\n");
+    for (line, exit, code, path) in [
+        ("apply -f a.yaml --host web1 -o json", 4, "not_found", "a.yaml: chains[0].interface"),
+        ("apply -f bad.yaml --host web1 -o json", 2, "invalid", "bad.yaml: chains[0].hook"),
+        ("get chains -o json --host nowhere", 7, "unavailable", ""),
+        ("get chains eth5 xdp --host web1 --output=json", 4, "not_found", ""),
+        ("get chians -o json", 2, "invalid", ""),
+        ("apply -f a.yaml --host web1 -o json --context viewer", 6, "denied", ""),
+    ] {
+        let said = fleet.fails(exit, line);
+        let error: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{line}: {said}"));
+        assert_eq!(error["error"]["code"], code, "{line}: {said}");
+        assert_eq!(error["error"]["exit"], exit, "{line}: {said}");
+        assert!(!error["error"]["message"].as_str().unwrap().is_empty(), "{line}: {said}");
+        assert_eq!(error["error"]["path"].as_str().unwrap_or_default(), path, "{line}: {said}");
+    }
+    let said: Value =
+        serde_json::from_str(&fleet.fails(2, "apply -f bad.yaml --host web1 -o json")).unwrap();
+    assert_eq!(said["error"]["problems"].as_array().unwrap().len(), 2, "{said}");
+    assert_eq!(said["error"]["problems"][1]["hint"], "write it in quotes: \"on\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_fit_into_a_terminal() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    fleet
+        .policy(&[
+            ("web1", "active"),
+            ("web2", "active"),
+            ("a-host-with-a-rather-long-name-of-47-characters", "revoked"),
+        ])
+        .await;
+    for line in
+        ["get hosts", "get chains", "get programs", "get all", "host list", "config get-contexts"]
+    {
+        let output = command(line, fleet.dir.path()).env("COLUMNS", "80").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.is_empty(), "{line}");
+        for row in text.lines() {
+            assert!(row.chars().count() <= 80, "{line}: {row}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_completed_from_what_there_is() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    fleet.policy(&[("web1", "active"), ("web7", "waiting")]).await;
+    let complete = |words: &str| fleet.ok(&format!("__complete -- {words}"));
+    assert_eq!(complete("canopy drain web"), "web1\nweb7\n");
+    assert_eq!(complete("canopy apply -f x --host="), "--host=web1\n--host=web7\n");
+    assert_eq!(complete("canopy describe chain --host web1 e"), "eth0/xdp\n");
+    assert_eq!(complete("canopy describe chain web2"), "web2/eth0/xdp\n");
+    assert_eq!(complete("canopy config use "), "admin\nviewer\n");
+    assert_eq!(complete("canopy get chai"), "chains\n");
+    // Without a bus there is the grammar.
+    assert_eq!(complete("canopy --context nowhere drain web"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_is_confirmed_before_anything_is_signed() {
+    let fleet = Fleet::start(&[]).await;
+    let keys: Value =
+        serde_json::from_str(&fleet.ok("host request web9 --dir tls --save web9.request -o json"))
+            .unwrap();
+    let key = |service: &str| keys["keys"][service].as_str().unwrap().to_owned();
+    // No policy service answers here: what is refused before it is asked ends otherwise.
+    let enrol = "host enrol web9.request --save web9.enrolment";
+    let said = fleet.fails(2, enrol);
+    assert!(
+        said.contains(&format!("  loader    {}\n  enforcer  {}\n", key("loader"), key("enforcer"))),
+        "{said}"
+    );
+    assert!(said.contains("nothing was signed"), "{said}");
+    let said = fleet.fails(6, &format!("{enrol} --expect-fingerprint {}", key("loader")));
+    assert!(said.contains(&format!("the key of enforcer is {}", key("enforcer"))), "{said}");
+    let both = format!(
+        "{enrol} --expect-fingerprint loader={} --expect-fingerprint {}",
+        key("loader"),
+        key("enforcer")
+    );
+    assert!(fleet.fails(7, &both).contains("the policy service does not answer"));
+    assert!(
+        fleet.fails(7, &format!("{enrol} --yes")).contains("the policy service does not answer")
+    );
 }

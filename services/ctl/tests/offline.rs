@@ -152,7 +152,7 @@ fn completion_scripts_are_written_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let output = canopy(&["completion", shell], dir.path());
         assert!(output.status.success());
-        assert!(String::from_utf8(output.stdout).unwrap().contains("get-contexts"), "{shell}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("canopy __complete"), "{shell}");
     }
     fails(2, &["completion", "tcsh"], dir.path());
 }

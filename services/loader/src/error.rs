@@ -125,6 +125,14 @@ pub enum LoaderError {
         /// What it says.
         what: String,
     },
+    /// The kernel does not have a setting of a chain that was prepared. Nothing was changed.
+    #[error("{key}: the kernel does not have the settings: {what}")]
+    Settings {
+        /// The chain.
+        key: ChainKey,
+        /// Which is not as it is to be.
+        what: String,
+    },
     /// The state cannot be written.
     #[error("the state cannot be kept")]
     Store(#[from] StoreError),
@@ -134,6 +142,9 @@ pub enum LoaderError {
     /// Every interface of a request failed; each with the first of its chains, which rules of selectors have none of.
     #[error("nothing was changed: each of {} interfaces failed", .0.len())]
     Nothing(Vec<(Option<ChainKey>, Self)>),
+    /// The caller does not wait any more, and nothing was changed yet.
+    #[error("the caller's time ran out before anything was changed; nothing was done")]
+    Late,
     /// An earlier change is neither done nor taken back.
     #[error("an earlier change is neither done nor taken back yet")]
     Unsettled,
@@ -196,6 +207,8 @@ impl LoaderError {
             Self::Disagrees { .. } => {
                 ApiError::new(Code::Conflict, said).remedy("look who else does, then try again")
             }
+            Self::Settings { .. } => ApiError::new(Code::Conflict, said)
+                .remedy("see whether something on the host writes these maps, then apply again"),
             Self::Store(error) => ApiError::new(Code::Unavailable, with_causes(&error))
                 .remedy("free space or mend the loader's `state_dir`; the chains run as before"),
             Self::Build(error) => match &error {
@@ -206,6 +219,8 @@ impl LoaderError {
                 BuildError::Settings { .. } => ApiError::new(Code::Invalid, with_causes(&error)),
             },
             Self::Nothing(failed) => nothing(said, failed),
+            Self::Late => ApiError::new(Code::Unavailable, said)
+                .remedy("repeat the request, with more time (--timeout)"),
             Self::Unsettled => ApiError::new(Code::Unavailable, said)
                 .remedy("the loader keeps trying; its log says what is in the way"),
         }
@@ -265,10 +280,13 @@ fn kernel(error: KernelError) -> ApiError {
             }
             api
         }
+        KernelError::SharedMap { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
         KernelError::Unsupported { remedy, .. } => {
             ApiError::new(Code::Unsupported, said).remedy(remedy)
         }
-        KernelError::Conflict { remedy, .. } => ApiError::new(Code::Conflict, said).remedy(remedy),
+        KernelError::Conflict { remedy, .. } | KernelError::PinsHidden { remedy, .. } => {
+            ApiError::new(Code::Conflict, said).remedy(remedy)
+        }
         KernelError::Os { source, .. } => {
             let said = format!("{said}: {source}");
             if source.kind() == std::io::ErrorKind::PermissionDenied {

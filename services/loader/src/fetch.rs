@@ -233,7 +233,8 @@ impl Fetcher {
                 let unanswered = match &error {
                     CallError::NoResponders { .. }
                     | CallError::Timeout { .. }
-                    | CallError::Disconnected { .. } => true,
+                    | CallError::Disconnected { .. }
+                    | CallError::Refused { .. } => true,
                     // Its repository is away, or its index has expired or is not to be believed.
                     CallError::Api(api) => matches!(api.code, Code::Unavailable | Code::Denied),
                     CallError::NotPermitted { .. } | CallError::Codec { .. } => false,

@@ -2,11 +2,12 @@
 
 use crate::{
     admission::Admission,
+    audit,
     core::{
         admission::signers,
         resolve::{self, Located},
     },
-    engine::{Engine, Options},
+    engine::{Engine, Options, Programs},
     error::LoaderError,
     fetch::Fetcher,
     follow::{Followers, LEASE, Sink},
@@ -23,6 +24,7 @@ use canopy_api::{
 use canopy_bus::{Bus, Caller, Link, Server};
 use canopy_kernel::Kernel;
 use futures::{StreamExt as _, stream};
+use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard, mpsc},
@@ -32,8 +34,8 @@ use tokio::{
 /// How long a change waits for its turn when its caller does not say how long it will wait.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How far the caller's clock may be off.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+/// What is left for an answer to reach a caller before its time is over.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 
 /// How long the packages of a document may take together. Less than a caller of `delete` or `drain`
 /// waits: a registry that drips must not keep anybody from taking a chain off.
@@ -116,6 +118,7 @@ impl<K: Kernel> Handlers<K> {
                 let me = profile.clone();
                 async move {
                     tracing::info!(seconds = request.seconds, by = %caller.principal, "profile");
+                    caller.notes.about(format!("run times taken for {} s", request.seconds));
                     me.blocking(None, move |engine| engine.profile(&request)).await
                 }
             })
@@ -169,11 +172,12 @@ impl<K: Kernel> Handlers<K> {
     /// Waits until no other change is being made; not longer than the caller does, for whom nothing
     /// is to be done any more then.
     async fn turn(&self, caller: &Caller) -> Result<OwnedMutexGuard<()>, ApiError> {
-        let wait = caller.deadline.map_or(PATIENCE, |deadline| {
-            deadline.duration_since(self.engine.now()).unwrap_or_default() + CLOCK_TOLERANCE
-        });
+        // Early enough for the caller to hear that nothing was done.
+        let now = Instant::now();
+        let left = caller.until.map_or(PATIENCE, |until| Instant::from_std(until) - now);
+        let until = now + left.saturating_sub(ON_THE_WAY.min(left / 5));
         let turn = Arc::clone(&self.changes).lock_owned();
-        timeout_at(Instant::now() + wait, turn).await.map_err(|_| {
+        timeout_at(until, turn).await.map_err(|_| {
             ApiError::new(
                 Code::Unavailable,
                 "other changes of this host were being made all the time; nothing was done",
@@ -235,12 +239,15 @@ impl<K: Kernel> Handlers<K> {
     async fn apply(&self, caller: Caller, request: ApplyRequest) -> Result<ApplyReply, ApiError> {
         let turn = self.turn(&caller).await?;
         let document = resolve::check(request.document)?;
+        caller.notes.about(audit::apply_request(&document));
+        let before = self.engine.programs();
         let allowed = request.allow_downgrade;
         let options = Options {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
             atomic: request.atomic,
             by: caller.principal.clone(),
+            until: caller.until,
         };
         // Said before anything is fetched for nothing; asked again when the change is made.
         let asked_for = options.clone();
@@ -266,6 +273,9 @@ impl<K: Kernel> Handlers<K> {
             })
             .await
             .map(|reply| ApplyReply { admission: Some(admitted), ..reply });
+        if let Ok(reply) = &reply {
+            self.record(&caller, "apply", &before, reply).await;
+        }
         if reply.as_ref().is_ok_and(|reply| !reply.dry_run) {
             self.fetcher.tell_downgrades(self.engine.host(), &back, &by, self.engine.now()).await;
         }
@@ -284,12 +294,15 @@ impl<K: Kernel> Handlers<K> {
     }
 
     async fn delete(&self, caller: Caller, request: DeleteRequest) -> Result<ApplyReply, ApiError> {
+        caller.notes.about(audit::delete_request(&request));
         let turn = self.turn(&caller).await?;
+        let before = self.engine.programs();
         let options = Options {
             expected_generation: request.expected_generation,
             dry_run: request.dry_run,
             atomic: false,
             by: caller.principal.clone(),
+            until: caller.until,
         };
         tracing::info!(
             interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
@@ -301,8 +314,16 @@ impl<K: Kernel> Handlers<K> {
         let by = options.by.clone();
         let reply =
             self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await?;
+        self.record(&caller, "delete", &before, &reply).await;
         self.tell(&reply, &by);
         Ok(ApplyReply { admission: Some(admitted), ..reply })
+    }
+
+    /// Says in the audit record and on the bus what a change did.
+    async fn record(&self, caller: &Caller, verb: &str, before: &Programs, reply: &ApplyReply) {
+        caller.notes.about(audit::describe(before, reply));
+        let who = (caller, verb, self.engine.now());
+        audit::publish(self.fetcher.bus(), who, before, reply).await;
     }
 
     /// Counts what came of a change, and puts what failed into the log.
@@ -319,13 +340,20 @@ impl<K: Kernel> Handlers<K> {
     }
 
     async fn drain(&self, caller: &Caller, request: DrainRequest) -> Result<ApplyReply, ApiError> {
+        let verb = if request.undo { "undrain" } else { "drain" };
+        caller.notes.about(format!("{verb} of the host"));
         let turn = self.turn(caller).await?;
+        let before = self.engine.programs();
         let by = &caller.principal;
         tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
         let DrainRequest { undo, dry_run } = request;
+        let until = caller.until;
         let parts = self.blocking(None, move |engine| Ok(engine.parts_of_drain(undo))).await?;
         let admitted = self.admission.ask(caller, parts, dry_run).await?;
-        let reply = self.blocking(Some(turn), move |engine| engine.drain(undo, dry_run)).await?;
+        let reply = self
+            .blocking(Some(turn), move |engine| engine.drain_before(undo, dry_run, until))
+            .await?;
+        self.record(caller, verb, &before, &reply).await;
         Ok(ApplyReply { admission: Some(admitted), ..reply })
     }
 
@@ -334,6 +362,8 @@ impl<K: Kernel> Handlers<K> {
         caller: &Caller,
         request: MapSetRequest,
     ) -> Result<MapChangeReply, ApiError> {
+        let keys = request.entries.iter().map(|entry| &entry.key);
+        caller.notes.about(audit::map_request(&request.map, "to be written", keys));
         let turn = self.turn(caller).await?;
         tracing::info!(
             map = %request.map, entries = request.entries.len(), dry_run = request.dry_run,
@@ -341,7 +371,13 @@ impl<K: Kernel> Handlers<K> {
         );
         let asked = (AdmissionVerb::MapSet, &request.map, request.dry_run);
         self.admit_map(caller, asked).await?;
-        self.blocking(Some(turn), move |engine| engine.map_set(&request)).await
+        let until = caller.until;
+        let keys: Vec<_> = request.entries.iter().map(|entry| entry.key.clone()).collect();
+        let reply =
+            self.blocking(Some(turn), move |engine| engine.map_set_before(&request, until)).await?;
+        let done = if reply.dry_run { "checked in a dry run" } else { "written" };
+        self.record_map(caller, ("map-set", done), &keys, &reply).await;
+        Ok(reply)
     }
 
     async fn map_delete(
@@ -349,6 +385,7 @@ impl<K: Kernel> Handlers<K> {
         caller: &Caller,
         request: MapDeleteRequest,
     ) -> Result<MapChangeReply, ApiError> {
+        caller.notes.about(audit::map_request(&request.map, "to be removed", request.keys.iter()));
         let turn = self.turn(caller).await?;
         tracing::info!(
             map = %request.map, entries = request.keys.len(), dry_run = request.dry_run,
@@ -356,7 +393,27 @@ impl<K: Kernel> Handlers<K> {
         );
         let asked = (AdmissionVerb::MapDelete, &request.map, request.dry_run);
         self.admit_map(caller, asked).await?;
-        self.blocking(Some(turn), move |engine| engine.map_delete(&request)).await
+        let until = caller.until;
+        let keys = request.keys.clone();
+        let reply = self
+            .blocking(Some(turn), move |engine| engine.map_delete_before(&request, until))
+            .await?;
+        let done = if reply.dry_run { "checked in a dry run" } else { "removed" };
+        self.record_map(caller, ("map-delete", done), &keys, &reply).await;
+        Ok(reply)
+    }
+
+    /// Says in the audit record and on the bus what was written to a map.
+    async fn record_map(
+        &self,
+        caller: &Caller,
+        (verb, done): (&str, &str),
+        keys: &[Value],
+        reply: &MapChangeReply,
+    ) {
+        let keys = keys.iter().filter(|key| !reply.absent.contains(key)).collect::<Vec<_>>();
+        caller.notes.about(audit::map_request(&reply.map, done, keys.into_iter()));
+        audit::publish_map(self.fetcher.bus(), (caller, verb, self.engine.now()), reply).await;
     }
 
     /// Asks whether entries of a map may be written.

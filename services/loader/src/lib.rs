@@ -34,6 +34,7 @@
 //! ```
 
 pub mod admission;
+mod audit;
 pub mod cache;
 pub mod config;
 pub mod core;

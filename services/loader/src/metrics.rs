@@ -1,10 +1,10 @@
 //! What Prometheus sees: read from the kernel when it asks, but for the metrics that packages declare.
 
 use crate::engine::{Engine, Report};
-use canopy_api::wire::{Action, ApplyReply, ChainState};
+use canopy_api::wire::{Action, ApplyReply, ChainState, MetricKind, MetricValue};
 use canopy_kernel::Kernel;
 use canopy_runtime::{
-    MetricSpec,
+    MetricKind as Kind, MetricSpec,
     metrics::{histogram_vec, int_counter_vec, int_gauge_vec},
 };
 use prometheus::{
@@ -47,10 +47,37 @@ const CHAIN: MetricSpec = MetricSpec::gauge(
     &["netns", "interface", "hook"],
     "1 when what is attached is what is desired, else 0",
 );
+const CHAINS_DESIRED: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chains_desired",
+    &[],
+    "Chains that are desired on this host, drained or not. When a loader is gone its last value stands for \
+     what is missing: last_over_time",
+);
+const CHAINS_ACTIVE: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chains_active",
+    &[],
+    "Chains of this host that are attached as desired; 0 while the kernel cannot be read",
+);
 const CHAIN_GENERATION: MetricSpec = MetricSpec::gauge(
     "canopy_loader_chain_generation",
     &["netns", "interface", "hook"],
     "Generation of the chain that is attached; 0 for none",
+);
+const BEFORE: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_programs_before",
+    &["netns", "interface", "hook"],
+    "Programs of others that packets meet before an attached chain; each can end a packet's way",
+);
+const PINS_HIDDEN: MetricSpec = MetricSpec::gauge(
+    "canopy_loader_chain_pins_hidden",
+    &["netns", "interface", "hook"],
+    "1 while a chain is attached and its pins are hidden, moved or removed, else 0",
+);
+const DEVICE_ERRORS: MetricSpec = MetricSpec::counter(
+    "canopy_loader_chain_device_errors_total",
+    &["netns", "interface", "hook", "counter"],
+    "Packets that an XDP chain sent or redirected and the device dropped, by the device's counter, \
+     since the chain was attached",
 );
 const RESTORED: MetricSpec = MetricSpec::counter(
     "canopy_loader_chain_restored_total",
@@ -124,7 +151,8 @@ const ASKING: MetricSpec = MetricSpec::histogram(
 );
 
 /// Every metric of the loader. Beside these, each metric a package declares is
-/// `canopy_loader_package_<package>_<metric>` with the labels of its manifest.
+/// `canopy_loader_package_<package>_<metric>` with the labels of its manifest; the name of a counter ends in
+/// `_total`.
 pub const METRICS: &[MetricSpec] = &[
     PACKETS,
     RUNS,
@@ -132,7 +160,12 @@ pub const METRICS: &[MetricSpec] = &[
     POSITION,
     LOADED,
     CHAIN,
+    CHAINS_DESIRED,
+    CHAINS_ACTIVE,
     CHAIN_GENERATION,
+    BEFORE,
+    PINS_HIDDEN,
+    DEVICE_ERRORS,
     RESTORED,
     GENERATION,
     DRAINED,
@@ -241,6 +274,7 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
         let (generation, drained) = self.engine.generation();
         families.add(&GENERATION, &[], float(generation));
         families.add(&DRAINED, &[], f64::from(u8::from(drained)));
+        families.add(&CHAINS_DESIRED, &[], count(self.engine.desired_chains()));
         families.add(&KERNEL_TIME, &[], self.engine.kernel().spent().as_secs_f64());
         match self.engine.sampled() {
             Ok((reports, age)) => {
@@ -248,6 +282,9 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
                 if let Some(age) = age {
                     families.add(&SAMPLE_AGE, &[], age.as_secs_f64());
                 }
+                let active =
+                    reports.iter().filter(|report| report.status.state == ChainState::Active);
+                families.add(&CHAINS_ACTIVE, &[], count(active.count()));
                 for report in reports {
                     chain(&mut families, &report);
                 }
@@ -255,6 +292,7 @@ impl<K: Kernel> Collector for LoaderCollector<K> {
             Err(error) => {
                 tracing::warn!(%error, "the kernel cannot be read for metrics");
                 families.add(&OBSERVED, &[], 0.0);
+                families.add(&CHAINS_ACTIVE, &[], 0.0);
             }
         }
         families.0.into_values().collect()
@@ -271,6 +309,15 @@ fn chain(families: &mut Families, report: &Report) {
     let generation = status.observed.as_ref().map_or(0, |observed| observed.generation);
     families.add(&CHAIN_GENERATION, &[netns, interface, hook], float(generation));
     families.add(&RESTORED, &[netns, interface, hook], float(status.restored));
+    let hidden = f64::from(u8::from(status.pin_problem.is_some()));
+    families.add(&PINS_HIDDEN, &[netns, interface, hook], hidden);
+    if let Some(placement) = &status.placement {
+        let before = u32::try_from(placement.before.len()).unwrap_or(u32::MAX);
+        families.add(&BEFORE, &[netns, interface, hook], f64::from(before));
+    }
+    for (counter, count) in &status.device_errors {
+        families.add(&DEVICE_ERRORS, &[netns, interface, hook, counter], float(*count));
+    }
     for (program, since) in status.programs.iter().zip(&report.since) {
         let name = program.name.as_str();
         families.add(&RUNS, &[netns, interface, hook, name], float(program.runs));
@@ -288,14 +335,28 @@ fn chain(families: &mut Families, report: &Report) {
             families.add(&EXITS, &[netns, interface, hook, name, verdict], float(*count));
         }
         for metric in &program.metrics {
-            let family =
-                format!("canopy_loader_package_{}_{}", package.replace('-', "_"), metric.name);
+            let counts = metric.kind == MetricKind::Counter;
+            let family = series(package, &metric.name, counts, &program.metrics);
             let own =
                 [("netns", netns), ("interface", interface), ("hook", hook), ("program", name)];
             let declared = metric.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-            families.put(&family, &metric.help, own.into_iter().chain(declared), metric.value);
+            let labels = own.into_iter().chain(declared);
+            families.put((&family, &metric.help, counts), labels, metric.value);
         }
     }
+}
+
+/// The name of a package's metric. That of a counter ends in `_total`, unless the package has another metric
+/// of that name.
+fn series(package: &str, name: &str, counts: bool, all: &[MetricValue]) -> String {
+    let total = format!("{name}_total");
+    let taken = all.iter().any(|other| other.name == total);
+    let name = if counts && !name.ends_with("_total") && !taken { total.as_str() } else { name };
+    format!("canopy_loader_package_{}_{name}", package.replace('-', "_"))
+}
+
+fn count(value: usize) -> f64 {
+    float(u64::try_from(value).unwrap_or(u64::MAX))
 }
 
 /// Prometheus has no wider number than a double.
@@ -310,8 +371,7 @@ struct Families(BTreeMap<String, MetricFamily>);
 impl Families {
     fn add(&mut self, spec: &MetricSpec, labels: &[&str], value: f64) {
         self.put(
-            spec.name,
-            spec.help,
+            (spec.name, spec.help, spec.kind == Kind::Counter),
             spec.labels.iter().copied().zip(labels.iter().copied()),
             value,
         );
@@ -319,12 +379,10 @@ impl Families {
 
     fn put<'a>(
         &mut self,
-        name: &str,
-        help: &str,
+        (name, help, counts): (&str, &str, bool),
         labels: impl Iterator<Item = (&'a str, &'a str)>,
         value: f64,
     ) {
-        let counts = name.ends_with("_total");
         let family = self.0.entry(name.to_owned()).or_insert_with(|| {
             let mut family = MetricFamily::default();
             family.set_name(name.to_owned());
@@ -342,6 +400,8 @@ impl Families {
                 pair
             })
             .collect();
+        // Of one name there is one type: the first that came with it.
+        let counts = family.get_field_type() == MetricType::COUNTER;
         // As the library orders those of its own metrics.
         pairs.sort_by(|a, b| a.name().cmp(b.name()));
         let mut metric = Metric::default();

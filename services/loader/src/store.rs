@@ -4,7 +4,7 @@
 //! It is replaced whole: temporary file, fsync, rename, fsync of the directory. The one before it
 //! stays as `state.previous.json`. `lock` is held by the one loader of this host.
 
-use crate::core::state::State;
+use crate::core::{attached::Attached, state::State};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -202,6 +202,24 @@ impl Store {
             // Who asked is told that it failed: it must not be found later.
             let _ = fs::remove_file(self.next());
         })
+    }
+
+    fn attached_path(&self) -> PathBuf {
+        self.dir.join("attached.json")
+    }
+
+    /// What was written down of what is attached; nothing where that cannot be read.
+    pub fn attached(&self) -> Attached {
+        let bytes = fs::read(self.attached_path()).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Writes down what is attached. It is not synced: a power cut detaches everything.
+    pub fn keep_attached(&self, attached: &Attached) -> Result<(), StoreError> {
+        let (path, new) = (self.attached_path(), self.dir.join("attached.json.new"));
+        remove(&new)?;
+        write_new(&new, &serde_json::to_vec(attached).map_err(StoreError::Encode)?, false)?;
+        fs::rename(&new, &path).map_err(|source| StoreError::Io { action: "replace", path, source })
     }
 
     /// Makes the copy one of the state that was saved last, in a file of its own, before something is

@@ -153,7 +153,7 @@ impl Host {
 
 fn options() -> Options {
     let by = "u-test".parse().unwrap();
-    Options { expected_generation: None, dry_run: false, atomic: false, by }
+    Options { expected_generation: None, dry_run: false, atomic: false, by, until: None }
 }
 
 fn key() -> ChainKey {

@@ -14,11 +14,12 @@ use canopy_api::{
     endpoint::{Service, loader, registry},
     subject::Target,
     wire::{
-        ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, DrainRequest, GetRequest,
-        IndexAt, PackageDowngraded, ResolveReply, VersionSummary,
+        ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, ChainChanged,
+        DeleteRequest, DrainRequest, GetRequest, IndexAt, PackageDowngraded, ResolveReply,
+        VersionSummary,
     },
 };
-use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server};
+use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server, Spool};
 use canopy_kernel::fake::{Call, FakeKernel};
 use canopy_loader::{
     admission::{Admission, AdmissionMode},
@@ -90,6 +91,7 @@ fn package(version: &str, size: usize) -> Package {
         priority: 100,
         proceed_on: None,
         frags: false,
+        tail_calls: None,
     };
     let manifest = Manifest {
         name: "wall".parse().unwrap(),
@@ -256,7 +258,11 @@ impl World {
         let kept = Arc::clone(&cache);
         let fetcher = Fetcher::new(bus.clone(), kept, rules, limits, memory, release);
         let admission = Admission::new(AdmissionMode::Off, bus.clone());
-        let server = Server::new(bus.clone(), Service::Loader, Some("web1".parse().unwrap()));
+        let writer = bus.principal().clone();
+        let trail = dir.path().join("audit");
+        let trail = Spool::new(trail, writer, 1 << 20, SystemTime::now(), |_, _| {});
+        let server =
+            Server::new(bus.clone(), Service::Loader, Some("web1".parse().unwrap())).audit(trail);
         let handlers = Handlers::new(Arc::clone(&engine), fetcher, admission);
         tokio::spawn(handlers.register(server).serve(stop.clone()));
 
@@ -323,6 +329,31 @@ impl World {
             Err(CallError::Api(error)) => Err(error),
             Err(other) => panic!("{other}"),
         }
+    }
+
+    /// What the audit trail says of requests that ended: who, what, and what came of it.
+    fn audited(&self) -> Vec<(String, String, String, String)> {
+        let mut files: Vec<_> = std::fs::read_dir(self.dir.path().join("audit"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        files.sort();
+        let text = |record: &Value, field: &str| record[field].as_str().unwrap_or("").to_owned();
+        files
+            .iter()
+            .flat_map(|file| {
+                let lines = std::fs::read_to_string(file).unwrap();
+                lines
+                    .lines()
+                    .map(|line| serde_json::from_str::<Value>(line).unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .filter(|record| record["kind"] == "ended")
+            .map(|record| {
+                let by = text(&record, "principal");
+                (by, text(&record, "verb"), text(&record, "decision"), text(&record, "reason"))
+            })
+            .collect()
     }
 
     fn answer(&self, answers: Answers) {
@@ -660,7 +691,9 @@ async fn a_change_whose_caller_has_gone_is_not_made_later() {
         world.admin.call_with::<loader::Drain>(&host, &request, options).await
     };
     let (_, late) = tokio::join!(slow, late);
-    assert!(matches!(late, Err(CallError::Timeout { .. })), "{late:?}");
+    let late = late.unwrap_err().to_api_error();
+    assert_eq!((late.code, late.retryable), (Code::Unavailable, true));
+    assert!(late.message.contains("nothing was done"), "{late:?}");
     // Behind it in the queue, so its turn would have come by now.
     world.answer(honest(&world.key, "1.0.0", 6, seconds() + 3600));
     world.apply("wall@^1").await.unwrap();
@@ -1014,4 +1047,77 @@ async fn every_mistake_of_a_document_is_told_with_its_path() {
         assert!(error.path.starts_with(path), "{document}: {error:?}");
         world.assert_untouched(path);
     }
+}
+
+/// Who took the firewall off eth0? Of each change the audit trail alone says who, what, from which programs
+/// to which, and with which result; whoever follows the bus hears it too.
+#[tokio::test]
+async fn audit_and_events_say_what_was_changed_by_whom() {
+    let world = World::new(SignatureCheck::Required).await;
+    let mut events =
+        world.admin.subscribe_events("canopy.v1.event.loader.chain.changed.web1").await.unwrap();
+    world.admin.wait_ready(Duration::from_secs(10)).await.unwrap();
+    let host = Target::Host("web1".parse().unwrap());
+
+    world.apply("wall@^1").await.unwrap();
+    world.apply("wall@^9").await.unwrap_err();
+    let delete = |dry_run| DeleteRequest {
+        netns: None,
+        interface: "eth0".parse().unwrap(),
+        hook: Hook::Xdp,
+        program: None,
+        expected_generation: None,
+        dry_run,
+    };
+    world.admin.call::<loader::Delete>(&host, &delete(true)).await.unwrap();
+    let options = CallOptions { request_id: Some("r-7".to_owned()), ..CallOptions::default() };
+    world.admin.call_with::<loader::Delete>(&host, &delete(false), options).await.unwrap();
+    world.admin.call::<loader::Delete>(&host, &delete(false)).await.unwrap_err();
+    world.apply("wall@^1").await.unwrap();
+    let drain = |undo| DrainRequest { undo, dry_run: false };
+    world.admin.call::<loader::Drain>(&host, &drain(false)).await.unwrap();
+    world.admin.call::<loader::Drain>(&host, &drain(true)).await.unwrap();
+
+    let audited = world.audited();
+    let expected = [
+        ("apply", "done", "eth0/xdp created: nothing → a wall 1.0.0"),
+        ("apply", "denied", "eth0/xdp: a wall@^9: "),
+        ("delete", "done", "dry run: eth0/xdp removed: a wall 1.0.0 → nothing"),
+        ("delete", "done", "eth0/xdp removed: a wall 1.0.0 → nothing"),
+        ("delete", "failed", "eth0/xdp: there is no chain on eth0/xdp"),
+        ("apply", "done", "eth0/xdp created: nothing → a wall 1.0.0"),
+        ("drain", "done", "eth0/xdp removed: a wall 1.0.0 → nothing"),
+        ("drain", "done", "eth0/xdp created: "),
+    ];
+    assert_eq!(audited.len(), expected.len(), "{audited:#?}");
+    for (found, (verb, decision, what)) in audited.iter().zip(expected) {
+        assert_eq!((found.0.as_str(), found.1.as_str()), ("u-admin", verb), "{found:?}");
+        assert_eq!(found.2, decision, "{found:?}");
+        assert!(found.3.starts_with(what), "{found:?} lacks {what:?}");
+    }
+
+    let mut heard = Vec::new();
+    for _ in 0..5 {
+        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap();
+        heard.push(event.unwrap().decode::<ChainChanged>().unwrap());
+    }
+    let told: Vec<_> = heard.iter().map(|one| (one.verb.as_str(), one.action)).collect();
+    assert_eq!(
+        told,
+        [
+            ("apply", Action::Created),
+            ("delete", Action::Removed),
+            ("apply", Action::Created),
+            ("drain", Action::Removed),
+            ("undrain", Action::Created),
+        ]
+    );
+    let removed = &heard[1];
+    assert_eq!(
+        (removed.by.as_str(), removed.interface.to_string()),
+        ("u-admin", "eth0".to_owned())
+    );
+    assert_eq!((removed.before[0].to_string().as_str(), removed.after.len()), ("a wall 1.0.0", 0));
+    assert_eq!(removed.request_id.as_deref(), Some("r-7"));
+    assert_eq!(removed.generation, 2);
 }

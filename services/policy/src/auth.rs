@@ -17,7 +17,7 @@ use canopy_api::{
     endpoint::{Service, policy},
     permission::{self, Seat},
     scope::Reach,
-    wire::tokens::{TokenListReply, TokenRecord},
+    wire::tokens::TokenRecord,
 };
 use canopy_bus::{
     Bus, BusConfig, BusError, Server,
@@ -328,17 +328,16 @@ impl Auth {
             })
             .handle::<policy::TokenList, _, _>(move |_, request| {
                 let tokens = list.clone();
-                async move {
-                    let tokens = tokens.records(request.principal.as_ref(), seconds()).await?;
-                    Ok(TokenListReply { tokens })
-                }
+                async move { tokens.list(&request, seconds()).await }
             })
     }
 
     /// Beside the answer, which would not arrive at who regenerates their own.
     fn end_connections(&self, principal: Principal) {
-        let connections = self.connections.clone();
-        self.cx.tasks.spawn(async move { connections.token_changed(&principal).await });
+        let (connections, stop) = (self.connections.clone(), self.cx.shutdown.clone());
+        self.cx.tasks.spawn(async move {
+            stop.run_until_cancelled(connections.token_changed(&principal)).await
+        });
     }
 }
 

@@ -190,7 +190,8 @@ impl Connections {
         self.host_changed(&host).await;
     }
 
-    /// Follows the changes of other instances, and looks at all connections again and again.
+    /// Follows the changes of other instances, and looks at all connections again and again. What it is
+    /// at when the service ends is left to the other instances, and to the first look after a start.
     pub(crate) async fn follow(
         self,
         cx: Context,
@@ -209,7 +210,10 @@ impl Connections {
                 key = changes.next(), if told => match key.map(|key| key.parse::<Principal>()) {
                     Some(Ok(principal)) => {
                         let this = self.clone();
-                        cx.tasks.spawn(async move { this.token_changed(&principal).await });
+                        let stop = cx.shutdown.clone();
+                        cx.tasks.spawn(async move {
+                            stop.run_until_cancelled(this.token_changed(&principal)).await
+                        });
                     }
                     Some(Err(error)) => tracing::warn!(%error, "a key of the tokens is nobody's"),
                     None => {
@@ -220,16 +224,20 @@ impl Connections {
                 key = of_hosts.next(), if told_of_hosts => {
                     if let Some(key) = key {
                         let this = self.clone();
-                        cx.tasks.spawn(async move { this.told_of_host(&key).await });
+                        let stop = cx.shutdown.clone();
+                        cx.tasks.spawn(async move {
+                            stop.run_until_cancelled(this.told_of_host(&key)).await
+                        });
                     } else {
                         tracing::warn!("changes of hosts are not told any more; looking instead");
                         told_of_hosts = false;
                     }
                 },
-                _ = timer.tick() => match self.look().await {
-                    Ok(0) => {}
-                    Ok(ended) => tracing::warn!(ended, "connections of tokens or enrolments not in force ended"),
-                    Err(reason) => tracing::warn!(%reason, "connections were not looked at"),
+                _ = timer.tick() => match cx.shutdown.run_until_cancelled(self.look()).await {
+                    None => return,
+                    Some(Ok(0)) => {}
+                    Some(Ok(ended)) => tracing::warn!(ended, "connections of tokens or enrolments not in force ended"),
+                    Some(Err(reason)) => tracing::warn!(%reason, "connections were not looked at"),
                 },
             }
         }

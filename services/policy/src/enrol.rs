@@ -2,6 +2,7 @@
 
 use crate::{
     auth::Auth,
+    config::HostsRule,
     connections::seconds,
     hosts,
     trust::{HostAuthority, Trust},
@@ -12,10 +13,7 @@ use canopy_api::{
     nats::spiffe_id,
     permission::{daemon_of, daemon_principal},
     time,
-    wire::hosts::{
-        HostEnrolReply, HostEnrolRequest, HostListReply, HostRecord, HostRenewReply,
-        HostRenewRequest,
-    },
+    wire::hosts::{HostEnrolReply, HostEnrolRequest, HostRecord, HostRenewReply, HostRenewRequest},
 };
 use canopy_bus::Server;
 use canopy_identity::{Certificate, SignError, Signed, SigningRequest};
@@ -28,11 +26,16 @@ impl Auth {
     /// Serves the verbs about hosts.
     pub(crate) fn serve_hosts(&self, server: Server) -> Server {
         let of = || self.clone();
-        let (enrol, renew, label, revoke, list) = (of(), of(), of(), of(), self.hosts.clone());
+        let (enrol, renew, label, revoke, forget) = (of(), of(), of(), of(), of());
+        let list = self.hosts.clone();
         server
             .handle::<policy::HostEnrol, _, _>(move |caller, request| {
                 let this = enrol.clone();
-                async move { this.enrol(&request, caller.principal.as_str()).await }
+                async move {
+                    let reply = this.enrol(&request, caller.principal.as_str()).await?;
+                    caller.notes.about(told("enrolled", &reply.record));
+                    Ok(reply)
+                }
             })
             .handle::<policy::HostRenew, _, _>(move |caller, request| {
                 let this = renew.clone();
@@ -45,18 +48,31 @@ impl Auth {
                     this.admission.enrolled(&request.host, kept.labels().cloned());
                     let by = caller.principal.as_str();
                     tracing::warn!(host = %request.host, labels = ?kept.labels(), by, "host labelled");
-                    Ok(kept.record(seconds()))
+                    let record = kept.record(seconds());
+                    caller.notes.about(told("labelled", &record));
+                    Ok(record)
                 }
             })
             .handle::<policy::HostRevoke, _, _>(move |caller, request| {
                 let this = revoke.clone();
-                async move { this.revoke(&request.host, caller.principal.as_str()).await }
+                async move {
+                    let record = this.revoke(&request.host, caller.principal.as_str()).await?;
+                    caller.notes.about(told("revoked", &record));
+                    Ok(record)
+                }
+            })
+            .handle::<policy::HostForget, _, _>(move |caller, request| {
+                let this = forget.clone();
+                async move {
+                    let record = this.forget(&request.host, caller.principal.as_str()).await?;
+                    caller.notes.about(format!("forgot host {}", request.host));
+                    Ok(record)
+                }
             })
             .handle::<policy::HostList, _, _>(move |_, request| {
                 let hosts = list.clone();
                 async move {
-                    let hosts = hosts.records(request.host.as_ref(), seconds()).await?;
-                    Ok(HostListReply { hosts })
+                    hosts.list(&request, seconds()).await
                 }
             })
     }
@@ -97,6 +113,20 @@ impl Auth {
         Ok(kept.record(seconds()))
     }
 
+    async fn forget(&self, host: &HostId, by: &str) -> Result<HostRecord, ApiError> {
+        // Where any certificate of the authority will do, what is kept of a revoked host is all that keeps
+        // it out.
+        if self.trust.borrow().hosts == HostsRule::Any {
+            let message = "with `auth.hosts: any` a host that is forgotten may connect again";
+            return Err(ApiError::new(Code::Conflict, message)
+                .at("host")
+                .remedy("keep it revoked, or set `auth.hosts: enrolled`"));
+        }
+        let record = self.hosts.forget(host, seconds()).await?;
+        tracing::warn!(%host, by, "host forgotten");
+        Ok(record)
+    }
+
     /// A daemon prolongs its own certificate; which one asks is what the bus says.
     async fn renew(
         &self,
@@ -118,9 +148,26 @@ impl Auth {
     }
 
     fn end_hosts(&self, host: HostId) {
-        let connections = self.connections.clone();
-        self.cx.tasks.spawn(async move { connections.host_changed(&host).await });
+        let (connections, stop) = (self.connections.clone(), self.cx.shutdown.clone());
+        self.cx
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(connections.host_changed(&host)).await });
     }
+}
+
+/// What the audit record says of a host.
+fn told(done: &str, record: &HostRecord) -> String {
+    let labels: Vec<String> =
+        record.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+    let keys = record.certificates.iter().map(|(service, one)| format!("{service} {}", one.key));
+    let keys: Vec<String> = keys.collect();
+    format!(
+        "{done}: host {}, enrolment {}, labels {labels}, keys {}",
+        record.host,
+        record.generation,
+        keys.join(", ")
+    )
 }
 
 /// A certificate from what was sent: signed now, or by the authority before.
@@ -185,5 +232,6 @@ pub(crate) fn without(server: Server) -> Server {
         .handle::<policy::HostRenew, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostLabel, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostRevoke, _, _>(move |_, _| async move { Err(none()) })
+        .handle::<policy::HostForget, _, _>(move |_, _| async move { Err(none()) })
         .handle::<policy::HostList, _, _>(move |_, _| async move { Err(none()) })
 }

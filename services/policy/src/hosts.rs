@@ -1,6 +1,9 @@
 //! Enrolled hosts: one value a host, changed by compare and swap, so that several instances agree.
 
-use crate::connect::Refusal;
+use crate::{
+    connect::Refusal,
+    page::{Wanted, page},
+};
 use canopy_admission::{Labels, is_label};
 use canopy_api::{
     ApiError, Code, HostId, Principal,
@@ -8,7 +11,10 @@ use canopy_api::{
     permission::daemon_principal,
     time,
     wire::{
-        hosts::{HostCertificate, HostEnrolRequest, HostRecord, HostState},
+        hosts::{
+            HostCertificate, HostEnrolRequest, HostListReply, HostListRequest, HostRecord,
+            HostState,
+        },
         tokens::Revoked,
     },
 };
@@ -193,17 +199,21 @@ impl Hosts {
         Ok(all)
     }
 
-    /// What is told of them.
-    pub(crate) async fn records(
+    /// What is told of one, or of a page of them.
+    pub(crate) async fn list(
         &self,
-        of: Option<&HostId>,
+        request: &HostListRequest,
         now: u64,
-    ) -> Result<Vec<HostRecord>, ApiError> {
-        let kept = match of {
-            None => self.all().await?,
-            Some(host) => vec![self.get(host).await?.ok_or_else(|| none(host))?.value],
-        };
-        Ok(kept.iter().map(|kept| kept.record(now)).collect())
+    ) -> Result<HostListReply, ApiError> {
+        if let Some(host) = &request.host {
+            let kept = self.get(host).await?.ok_or_else(|| none(host))?.value;
+            return Ok(HostListReply { hosts: vec![kept.record(now)], next: None });
+        }
+        let wanted =
+            Wanted { after: request.after.as_ref().map(HostId::as_str), limit: request.limit };
+        let record = |kept: &Kept| (kept.host.to_string(), kept.record(now));
+        let (hosts, next) = page(&self.bucket, wanted, record).await?;
+        Ok(HostListReply { hosts, next: next.and_then(|host| host.parse().ok()) })
     }
 
     /// Lets a daemon in, or says why not. The first time is noted before it is let in: an enrolment
@@ -348,6 +358,27 @@ impl Hosts {
             Ok(())
         })
         .await
+    }
+
+    /// Removes what is kept of a host that was revoked.
+    pub(crate) async fn forget(&self, host: &HostId, now: u64) -> Result<HostRecord, ApiError> {
+        for _ in 0..TRIES {
+            let before = self.get(host).await?.ok_or_else(|| none(host))?;
+            if !before.value.is_revoked() {
+                let state = before.value.state(now).as_str();
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!("{host} is {state}; only a revoked host can be forgotten"),
+                )
+                .at("host")
+                .remedy(format!("canopy host revoke {host}, then forget it")));
+            }
+            let removed = self.bucket.remove(host.as_str(), before.revision).await?;
+            if removed == Swap::Done {
+                return Ok(before.value.record(now));
+            }
+        }
+        Err(busy(host))
     }
 
     /// Puts labels on, or takes them away.

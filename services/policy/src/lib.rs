@@ -33,6 +33,7 @@ mod follow;
 mod handlers;
 mod hosts;
 mod metrics;
+mod page;
 pub mod rules;
 mod teller;
 mod tokens;

@@ -1,15 +1,19 @@
 //! People's tokens: which are in force. One value a person, changed by compare and swap, so that
 //! several instances agree.
 
-use crate::{connect::Refusal, trust::Trust};
+use crate::{
+    connect::Refusal,
+    page::{Wanted, page},
+    trust::Trust,
+};
 use canopy_api::{
     ApiError, Code, Principal,
     permission::Role,
     scope::Scope,
     time,
     wire::tokens::{
-        Bearer, Binding, Revoked, TokenIssueRequest, TokenRecord, TokenRegenerateRequest,
-        TokenReply, TokenState,
+        Bearer, Binding, Revoked, TokenIssueRequest, TokenListReply, TokenListRequest, TokenRecord,
+        TokenRegenerateRequest, TokenReply, TokenState,
     },
 };
 use canopy_bus::data::{Bucket, Stored, Swap};
@@ -168,20 +172,21 @@ impl Tokens {
         Ok(all)
     }
 
-    /// What is told of them.
-    pub(crate) async fn records(
+    /// What is told of one, or of a page of them.
+    pub(crate) async fn list(
         &self,
-        of: Option<&Principal>,
+        request: &TokenListRequest,
         now: u64,
-    ) -> Result<Vec<TokenRecord>, ApiError> {
-        let kept = match of {
-            None => self.all().await?,
-            Some(principal) => {
-                let stored = self.get(principal).await?.ok_or_else(|| none(principal))?;
-                vec![stored.value]
-            }
-        };
-        Ok(kept.iter().map(|kept| kept.record(now)).collect())
+    ) -> Result<TokenListReply, ApiError> {
+        if let Some(principal) = &request.principal {
+            let kept = self.get(principal).await?.ok_or_else(|| none(principal))?.value;
+            return Ok(TokenListReply { tokens: vec![kept.record(now)], next: None });
+        }
+        let after = request.after.as_ref().map(Principal::as_str);
+        let record = |kept: &Kept| (kept.principal.to_string(), kept.record(now));
+        let (tokens, next) =
+            page(&self.bucket, Wanted { after, limit: request.limit }, record).await?;
+        Ok(TokenListReply { tokens, next: next.and_then(|person| person.parse().ok()) })
     }
 
     /// A token for a person who has none in force.

@@ -168,3 +168,29 @@ async fn a_token_longer_than_a_line_is_not_even_asked_about() {
     assert_eq!(said.matches("connection refused").count(), 1, "{said}");
     stack.connect("u-admin").await;
 }
+
+/// Nothing is in flight, so a service that is asked to end has nothing to wait for: neither with its bus
+/// gone, nor, but for a moment, with one that hangs.
+#[tokio::test]
+async fn policy_ends_at_once_without_its_bus() {
+    for gone in [true, false] {
+        let mut stack = Stack::start();
+        let admin = stack.connect("u-admin").await;
+        stack.issue(&admin, "u-viewer", Role::Viewer).await;
+        let server = Pid::from_raw(stack.server.pid().unwrap().cast_signed());
+        if gone {
+            stack.server.kill();
+        } else {
+            kill(server, Signal::SIGSTOP).unwrap();
+        }
+        let policy = stack.policy.remove(0);
+        let begun = Instant::now();
+        policy.end_by(Signal::SIGTERM).unwrap();
+        let took = begun.elapsed();
+        if !gone {
+            kill(server, Signal::SIGCONT).unwrap();
+        }
+        let most = if gone { Duration::from_secs(1) } else { Duration::from_secs(3) };
+        assert!(took < most, "gone: {gone}: {took:?}");
+    }
+}

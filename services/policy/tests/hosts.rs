@@ -19,12 +19,12 @@ use canopy_api::{
     wire::{
         ConnectRefused, ExplainRequest,
         hosts::{
-            HostEnrolReply, HostEnrolRequest, HostLabelRequest, HostListRequest, HostRecord,
-            HostRenewRequest, HostRevokeRequest, HostState,
+            HostEnrolReply, HostEnrolRequest, HostForgetRequest, HostLabelRequest, HostListRequest,
+            HostRecord, HostRenewRequest, HostRevokeRequest, HostState,
         },
     },
 };
-use canopy_bus::{Bus, Events, Link};
+use canopy_bus::{Bus, Events, Link, data::Bucket};
 use canopy_test_support::nats::private_file;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use serde_json::json;
@@ -94,7 +94,7 @@ impl Scene {
     }
 
     async fn record(&self, host: &str) -> HostRecord {
-        let request = HostListRequest { host: Some(host.parse().unwrap()) };
+        let request = HostListRequest { host: Some(host.parse().unwrap()), ..Default::default() };
         self.ask::<policy::HostList>(&request).await.unwrap().hosts.remove(0)
     }
 
@@ -484,5 +484,94 @@ async fn any_host_is_any_but_a_revoked_one() {
     admin.call::<policy::HostRevoke>(&Target::Central, &revoke).await.unwrap();
     ends(&live).await;
     stack.attempt(&files).await.map(drop).unwrap_err();
+    // What is kept of it is all that keeps it out.
+    let forget = HostForgetRequest { host: "web1".parse().unwrap() };
+    let refused = admin.call::<policy::HostForget>(&Target::Central, &forget).await;
+    assert_eq!(refused.unwrap_err().to_api_error().code, Code::Conflict);
     stack.connect("h-web2-loader").await;
+}
+
+/// What is kept of a revoked host can be removed, which is recorded; it may be enrolled again.
+#[tokio::test]
+async fn only_a_revoked_host_is_forgotten() {
+    let mut scene = Scene::new().await;
+    let new = NewHost::new("web9");
+    let files = scene.enrolled(&new).await;
+    scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;
+    let forget = HostForgetRequest { host: new.id.clone() };
+    let refused = scene.ask::<policy::HostForget>(&forget).await.unwrap_err();
+    assert_eq!((refused.code, refused.path.as_str()), (Code::Conflict, "host"));
+    assert!(refused.message.contains("web9 is active"), "{refused}");
+    scene.ask::<policy::HostRevoke>(&HostRevokeRequest { host: new.id.clone() }).await.unwrap();
+    let record = scene.ask::<policy::HostForget>(&forget).await.unwrap();
+    assert_eq!((record.host, record.state), (new.id.clone(), HostState::Revoked));
+    let again = scene.ask::<policy::HostForget>(&forget).await.unwrap_err();
+    assert_eq!(again.code, Code::NotFound);
+    assert!(
+        scene.ask::<policy::HostList>(&HostListRequest::default()).await.unwrap().hosts.is_empty()
+    );
+    scene.refused(&files[&Service::Loader], "host_not_enrolled").await;
+    let recorded = fs::read_dir(scene.stack.audit_dir(0)).unwrap().any(|file| {
+        fs::read_to_string(file.unwrap().path()).unwrap_or_default().contains("forgot host web9")
+    });
+    assert!(recorded, "the audit trail does not say it");
+    let reply = scene.enrol(&new.request()).await.unwrap();
+    assert_eq!(reply.record.generation, 1);
+    scene.refused(&files[&Service::Loader], "not_the_enrolled").await;
+    let files = scene.files(&new, &reply);
+    scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;
+}
+
+/// Lists are paged: every host is in one page, whatever the number and the length of the records.
+#[tokio::test]
+async fn ten_thousand_hosts_are_listed_page_by_page() {
+    let scene = Scene::new().await;
+    let one = NewHost::new("web9");
+    scene.enrolled(&one).await;
+    let data = scene.stack.connect("s-policy-data").await;
+    let store = Bucket::open(&data, "canopy_hosts", 1).await.unwrap();
+    let kept: serde_json::Value = store.get("web9").await.unwrap().unwrap().value;
+    let value = |n: usize, labels: usize| {
+        let mut value = kept.clone();
+        value["host"] = json!(format!("n{n}"));
+        for label in 0..labels {
+            value["labels"][format!("{label:0>63}")] = json!("x".repeat(63));
+        }
+        value
+    };
+    let puts = (0..10_000).map(|n| {
+        // Some have as many labels as a host can have.
+        let value = value(n, if n % 100 == 0 { 64 } else { 1 });
+        let store = store.clone();
+        async move { store.create(&format!("n{n}"), &value).await.unwrap() }
+    });
+    let count =
+        futures::StreamExt::count(futures::StreamExt::buffered(futures::stream::iter(puts), 128));
+    assert_eq!(count.await, 10_000);
+
+    let list =
+        async |request: HostListRequest| scene.ask::<policy::HostList>(&request).await.unwrap();
+    let begun = Instant::now();
+    let (mut pages, mut hosts, mut after) = (0, Vec::new(), None);
+    loop {
+        let reply = list(HostListRequest { after: after.take(), ..Default::default() }).await;
+        hosts.extend(reply.hosts.into_iter().map(|record| record.host));
+        pages += 1;
+        after = reply.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    eprintln!("{} hosts on {pages} pages in {:?}", hosts.len(), begun.elapsed());
+    let mut expected: Vec<HostId> =
+        (0..10_000).map(|n| format!("n{n}").parse().unwrap()).chain([one.id.clone()]).collect();
+    expected.sort();
+    assert!(hosts == expected, "{} hosts", hosts.len());
+    let first = list(HostListRequest { limit: Some(3), ..Default::default() }).await;
+    assert_eq!(first.hosts.len(), 3);
+    let next = first.next.unwrap();
+    assert_eq!(next, expected[2]);
+    let second =
+        list(HostListRequest { limit: Some(1), after: Some(next), ..Default::default() }).await;
+    assert_eq!(second.hosts[0].host, expected[3]);
 }

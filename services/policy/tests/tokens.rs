@@ -23,7 +23,7 @@ use canopy_api::{
         },
     },
 };
-use canopy_bus::Link;
+use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Link, Refusal, data::Bucket};
 use canopy_test_support::nats::private_file;
 use serde_json::json;
 use stack::{LIMIT, Stack};
@@ -49,7 +49,7 @@ async fn a_person_connects_with_certificate_and_token() {
         "{refused:?}"
     );
 
-    let list = TokenListRequest { principal: None };
+    let list = TokenListRequest::default();
     let tokens = viewer.call::<policy::TokenList>(&Target::Central, &list).await.unwrap().tokens;
     let who: Vec<_> = tokens.iter().map(|one| (one.principal.as_str(), one.role)).collect();
     assert_eq!(who, [("u-admin", Role::Admin), ("u-viewer", Role::Viewer)]);
@@ -127,6 +127,103 @@ async fn a_revoked_token_ends_until_another_is_issued() {
     let again = stack.issue(&admin, "u-viewer", Role::Operator).await;
     assert_eq!(again.record.generation, 2);
     stack.connect("u-viewer").await;
+}
+
+/// The server says "authorization violation" each time; what it means is told apart by who asks with what,
+/// and by how long the server took. Who is refused comes back seldom.
+#[tokio::test]
+async fn refused_revoked_and_undecided_are_told_apart() {
+    let mut stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    let live = stack.connect("u-viewer").await;
+    let mut refusal = live.watch_refusal();
+    let revoke = TokenRevokeRequest { principal: "u-viewer".parse().unwrap() };
+    admin.call::<policy::TokenRevoke>(&Target::Central, &revoke).await.unwrap();
+    let told = timeout(LIMIT, refusal.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+    assert_eq!(told, Some(Refusal::TokenRevoked));
+    let call = live.call_with::<policy::Health>(
+        &Target::Central,
+        &Empty {},
+        CallOptions { timeout: Some(Duration::from_millis(300)), ..CallOptions::default() },
+    );
+    let error = call.await.unwrap_err();
+    assert!(matches!(error, CallError::Refused { .. }), "{error}");
+    let error = error.to_api_error();
+    assert_eq!((error.code, error.retryable), (Code::Denied, false));
+
+    let why = |mut config: BusConfig, who: &'static str, token: bool| async move {
+        if !token {
+            config.token = None;
+        }
+        let bus = Bus::connect(&config, who.parse().unwrap()).await.unwrap();
+        match bus.wait_ready(Duration::from_secs(1)).await.unwrap_err() {
+            BusError::Refused { refusal, .. } => refusal,
+            other => panic!("{other}"),
+        }
+    };
+    let viewer = || stack.config_of(&stack.credentials("u-viewer"));
+    assert_eq!(why(viewer(), "u-viewer", true).await, Refusal::TokenRevoked);
+    assert_eq!(why(viewer(), "u-viewer", false).await, Refusal::NoToken);
+    let bound = stack.with_token(
+        &stack.credentials("u-viewer"),
+        "admins",
+        &std::fs::read_to_string(stack.path("u-admin.token")).unwrap(),
+    );
+    let others = Refusal::OthersToken("u-admin".to_owned());
+    assert_eq!(why(stack.config_of(&bound), "u-viewer", true).await, others);
+
+    for process in stack.policy.drain(..) {
+        process.end_by(nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    let registry = stack.config_of(&stack.credentials("s-registry"));
+    let bus = Bus::connect(&registry, "s-registry".parse().unwrap()).await.unwrap();
+    let error = bus.wait_ready(Duration::from_secs(4)).await.unwrap_err();
+    assert!(matches!(&error, BusError::Refused { refusal: Refusal::Undecided, .. }), "{error}");
+    assert_eq!(canopy_api::ApiError::from(error).code, Code::Unavailable);
+}
+
+/// The Python program of the reference page, on a bus that asks for a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_program_of_the_page_connects_with_a_token() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    let page = canopy_api::reference::subjects_markdown();
+    let (_, rest) = page.split_once("```python\n").expect("a program on the page");
+    let file = stack.path("call.py");
+    std::fs::write(&file, rest.split_once("\n```").expect("its end").0).unwrap();
+    let packages = canopy_test_support::python::packages(&["nats-py==2.16.0", "msgpack==1.2.4"]);
+    let packages = packages.unwrap();
+    let config = stack.config_of(&stack.credentials("u-viewer"));
+    let call = |token: bool| {
+        let mut command = std::process::Command::new("timeout");
+        command.arg("20").arg("python3").arg(&file).arg(&config.url);
+        command.args([&config.ca, &config.cert, &config.key]);
+        command.args(["u-viewer", "policy.read.token-list", "_", "{}", "msgpack"]);
+        command.args(config.token.iter().filter(|_| token));
+        command.env("PYTHONPATH", &packages).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap()
+    };
+    let output = call(true);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let reply: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(reply["tokens"][1]["principal"], "u-viewer");
+    let output = call(false);
+    let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    assert!(!output.status.success() && said.contains("authorization violation"), "{said}");
+}
+
+/// `replicas` counts for what is stored already; what the servers cannot do is left as it is.
+#[tokio::test]
+async fn replicas_that_the_cluster_lacks_leave_the_bucket_usable() {
+    let stack = Stack::start();
+    let credentials = stack.credentials("s-policy-data");
+    let bus = stack.connect_with("s-policy-data", &credentials).await;
+    for replicas in [1, 3, 1] {
+        let bucket = Bucket::open(&bus, "canopy_tokens", replicas).await.unwrap();
+        assert_eq!(bucket.keys().await.unwrap(), ["u-admin"]);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What a person writes: which programs should run where, in which order, with which settings.
 
 use crate::{
+    document::placeholder::{NOT_EXPANDED, is_placeholder, is_whole_placeholder, not_expanded},
     name::{InterfaceName, PackageName, ProgramName},
     netns::{self, Netns},
     problem::{Problem, Problems},
@@ -144,8 +145,14 @@ impl FromStr for PackageRef {
         let name = name.parse().map_err(|error: crate::name::NameError| error.to_string())?;
         let exact = semver::Version::parse(requirement).is_ok();
         let requirement = if exact { format!("={requirement}") } else { requirement.to_owned() };
-        let requirement = semver::VersionReq::parse(&requirement).map_err(|error| {
-            format!("\"{text}\": {error}; write name@requirement, such as firewall@^0.1 or firewall@0.1.0")
+        let requirement = semver::VersionReq::parse(&requirement).map_err(|_| {
+            if is_placeholder(text) {
+                return format!("\"{text}\" {NOT_EXPANDED}; expand it before, or write the version");
+            }
+            format!(
+                "\"{text}\" has no version requirement behind the @; write name@requirement, such as \
+                 firewall@^0.1 or firewall@0.1.0"
+            )
         })?;
         Ok(Self { name, requirement })
     }
@@ -292,6 +299,13 @@ impl DesiredState {
                     .remedy("merge the two: a chain is replaced as a whole"),
                 );
             }
+            let netns = chain.netns.as_ref().map(ToString::to_string);
+            let interface = chain.interface.to_string();
+            for (field, name) in [("interface", Some(&interface)), ("netns", netns.as_ref())] {
+                if let Some(name) = name.filter(|name| is_placeholder(name)) {
+                    problems.push(not_expanded(format!("{at}.{field}"), name));
+                }
+            }
             let xdp = chain.hook == Hook::Xdp;
             for (field, misplaced) in [
                 ("xdp_mode", chain.xdp_mode.is_some() && !xdp),
@@ -325,8 +339,37 @@ impl DesiredState {
                 if let Err(bad) = program.proceed_on(chain.hook, &format!("{at}.proceed_on")) {
                     problems.0.extend(bad.0);
                 }
+                let texts = [("program", program.program.as_ref())];
+                for (field, text) in texts {
+                    if let Some(text) = text.filter(|text| is_placeholder(text)) {
+                        problems.push(not_expanded(format!("{at}.{field}"), text));
+                    }
+                }
+                for (name, value) in &program.config {
+                    placeholders(value, &format!("{at}.config.{name}"), &mut problems);
+                }
             }
         }
         problems.into_result()
+    }
+}
+
+/// Every value of a setting that is a placeholder and nothing else.
+fn placeholders(value: &Value, path: &str, problems: &mut Problems) {
+    match value {
+        Value::String(text) if is_whole_placeholder(text) => {
+            problems.push(not_expanded(path.to_owned(), text));
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                placeholders(item, &format!("{path}[{i}]"), problems);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                placeholders(field, &format!("{path}.{name}"), problems);
+            }
+        }
+        _ => {}
     }
 }

@@ -13,7 +13,13 @@
 //! ```
 
 mod explain;
+mod fields;
+mod json;
+pub(crate) mod placeholder;
 mod strict;
+mod yaml;
+
+pub use strict::Lenient;
 
 use crate::{
     desired::DesiredState,
@@ -21,14 +27,13 @@ use crate::{
 };
 use jsonschema::Validator;
 use schemars::{JsonSchema, schema_for};
-use serde::de::DeserializeOwned;
+use serde::{Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
     any::TypeId,
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
-use strict::Strict;
 
 /// How long a document may be, bytes: a chain of hundreds of programs is a tenth of it.
 pub const MAX_BYTES: usize = 512 * 1024;
@@ -38,7 +43,7 @@ pub const MAX_BYTES: usize = 512 * 1024;
 pub enum Format {
     /// RFC 8259.
     Json,
-    /// YAML 1.2, one document.
+    /// YAML 1.2, with the words of YAML 1.1 for true and false.
     Yaml,
 }
 
@@ -53,8 +58,98 @@ impl Format {
     }
 }
 
-/// Text to a generic value; the problem names line and column. A key given twice is a mistake.
-pub fn parse(text: &str, format: Format) -> Result<Value, Problems> {
+/// Deepest nesting that is read.
+const MAX_DEPTH: usize = 100;
+/// Most values of a text, aliases put in.
+const MAX_VALUES: usize = 500_000;
+
+/// One document as it was read: a generic value, and how its values were written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    value: Value,
+    /// By JSON pointer, where the text is not what JSON would write: `on` for true.
+    written: BTreeMap<String, String>,
+    line: usize,
+}
+
+impl Document {
+    /// The value.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// The value alone.
+    pub fn into_value(self) -> Value {
+        self.value
+    }
+
+    /// The line it begins at, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    /// How the value at a path (`chains[0].programs[0].name`) was written, where it was a plain word of
+    /// YAML that means no text and JSON would write it otherwise: `on`, `1.10`, `0x10`.
+    pub fn written(&self, path: &str) -> Option<&str> {
+        let found = self.written.iter().find(|(at, _)| explain::path(at) == path);
+        found.map(|(_, text)| text.as_str())
+    }
+
+    /// The value checked: every violation of the schema at once, each with its path, unknown fields
+    /// with the nearest known one.
+    ///
+    /// # Errors
+    /// Every mistake.
+    pub fn check<T: JsonSchema + DeserializeOwned + 'static>(self) -> Result<T, Problems> {
+        let rules = rules::<T>()?;
+        // Looking for every mistake takes several times as long as seeing that there is none.
+        if !rules.validator.is_valid(&self.value) {
+            let errors = rules.validator.iter_errors(&self.value);
+            explain::problems(&rules.schema, errors, &self.written).into_result()?;
+        }
+        // What the schema cannot say the type does; one such mistake at a time.
+        serde_path_to_error::deserialize(&self.value).map_err(|error| {
+            let path = match error.path().to_string() {
+                whole if whole == "." => String::new(),
+                path => path,
+            };
+            explain::of_type(path, &error.inner().to_string(), &self).into()
+        })
+    }
+}
+
+impl Document {
+    /// The desired state, with everything checked that can be without a host; see [`desired_state`].
+    ///
+    /// # Errors
+    /// Every mistake.
+    pub fn check_desired(self) -> Result<DesiredState, Problems> {
+        let desired: DesiredState = self.check()?;
+        desired.check()?;
+        Ok(desired)
+    }
+}
+
+impl From<Value> for Document {
+    fn from(value: Value) -> Self {
+        Self { value, written: BTreeMap::new(), line: 1 }
+    }
+}
+
+/// A place in a text, both from 1.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    line: usize,
+    column: usize,
+}
+
+/// Every document of a text, at least one: YAML separates them by `---`, JSON by nothing. Those that hold
+/// nothing are left out, unless there is no other. A field given twice is a mistake, and so is any that
+/// the problem names by line and column.
+///
+/// # Errors
+/// What keeps the text from being read.
+pub fn documents(text: &str, format: Format) -> Result<Vec<Document>, Problems> {
     if text.len() > MAX_BYTES {
         return Err(Problem::new(
             "",
@@ -62,60 +157,113 @@ pub fn parse(text: &str, format: Format) -> Result<Value, Problems> {
         )
         .into());
     }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         return Err(Problem::new("", "the document is empty").into());
     }
-    let value = match format {
-        Format::Json => serde_json::from_str::<Strict>(text).map_err(|e| json_problem(&e)),
-        Format::Yaml => serde_saphyr::from_str::<Strict>(text).map_err(|e| yaml_problem(&e)),
-    };
-    Ok(value?.0)
+    match format {
+        Format::Json => json::documents(text),
+        Format::Yaml => yaml::documents(text),
+    }
 }
 
-fn json_problem(error: &serde_json::Error) -> Problem {
-    let text = error.to_string();
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    let what = text.strip_suffix(&place).unwrap_or(&text);
-    Problem::new("", format!("not JSON: line {}, column {}: {what}", error.line(), error.column()))
-        .remedy("correct the document there")
+/// The one document of a text.
+///
+/// # Errors
+/// As [`documents`], and where there are several.
+pub fn document(text: &str, format: Format) -> Result<Document, Problems> {
+    let mut found = documents(text, format)?.into_iter();
+    match (found.next(), found.next()) {
+        (Some(document), None) => Ok(document),
+        (_, Some(second)) => Err(Problem::new(
+            "",
+            format!("there are several documents; the second begins at line {}", second.line),
+        )
+        .remedy("put each in a file of its own")
+        .into()),
+        (None, None) => Err(Problem::new("", "the document is empty").into()),
+    }
 }
 
-fn yaml_problem(error: &serde_saphyr::Error) -> Problem {
-    let error = error.without_snippet();
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    let Some(place) = error.location() else {
-        return Problem::new("", format!("not YAML: {line}")).remedy("write one YAML document");
-    };
-    let (row, column) = (place.line(), place.column());
-    let what = line
-        .strip_suffix(&format!(" at line {row}, column {column}"))
-        .or_else(|| line.strip_prefix(&format!("error: line {row} column {column}: ")))
-        .unwrap_or(line);
-    let problem = Problem::new("", format!("not YAML: line {row}, column {column}: {what}"));
-    if what.contains('\t') || what.to_ascii_lowercase().contains("tab") {
-        problem.remedy("indent with spaces")
+/// The one document of a text, as a generic value.
+///
+/// # Errors
+/// As [`document`].
+pub fn parse(text: &str, format: Format) -> Result<Value, Problems> {
+    Ok(document(text, format)?.value)
+}
+
+/// A field that is there twice.
+fn given_twice(path: &str, name: &str, first: Place, second: Place) -> Problem {
+    let places = if first.line == second.line {
+        format!("line {}, columns {} and {}", first.line, first.column, second.column)
     } else {
-        problem.remedy("correct the document there; text with ': ' or ' #' in it needs quotes")
+        format!("lines {} and {}", first.line, second.line)
+    };
+    Problem::new(join(path, name), format!("\"{name}\" is given twice: {places}"))
+        .remedy("keep one of the two")
+}
+
+/// The path of a field.
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// The JSON pointer (RFC 6901) of a field.
+fn pointer(at: &str, name: &str) -> String {
+    format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// A generic value to a checked one; see [`Document::check`].
+///
+/// # Errors
+/// Every mistake.
+pub fn check<T: JsonSchema + DeserializeOwned + 'static>(value: Value) -> Result<T, Problems> {
+    Document::from(value).check()
+}
+
+/// What a request of type `T` has and should not have, found in its bytes: fields that are not fields of
+/// `T`, with the nearest one that is, fields that are given twice, lists in place of fields. Whether `T`
+/// itself refuses them does not matter.
+///
+/// # Errors
+/// When it cannot be read at all.
+pub fn unknown_fields<'de, T: JsonSchema + 'static, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Problems, D::Error> {
+    match rules::<T>() {
+        Ok(rules) => fields::problems(&rules.schema, deserializer),
+        Err(problem) => Ok(problem.into()),
     }
 }
 
-/// A generic value to a checked one: every violation of the schema at once, each with its path,
-/// unknown fields with the nearest known one.
-pub fn check<T: JsonSchema + DeserializeOwned + 'static>(value: Value) -> Result<T, Problems> {
-    let rules = rules::<T>()?;
-    // Looking for every mistake takes several times as long as seeing that there is none.
-    if !rules.validator.is_valid(&value) {
-        explain::problems(&rules.schema, rules.validator.iter_errors(&value)).into_result()?;
+/// Whether a request of type `T` has a field at this path: where its receiver says that it is unknown, the
+/// receiver is older than the caller.
+pub fn has_field<T: JsonSchema + 'static>(path: &str) -> bool {
+    rules::<T>().is_ok_and(|rules| fields::has_field(&rules.schema, path))
+}
+
+/// Every violation of the schema of `T`, after those in `known`; none is told twice, and a few dozen at
+/// most.
+pub fn violations<T: JsonSchema + 'static>(known: Problems, value: &Value) -> Problems {
+    let mut all = known;
+    match rules::<T>() {
+        Ok(rules) => {
+            let more = explain::problems(
+                &rules.schema,
+                rules.validator.iter_errors(value),
+                &BTreeMap::new(),
+            );
+            for problem in more.0 {
+                if !all.0.contains(&problem) {
+                    all.push(problem);
+                }
+            }
+        }
+        Err(problem) => all.push(problem),
     }
-    // What the schema cannot say the type does; one such mistake at a time.
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = match error.path().to_string() {
-            whole if whole == "." => String::new(),
-            path => path,
-        };
-        Problem::new(path, error.inner().to_string()).into()
-    })
+    all.0.truncate(fields::LISTED);
+    all
 }
 
 /// What documents of a type are checked by.
@@ -133,7 +281,7 @@ fn rules<T: JsonSchema + 'static>() -> Result<Arc<Rules>, Problem> {
     }
     let schema = Value::from(schema_for!(T));
     let validator = jsonschema::validator_for(&schema)
-        .map_err(|error| Problem::new("", format!("the schema itself is wrong: {error}")))?;
+        .map_err(|_| Problem::new("", "the schema of this kind of document is wrong: a defect"))?;
     let rules = Arc::new(Rules { schema, validator });
     made().insert(TypeId::of::<T>(), Arc::clone(&rules));
     Ok(rules)
@@ -144,15 +292,16 @@ pub fn load<T: JsonSchema + DeserializeOwned + 'static>(
     text: &str,
     format: Format,
 ) -> Result<T, Problems> {
-    check(parse(text, format)?)
+    document(text, format)?.check()
 }
 
 /// A desired state with everything checked that can be without a host: the schema, then
 /// duplicates, verdicts and settings that have no meaning.
+///
+/// # Errors
+/// Every mistake.
 pub fn desired_state(value: Value) -> Result<DesiredState, Problems> {
-    let desired: DesiredState = check(value)?;
-    desired.check()?;
-    Ok(desired)
+    Document::from(value).check_desired()
 }
 
 #[cfg(test)]
@@ -166,8 +315,8 @@ mod tests {
         ("- a\n- b\n", &["must be a set of fields, not a list"]),
         ("chains:\n  - {interface: eth0\n", &["not YAML: line "]),
         ("chains: []\n\tx: 1\n", &["not YAML: line 2", "indent with spaces"]),
-        ("chains: []\nchains: []\n", &["not YAML: line 2", "chains", "duplicate"]),
-        ("a: 1\n---\nb: 1\n", &["not YAML", "document"]),
+        ("chains: []\nchains: []\n", &["chains: \"chains\" is given twice: lines 1 and 2"]),
+        ("a: 1\n---\nb: 1\n", &["several documents; the second begins at line 3"]),
         ("chians: []\n", &["chians: unknown field \"chians\" (did you mean \"chains\"?)"]),
         ("zzz: []\n", &["zzz: unknown field \"zzz\" (known fields: chains)"]),
         ("chains: eth0\n", &["chains: must be a list, not the text \"eth0\""]),
@@ -221,7 +370,9 @@ mod tests {
         ),
         (
             "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: \"f@^x\"}]}]",
-            &["chains[0].programs[0].package: \"f@^x\":", "write name@requirement"],
+            &[
+                "chains[0].programs[0].package: \"f@^x\" has no version requirement behind the @; write name@requirement",
+            ],
         ),
         (
             "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: f, priority: -1}]}]",
@@ -269,16 +420,28 @@ mod tests {
     }
 
     #[test]
+    fn paths_lead_to_fields_or_nowhere() {
+        use crate::wire::{MapSetRequest as Set, hosts::HostEnrolRequest as Enrol};
+        for path in ["map", "map.netns", "entries", "entries[3].key"] {
+            assert!(has_field::<Set>(path), "{path}");
+        }
+        for path in ["", "mapp", "map.nets", "entries[3].kee", "key", "entries.key"] {
+            assert!(!has_field::<Set>(path), "{path}");
+        }
+        assert!(has_field::<Enrol>("labels") && !has_field::<Enrol>("labels.rack"));
+    }
+
+    #[test]
     fn json_says_line_and_column() {
         assert_eq!(
             said("{\n  \"chains\": [,]\n}", Format::Json),
-            "not JSON: line 2, column 14: expected value (correct the document there)"
+            "not JSON: line 2, column 14: ',' is not expected; a value is"
         );
         assert_eq!(
             said("{\"chains\": [], \"chains\": []}", Format::Json),
-            "not JSON: line 1, column 23: \"chains\" is given twice (correct the document there)"
+            "chains: \"chains\" is given twice: line 1, columns 2 and 16 (keep one of the two)"
         );
-        assert!(said(&"[".repeat(10_000), Format::Json).contains("recursion"));
+        assert!(said(&"[".repeat(10_000), Format::Json).contains("too many levels"));
     }
 
     #[test]

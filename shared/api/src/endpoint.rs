@@ -132,6 +132,12 @@ pub trait Endpoint: 'static {
     type Reply: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
 }
 
+/// What [`for_each`] does with an endpoint.
+pub trait EndpointVisitor {
+    /// Called once for each verb that is served.
+    fn visit<E: Endpoint>(&mut self);
+}
+
 fn schemas<E: Endpoint>() -> (Schema, Schema) {
     (schema_for!(E::Request), schema_for!(E::Reply))
 }
@@ -188,6 +194,11 @@ macro_rules! endpoints {
             }
         )*
 
+        /// Does something for every verb that is served, with its types.
+        pub fn for_each(visitor: &mut impl EndpointVisitor) {
+            $($(visitor.visit::<$module::$name>();)*)*
+        }
+
         /// Every verb of every service.
         pub fn all() -> impl Iterator<Item = &'static EndpointSpec> {
             [$($module::ALL),*].into_iter().flatten().copied()
@@ -239,14 +250,15 @@ endpoints! {
     policy: Policy {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
         Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
-        TokenIssue = Admin "token-issue" (5 s): wire::tokens::TokenIssueRequest => wire::tokens::TokenReply, "A token for a person";
-        TokenRegenerate = Admin "token-regenerate" (5 s): wire::tokens::TokenRegenerateRequest => wire::tokens::TokenReply, "Another token for a person; the old one ends at once, with its connections";
-        TokenRevoke = Admin "token-revoke" (5 s): wire::tokens::TokenRevokeRequest => wire::tokens::TokenRecord, "Ends a person's token, with its connections";
-        TokenList = Read "token-list" (5 s, idempotent): wire::tokens::TokenListRequest => wire::tokens::TokenListReply, "Who has a token, of which role, in which state";
-        HostEnrol = Admin "host-enrol" (5 s): wire::hosts::HostEnrolRequest => wire::hosts::HostEnrolReply, "A host may connect: signs its certificates, once";
-        HostLabel = Admin "host-label" (5 s): wire::hosts::HostLabelRequest => wire::hosts::HostRecord, "Other labels for a host";
-        HostRevoke = Admin "host-revoke" (5 s): wire::hosts::HostRevokeRequest => wire::hosts::HostRecord, "A host may not connect any more, and its connections end";
-        HostList = Read "host-list" (5 s, idempotent): wire::hosts::HostListRequest => wire::hosts::HostListReply, "Which hosts are enrolled, with which labels and certificates";
+        TokenIssue = Admin "token-issue" (10 s): wire::tokens::TokenIssueRequest => wire::tokens::TokenReply, "A token for a person";
+        TokenRegenerate = Admin "token-regenerate" (10 s): wire::tokens::TokenRegenerateRequest => wire::tokens::TokenReply, "Another token for a person; the old one ends at once, with its connections";
+        TokenRevoke = Admin "token-revoke" (10 s): wire::tokens::TokenRevokeRequest => wire::tokens::TokenRecord, "Ends a person's token, with its connections";
+        TokenList = Read "token-list" (10 s, idempotent): wire::tokens::TokenListRequest => wire::tokens::TokenListReply, "Who has a token, of which role, in which state";
+        HostEnrol = Admin "host-enrol" (10 s): wire::hosts::HostEnrolRequest => wire::hosts::HostEnrolReply, "A host may connect: signs its certificates, once";
+        HostLabel = Admin "host-label" (10 s): wire::hosts::HostLabelRequest => wire::hosts::HostRecord, "Other labels for a host";
+        HostRevoke = Admin "host-revoke" (10 s): wire::hosts::HostRevokeRequest => wire::hosts::HostRecord, "A host may not connect any more, and its connections end";
+        HostForget = Admin "host-forget" (10 s): wire::hosts::HostForgetRequest => wire::hosts::HostRecord, "Removes what is kept of a revoked host";
+        HostList = Read "host-list" (10 s, idempotent): wire::hosts::HostListRequest => wire::hosts::HostListReply, "Which hosts are enrolled, with which labels and certificates";
         HostRenew = Internal "host-renew" (5 s, idempotent, callers &[Service::Loader, Service::Enforcer]): wire::hosts::HostRenewRequest => wire::hosts::HostRenewReply, "Another certificate for the key of the daemon that asks";
         Admit = Internal "admit" (2 s, idempotent, callers &[Service::Loader]): wire::AdmitRequest => wire::AdmitReply, "May this person do this on the host that asks";
         Explain = Read "explain" (5 s, idempotent): wire::ExplainRequest => wire::ExplainReply, "Which admission rule would decide, and what each says";

@@ -17,12 +17,15 @@ pub use schema::fields_markdown;
 /// A client in Python, complete: the reference page shows it and the tests run it from there.
 const PYTHON: &str = include_str!("reference/call.py");
 
+/// The same in Go.
+const GO: &str = include_str!("reference/call.go");
+
 /// What is the same for every endpoint.
 const RULES: &str = include_str!("reference/rules.md");
 
 /// `docs/subjects.md`: everything a client in any language needs.
 pub fn subjects_markdown() -> String {
-    let mut out = RULES.replace("{PYTHON}", PYTHON.trim_end());
+    let mut out = RULES.replace("{PYTHON}", PYTHON.trim_end()).replace("{GO}", GO.trim_end());
     out = out.replace("{ROLES}", &roles()).replace("{CODES}", &codes());
     let mut types = BTreeMap::new();
     out.push_str("\n## Endpoints\n");
@@ -78,6 +81,19 @@ pub fn subjects_markdown() -> String {
     );
     let restored = schemars::schema_for!(crate::wire::ChainRestored).to_value();
     schema::fields(&mut out, &restored, &mut types);
+    let _ = write!(
+        out,
+        "\n### `{ROOT}.event.loader.chain.changed.<host>`, `{ROOT}.event.loader.selector.changed.<host>`\n\n\
+         A request changed a chain (`apply`, `delete`, `drain`), or failed to.\n\n"
+    );
+    let changed = schemars::schema_for!(crate::wire::ChainChanged).to_value();
+    schema::fields(&mut out, &changed, &mut types);
+    let _ = write!(
+        out,
+        "\n### `{ROOT}.event.loader.map.changed.<host>`\n\nA request wrote or removed entries of a map.\n\n"
+    );
+    let written = schemars::schema_for!(crate::wire::MapChanged).to_value();
+    schema::fields(&mut out, &written, &mut types);
     let _ = write!(
         out,
         "\n### `{ROOT}.event.loader.package.refused.<host>`, `{ROOT}.event.registry.package.refused._`\n\n\
@@ -237,7 +253,7 @@ fn example(spec: &EndpointSpec) -> &'static str {
             r#"{"type": "struct event", "map": {"interface": "eth0", "hook": "xdp", "program": "watch", "map": "events"}}"#
         }
         (Service::Loader, Class::Write, "map-delete") => {
-            r#"{"dry_run": true, "keys": [{"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
+            r#"{"dry_run": true, "keys": [{"address": {"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}, "kind": 4}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
         }
         (Service::Policy, Class::Read, "explain") => {
             r#"{"principal": "u-alice", "host": "web1", "item": {"verb": "apply", "interface": "eth0", "hook": "xdp", "package": "firewall", "version": "0.1.0"}}"#
@@ -258,7 +274,7 @@ fn example(spec: &EndpointSpec) -> &'static str {
         (Service::Policy, Class::Admin, "host-label") => {
             r#"{"host": "web9", "labels": {"rack": "8", "env": null}}"#
         }
-        (Service::Policy, Class::Admin, "host-revoke") => r#"{"host": "web9"}"#,
+        (Service::Policy, Class::Admin, "host-revoke" | "host-forget") => r#"{"host": "web9"}"#,
         (Service::Policy, Class::Internal, "host-renew") => {
             r#"{"request": "-----BEGIN CERTIFICATE REQUEST-----\n…"}"#
         }
@@ -310,7 +326,19 @@ mod tests {
             });
             assert!(found, "nothing is called #{anchor}");
         }
-        assert!(!page.contains('{') || !page.contains("{PYTHON}"));
+        for left in ["{PYTHON}", "{GO}", "{ROLES}", "{CODES}"] {
+            assert!(!page.contains(left), "{left}");
+        }
+        // Names of the source mean nothing here.
+        for name in
+            ["[`", "::", "ARTIFACT_CHUNK", "ADMIT_ITEMS", "SEARCH_LIMIT", "PUBLISH_PACKAGES"]
+        {
+            let found = page.lines().find(|line| line.starts_with('|') && line.contains(name));
+            assert_eq!(found, None, "{name}");
+        }
+        for needed in ["auth_token", "TLS first", "_INBOX.<you>.>", "524288"] {
+            assert!(page.contains(needed), "{needed}");
+        }
     }
 
     #[test]

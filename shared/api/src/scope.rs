@@ -23,6 +23,20 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// Reads a scope in a reply: what a newer service narrows by besides is not known here. In a token or
+    /// a request it would be refused.
+    pub(crate) fn told<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Self>, D::Error> {
+        #[derive(Deserialize)]
+        struct Told {
+            #[serde(default)]
+            services: Option<BTreeSet<Service>>,
+            #[serde(default)]
+            hosts: Option<BTreeSet<HostPattern>>,
+        }
+        let told = Option::<Told>::deserialize(from)?;
+        Ok(told.map(|Told { services, hosts }| Self { services, hosts }))
+    }
+
     /// Where it counts, in a fleet of these hosts with their labels.
     pub fn reach<'a, L>(&self, fleet: impl IntoIterator<Item = (&'a HostId, L)>) -> Reach
     where

@@ -4,6 +4,7 @@
 
 mod admission;
 mod audit;
+mod desired;
 pub mod hosts;
 mod maps;
 mod publish;
@@ -16,7 +17,7 @@ pub use publish::*;
 
 use crate::{
     blob::Blob,
-    desired::{ChainKey, Hook},
+    desired::{ChainKey, Hook, TcMode, XdpMode},
     error::ApiError,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
     netns::Netns,
@@ -25,7 +26,7 @@ use crate::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// A request that carries nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +75,7 @@ pub struct Version {
 /// Makes chains so.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyRequest {
-    /// A [`crate::DesiredState`], as the person wrote it; the loader checks it.
+    /// The document (`chains`), as the person wrote it; the loader checks it.
     pub document: Value,
     /// Refuse with `conflict` unless the host is at this generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -315,6 +316,9 @@ pub struct GetReply {
     /// Every selector that is not a plain name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub selectors: Vec<SelectorStatus>,
+    /// Paths in the loader's directory on bpffs that are nothing of Canopy's: they are left alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stray_pins: Vec<String>,
 }
 
 /// What is described for the interfaces of a selector.
@@ -327,6 +331,12 @@ pub struct SelectorStatus {
     pub interface: InterfaceSelector,
     /// The hook.
     pub hook: Hook,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// The interfaces that have a chain by it; none while no interface fits.
     pub interfaces: Vec<InterfaceName>,
     /// When it was last changed.
@@ -350,6 +360,12 @@ pub struct ChainStatus {
     /// The selector it comes from; absent for a chain that was applied to the interface by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<InterfaceSelector>,
+    /// How XDP was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xdp_mode: Option<XdpMode>,
+    /// How TC was asked to be attached; absent for `best`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tc_mode: Option<TcMode>,
     /// Verdict of the comparison.
     pub state: ChainState,
     /// Why, where it is not `active`.
@@ -368,6 +384,82 @@ pub struct ChainStatus {
     /// What the kernel has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<ObservedChain>,
+    /// Where it stands among what else handles the same packets; absent while nothing is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<ChainPlacement>,
+    /// Why the chain is attached and its pins cannot be used: they are hidden by a mount, moved or
+    /// removed. Absent while they are in their place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_problem: Option<String>,
+    /// Packets that an XDP chain sent or redirected and the device dropped, by the device's own
+    /// counter, since the chain was attached; zero ones left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub device_errors: BTreeMap<String, u64>,
+}
+
+/// Where a chain stands among the programs that the same packets meet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainPlacement {
+    /// Its position in the list of its hook, from 0.
+    pub position: u32,
+    /// Programs in that list.
+    pub programs: u32,
+    /// The revision of the list, which rises with each change of it; absent where the kernel counts none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// Programs of others that packets meet before the chain, in the order in which they run. Each can
+    /// end a packet's way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ForeignProgram>,
+}
+
+/// A program that is not Canopy's, on an interface that has a chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForeignProgram {
+    /// How it is attached: `xdp-native`, `xdp-generic`, `xdp-offload`, `tcx` or `clsact`.
+    pub attached: String,
+    /// Its kernel id; 0 for a filter that runs no program.
+    pub program_id: u32,
+    /// Its name; absent where the loader may not ask (`CAP_SYS_ADMIN`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its tag, 16 hexadecimal digits; absent likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Its type, as `bpftool` names it; absent likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program_type: Option<String>,
+    /// Kernel id of its link; absent where it has none, or where the kernel does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_id: Option<u32>,
+    /// Of a filter: its priority ("pref") and its handle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<(u32, u32)>,
+}
+
+impl fmt::Display for ForeignProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.program_id, &self.name) {
+            (0, Some(kind)) => write!(f, "filter \"{kind}\"")?,
+            (0, None) => f.write_str("a filter")?,
+            (id, Some(name)) => write!(f, "program {id} \"{name}\"")?,
+            (id, None) => write!(f, "program {id}")?,
+        }
+        write!(f, " ({}", self.attached)?;
+        if let Some(link) = self.link_id {
+            write!(f, ", link {link}")?;
+        }
+        if let Some((priority, handle)) = self.filter {
+            write!(f, ", pref {priority} handle {handle:#x}")?;
+        }
+        if let Some(program_type) = &self.program_type {
+            write!(f, ", type {program_type}")?;
+        }
+        if let Some(tag) = &self.tag {
+            write!(f, ", tag {tag}")?;
+        }
+        f.write_str(")")
+    }
 }
 
 /// How desired and observed compare.
@@ -422,6 +514,17 @@ pub struct ProgramStatus {
     pub metrics: Vec<MetricValue>,
 }
 
+/// How a metric goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricKind {
+    /// Only up.
+    Counter,
+    /// Up and down.
+    #[default]
+    Gauge,
+}
+
 /// One value of a metric a package declares.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricValue {
@@ -429,6 +532,9 @@ pub struct MetricValue {
     pub name: String,
     /// What it counts.
     pub help: String,
+    /// Whether it only goes up.
+    #[serde(default)]
+    pub kind: MetricKind,
     /// Labels, from the map's key where the manifest asks for them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -474,6 +580,10 @@ pub struct ObservedChain {
     /// does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub function_bytes: Vec<u32>,
+    /// What the kernel said to native XDP, where the chain was attached in generic mode instead; absent
+    /// after a restart of the loader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native_refused: Option<String>,
 }
 
 impl ChainOutcome {
@@ -836,6 +946,61 @@ pub struct ChainRestored {
     pub restored: u64,
     /// How long the repair took once it was noticed, milliseconds.
     pub repair_ms: u64,
+    /// When.
+    pub time: String,
+}
+
+/// A program of a chain, as events tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgramVersion {
+    /// Its name in the chain.
+    pub name: ProgramName,
+    /// Its package.
+    pub package: PackageName,
+    /// The exact version.
+    pub version: String,
+}
+
+impl fmt::Display for ProgramVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.name, self.package, self.version)
+    }
+}
+
+/// `event.loader.chain.changed.<host>`: a request changed a chain, or failed to; and
+/// `event.loader.selector.changed.<host>`: what is described for the interfaces of a selector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChainChanged {
+    /// The host.
+    pub host: HostId,
+    /// The network namespace; absent for the loader's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
+    /// The interface, or the selector.
+    pub interface: InterfaceSelector,
+    /// The hook.
+    pub hook: Hook,
+    /// What was asked: `apply`, `delete`, `drain` or `undrain`.
+    pub verb: String,
+    /// What was done.
+    pub action: Action,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The programs before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ProgramVersion>,
+    /// The programs that were asked for: those that run now, unless it failed. Of a selector each of its
+    /// chains says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<ProgramVersion>,
+    /// The host's generation after the request.
+    pub generation: u64,
+    /// Who asked for it.
+    pub by: Principal,
+    /// The id of the request, by which the audit trail has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     /// When.
     pub time: String,
 }

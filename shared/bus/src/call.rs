@@ -3,11 +3,14 @@
 use crate::{
     codec::Encoding,
     config::BusError,
-    connection::{Bus, random_token},
-    header, trace,
+    connection::{Bus, Why, random_token},
+    header,
+    refusal::Refusal,
+    trace,
 };
 use async_nats::{HeaderMap, Message, StatusCode};
 use canopy_api::{
+    document,
     endpoint::{Endpoint, EndpointSpec},
     error::{ApiError, Code},
     name::Principal,
@@ -15,7 +18,10 @@ use canopy_api::{
     time,
 };
 use futures::StreamExt as _;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tokio::time::{Instant, timeout_at};
 
 /// How far clocks may be apart before it is worth a word.
@@ -44,6 +50,8 @@ pub enum CallError {
         target: String,
         /// How long was waited.
         after: Duration,
+        /// By which to ask again for what became of it, where it may have changed something.
+        request_id: Option<String>,
     },
     /// The server did not take the request: the principal's role does not hold its class.
     #[error("{principal} may not call {endpoint}: it needs the permission \"{class}\"")]
@@ -62,6 +70,19 @@ pub enum CallError {
         url: String,
         /// What the last attempt met.
         reason: String,
+        /// By which to ask again for what became of the request, where it was sent and may have changed
+        /// something.
+        request_id: Option<String>,
+    },
+    /// The server does not let this process in.
+    #[error("the bus at {url} refuses {principal}: {refusal}")]
+    Refused {
+        /// Where.
+        url: String,
+        /// Who asked.
+        principal: String,
+        /// Why.
+        refusal: Refusal,
     },
     /// Request or reply cannot be written or read.
     #[error("{endpoint}: {reason}")]
@@ -85,14 +106,21 @@ impl CallError {
                     "see that canopy-{service} runs ({target}), and that the host's name is right"
                 ))
             }
-            Self::Timeout { .. } => error(Code::Unavailable)
+            Self::Timeout { request_id: Some(id), .. }
+            | Self::Disconnected { request_id: Some(id), .. } => {
+                error(Code::Unavailable).remedy(format!(
+                    "whether it was done is not known; ask again for its result: --request-id {id}"
+                ))
+            }
+            Self::Timeout { request_id: None, .. } => error(Code::Unavailable)
                 .remedy("try again; if it goes on, look at the service's log and /ready?verbose"),
             Self::NotPermitted { .. } => error(Code::Denied).remedy(
                 "use a certificate of a role that holds the permission, or ask an administrator",
             ),
-            Self::Disconnected { .. } => error(Code::Unavailable).remedy(
+            Self::Disconnected { request_id: None, .. } => error(Code::Unavailable).remedy(
                 "see that nats-server runs at that address, and that the certificates belong to it",
             ),
+            Self::Refused { refusal, .. } => error(refusal.code()).remedy(refusal.remedy()),
             Self::Codec { .. } => {
                 error(Code::Internal).remedy("see that both sides run the same version")
             }
@@ -110,6 +138,20 @@ pub struct CallOptions {
     pub request_id: Option<String>,
     /// How request and reply are written.
     pub encoding: Encoding,
+}
+
+/// How long others are waited for once everybody has answered who was expected to.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+
+/// How long answers of many are waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Gather {
+    /// At most so long.
+    pub wait: Duration,
+    /// Until nothing has come for so long.
+    pub quiet: Option<Duration>,
+    /// Until all of these have answered, where there are any, and no other does.
+    pub expected: BTreeSet<Principal>,
 }
 
 fn endpoint_name(spec: &EndpointSpec) -> String {
@@ -145,9 +187,12 @@ impl Bus {
         &self,
         target: &Target,
         request: &E::Request,
-        options: CallOptions,
+        mut options: CallOptions,
     ) -> Result<E::Reply, CallError> {
         let spec = E::SPEC;
+        let request_id = options.request_id.get_or_insert_with(random_token).clone();
+        // Of what changes nothing, or the same again, there is nothing to ask for.
+        let request_id = (!spec.idempotent).then_some(request_id);
         let subject = subject::request(spec, target, self.principal());
         let wait = options.timeout.unwrap_or(spec.timeout);
         let responder = target.responder(spec.service);
@@ -165,14 +210,15 @@ impl Bus {
         };
         match message {
             Ok(Ok(message)) => self.read::<E>(target, &message),
-            Ok(Err(_)) => Err(self.disconnected("the connection was closed".to_owned())),
+            Ok(Err(_)) => Err(self.lost("the connection was closed", request_id)),
             Err(_) if self.link() != crate::Link::Connected => {
-                Err(self.disconnected("the connection was lost while waiting".to_owned()))
+                Err(self.lost("the connection was lost while waiting", request_id))
             }
             Err(_) => Err(CallError::Timeout {
                 endpoint: endpoint_name(spec),
                 target: target_name(target),
                 after: wait,
+                request_id,
             }),
         }
     }
@@ -187,6 +233,18 @@ impl Bus {
         request: &E::Request,
         wait: Duration,
     ) -> Result<Vec<(Principal, Result<E::Reply, ApiError>)>, CallError> {
+        self.gather::<E>(request, &Gather { wait, ..Gather::default() }).await
+    }
+
+    /// Asks every host and collects what comes, as [`Gather`] says; the first answer of each counts.
+    ///
+    /// # Errors
+    /// See [`CallError`]; nobody answering is an empty list.
+    pub async fn gather<E: Endpoint>(
+        &self,
+        request: &E::Request,
+        gather: &Gather,
+    ) -> Result<Vec<(Principal, Result<E::Reply, ApiError>)>, CallError> {
         let spec = E::SPEC;
         let subject = subject::request(spec, &Target::AllHosts, self.principal());
         let random = random_token();
@@ -194,14 +252,19 @@ impl Bus {
         let listen = format!("_INBOX.{}.*.{random}", self.principal());
         let mut waiting = self.shared.wait_on(&subject);
         let options = CallOptions::default();
-        let until = Instant::now() + wait;
+        let until = Instant::now() + gather.wait;
         let ready = async { self.client.subscribe(listen).await.map_err(|_| self.closed()) };
         let mut replies =
             self.send::<E, _>(&subject, ready, &reply, request, &options, until).await?;
         let mut answers = BTreeMap::new();
+        let mut missing = gather.expected.clone();
         loop {
+            // Who was not expected may answer, too.
+            let complete = missing.is_empty() && !gather.expected.is_empty();
+            let quiet = if complete { Some(STRAGGLERS) } else { gather.quiet };
+            let quiet = quiet.map_or(until, |quiet| until.min(Instant::now() + quiet));
             let message = tokio::select! {
-                message = timeout_at(until, replies.next()) => message,
+                message = timeout_at(quiet, replies.next()) => message,
                 Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
             };
             let Ok(Some(message)) = message else { break };
@@ -217,6 +280,7 @@ impl Bus {
             let Some(from) = from else { continue };
             let answer =
                 self.read::<E>(&Target::AllHosts, &message).map_err(|error| error.to_api_error());
+            missing.remove(&from);
             answers.entry(from).or_insert(answer);
         }
         Ok(answers.into_iter().collect())
@@ -239,12 +303,20 @@ impl Bus {
         // A request queued while disconnected would be executed after the reconnect, long after
         // its caller has gone: it is not queued.
         if !self.wait_connected(until).await {
-            return Err(self.disconnected(self.why_not().await));
+            return Err(match self.why_not().await {
+                Why::Refused(refusal) => CallError::Refused {
+                    url: self.url().to_owned(),
+                    principal: self.principal().to_string(),
+                    refusal,
+                },
+                Why::Other(reason) => self.disconnected(reason),
+            });
         }
         let left = until.saturating_duration_since(Instant::now());
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
         headers.insert(header::DEADLINE, time::unix_millis(self.now() + left).to_string().as_str());
+        headers.insert(header::TIMEOUT, left.as_millis().to_string().as_str());
         let request_id = options.request_id.clone().unwrap_or_else(random_token);
         headers.insert(header::REQUEST_ID, request_id.as_str());
         trace::inject(&mut headers);
@@ -292,7 +364,7 @@ impl Bus {
                 codec(format!("the reply is not what this version expects: {error}"))
             });
         }
-        let mut error = encoding
+        let mut error: ApiError = encoding
             .decode::<ApiError>(&message.payload)
             .unwrap_or_else(|_| {
                 let text = header::get(headers, header::ERROR).unwrap_or("error without a text");
@@ -304,6 +376,15 @@ impl Bus {
         {
             error.message = format!("{}; {difference}", error.message);
             error.remedy = Some("set the clocks (NTP)".to_owned());
+        }
+        if let Some(field) = newer_field::<E>(&error) {
+            let (endpoint, target) = (endpoint_name(spec), target_name(target));
+            error = ApiError::new(
+                Code::Unsupported,
+                format!("{endpoint} at {target} does not know \"{field}\": the service is older than this program, and did nothing"),
+            )
+            .at(field)
+            .remedy("update the service, or ask without it");
         }
         Err(CallError::Api(error))
     }
@@ -334,16 +415,41 @@ impl Bus {
     }
 
     fn disconnected(&self, reason: String) -> CallError {
-        CallError::Disconnected { url: self.url().to_owned(), reason }
+        CallError::Disconnected { url: self.url().to_owned(), reason, request_id: None }
     }
+
+    /// The connection was lost after the request was sent.
+    fn lost(&self, reason: &str, request_id: Option<String>) -> CallError {
+        CallError::Disconnected {
+            url: self.url().to_owned(),
+            reason: reason.to_owned(),
+            request_id,
+        }
+    }
+}
+
+/// A field that the receiver says it does not know, and that the request has: what a person wrote is not
+/// wrong, the receiver is of an earlier version.
+fn newer_field<E: Endpoint>(error: &ApiError) -> Option<String> {
+    if error.code != Code::Invalid {
+        return None;
+    }
+    let problems = error.problems.iter().map(|problem| (&problem.path, &problem.message));
+    let mut problems = problems.chain([(&error.path, &error.message)]);
+    let (path, _) = problems.find(|(path, message)| {
+        message.starts_with("unknown field ") && document::has_field::<E::Request>(path)
+    })?;
+    Some(path.clone())
 }
 
 impl From<BusError> for ApiError {
     fn from(error: BusError) -> Self {
         let code = match &error {
-            BusError::Unreachable { .. } | BusError::Store(_) | BusError::Closed => {
-                Code::Unavailable
-            }
+            BusError::Unreachable { .. }
+            | BusError::Unavailable(_)
+            | BusError::Store(_)
+            | BusError::Closed => Code::Unavailable,
+            BusError::Refused { refusal, .. } => refusal.code(),
             BusError::NotPermitted { .. } => Code::Denied,
             BusError::Address { .. } | BusError::File { .. } | BusError::Secret { .. } => {
                 Code::Invalid

@@ -6,7 +6,10 @@
 
 mod jwt;
 
-use crate::{config::BusError, connection::Bus};
+use crate::{
+    config::BusError,
+    connection::{Bus, Link},
+};
 use async_nats::Message;
 use canopy_api::permission::Permissions;
 use canopy_secrets::Secret;
@@ -158,10 +161,14 @@ where
             drop(slot);
         });
     }
-    // Who asked already is answered.
+    // Who asked already is answered, where there is still a server to answer.
     tasks.close();
-    let _ = timeout(LIMIT, tasks.wait()).await;
-    bus.flush().await;
+    let mut link = bus.watch_link();
+    tokio::select! {
+        _ = timeout(LIMIT, tasks.wait()) => {}
+        _ = link.wait_for(|link| *link != Link::Connected) => {}
+    }
+    bus.flush_at_end().await;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use canopy_api::{
     document,
     error::{ApiError, Code},
+    problem::Problems,
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -72,7 +73,8 @@ impl Encoding {
     }
 
     /// Decodes a request. An empty payload is one without fields, so that `nats req SUBJECT ''`
-    /// works. Where it cannot be decoded the error names every mistake with its path.
+    /// works. Fields that the request does not have are refused at every depth: what was meant by them
+    /// would not be done. The error names every mistake with its path.
     pub(crate) fn decode_request<T: DeserializeOwned + JsonSchema + 'static>(
         self,
         bytes: &[u8],
@@ -82,14 +84,22 @@ impl Encoding {
             Self::Json => b"{}",
         };
         let bytes = if bytes.is_empty() { empty } else { bytes };
-        let error = match self.decode(bytes) {
-            Ok(request) => return Ok(request),
-            Err(error) => error,
+        let unknown = self.unknown_fields::<T>(bytes);
+        let error = match (self.decode(bytes), &unknown) {
+            (Ok(request), Ok(unknown)) if unknown.0.is_empty() => return Ok(request),
+            (Err(error), _) => error,
+            (Ok(_), Err(error)) => error.clone(),
+            (Ok(_), Ok(_)) => String::new(),
         };
-        // Not what was expected. If it is a value at all, the schema says where it differs.
-        if let Ok(value) = self.decode::<serde_json::Value>(bytes)
-            && let Err(problems) = document::check::<T>(value)
-        {
+        let mut problems = unknown.unwrap_or_default();
+        // If it is a value at all, the schema says where else it differs from what was expected.
+        if let Ok(document::Lenient(value)) = self.decode(bytes) {
+            problems = document::violations::<T>(problems, &value);
+            if problems.0.is_empty() {
+                problems = document::check::<T>(value).err().unwrap_or_default();
+            }
+        }
+        if !problems.0.is_empty() {
             return Err(ApiError::invalid(problems));
         }
         let format = match self {
@@ -99,12 +109,31 @@ impl Encoding {
         Err(ApiError::new(Code::Invalid, format!("the request is not the {format} expected: {error}"))
             .remedy("send MessagePack with field names, or JSON with Content-Type: application/json; docs/subjects.md has the schema"))
     }
+
+    /// Fields in the bytes that a request does not have.
+    fn unknown_fields<T: JsonSchema + 'static>(self, bytes: &[u8]) -> Result<Problems, String> {
+        match self {
+            Self::MessagePack => {
+                let mut rest = bytes;
+                let mut reader = rmp_serde::Deserializer::new(&mut rest);
+                reader.set_max_depth(MAX_DEPTH);
+                document::unknown_fields::<T, _>(&mut reader).map_err(|e| e.to_string())
+            }
+            Self::Json => {
+                let mut reader = serde_json::Deserializer::from_slice(bytes);
+                document::unknown_fields::<T, _>(&mut reader).map_err(|e| e.to_string())
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use canopy_api::wire::{ArtifactReply, DeleteRequest, Empty};
+    use canopy_api::wire::{
+        ApplyRequest, ArtifactReply, DeleteRequest, DrainRequest, Empty, MapGetRequest,
+        MapSetRequest,
+    };
 
     #[test]
     fn both_encodings_round_trip() {
@@ -128,6 +157,104 @@ mod tests {
             let error = encoding.decode_request::<DeleteRequest>(&bytes).unwrap_err();
             assert_eq!((error.code, error.path.as_str()), (Code::Invalid, "interface"));
         }
+    }
+
+    /// What is said of a request as `T`, path by path.
+    fn said<T: DeserializeOwned + JsonSchema + 'static>(
+        encoding: Encoding,
+        bytes: &[u8],
+    ) -> Vec<String> {
+        let Err(error) = encoding.decode_request::<T>(bytes) else { return Vec::new() };
+        assert_eq!(error.code, Code::Invalid);
+        if error.problems.is_empty() {
+            let remedy = error.remedy.unwrap_or_default();
+            return vec![format!("{}: {} ({remedy})", error.path, error.message)];
+        }
+        error.problems.iter().map(ToString::to_string).collect()
+    }
+
+    /// All mistakes of a request at once: what it has and should not, and what it lacks.
+    #[test]
+    fn every_unknown_field_is_named_with_its_path() {
+        let request = serde_json::json!({
+            "interface": "eth0", "hook": "xdp", "dryRun": true, "progam": "bl", "zzz": 1,
+        });
+        for encoding in [Encoding::MessagePack, Encoding::Json] {
+            let said = said::<DeleteRequest>(encoding, &encoding.encode(&request).unwrap());
+            assert_eq!(said.len(), 3, "{said:?}");
+            assert!(said.iter().any(|one| {
+                one == "dryRun: unknown field \"dryRun\" (did you mean \"dry_run\"?)"
+            }));
+            assert!(said.iter().any(|one| {
+                one == "progam: unknown field \"progam\" (did you mean \"program\"?)"
+            }));
+            assert!(said.iter().any(|one| one.starts_with("zzz: unknown field \"zzz\" (known fi")));
+        }
+        let request =
+            serde_json::json!({ "map": { "interfase": "eth0" }, "entries": [{ "kee": 1 }] });
+        let said = said::<MapSetRequest>(Encoding::Json, request.to_string().as_bytes()).join("\n");
+        for part in [
+            "map.interfase: unknown field \"interfase\" (did you mean \"interface\"?)",
+            "entries[0].kee: unknown field \"kee\" (did you mean \"key\"?)",
+            "map.interface: \"interface\" is missing",
+            "entries[0].key: \"key\" is missing",
+        ] {
+            assert!(said.contains(part), "lacks {part}:\n{said}");
+        }
+    }
+
+    #[test]
+    fn flattened_fields_are_known_and_others_are_not() {
+        #[derive(serde::Deserialize, JsonSchema, Debug)]
+        #[allow(dead_code, reason = "read by derive")]
+        struct Flat {
+            #[serde(flatten)]
+            map: canopy_api::wire::MapName,
+            limit: Option<u32>,
+        }
+        let good = r#"{"interface":"eth0","hook":"xdp","program":"a","map":"m","limit":1}"#;
+        Encoding::Json.decode_request::<Flat>(good.as_bytes()).unwrap();
+        let bad = good.replace("limit", "limits").replace("netns", "netn");
+        let said = said::<Flat>(Encoding::Json, bad.as_bytes());
+        assert_eq!(said, ["limits: unknown field \"limits\" (did you mean \"limit\"?)"]);
+    }
+
+    /// What would be read, and mean something else than was meant.
+    #[test]
+    fn repeated_positional_and_numbered_fields_are_refused() {
+        let twice = br#"{"interface":"eth0","hook":"xdp","dry_run":true,"dry_run":false}"#;
+        let told = said::<DeleteRequest>(Encoding::Json, twice);
+        assert!(told[0].contains("\"dry_run\" is given twice"), "{told:?}");
+        // In what a handler reads for itself, too: the last would win silently.
+        let twice = br#"{"document":{"chains":[{"hook":"xdp"}],"chains":[]}}"#;
+        let told = said::<ApplyRequest>(Encoding::Json, twice);
+        assert!(
+            told[0].starts_with("document.chains: field \"chains\" is given twice"),
+            "{told:?}"
+        );
+
+        let list = serde_json::json!([null, "eth0", "xdp", null, null, false]);
+        let nested = serde_json::json!({"map": ["eth0", "xdp", "a", "m"], "keys": []});
+        for encoding in [Encoding::MessagePack, Encoding::Json] {
+            let told = said::<DeleteRequest>(encoding, &encoding.encode(&list).unwrap());
+            assert!(told[0].contains("must be a set of fields, not a list"), "{told:?}");
+            let told = said::<MapGetRequest>(encoding, &encoding.encode(&nested).unwrap());
+            assert!(told[0].starts_with("map: must be a set of fields, not a list"), "{told:?}");
+            let told = said::<Empty>(encoding, &encoding.encode(&serde_json::json!([])).unwrap());
+            assert!(told[0].contains("must be a set of fields, not a list"), "{told:?}");
+        }
+        let numbered = rmp_serde::to_vec(&std::collections::BTreeMap::from([(0, true)])).unwrap();
+        let told = said::<DrainRequest>(Encoding::MessagePack, &numbered);
+        assert!(told[0].contains("the name of a field as text"), "{told:?}");
+    }
+
+    #[test]
+    fn a_request_of_mistakes_alone_has_a_short_answer() {
+        let fields: serde_json::Map<_, _> =
+            (0..50_000).map(|n| (format!("f{n}"), n.into())).collect();
+        let bytes = Encoding::Json.encode(&fields).unwrap();
+        let error = Encoding::Json.decode_request::<Empty>(&bytes).unwrap_err();
+        assert!(serde_json::to_vec(&error).unwrap().len() < 8192, "{}", error.problems.len());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How to reach the bus, and what can go wrong on the way.
 
+use crate::refusal::Refusal;
 use canopy_api::san::SanPatterns;
 use canopy_secrets::SecretError;
 use schemars::JsonSchema;
@@ -84,6 +85,16 @@ pub enum BusError {
         /// What the last attempt met.
         reason: String,
     },
+    /// The server does not let this process in.
+    #[error("the bus at {url} refuses {principal}: {refusal}")]
+    Refused {
+        /// Where.
+        url: String,
+        /// Who.
+        principal: String,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The server refused something this process needs.
     #[error(
         "the bus does not let {principal} {what}; is the certificate {principal}'s own, and the server's configuration of this version?"
@@ -106,7 +117,10 @@ pub enum BusError {
         #[source]
         source: io::Error,
     },
-    /// What is stored in DATA cannot be read or changed now.
+    /// The store of the bus (JetStream, account DATA) does not answer, or takes nothing now.
+    #[error("the bus's store: {0}")]
+    Unavailable(String),
+    /// What is stored in DATA cannot be read.
     #[error("the bus's store: {0}")]
     Store(String),
     /// A mistake in the program that uses this crate.

@@ -3,18 +3,19 @@
 use crate::{
     config::{BusConfig, BusError},
     inbox::Inbox,
+    refusal::{Refusal, diagnose},
     tls,
 };
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
-use canopy_api::name::Principal;
+use canopy_api::{Code, name::Principal};
 use futures::StreamExt as _;
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -65,6 +66,61 @@ impl fmt::Debug for Bus {
     }
 }
 
+/// Why there is no connection.
+pub(crate) enum Why {
+    /// The server refuses.
+    Refused(Refusal),
+    /// It does not get as far.
+    Other(String),
+}
+
+/// Attempts to connect: how long they take, and how many in a row were refused.
+#[derive(Debug, Default)]
+struct Attempts {
+    times: Mutex<Times>,
+    refused: AtomicU32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    /// When the attempt at hand begins, which may still be to come.
+    begins: Option<Instant>,
+    /// How long the one before it took.
+    took: Duration,
+}
+
+impl Attempts {
+    /// How long to wait before the next attempt. Who is refused comes back seldom: no attempt of the same
+    /// certificate and token mends that, and each costs the server and the policy service a decision.
+    fn delay(&self, attempt: usize) -> Duration {
+        let delay = match self.refused.load(Ordering::Relaxed) {
+            0 => reconnect_delay(attempt),
+            refused => refused_delay(refused),
+        };
+        self.begin_after(delay);
+        delay
+    }
+
+    /// An attempt begins after so long; the one before it, if any, has failed.
+    fn begin_after(&self, delay: Duration) {
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        times.took = times.begins.map_or(Duration::ZERO, |begun| now.duration_since(begun));
+        times.begins = Some(now + delay);
+    }
+
+    /// How long the attempt took that has just failed. That it has is told while the library waits for the
+    /// next one.
+    fn took(&self) -> Duration {
+        let times = *self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match times.begins {
+            Some(begun) if begun <= now => now.duration_since(begun),
+            Some(_) | None => times.took,
+        }
+    }
+}
+
 /// A caller waiting on a subject, told when the server refuses it.
 type Waiter = (u64, oneshot::Sender<()>);
 
@@ -77,13 +133,21 @@ pub(crate) struct Shared {
     /// Subscriptions the server refused.
     refused: Mutex<BTreeSet<String>>,
     last_error: Mutex<Option<String>>,
+    attempts: Arc<Attempts>,
+    /// Why the server refuses this process.
+    refused_by: watch::Sender<Option<Refusal>>,
     connects: AtomicU64,
     dropped: AtomicU64,
     violations: AtomicU64,
     next: AtomicU64,
     listeners: Mutex<Vec<Listener>>,
+    /// Whether the server said nothing when the connection was to end.
+    silent: AtomicBool,
     pub(crate) inbox: Inbox,
 }
+
+/// How long a server that says nothing is waited for when a service ends.
+pub(crate) const ENDING: Duration = Duration::from_millis(700);
 
 /// Told what happens on the connection.
 type Listener = Arc<dyn Fn(&'static str) + Send + Sync>;
@@ -139,6 +203,8 @@ impl Shared {
         match event {
             Event::Connected => {
                 self.connects.fetch_add(1, Ordering::Relaxed);
+                self.attempts.refused.store(0, Ordering::Relaxed);
+                self.refused_by.send_replace(None);
                 self.link.send_replace(Link::Connected);
                 self.tell("connected");
                 tracing::info!(url = %self.config.url, principal = %self.principal, "bus connected");
@@ -157,9 +223,42 @@ impl Shared {
             Event::ClientError(error) => {
                 let error = error.to_string();
                 tracing::debug!(%error, "bus connection attempt failed");
+                self.on_failed_attempt(&error);
                 self.note(error);
             }
             Event::LameDuckMode | Event::Draining => {}
+        }
+    }
+
+    fn diagnose(&self, error: &str, took: Duration) -> Option<Refusal> {
+        diagnose(&self.config, &self.principal, error, took, (self.clock)())
+    }
+
+    /// Why the server refuses this process, as far as the attempts so far say.
+    fn refusal(&self) -> Option<Refusal> {
+        self.refused_by.borrow().clone()
+    }
+
+    fn on_failed_attempt(&self, error: &str) {
+        let Some(refusal) = self.diagnose(error, self.attempts.took()) else {
+            self.attempts.refused.store(0, Ordering::Relaxed);
+            self.refused_by.send_replace(None);
+            return;
+        };
+        // Where nobody decided, that may change any moment.
+        let refused = if refusal.code() == Code::Unavailable {
+            self.attempts.refused.store(0, Ordering::Relaxed);
+            0
+        } else {
+            self.attempts.refused.fetch_add(1, Ordering::Relaxed)
+        };
+        let changed = self.refused_by.send_replace(Some(refusal.clone())) != Some(refusal.clone());
+        // Once, and then about every half an hour.
+        if changed || (refused > 0 && refused.is_multiple_of(REMINDED)) {
+            tracing::error!(
+                url = %self.config.url, principal = %self.principal, attempts = refused + 1,
+                "the bus refuses this process: {refusal}; {}", refusal.remedy()
+            );
         }
     }
 
@@ -203,6 +302,16 @@ fn reconnect_delay(attempt: usize) -> Duration {
     let ceiling = ceiling.min(2000);
     Duration::from_millis(rand::random_range(ceiling / 2..=ceiling))
 }
+
+/// Exponential from 1 s to a minute, each drawn between half and the whole.
+fn refused_delay(refused: u32) -> Duration {
+    let ceiling = 1000_u64 << refused.clamp(1, 7).saturating_sub(1);
+    let ceiling = ceiling.min(60_000);
+    Duration::from_millis(rand::random_range(ceiling / 2..=ceiling))
+}
+
+/// Refusals between two reminders in the log.
+const REMINDED: u32 = 40;
 
 /// An unguessable token.
 pub(crate) fn random_token() -> String {
@@ -289,6 +398,7 @@ impl Bus {
             private("bus.token", token)?;
         }
         let addresses = addresses(&config.url)?;
+        let attempts = Arc::<Attempts>::default();
         let shared = Arc::new(Shared {
             principal: principal.clone(),
             config: config.clone(),
@@ -297,11 +407,14 @@ impl Bus {
             waiting: Mutex::default(),
             refused: Mutex::default(),
             last_error: Mutex::default(),
+            attempts: Arc::clone(&attempts),
+            refused_by: watch::Sender::new(None),
             connects: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             violations: AtomicU64::new(0),
             next: AtomicU64::new(0),
             listeners: Mutex::default(),
+            silent: AtomicBool::new(false),
             inbox: Inbox::default(),
         });
         // The connection lives as long as who uses it, not the other way round.
@@ -310,9 +423,10 @@ impl Bus {
         let first = AtomicBool::new(true);
         let delay = move |attempt| {
             if first.swap(false, Ordering::Relaxed) {
+                attempts.begin_after(Duration::ZERO);
                 Duration::ZERO
             } else {
-                reconnect_delay(attempt)
+                attempts.delay(attempt)
             }
         };
         let client = options(config, &principal)?
@@ -384,7 +498,8 @@ impl Bus {
     /// connection carries messages (a flush is no barrier).
     ///
     /// # Errors
-    /// [`BusError::Unreachable`] with the reason, [`BusError::NotPermitted`] when the server knows
+    /// [`BusError::Unreachable`] with the reason, [`BusError::Refused`] when the server does not let this
+    /// process in, [`BusError::NotPermitted`] when the server knows
     /// this certificate as somebody else.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), BusError> {
         let until = Instant::now() + limit;
@@ -393,10 +508,12 @@ impl Bus {
                 return Ok(());
             }
         }
-        Err(BusError::Unreachable {
-            url: self.shared.config.url.clone(),
-            waited: limit,
-            reason: self.why_not().await,
+        let url = self.shared.config.url.clone();
+        Err(match self.why_not().await {
+            Why::Refused(refusal) => {
+                BusError::Refused { url, principal: self.principal().to_string(), refusal }
+            }
+            Why::Other(reason) => BusError::Unreachable { url, waited: limit, reason },
         })
     }
 
@@ -410,6 +527,16 @@ impl Bus {
     pub async fn flush(&self) {
         // Nothing to be done about a connection that is gone.
         let _ = timeout(Duration::from_secs(3), self.client.flush()).await;
+    }
+
+    /// The same at the end of a service, which a server that is gone or says nothing does not hold up.
+    pub(crate) async fn flush_at_end(&self) {
+        if self.link() == Link::Connected
+            && !self.shared.silent.load(Ordering::Relaxed)
+            && timeout(ENDING, self.client.flush()).await.is_err()
+        {
+            self.shared.silent.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the connection was up before `until`.
@@ -447,60 +574,87 @@ impl Bus {
         outcome.unwrap_or(Ok(false))
     }
 
-    /// Why there is no connection: asked of one attempt whose error is not swallowed by the
-    /// library's retries.
-    pub(crate) async fn why_not(&self) -> String {
+    /// Why there is no connection: what the attempts in the background met last, or one of our own whose
+    /// error is not swallowed by the library's retries.
+    pub(crate) async fn why_not(&self) -> Why {
         if self.link() == Link::Connected {
-            return "connected, but messages do not come back".to_owned();
+            return Why::Other("connected, but messages do not come back".to_owned());
+        }
+        // Whoever is refused does not knock once more for the reason.
+        if let Some(refusal) = self.shared.refusal() {
+            return Why::Refused(refusal);
         }
         let Ok(addresses) = addresses(&self.shared.config.url) else {
-            return "not an address".to_owned();
+            return Why::Other("not an address".to_owned());
         };
         let options = match options(&self.shared.config, &self.shared.principal) {
             Ok(options) => options,
-            Err(error) => return error.to_string(),
+            Err(error) => return Why::Other(error.to_string()),
         };
-        let attempt = options.connect(addresses);
-        match timeout(Duration::from_secs(2), attempt).await {
-            Ok(Ok(_)) => "the connection came up only just now; try again".to_owned(),
+        let begun = Instant::now();
+        // Longer than the server waits for the policy service.
+        match timeout(Duration::from_secs(3), options.connect(addresses)).await {
+            Ok(Ok(_)) => Why::Other("the connection came up only just now; try again".to_owned()),
             Ok(Err(error)) => {
-                let with_token = self.shared.config.token.is_some();
-                explain(&error.to_string(), &self.shared.principal, with_token)
+                let error = error.to_string();
+                match self.shared.diagnose(&error, begun.elapsed()) {
+                    Some(refusal) => Why::Refused(refusal),
+                    None => Why::Other(error),
+                }
             }
             Err(_) => {
                 let last = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-                last.clone().unwrap_or_else(|| "no answer".to_owned())
+                Why::Other(last.clone().unwrap_or_else(|| "no answer".to_owned()))
             }
         }
+    }
+
+    /// Why the server refuses this process; `None` while it does not.
+    pub fn watch_refusal(&self) -> watch::Receiver<Option<Refusal>> {
+        self.shared.refused_by.subscribe()
     }
 
     /// Sends what is queued and ends the connection.
     pub async fn close(&self) {
-        let orderly = async {
-            // Neither can fail in a way that anything could be done about.
-            let _ = self.client.flush().await;
-            let _ = self.client.drain().await;
-        };
-        if self.link() == Link::Connected {
-            let _ = timeout(Duration::from_secs(3), orderly).await;
+        self.flush_at_end().await;
+        if self.link() == Link::Connected && !self.shared.silent.load(Ordering::Relaxed) {
+            // Nothing could be done about a failure.
+            let _ = timeout(ENDING, self.client.drain()).await;
         }
     }
 }
 
-fn explain(error: &str, principal: &Principal, with_token: bool) -> String {
-    if !error.to_ascii_lowercase().contains("authorization violation") {
-        return error.to_owned();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The library says that an attempt failed while it waits for the next, or just before.
+    #[test]
+    fn an_attempt_is_timed_whenever_its_failure_is_told() {
+        let attempts = Attempts::default();
+        attempts.begin_after(Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(attempts.took() >= Duration::from_millis(60));
+        attempts.begin_after(Duration::from_mins(1));
+        assert!(attempts.took() >= Duration::from_millis(60));
+        attempts.begin_after(Duration::from_mins(1));
+        assert_eq!(attempts.took(), Duration::ZERO);
     }
-    // The server says no more to strangers; the policy service's log and audit trail do.
-    let what = match (principal.is_person(), with_token) {
-        (true, true) => {
-            "the token was regenerated, revoked or has ended, or goes with another certificate"
+
+    #[test]
+    fn refused_connections_come_back_seldom_and_others_soon() {
+        let attempts = Attempts::default();
+        for attempt in 1..200 {
+            assert!(attempts.delay(attempt) <= Duration::from_secs(2));
         }
-        (true, false) => "a person needs a token beside the certificate, and none is given",
-        (false, _) => "the certificate is not a service's of ours",
-    };
-    format!(
-        "the server refuses {principal}: {what}, or the certificate's URI name is not \
-         spiffe://canopy/{principal}, or the policy service does not answer"
-    )
+        let mut whole = Duration::ZERO;
+        for refused in 1..=30 {
+            attempts.refused.store(refused, Ordering::Relaxed);
+            let delay = attempts.delay(1000);
+            assert!(delay <= Duration::from_mins(1), "{delay:?}");
+            whole += delay;
+        }
+        // An hour of it is some eighty attempts, where it was more than two thousand.
+        assert!(whole > Duration::from_mins(10), "{whole:?}");
+    }
 }

@@ -5,7 +5,7 @@ mod log;
 
 pub use log::{Append, Log, LogConfig, LogEntry};
 
-use crate::{config::BusError, connection::Bus};
+use crate::{config::BusError, connection::Bus, retry};
 use async_nats::jetstream::{
     self,
     kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
@@ -51,12 +51,11 @@ pub enum Swap {
 }
 
 fn failed(error: &dyn fmt::Display) -> BusError {
-    BusError::Store(error.to_string())
+    BusError::Unavailable(error.to_string())
 }
 
 impl Bucket {
-    /// Opens a bucket, and makes it where there is none. `replicas` is how many servers of a
-    /// cluster keep it.
+    /// Opens a bucket, makes it where there is none, and has it kept by so many servers of a cluster.
     pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
         let mut context = jetstream::new(bus.client.clone());
         context.set_timeout(LIMIT);
@@ -73,44 +72,53 @@ impl Bucket {
                 .await
                 .map_err(|error| failed(&error))?,
         };
+        keep_by(&context, &store.stream_name, replicas).await;
         Ok(Self { store })
     }
 
     /// The value of a key.
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Stored<T>>, BusError> {
-        let Some(entry) = self.store.entry(key).await.map_err(|error| failed(&error))? else {
-            return Ok(None);
-        };
-        if entry.operation != Operation::Put {
-            return Ok(None);
-        }
+        let Some(entry) = self.entry(key).await? else { return Ok(None) };
         Ok(Some(Stored { value: read(key, &entry.value)?, revision: entry.revision }))
+    }
+
+    async fn entry(&self, key: &str) -> Result<Option<kv::Entry>, BusError> {
+        let found = retry::repeated(|_| async {
+            self.store.entry(key).await.map_err(|error| failed(&error))
+        });
+        Ok(found.await?.filter(|entry| entry.operation == Operation::Put))
     }
 
     /// Every key.
     pub async fn keys(&self) -> Result<Vec<String>, BusError> {
-        let keys = self.store.keys().await.map_err(|error| failed(&error))?;
-        keys.try_collect().await.map_err(|error| failed(&error))
+        retry::repeated(|_| async {
+            let keys = self.store.keys().await.map_err(|error| failed(&error))?;
+            keys.try_collect().await.map_err(|error| failed(&error))
+        })
+        .await
     }
 
     /// Every value.
     pub async fn all<T: DeserializeOwned>(&self) -> Result<Vec<T>, BusError> {
-        let reads = self.keys().await?.into_iter().map(|key| {
-            let this = self.clone();
-            async move { this.get(&key).await }
-        });
-        let all: Vec<Option<Stored<T>>> =
-            futures::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
-        Ok(all.into_iter().flatten().map(|stored| stored.value).collect())
+        self.some(self.keys().await?).await
     }
 
     /// Puts a value where there is none.
     pub async fn create<T: Serialize>(&self, key: &str, value: &T) -> Result<Swap, BusError> {
-        match self.store.create(key, write(value)?).await {
-            Ok(_) => Ok(Swap::Done),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Swap::Overtaken),
-            Err(error) => Err(failed(&error)),
-        }
+        let bytes = write(value)?;
+        let put = |again| {
+            let bytes = bytes.clone();
+            async move {
+                match self.store.create(key, bytes.clone()).await {
+                    Ok(_) => Ok(Swap::Done),
+                    Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
+                        self.overtaken(key, &bytes, again).await
+                    }
+                    Err(error) => Err(failed(&error)),
+                }
+            }
+        };
+        retry::repeated(put).await
     }
 
     /// Puts a value in the place of this one.
@@ -120,11 +128,46 @@ impl Bucket {
         value: &T,
         revision: u64,
     ) -> Result<Swap, BusError> {
-        match self.store.update(key, write(value)?, revision).await {
-            Ok(_) => Ok(Swap::Done),
+        let bytes = write(value)?;
+        let put = |again| {
+            let bytes = bytes.clone();
+            async move {
+                match self.store.update(key, bytes.clone(), revision).await {
+                    Ok(_) => Ok(Swap::Done),
+                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                        self.overtaken(key, &bytes, again).await
+                    }
+                    Err(error) => Err(failed(&error)),
+                }
+            }
+        };
+        retry::repeated(put).await
+    }
+
+    /// Somebody was quicker; after an attempt of which no answer came that may have been this one.
+    async fn overtaken(&self, key: &str, bytes: &[u8], again: bool) -> Result<Swap, BusError> {
+        let own = again && self.entry(key).await?.is_some_and(|entry| *entry.value == *bytes);
+        Ok(if own { Swap::Done } else { Swap::Overtaken })
+    }
+
+    /// Removes this value, and what is kept of those before it.
+    pub async fn remove(&self, key: &str, revision: u64) -> Result<Swap, BusError> {
+        match self.store.purge_expect_revision(key, Some(revision)).await {
+            Ok(()) => Ok(Swap::Done),
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Swap::Overtaken),
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    /// The values of these keys, in their order; those that are gone are left out.
+    pub async fn some<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<T>, BusError> {
+        let reads = keys.into_iter().map(|key| {
+            let this = self.clone();
+            async move { this.get(&key).await }
+        });
+        let all: Vec<Option<Stored<T>>> =
+            futures::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        Ok(all.into_iter().flatten().map(|stored| stored.value).collect())
     }
 
     /// Keys whose values change, from now on. It goes on over disconnections; a change may be told
@@ -133,6 +176,39 @@ impl Bucket {
         let watch = self.store.watch_all().await.map_err(|error| failed(&error))?;
         // A missed heartbeat is an error after which the library begins again.
         Ok(watch.filter_map(|entry| async move { entry.ok().map(|entry| entry.key) }))
+    }
+}
+
+/// Has a stream kept by so many servers. Where the cluster cannot it stays as it is, with a word about it:
+/// what is stored is there.
+async fn keep_by(context: &jetstream::Context, name: &str, replicas: usize) {
+    let changed = async {
+        let mut stream = context.get_stream(name).await.map_err(|error| error.to_string())?;
+        let info = stream.info().await.map_err(|error| error.to_string())?;
+        let (kept_by, mut config) = (info.config.num_replicas, info.config.clone());
+        if kept_by == replicas {
+            return Ok(kept_by);
+        }
+        config.num_replicas = replicas;
+        context
+            .update_stream(config)
+            .await
+            .map(|_| kept_by)
+            .map_err(|error| format!("it is kept by {kept_by}: {error}"))
+    };
+    match changed.await {
+        Ok(kept_by) if kept_by == replicas => {}
+        Ok(kept_by) => tracing::warn!(
+            stream = name,
+            before = kept_by,
+            now = replicas,
+            "what is stored is kept by another number of servers now"
+        ),
+        Err(error) => tracing::error!(
+            stream = name, replicas, %error,
+            "what is stored is not kept by as many servers as `replicas` says; see that the cluster has \
+             so many with JetStream, then restart, or correct the setting"
+        ),
     }
 }
 

@@ -8,6 +8,9 @@ use canopy_api::error::{ApiError, Code};
 pub(crate) const REQUEST_ID: &str = "Canopy-Request-Id";
 /// When the caller stops waiting, milliseconds since 1970 UTC.
 pub(crate) const DEADLINE: &str = "Canopy-Deadline";
+/// How long the caller waits from when it sent the request, milliseconds: what counts where its clock is
+/// ahead of the service's.
+pub(crate) const TIMEOUT: &str = "Canopy-Timeout";
 /// The responder's clock when it answered, milliseconds since 1970 UTC.
 pub(crate) const TIME: &str = "Canopy-Time";
 /// Encoding of the payload.

@@ -3,7 +3,7 @@
 use crate::{
     codec::Encoding,
     config::BusError,
-    connection::{Bus, Link, random_token},
+    connection::{Bus, ENDING, Link, random_token},
     idempotency::Table,
     limits::Limits,
     micro::{EndpointStatistics, Inventory},
@@ -14,7 +14,7 @@ use async_nats::Subscriber;
 use bytes::Bytes;
 use canopy_api::{
     endpoint::{self, Class, Endpoint, EndpointSpec, Service, Status},
-    error::ApiError,
+    error::{ApiError, Code},
     name::{HostId, Principal},
     permission::daemon_principal,
     subject::{self, Target},
@@ -28,9 +28,12 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Who asks.
@@ -40,10 +43,32 @@ pub struct Caller {
     pub principal: Principal,
     /// Their idempotency key, if they gave one.
     pub request_id: Option<String>,
-    /// When they stop waiting. Work that has begun is not cut off by it.
-    pub deadline: Option<SystemTime>,
+    /// When they stop waiting. What has not changed anything by then does not; what has goes on.
+    pub until: Option<Instant>,
     /// What the handler wants the audit record to say besides.
     pub notes: Notes,
+}
+
+impl Caller {
+    /// To be asked just before something is changed.
+    ///
+    /// # Errors
+    /// When the caller does not wait any more: it was told, or will be, that it got no answer.
+    pub fn in_time(&self) -> Result<(), ApiError> {
+        match self.until {
+            Some(until) if Instant::now() >= until => Err(late()),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// The caller's time ran out before anything was changed.
+pub(crate) fn late() -> ApiError {
+    ApiError::new(
+        Code::Unavailable,
+        "the caller's time ran out before anything was changed; nothing was done",
+    )
+    .remedy("repeat the request, with more time (--timeout)")
 }
 
 /// What a handler adds to the audit record of its request. Clones share it.
@@ -246,7 +271,8 @@ impl Server {
                 statistics.push(counts.clone());
                 subjects.push(subject);
                 let (desk, endpoint) = (desk.clone(), endpoint.clone());
-                tasks.spawn(pump(requests, draining.clone(), move |message| {
+                let link = self.bus.watch_link();
+                tasks.spawn(pump(requests, link, draining.clone(), move |message| {
                     desk.take(&endpoint, &counts, message);
                 }));
             }
@@ -273,10 +299,8 @@ impl Server {
         if timeout(self.limits.drain, tasks.wait()).await.is_err() {
             tracing::warn!(left = tasks.len(), "requests in flight given up at the end");
         }
-        if self.bus.link() == Link::Connected {
-            // Nothing to be done about answers that cannot leave.
-            let _ = timeout(Duration::from_secs(3), self.bus.client.flush()).await;
-        }
+        // Nothing to be done about answers that cannot leave.
+        self.bus.flush_at_end().await;
         Ok(())
     }
 
@@ -395,7 +419,11 @@ impl Server {
             match ready {
                 Ok(()) => return Ok(true),
                 Err(error @ BusError::Unreachable { .. }) => {
-                    tracing::warn!("{error}; trying on");
+                    tracing::warn!("{error}; retrying");
+                    (self.on_ready)(false, &error.to_string());
+                }
+                // Said once by the connection, and seldom repeated.
+                Err(error @ BusError::Refused { .. }) => {
                     (self.on_ready)(false, &error.to_string());
                 }
                 Err(error) => return Err(error),
@@ -405,16 +433,22 @@ impl Server {
 
     /// Keeps readiness true to the connection until `stop`.
     async fn follow(&self, stop: &CancellationToken) {
-        let mut link = self.bus.watch_link();
+        let (mut link, mut refusal) = (self.bus.watch_link(), self.bus.watch_refusal());
         let connected = format!("connected to {} as {}", self.bus.url(), self.bus.principal());
         (self.on_ready)(true, &connected);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = link.changed() => if changed.is_err() { return },
+                changed = refusal.changed() => if changed.is_err() { return },
             }
+            let refused = refusal.borrow_and_update().clone();
             if *link.borrow_and_update() != Link::Connected {
-                (self.on_ready)(false, "disconnected; trying on");
+                let why = match refused {
+                    Some(refusal) => format!("the bus refuses this process: {refusal}"),
+                    None => "disconnected; retrying".to_owned(),
+                };
+                (self.on_ready)(false, &why);
                 continue;
             }
             match self.wait_for_bus(stop).await {
@@ -429,6 +463,7 @@ impl Server {
 /// Reads messages until told to drain, then those already on their way.
 async fn pump(
     mut requests: Subscriber,
+    mut link: watch::Receiver<Link>,
     draining: CancellationToken,
     take: impl Fn(async_nats::Message),
 ) {
@@ -442,10 +477,18 @@ async fn pump(
         }
     }
     // The server hears "no more" only after what it has sent is here.
-    if requests.drain().await.is_ok() {
-        while let Some(message) = requests.next().await {
-            take(message);
+    let rest = async {
+        if requests.drain().await.is_ok() {
+            // A server that hangs never says that there is no more.
+            while let Ok(Some(message)) = timeout(ENDING, requests.next()).await {
+                take(message);
+            }
         }
+    };
+    tokio::select! {
+        () = rest => {}
+        // Without a connection the end of a subscription waits for the next one, and nothing comes.
+        _ = link.wait_for(|link| *link != Link::Connected) => {}
     }
 }
 

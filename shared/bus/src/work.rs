@@ -8,12 +8,14 @@ use crate::{
     idempotency::{Answer, Begin, Guard, Key, Table},
     limits::Limits,
     micro::EndpointStatistics,
+    retry,
     server::{Caller, Noted, Notes, Registered},
     spool::Spool,
     trace,
 };
 use async_nats::{HeaderMap, Message};
 use canopy_api::{
+    document::Lenient,
     endpoint::{Class, Service},
     error::{ApiError, Code},
     name::{Digest, HostId, Principal},
@@ -27,7 +29,10 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
@@ -114,18 +119,22 @@ impl Shop {
             received: Instant::now(),
         };
         let shop = self.clone();
-        self.tasks.spawn(async move { shop.work(accepted).await }.instrument(span));
+        self.tasks.spawn(shop.work(accepted).instrument(span));
     }
 
-    async fn work(&self, request: Accepted) {
+    async fn work(self: Arc<Self>, request: Accepted) {
         let headers = request.message.headers.as_ref();
         let encoding = header::only(headers, header::CONTENT_TYPE).and_then(Encoding::of);
         // The answer to a request in an unknown encoding has to be in some encoding.
         let reply_encoding = encoding.as_ref().copied().unwrap_or(Encoding::Json);
-        let mut head = None;
-        let answer = match encoding {
-            Ok(encoding) => self.decide(&request, encoding, &mut head).await,
-            Err(error) => Err(error),
+        let decided = match encoding {
+            Ok(encoding) => Arc::clone(&self).decide(&request, encoding).await,
+            Err(error) => Decided::Refused(error),
+        };
+        let recorded = matches!(decided, Decided::Worked(_));
+        let answer = match decided {
+            Decided::Refused(error) => Err(error),
+            Decided::Worked(answer) => answer,
         }
         .map_err(ApiError::plain);
         let spec = request.endpoint.spec;
@@ -137,25 +146,31 @@ impl Shop {
             Ok(_) => tracing::debug!(code, ?took, "answered"),
             Err(error) => tracing::info!(code, path = %error.path, ?took, "refused: {error}"),
         }
-        let record = changes(spec.class).then(|| {
+        // What was worked on is told by who worked on it, at its end.
+        let record = (changes(spec.class) && !recorded).then(|| {
             let (decision, reason) = outcome(&answer);
             self.record(&request.caller, spec.verb, &request.message, decision, reason)
         });
         self.answer(&request.reply, reply_encoding, answer).await;
-        // What counts is in the trail before the answer; this is for those who listen.
         if let Some(record) = record {
-            self.audit(record, head).await;
+            self.audit(record, None).await;
         }
     }
 
     /// Everything that can speak against the request, then the request.
-    /// `head` is where in the trail the request ended, if it got as far.
-    async fn decide(
-        &self,
-        request: &Accepted,
-        encoding: Encoding,
-        head: &mut Option<Head>,
-    ) -> Answer {
+    async fn decide(self: Arc<Self>, request: &Accepted, encoding: Encoding) -> Decided {
+        match self.accept(request, encoding).await {
+            Ok(Next::Work(job)) => Decided::Worked(self.run(*job).await),
+            Ok(Next::Answered(answer)) => match answer {
+                Ok(answer) => Decided::Worked(Ok(answer)),
+                Err(error) => Decided::Refused(error),
+            },
+            Err(error) => Decided::Refused(error),
+        }
+    }
+
+    /// What speaks against a request, and what is known of it from before.
+    async fn accept(&self, request: &Accepted, encoding: Encoding) -> Result<Next, ApiError> {
         let payload = &request.message.payload;
         if payload.len() > self.limits.request_bytes {
             return Err(ApiError::new(
@@ -168,37 +183,37 @@ impl Shop {
             ));
         }
         let headers = request.message.headers.as_ref();
-        let deadline = self.deadline(header::only(headers, header::DEADLINE)?)?;
+        let spec = request.endpoint.spec;
+        let until = self.until(headers, request.received, changes(spec.class))?;
         let request_id = request_id(header::only(headers, header::REQUEST_ID)?)?;
-        let Ok(_slot) = self.slots.clone().try_acquire_owned() else {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return Err(ApiError::new(
                 Code::Unavailable,
                 format!("{} requests are being worked on already", self.limits.in_flight),
             )
             .remedy("try again in a moment"));
         };
-        let notes = Notes::default();
-        let caller = Caller {
-            principal: request.caller.clone(),
-            request_id: request_id.clone(),
-            deadline,
-            notes: notes.clone(),
-        };
-        let spec = request.endpoint.spec;
-        let guard = match request_id {
+        let guard = match &request_id {
             Some(request_id) if !spec.idempotent => {
                 let key = Key {
                     principal: request.caller.to_string(),
                     verb: spec.verb.to_owned(),
-                    request_id,
+                    request_id: request_id.clone(),
                 };
                 // The encoding is part of it: the kept reply is in that encoding.
                 let mut whole = encoding.content_type().as_bytes().to_vec();
                 whole.extend_from_slice(payload);
                 match self.table.begin(key, Digest::of(&whole).to_string()) {
                     Begin::Work(guard) => Some(guard),
-                    Begin::Answered(answer) => return answer,
-                    Begin::Wait(done) => return first_answer(done).await,
+                    Begin::Answered(answer) => return Ok(Next::Answered(answer)),
+                    Begin::Wait(done) => {
+                        let answer = first_answer(done);
+                        let answer = before(until, answer).await;
+                        let answer = answer.unwrap_or_else(|| {
+                            Err(still_working(&Repeat::With(request_id.clone())))
+                        });
+                        return Ok(Next::Answered(answer));
+                    }
                     Begin::Mismatch => {
                         return Err(ApiError::new(
                             Code::Conflict,
@@ -210,17 +225,86 @@ impl Shop {
             }
             _ => None,
         };
-        let begun = self.begin(request, caller.request_id.clone()).await?;
-        let running = (request.endpoint.run)(caller, payload.clone(), encoding);
-        let answer = match AssertUnwindSafe(running).catch_unwind().await {
-            Ok(answer) => answer.map(Arc::new),
-            Err(panic) => Err(panicked(panic.as_ref())),
+        let caller = Caller {
+            principal: request.caller.clone(),
+            request_id,
+            until,
+            notes: Notes::default(),
         };
-        *head = self.end(begun, &answer, notes.take()).await;
+        let begun = self.begin(request, caller.request_id.clone()).await?;
+        Ok(Next::Work(Box::new(Job {
+            caller,
+            begun,
+            guard,
+            slot,
+            encoding,
+            endpoint: Arc::clone(&request.endpoint),
+            message: request.message.clone(),
+        })))
+    }
+
+    /// Works on a request. A change goes on when its caller's time is over: just before that it is told
+    /// so, and how to ask for the result.
+    async fn run(self: Arc<Self>, job: Job) -> Answer {
+        if !changes(job.endpoint.spec.class) {
+            let (tell, answer) = oneshot::channel();
+            self.finish(job, tell).await;
+            return answer.await.unwrap_or_else(|_| Err(given_up()));
+        }
+        let until = job.caller.until;
+        let repeat = match (&job.caller.request_id, job.endpoint.spec.idempotent) {
+            (_, true) => Repeat::Again,
+            (Some(id), false) => Repeat::With(id.clone()),
+            (None, false) => Repeat::Look,
+        };
+        let (tell, answer) = oneshot::channel();
+        let shop = Arc::clone(&self);
+        self.tasks.spawn(async move { shop.finish(job, tell).await }.in_current_span());
+        match before(until, answer).await {
+            Some(answer) => answer.unwrap_or_else(|_| Err(given_up())),
+            None => Err(still_working(&repeat)),
+        }
+    }
+
+    /// Works on a request to its end: tells the answer once it is in the trail and kept for repeats.
+    async fn finish(&self, job: Job, tell: oneshot::Sender<Answer>) {
+        let Job { caller, begun, guard, slot, encoding, endpoint, message } = job;
+        let (principal, notes) = (caller.principal.clone(), caller.notes.clone());
+        let until = caller.until;
+        let in_time = if changes(endpoint.spec.class) { caller.in_time() } else { Ok(()) };
+        let answer = if let Err(late) = in_time {
+            Err(late)
+        } else {
+            let running = (endpoint.run)(caller, message.payload.clone(), encoding);
+            let running = retry::within(until, AssertUnwindSafe(running).catch_unwind());
+            match running.await {
+                Ok(answer) => answer.map(Arc::new),
+                Err(panic) => Err(panicked(panic.as_ref())),
+            }
+        }
+        .map_err(ApiError::plain);
+        let mut record = notes.take();
+        if record.about.is_empty() && changes(endpoint.spec.class) {
+            record.about = asked(encoding, &message.payload);
+        }
+        let about = record.about.clone();
+        let head = self.end(begun, &answer, record).await;
         if let Some(guard) = guard {
             keep(guard, answer.clone()).await;
         }
-        answer
+        drop(slot);
+        let spec = endpoint.spec;
+        let record = changes(spec.class).then(|| {
+            let (decision, reason) = outcome(&answer);
+            let reason = described(&about, &reason);
+            self.record(&principal, spec.verb, &message, decision, reason)
+        });
+        // Who asked may have gone.
+        let _ = tell.send(answer);
+        // What counts is in the trail before the answer; this is for those who listen.
+        if let Some(record) = record {
+            self.audit(record, head).await;
+        }
     }
 
     fn entry(&self, kind: Kind, caller: &Principal, verb: &str) -> Entry {
@@ -283,7 +367,7 @@ impl Shop {
     ) -> Option<Head> {
         let (entry, begun) = begun?;
         let (decision, reason) = outcome(answer);
-        let reason = if decision == Decision::Done { noted.about } else { reason };
+        let reason = described(&noted.about, &reason);
         let entry = Entry {
             kind: Kind::Ended,
             time: time::rfc3339(self.bus.now()),
@@ -307,18 +391,44 @@ impl Shop {
         }
     }
 
-    fn deadline(&self, header: Option<&str>) -> Result<Option<SystemTime>, ApiError> {
-        let Some(text) = header else { return Ok(None) };
-        let Ok(millis) = text.trim().parse() else {
-            return Err(ApiError::new(
-                Code::Invalid,
-                format!("{} \"{text}\" is not milliseconds since 1970", header::DEADLINE),
-            )
-            .at(header::DEADLINE));
+    /// When the caller stops waiting. Its own clock counts unless it is ahead of this one: then how long
+    /// it said that it waits. What only reads is answered also where clocks are a little apart.
+    fn until(
+        &self,
+        headers: Option<&HeaderMap>,
+        received: Instant,
+        strict: bool,
+    ) -> Result<Option<Instant>, ApiError> {
+        let millis = |name| -> Result<Option<u64>, ApiError> {
+            let Some(text) = header::only(headers, name)? else { return Ok(None) };
+            text.trim().parse().map(Some).map_err(|_| {
+                ApiError::new(Code::Invalid, format!("{name} \"{text}\" is not milliseconds"))
+                    .at(name)
+                    .remedy(format!(
+                        "{} is a time, milliseconds since 1970; {} is how long",
+                        header::DEADLINE,
+                        header::TIMEOUT
+                    ))
+            })
         };
-        let (deadline, now) = (time::from_unix_millis(millis), self.bus.now());
+        let left = match millis(header::DEADLINE)? {
+            None => None,
+            Some(deadline) => Some(self.left(time::from_unix_millis(deadline), strict)?),
+        };
+        let waits = millis(header::TIMEOUT)?.map(Duration::from_millis);
+        let left = match (left, waits) {
+            (Some(left), Some(waits)) => Some(left.min(waits)),
+            (one, other) => one.or(other),
+        };
+        Ok(left.map(|left| received + left.min(self.limits.longest_deadline)))
+    }
+
+    /// How much time a deadline leaves by this service's clock.
+    fn left(&self, deadline: SystemTime, strict: bool) -> Result<Duration, ApiError> {
+        let now = self.bus.now();
+        let tolerance = if strict { Duration::ZERO } else { self.limits.clock_tolerance };
         if let Ok(late) = now.duration_since(deadline)
-            && late > self.limits.clock_tolerance
+            && late > tolerance
         {
             return Err(ApiError::new(
                 Code::Unavailable,
@@ -330,21 +440,20 @@ impl Shop {
             .at(header::DEADLINE)
             .remedy("repeat the request; if it goes on, compare the clocks of both machines"));
         }
-        if let Ok(ahead) = deadline.duration_since(now)
-            && ahead > self.limits.longest_deadline
-        {
+        let left = deadline.duration_since(now).unwrap_or_default();
+        if left > self.limits.longest_deadline + self.limits.clock_tolerance {
             return Err(ApiError::new(
                 Code::Invalid,
                 format!(
                     "the deadline lies {:.0} s ahead by this service's clock; at most {} s are taken",
-                    ahead.as_secs_f64(),
+                    left.as_secs_f64(),
                     self.limits.longest_deadline.as_secs()
                 ),
             )
             .at(header::DEADLINE)
             .remedy("compare the clocks of both machines"));
         }
-        Ok(Some(deadline))
+        Ok(left)
     }
 
     async fn answer(&self, reply: &str, encoding: Encoding, answer: Answer) {
@@ -407,6 +516,100 @@ impl Shop {
             tracing::warn!(%error, "audit record only in the log");
         }
     }
+}
+
+/// What came of looking at a request.
+enum Decided {
+    /// It was not worked on.
+    Refused(ApiError),
+    /// It was, now or before; who did leaves the record.
+    Worked(Answer),
+}
+
+/// What is to be done with a request.
+enum Next {
+    /// It is to be worked on.
+    Work(Box<Job>),
+    /// It was, or somebody is at it.
+    Answered(Answer),
+}
+
+/// A request that is worked on.
+struct Job {
+    caller: Caller,
+    begun: Option<(Entry, Head)>,
+    guard: Option<Guard>,
+    slot: OwnedSemaphorePermit,
+    encoding: Encoding,
+    endpoint: Arc<Registered>,
+    message: Message,
+}
+
+/// What is left for an answer to arrive before its caller has gone.
+const ON_THE_WAY: Duration = Duration::from_millis(250);
+
+/// What `work` comes to, if that is soon enough for an answer to reach a caller who waits until then.
+async fn before<T>(until: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    let Some(until) = until else { return Some(work.await) };
+    let left = until.saturating_duration_since(Instant::now());
+    timeout(left.saturating_sub(ON_THE_WAY.min(left / 10)), work).await.ok()
+}
+
+/// How to hear what became of a request.
+enum Repeat {
+    /// It may simply be repeated.
+    Again,
+    /// With this request id.
+    With(String),
+    /// A repeat would be another request.
+    Look,
+}
+
+/// The caller's time is over, and the work is not.
+fn still_working(repeat: &Repeat) -> ApiError {
+    let error = ApiError::new(
+        Code::Unavailable,
+        "the request is still being worked on; it may be done yet, or fail",
+    );
+    error.remedy(match repeat {
+        Repeat::Again => "repeat the request for its result".to_owned(),
+        Repeat::With(id) => format!("ask again for its result: --request-id {id}"),
+        Repeat::Look => format!(
+            "look at the state before you repeat it; a repeat of a request with a {} gets its result",
+            header::REQUEST_ID
+        ),
+    })
+}
+
+fn given_up() -> ApiError {
+    ApiError::new(Code::Unavailable, "the request was given up").remedy("repeat the request")
+}
+
+/// What a record says: what was done or tried, and why not where it was not.
+fn described(about: &str, reason: &str) -> String {
+    match (about, reason) {
+        (about, "") => about.to_owned(),
+        ("", reason) => reason.to_owned(),
+        (about, reason) => format!("{about}: {reason}"),
+    }
+}
+
+/// What was asked, where the handler does not say what was done: the request as JSON, long texts cut.
+fn asked(encoding: Encoding, payload: &[u8]) -> String {
+    const TEXT: usize = 80;
+    fn cut(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::String(text) if text.chars().count() > TEXT => {
+                *text = text.chars().take(TEXT).chain(['…']).collect();
+            }
+            serde_json::Value::Array(items) => items.iter_mut().for_each(cut),
+            serde_json::Value::Object(fields) => fields.values_mut().for_each(cut),
+            _ => {}
+        }
+    }
+    let Ok(Lenient(mut value)) = encoding.decode(payload) else { return String::new() };
+    cut(&mut value);
+    short(&value.to_string())
 }
 
 /// As much of a reason as a record holds.

@@ -64,7 +64,7 @@ async fn both_encodings_reach_host_and_central_services() {
 
 #[tokio::test]
 async fn nobody_there_silent_and_not_allowed_are_told_apart() {
-    let server = NatsServer::start(&["web1"]).unwrap();
+    let server = NatsServer::start(&["web1", "web2"]).unwrap();
     let web1 = loader(&server, "web1").await;
     let viewer = connect(&server, "u-viewer").await;
     let operator = connect(&server, "u-operator").await;
@@ -91,8 +91,144 @@ async fn nobody_there_silent_and_not_allowed_are_told_apart() {
         .call_with::<loader::Apply>(&host("web1"), &apply(json!({"wait": 1500})), options)
         .await
         .unwrap_err();
+    // Told before the caller has gone, and how to hear what became of it.
+    assert!(matches!(error, CallError::Api(_)), "{error}");
+    let error = error.to_api_error();
+    assert_eq!((error.code, error.retryable), (Code::Unavailable, true));
+    assert!(error.message.contains("still being worked on"), "{error}");
+    assert!(error.remedy.unwrap().contains("--request-id "));
+
+    // Somebody listens and says nothing.
+    let silent = common::raw(&server, "h-web2-loader").await;
+    let all = "canopy.v1.rpc.loader.write.apply.web2.*";
+    let _requests = silent.client.subscribe(all).await.unwrap();
+    // Once this has come back the server knows of it.
+    let echo = "_INBOX.h-web2-loader.h-web2-loader.x";
+    silent.ask(echo, echo, async_nats::HeaderMap::new(), "").await.expect("an echo");
+    let error = operator
+        .call_with::<loader::Apply>(
+            &host("web2"),
+            &apply(json!({})),
+            CallOptions {
+                timeout: Some(Duration::from_millis(200)),
+                request_id: Some("r-9".to_owned()),
+                ..CallOptions::default()
+            },
+        )
+        .await
+        .unwrap_err();
     assert!(matches!(error, CallError::Timeout { .. }), "{error}");
-    assert_eq!(error.to_api_error().code, Code::Unavailable);
+    let error = error.to_api_error();
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.remedy.unwrap().ends_with("--request-id r-9"));
+    web1.stop().await;
+}
+
+/// What is wrong then is not what the person wrote.
+#[tokio::test]
+async fn a_field_that_an_older_service_lacks_is_told_as_that() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let old = common::raw(&server, "h-web1-loader").await;
+    let all = "canopy.v1.rpc.loader.write.apply.web1.*".to_owned();
+    let mut requests = old.client.subscribe(all).await.unwrap();
+    let echo = "_INBOX.h-web1-loader.h-web1-loader.x";
+    old.ask(echo, echo, async_nats::HeaderMap::new(), "").await.expect("an echo");
+    let client = old.client.clone();
+    tokio::spawn(async move {
+        for field in ["atomic", "atomik"] {
+            let request = futures::StreamExt::next(&mut requests).await.unwrap();
+            let error = json!({
+                "code": "invalid", "path": field, "retryable": false,
+                "message": format!("unknown field \"{field}\""),
+            });
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Content-Type", "application/json");
+            headers.insert("Nats-Service-Error-Code", "400");
+            let reply = request.reply.unwrap();
+            let payload = error.to_string().into();
+            client.publish_with_headers(reply, headers, payload).await.unwrap();
+        }
+    });
+    let operator = connect(&server, "u-operator").await;
+    for code in [Code::Unsupported, Code::Invalid] {
+        let error = operator.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await;
+        assert_eq!(error.unwrap_err().to_api_error().code, code);
+    }
+}
+
+/// The caller hears that the work goes on, and by the same id what became of it; a repeat that comes while
+/// it is worked on, too.
+#[tokio::test]
+async fn a_slow_change_is_asked_for_by_its_request_id() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let operator = connect(&server, "u-operator").await;
+    let ask = |millis| {
+        let options = CallOptions {
+            timeout: Some(Duration::from_millis(millis)),
+            request_id: Some("r1".to_owned()),
+            ..CallOptions::default()
+        };
+        let operator = operator.clone();
+        async move {
+            let request = apply(json!({"wait": 1200}));
+            operator.call_with::<loader::Apply>(&host("web1"), &request, options).await
+        }
+    };
+    for _ in 0..2 {
+        let error = ask(300).await.unwrap_err().to_api_error();
+        assert!(error.message.contains("still being worked on"), "{error}");
+        assert!(error.remedy.unwrap().ends_with("--request-id r1"));
+    }
+    assert_eq!(ask(20_000).await.unwrap().generation, 1);
+    assert_eq!(web1.applied.load(Ordering::SeqCst), 1, "it was made twice");
+    web1.stop().await;
+}
+
+/// A request that was on its way for as long as its caller waits changes nothing, whatever the clocks say.
+#[tokio::test]
+async fn a_change_that_arrives_too_late_is_not_made() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let client = common::raw(&server, "u-operator").await;
+    let now = canopy_api::time::unix_millis(std::time::SystemTime::now());
+    for (deadline, timeout, done) in [
+        (Some(now - 1000), None, false),
+        (Some(now - 1000), Some(30_000), false),
+        (None, Some(0), false),
+        // The caller's clock is ahead.
+        (Some(now + 30_000), Some(0), false),
+        (Some(now + 30_000), Some(30_000), true),
+        (None, Some(30_000), true),
+    ] {
+        let before = web1.applied.load(Ordering::SeqCst);
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Content-Type", "application/json");
+        for (name, millis) in [("Canopy-Deadline", deadline), ("Canopy-Timeout", timeout)] {
+            if let Some(millis) = millis {
+                headers.insert(name, millis.to_string().as_str());
+            }
+        }
+        let answer = client
+            .ask(
+                "canopy.v1.rpc.loader.write.apply.web1.u-operator",
+                "_INBOX.u-operator.h-web1-loader.x",
+                headers,
+                r#"{"document":{}}"#,
+            )
+            .await
+            .expect("an answer");
+        let refused =
+            answer.headers.as_ref().is_some_and(|h| h.get("Nats-Service-Error-Code").is_some());
+        assert_eq!(refused, !done, "{deadline:?} {timeout:?}");
+        let applied = web1.applied.load(Ordering::SeqCst) - before;
+        assert_eq!(applied, u32::from(done), "{deadline:?} {timeout:?}");
+        if refused {
+            let error: canopy_api::ApiError = serde_json::from_slice(&answer.payload).unwrap();
+            assert_eq!((error.code, error.retryable), (Code::Unavailable, true));
+            assert!(error.message.contains("nothing was done"), "{error}");
+        }
+    }
     web1.stop().await;
 }
 
@@ -283,6 +419,37 @@ async fn shutdown_answers_what_it_accepted() {
     assert_eq!(answered + refused + busy, 200);
     let lost = lost.load(Ordering::SeqCst);
     assert!(lost <= 3, "{lost} requests were dropped on the way");
+}
+
+fn signal(server: &NatsServer, signal: &str) {
+    let pid = server.pid().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}
+
+/// Nothing is in flight, so there is nothing to wait for, whether the server is gone or says nothing.
+#[tokio::test]
+async fn a_service_ends_at_once_without_its_bus() {
+    for gone in [true, false] {
+        let mut server = NatsServer::start(&["web1"]).unwrap();
+        let mut web1 = loader(&server, "web1").await;
+        if gone {
+            server.kill();
+            tokio::time::timeout(LIMIT, web1.ready.wait_for(|ready| !ready))
+                .await
+                .expect("notices")
+                .unwrap();
+        } else {
+            signal(&server, "-STOP");
+        }
+        let begun = Instant::now();
+        web1.stop().await;
+        let took = begun.elapsed();
+        if !gone {
+            signal(&server, "-CONT");
+        }
+        let most = if gone { Duration::from_secs(1) } else { Duration::from_secs(2) };
+        assert!(took < most, "gone: {gone}: {took:?}");
+    }
 }
 
 #[tokio::test]

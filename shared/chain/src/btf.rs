@@ -2,8 +2,10 @@
 //!
 //! Format: the kernel's `Documentation/bpf/btf.rst`. Only this machine's byte order.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
@@ -176,6 +178,70 @@ impl<'a> Btf<'a> {
         None
     }
 
+    /// How many types there are; ids are 1 to this.
+    pub fn len(&self) -> usize {
+        self.types.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.types.is_empty()
+    }
+
+    /// The id of the type behind typedefs and qualifiers, 0 for void; `None` where there is none.
+    pub fn resolve_or_void(&self, mut id: u32) -> Option<u32> {
+        for _ in 0..32 {
+            if id == 0 {
+                return Some(0);
+            }
+            let ty = self.get(id)?;
+            match ty.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = ty.size_or_type;
+                }
+                _ => return Some(id),
+            }
+        }
+        None
+    }
+
+    /// Whether a variable can be of the type: no variable or section is one.
+    fn is_value(&self, mut id: u32) -> bool {
+        for _ in 0..32 {
+            match self.resolve(id) {
+                Some((_, ty)) if ty.kind == kind::ARRAY => id = ty.word(0),
+                Some((_, ty)) => return !matches!(ty.kind, kind::VAR | kind::DATASEC),
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Whether the kernel takes a data section as it is: its size is known, its variables lie in it one
+    /// behind the other, and each has a size and is defined.
+    pub fn is_whole_section(&self, section: &Type<'_>) -> bool {
+        let mut end = 0_u64;
+        section.kind == kind::DATASEC
+            && section.vlen > 0
+            && section.size_or_type > 0
+            && (0..usize::from(section.vlen)).all(|place| {
+                let [id, offset, size] = [0, 1, 2].map(|word| section.word(place * 3 + word));
+                let variable = self.get(id).filter(|ty| ty.kind == kind::VAR);
+                let whole = variable.is_some_and(|ty| {
+                    // BTF_VAR_STATIC, BTF_VAR_GLOBAL_ALLOCATED
+                    ty.word(0) <= 1
+                        && !self.string(ty.name).is_empty()
+                        && size > 0
+                        && self.is_value(ty.size_or_type)
+                        && self.size(ty.size_or_type).is_some_and(|real| real > 0 && real <= size)
+                });
+                let follows = u64::from(offset) >= end;
+                end = u64::from(offset) + u64::from(size);
+                whole && follows
+            })
+            && end <= u64::from(section.size_or_type)
+    }
+
     /// Size of a value of the type in bytes; `None` where it has none.
     pub fn size(&self, id: u32) -> Option<u32> {
         let mut count = 1u32;
@@ -234,23 +300,72 @@ fn extra_words(kind: u8, vlen: u16) -> Option<usize> {
 pub struct Import {
     raw: Arc<[u8]>,
     shift: u32,
+    /// Types that stand for ones of objects before.
+    known: Arc<HashMap<u32, u32>>,
+}
+
+/// Structs of which the kernel takes only the first in a BTF for what they are: the special fields of
+/// objects that programs make (`alloc_obj_fields` in `kernel/bpf/btf.c`), and of maps.
+const SPECIAL: [&str; 10] = [
+    "bpf_spin_lock",
+    "bpf_res_spin_lock",
+    "bpf_timer",
+    "bpf_wq",
+    "bpf_task_work",
+    "bpf_list_head",
+    "bpf_list_node",
+    "bpf_rb_root",
+    "bpf_rb_node",
+    "bpf_refcount",
+];
+
+/// What of an object's types is not imported as it stands.
+#[derive(Debug, Default)]
+struct Adjusted {
+    /// The data sections and variables that the kernel takes.
+    kept: HashSet<u32>,
+    /// Structs that the kernel finds by name, under names of their own.
+    renamed: HashMap<String, String>,
+}
+
+/// What precedes the name of a struct in the tag of a list or tree that holds such
+/// (`__contains(name, field)`); behind the name follow a colon and the field.
+const CONTAINS: &str = "contains:";
+
+impl Adjusted {
+    /// A tag's text, which may name a struct.
+    fn tag(&self, text: &str) -> String {
+        let held = text.strip_prefix(CONTAINS).and_then(|rest| rest.split_once(':'));
+        match held.and_then(|(name, field)| Some((self.renamed.get(name)?, field))) {
+            Some((other, field)) => format!("{CONTAINS}{other}:{field}"),
+            None => text.to_owned(),
+        }
+    }
 }
 
 impl Import {
     /// The merged id of one of the object's types.
     pub fn type_id(&self, id: u32) -> u32 {
-        if id == 0 { 0 } else { id + self.shift }
+        match self.known.get(&id) {
+            Some(known) => *known,
+            None if id == 0 => 0,
+            None => id + self.shift,
+        }
     }
 }
 
 /// Builds one BTF out of several objects' and own types.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Merger {
     types: Vec<u8>,
     count: u32,
     strings: Vec<u8>,
     interned: HashMap<Box<[u8]>, u32>,
     imports: Vec<Import>,
+    /// The names of structs.
+    structs: HashSet<String>,
+    /// The first of each of [`SPECIAL`]: id and size.
+    special: HashMap<&'static str, (u32, u32)>,
 }
 
 impl Default for Merger {
@@ -261,6 +376,8 @@ impl Default for Merger {
             strings: vec![0],
             interned: HashMap::new(),
             imports: Vec::new(),
+            structs: HashSet::new(),
+            special: HashMap::new(),
         }
     }
 }
@@ -320,24 +437,91 @@ impl Merger {
 
     /// Adds an object's types and strings, once however often it is asked.
     ///
-    /// What the kernel refuses in a program's BTF is replaced by something of the same id: variables
-    /// and their tags by one-byte integers, data sections by empty structs (as libbpf does);
-    /// unnamed parameters get a name, undefined functions become global, names that are not
-    /// identifiers are made so.
+    /// What the kernel refuses in a program's BTF is replaced by something of the same id: data sections
+    /// that are not whole by empty structs, their variables and the tags of those by one-byte
+    /// integers (as libbpf does); the kernel's special structs are those of the first object that has
+    /// them; unnamed parameters get a name, undefined functions become global,
+    /// names that are not identifiers are made so. A struct that lists or trees hold is found by its
+    /// name by the kernel: where an object before has a struct of the same name, it gets another.
     pub fn import(&mut self, raw: &Arc<[u8]>) -> Result<Import, BtfError> {
         if let Some(import) = self.imports.iter().find(|import| import.raw == *raw) {
             return Ok(import.clone());
         }
         let btf = Btf::parse(raw)?;
-        let import = Import { raw: Arc::clone(raw), shift: self.count };
-        for (_, ty) in btf.iter() {
-            self.import_type(&btf, ty, &import);
+        let shift = self.count;
+        let known = Arc::new(self.special_types(&btf, shift));
+        let import = Import { raw: Arc::clone(raw), shift, known };
+        let adjusted = self.adjust(&btf);
+        for (id, ty) in btf.iter() {
+            self.import_type(&btf, id, ty, &import, &adjusted);
         }
         self.imports.push(import.clone());
         Ok(import)
     }
 
-    fn import_type(&mut self, btf: &Btf<'_>, ty: &Type<'_>, import: &Import) {
+    /// The special types of an object that are there already: its own ids to those.
+    fn special_types(&mut self, btf: &Btf<'_>, shift: u32) -> HashMap<u32, u32> {
+        let mut known = HashMap::new();
+        for (id, ty) in btf.iter().filter(|(_, ty)| ty.kind == kind::STRUCT) {
+            let Some(name) = SPECIAL.iter().find(|name| **name == btf.string(ty.name)) else {
+                continue;
+            };
+            let (first, size) = *self.special.entry(name).or_insert((id + shift, ty.size_or_type));
+            if first != id + shift && size == ty.size_or_type {
+                known.insert(id, first);
+            }
+        }
+        known
+    }
+
+    /// What of an object's types has to be changed.
+    fn adjust(&mut self, btf: &Btf<'_>) -> Adjusted {
+        let mut adjusted = Adjusted::default();
+        for (id, ty) in btf.iter().filter(|(_, ty)| btf.is_whole_section(ty)) {
+            adjusted.kept.insert(id);
+            adjusted.kept.extend((0..usize::from(ty.vlen)).map(|place| ty.word(place * 3)));
+        }
+        let structs: HashSet<String> = btf
+            .iter()
+            .filter(|(_, ty)| ty.kind == kind::STRUCT)
+            .map(|(_, ty)| identifier(btf.string(ty.name)))
+            .collect();
+        let held = btf
+            .iter()
+            .filter(|(_, ty)| ty.kind == kind::DECL_TAG)
+            .filter_map(|(_, ty)| btf.string(ty.name).strip_prefix(CONTAINS)?.split_once(':'))
+            .map(|(name, _)| name);
+        for name in held.filter(|name| self.structs.contains(*name)) {
+            if adjusted.renamed.contains_key(name) {
+                continue;
+            }
+            let free = |name: &String| !self.structs.contains(name) && !structs.contains(name);
+            let other = (2..=u32::MAX).map(|number| format!("{name}__{number}")).find(free);
+            adjusted.renamed.extend(other.map(|other| (name.to_owned(), other)));
+        }
+        for name in structs {
+            let renamed = adjusted.renamed.get(&name).cloned();
+            self.structs.insert(renamed.unwrap_or(name));
+        }
+        adjusted
+    }
+
+    /// The members of a struct or union: name, type and place of each.
+    fn import_members(&mut self, btf: &Btf<'_>, import: &Import, members: &mut [u32]) {
+        for [name, ty, _] in members.as_chunks_mut::<3>().0 {
+            *name = self.string(&identifier(btf.string(*name)));
+            *ty = import.type_id(*ty);
+        }
+    }
+
+    fn import_type(
+        &mut self,
+        btf: &Btf<'_>,
+        id: u32,
+        ty: &Type<'_>,
+        import: &Import,
+        adjusted: &Adjusted,
+    ) {
         let mut info = u32::from(ty.flag) << 31 | u32::from(ty.kind) << 24 | u32::from(ty.vlen);
         let mut size_or_type = ty.size_or_type;
         let mut name = identifier(btf.string(ty.name));
@@ -381,9 +565,11 @@ impl Merger {
                 }
             }
             kind::STRUCT | kind::UNION => {
-                for [name, ty, _] in extra.as_chunks_mut::<3>().0 {
-                    *name = self.string(&identifier(btf.string(*name)));
-                    *ty = import.type_id(*ty);
+                self.import_members(btf, import, &mut extra);
+                if ty.kind == kind::STRUCT
+                    && let Some(other) = adjusted.renamed.get(&name)
+                {
+                    name.clone_from(other);
                 }
             }
             kind::ENUM => {
@@ -394,6 +580,14 @@ impl Merger {
             kind::ENUM64 => {
                 for [name, _, _] in extra.as_chunks_mut::<3>().0 {
                     *name = self.string(&identifier(btf.string(*name)));
+                }
+            }
+            kind::VAR if adjusted.kept.contains(&id) => {
+                size_or_type = import.type_id(size_or_type);
+            }
+            kind::DATASEC if adjusted.kept.contains(&id) => {
+                for [variable, _, _] in extra.as_chunks_mut::<3>().0 {
+                    *variable = import.type_id(*variable);
                 }
             }
             kind::VAR => {
@@ -409,8 +603,10 @@ impl Merger {
             }
             kind::DECL_TAG => {
                 let target = btf.get(ty.size_or_type).map(|target| target.kind);
-                if matches!(target, Some(kind::FUNC | kind::STRUCT | kind::UNION | kind::TYPEDEF)) {
-                    btf.string(ty.name).clone_into(&mut name);
+                if matches!(target, Some(kind::FUNC | kind::STRUCT | kind::UNION | kind::TYPEDEF))
+                    || adjusted.kept.contains(&ty.size_or_type)
+                {
+                    name = adjusted.tag(btf.string(ty.name));
                     size_or_type = import.type_id(size_or_type);
                 } else {
                     info = u32::from(kind::INT) << 24;
@@ -429,7 +625,7 @@ impl Merger {
     }
 
     /// The merged BTF, as the kernel and [`Btf::parse`] take it.
-    pub fn finish(self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let types = u32::try_from(self.types.len()).unwrap_or(u32::MAX);
         let strings = u32::try_from(self.strings.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(HEADER + self.types.len() + self.strings.len());

@@ -11,7 +11,7 @@ use crate::{
     member::{Map, Member},
 };
 use canopy_api::Hook;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Where the chain will hang, which decides what its return value has to look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,21 +106,25 @@ pub enum MapSource {
     Constants,
 }
 
-/// Puts a program together.
-struct Builder {
+/// The types that programs are loaded with: those of their objects, and their functions'.
+///
+/// Programs that share maps whose values hold objects of their own types (lists, trees, pointers) have
+/// to be loaded with one and the same BTF, which those maps are made with.
+#[derive(Clone, Debug)]
+pub struct Types {
     attachment: Attachment,
     merger: Merger,
     prototype: u32,
     own_prototype: u32,
-    instructions: Vec<Insn>,
-    loads: Vec<Load>,
-    functions: Vec<(usize, u32, String)>,
-    lines: Vec<[u32; 4]>,
-    inlined: usize,
+    /// The types of functions that are not an object's own, by name and linkage.
+    functions: HashMap<(String, u16), u32>,
 }
 
-impl Builder {
-    fn new(attachment: Attachment, members: &[Member]) -> Result<Self, ComposeError> {
+impl Types {
+    fn new<'a>(
+        attachment: Attachment,
+        members: impl IntoIterator<Item = &'a Member>,
+    ) -> Result<Self, ComposeError> {
         let mut merger = Merger::default();
         // Objects first: the types of the first one keep their ids.
         for member in members {
@@ -133,17 +137,72 @@ impl Builder {
         let name = merger.string("ctx");
         let prototype = merger.add("", kind::FUNC_PROTO, 1, int, &[name, pointer]);
         let own_prototype = merger.add("", kind::FUNC_PROTO, 0, int, &[]);
-        Ok(Self {
-            attachment,
-            merger,
-            prototype,
-            own_prototype,
+        let functions = HashMap::new();
+        Ok(Self { attachment, merger, prototype, own_prototype, functions })
+    }
+
+    /// The types of a chain of these members and of each of them, and of `others`, alone: composing
+    /// any of those with [`alone_in`] and [`compose_in`] adds nothing.
+    pub fn of_chain(
+        attachment: Attachment,
+        members: &[Member],
+        others: &[Member],
+    ) -> Result<Self, ComposeError> {
+        let mut types = Self::new(attachment, members.iter().chain(others))?;
+        for member in members.iter().chain(others) {
+            alone_in(&mut types, member)?;
+        }
+        let moved = Moved::new();
+        let mut builder = Builder::new(&mut types);
+        builder.main(members, &Inlined::nobody(members), &moved)?;
+        for (number, member) in members.iter().enumerate() {
+            builder.member(number, member, Some(entry_name(number, member)), &moved)?;
+        }
+        Ok(types)
+    }
+
+    /// As the kernel takes them.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.merger.bytes()
+    }
+
+    /// The number that a type of the member's object has here; `None` where the object has no types.
+    pub fn type_id(&mut self, member: &Member, id: u32) -> Result<Option<u32>, ComposeError> {
+        Ok(import(&mut self.merger, member)?.map(|import| import.type_id(id)))
+    }
+
+    fn function(&mut self, name: &str, linkage: u16) -> u32 {
+        let key = (name.to_owned(), linkage);
+        if let Some(known) = self.functions.get(&key) {
+            return *known;
+        }
+        let prototype = if linkage == FUNC_GLOBAL { self.prototype } else { self.own_prototype };
+        let id = self.merger.add(name, kind::FUNC, linkage, prototype, &[]);
+        self.functions.insert(key, id);
+        id
+    }
+}
+
+/// Puts a program together.
+struct Builder<'a> {
+    types: &'a mut Types,
+    instructions: Vec<Insn>,
+    loads: Vec<Load>,
+    functions: Vec<(usize, u32, String)>,
+    lines: Vec<[u32; 4]>,
+    inlined: usize,
+}
+
+impl<'a> Builder<'a> {
+    fn new(types: &'a mut Types) -> Self {
+        Self {
+            types,
             instructions: Vec::new(),
             loads: Vec::new(),
             functions: Vec::new(),
             lines: Vec::new(),
             inlined: 0,
-        })
+        }
     }
 
     fn function(&mut self, start: usize, name: &str, type_id: u32) {
@@ -151,15 +210,24 @@ impl Builder {
     }
 
     fn entry_type(&mut self, name: &str) -> u32 {
-        self.merger.add(name, kind::FUNC, FUNC_GLOBAL, self.prototype, &[])
+        self.types.function(name, FUNC_GLOBAL)
     }
 
-    fn line(&mut self, at: usize, file: &str, text: &str) {
-        let (file, text) = (self.merger.string(file), self.merger.string(text));
+    fn string(&mut self, text: &str) -> u32 {
+        self.types.merger.string(text)
+    }
+
+    fn line(&mut self, at: usize, text: u32) {
+        let file = self.string("canopy");
         self.lines.push([index(at), file, text, 0]);
     }
 
-    fn main(&mut self, members: &[Member], inlined: &Inlined, moved: &Moved) {
+    fn main(
+        &mut self,
+        members: &[Member],
+        inlined: &Inlined,
+        moved: &Moved,
+    ) -> Result<(), ComposeError> {
         let steps: Vec<Step<'_>> = members
             .iter()
             .zip(&inlined.members)
@@ -168,29 +236,48 @@ impl Builder {
                 inside: inside.then_some(member.code.instructions.as_slice()),
             })
             .collect();
-        let main = main_program::generate(self.attachment, &steps, inlined.stack);
-        let name = self.attachment.main();
+        let attachment = self.types.attachment;
+        let main = main_program::generate(attachment, &steps, inlined.stack);
+        let name = attachment.main();
         let type_id = self.entry_type(name);
         self.function(0, name, type_id);
-        self.line(0, "canopy", "the chain begins");
+        let text = self.string("the chain begins");
+        self.line(0, text);
         self.loads.push(Load { at: main.cells, map: MapSource::Cells });
         let mut start = main.instructions.len();
         self.instructions.extend(main.instructions);
         for (number, (at, member)) in main.members.into_iter().zip(members).enumerate() {
+            // Both, whichever is used: the strings are the same in every shape.
+            let inside = self.string(&entry_name(number, member));
+            let call = self.string(&format!("call {}", member.name));
             if inlined.members.get(number) == Some(&true) {
                 // At the instruction before, which hands over the context.
-                self.line(at - 1, "canopy", &entry_name(number, member));
+                self.line(at - 1, inside);
                 self.inlined += 1;
                 self.member_loads(at, number, member, moved);
+                self.member_types(at, member)?;
                 self.member_lines(at, member);
             } else {
                 if let Some(insn) = self.instructions.get_mut(at) {
                     *insn = Insn::call_local(i32::try_from(start - at - 1).unwrap_or(i32::MAX));
                 }
-                self.line(at, "canopy", &format!("call {}", member.name));
+                self.line(at, call);
                 start += member.code.instructions.len();
             }
         }
+        Ok(())
+    }
+
+    /// Gives the instructions of a member that are numbers of types the numbers they have here, its
+    /// instructions being at `base`.
+    fn member_types(&mut self, base: usize, member: &Member) -> Result<(), ComposeError> {
+        let Some(import) = import(&mut self.types.merger, member)? else { return Ok(()) };
+        for at in &member.code.type_ids {
+            if let Some(insn) = self.instructions.get_mut(base + at) {
+                insn.imm = import.type_id(insn.imm.cast_unsigned()).cast_signed();
+            }
+        }
+        Ok(())
     }
 
     /// Notes the maps that a member loads, its instructions being at `base`.
@@ -221,10 +308,11 @@ impl Builder {
     ) -> Result<(), ComposeError> {
         let base = self.instructions.len();
         let code = &member.code;
-        let import = import(&mut self.merger, member)?;
+        let import = import(&mut self.types.merger, member)?;
         self.instructions.extend_from_slice(&code.instructions);
 
         self.member_loads(base, number, member, moved);
+        self.member_types(base, member)?;
 
         let mut entry = entry;
         for (place, function) in code.functions.iter().enumerate() {
@@ -239,8 +327,8 @@ impl Builder {
                     (function.name.clone(), type_id)
                 }
                 (None, _, _) => {
-                    let (name, prototype) = (identifier(&function.name), self.own_prototype);
-                    let type_id = self.merger.add(&name, kind::FUNC, FUNC_STATIC, prototype, &[]);
+                    let name = identifier(&function.name);
+                    let type_id = self.types.function(&name, FUNC_STATIC);
                     (name, type_id)
                 }
             };
@@ -259,14 +347,14 @@ impl Builder {
             for line in &code.lines {
                 // Not inside a two-slot load, whose second slot has no operation.
                 if code.instructions.get(line.at).is_some_and(|insn| insn.code != 0) {
-                    let file = self.merger.string(source.string(line.file));
-                    let text = self.merger.string(source.string(line.text));
+                    let file = self.string(source.string(line.file));
+                    let text = self.string(source.string(line.text));
                     lines.entry(line.at).or_insert([file, text, line.position]);
                 }
             }
         }
         for function in &code.functions {
-            let (file, text) = (self.merger.string("?"), self.merger.string(&function.name));
+            let (file, text) = (self.string("?"), self.string(&function.name));
             lines.entry(function.start).or_insert([file, text, 0]);
         }
         self.lines.extend(
@@ -288,7 +376,7 @@ impl Builder {
             instructions: self.instructions,
             loads: self.loads,
             constants,
-            btf: self.merger.finish(),
+            btf: self.types.bytes(),
             func_info,
             line_info,
             licence,
@@ -315,7 +403,12 @@ fn import(merger: &mut Merger, member: &Member) -> Result<Option<Import>, Compos
 /// One member as a program of its own: loaded first, so that the verifier's complaint is about it.
 /// The limits of a chain are not checked.
 pub fn alone(attachment: Attachment, member: &Member) -> Result<Composed, ComposeError> {
-    let mut builder = Builder::new(attachment, std::slice::from_ref(member))?;
+    alone_in(&mut Types::new(attachment, [member])?, member)
+}
+
+/// As [`alone`], with types that it may share with other programs.
+pub fn alone_in(types: &mut Types, member: &Member) -> Result<Composed, ComposeError> {
+    let mut builder = Builder::new(types);
     builder.member(0, member, None, &Moved::new())?;
     Ok(builder.finish(member.licence.clone(), member.frags, None))
 }
@@ -351,14 +444,23 @@ pub fn compose_as(
     members: &[Member],
     shape: Shape,
 ) -> Result<Composed, ComposeError> {
+    compose_in(&mut Types::new(attachment, members)?, members, shape)
+}
+
+/// As [`compose_as`], with types that it may share with other programs.
+pub fn compose_in(
+    types: &mut Types,
+    members: &[Member],
+    shape: Shape,
+) -> Result<Composed, ComposeError> {
     limits::check(members)?;
     let inlined = match shape {
         Shape::Calls => Inlined::nobody(members),
         Shape::Inlined => Inlined::choose(members),
     };
     let (moved, constants) = lay_out_constants(members)?;
-    let mut builder = Builder::new(attachment, members)?;
-    builder.main(members, &inlined, &moved);
+    let mut builder = Builder::new(types);
+    builder.main(members, &inlined, &moved)?;
     for (number, member) in members.iter().enumerate() {
         if inlined.members.get(number) != Some(&true) {
             builder.member(number, member, Some(entry_name(number, member)), &moved)?;

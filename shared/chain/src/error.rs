@@ -182,8 +182,8 @@ impl ComposeError {
                 format!("put the two in different chains, or ask for a GPL-compatible \"{other}\"")
             }
             Self::TailCalls { .. } => {
-                "keep one of them in this chain, or fill the program arrays in the object so that \
-                 their depth is known"
+                "keep one of them in this chain, or say in the packages' manifests how many each takes \
+                 at most: tail_calls"
                     .to_owned()
             }
             Self::Btf { .. } => "compile the object with a current clang and -g".to_owned(),

@@ -15,6 +15,11 @@ use crate::{
 const INSTRUCTIONS: usize = 512;
 /// Instructions of all of them: conditional jumps reach 32,767.
 const ALL_INSTRUCTIONS: usize = 24_000;
+/// Instructions that the verifier walks for all of them, each alone. In one function it walks more, up
+/// to twice as many for programs with loops, and how many depends on the order of the members; called
+/// ones it walks once each, in any order. What is inlined may therefore cost only a small part of its
+/// limit, so that no order takes much longer than another, let alone fails.
+const ALL_VERIFIED: u64 = 100_000;
 /// Stack of a member at most, bytes: those that are called need room below `main`'s frame.
 const STACK: u32 = 256;
 /// The kernel's limit of a path of calls (`MAX_BPF_STACK`), bytes.
@@ -35,16 +40,26 @@ impl Inlined {
         Self { members: vec![false; members.len()], stack: 0 }
     }
 
-    /// As many as can be; nobody where that would leave too little stack to those that are called.
+    /// As many as can be, those first that take the verifier least, whatever the order of the members;
+    /// nobody where that would leave too little stack to those that are called.
     pub(crate) fn choose(members: &[Member]) -> Self {
         let mut chosen = Self::nobody(members);
-        let mut size = 0;
-        for (member, inside) in members.iter().zip(&mut chosen.members) {
-            let Some(stack) = stack_if_fit(member) else { continue };
-            if size + member.code.instructions.len() > ALL_INSTRUCTIONS {
+        let mut fitting: Vec<_> = members
+            .iter()
+            .zip(&mut chosen.members)
+            .filter_map(|(member, inside)| {
+                Some((verified(member)?, stack_if_fit(member)?, member, inside))
+            })
+            .collect();
+        fitting.sort_by_key(|(verified, _, member, _)| (*verified, &member.name));
+        let (mut size, mut walked) = (0, 0);
+        for (verified, stack, member, inside) in fitting {
+            let length = member.code.instructions.len();
+            if size + length > ALL_INSTRUCTIONS || walked + verified > ALL_VERIFIED {
                 continue;
             }
-            size += member.code.instructions.len();
+            size += length;
+            walked += verified;
             chosen.stack = chosen.stack.max(stack);
             *inside = true;
         }
@@ -55,6 +70,17 @@ impl Inlined {
             return Self::nobody(members);
         }
         chosen
+    }
+}
+
+/// Instructions the verifier walks for the member alone. Kernels before 5.16 do not say; without a loop
+/// they are about as many as there are.
+fn verified(member: &Member) -> Option<u64> {
+    let code = &member.code.instructions;
+    match member.verified_instructions {
+        0 if each(code).any(|(_, insn)| insn.jumps_back()) => None,
+        0 => u64::try_from(code.len()).ok(),
+        verified => Some(u64::from(verified)),
     }
 }
 
@@ -146,6 +172,59 @@ mod tests {
         let [first, _] = Insn::load_map(1);
         let constant = Insn { code: 0x20, ..Insn::default() };
         assert!(chosen(&member(vec![first, constant, Insn::exit()], 0)));
+    }
+
+    #[test]
+    fn what_the_verifier_walks_bounds_what_lies_inside() {
+        let named = |name: &str, verified| Member {
+            name: name.parse().unwrap(),
+            verified_instructions: verified,
+            ..member(vec![Insn::mov32_imm(0, 2), Insn::exit()], 0)
+        };
+        let chain = [
+            named("heavy", 90_000),
+            named("light", 500),
+            named("too-heavy", 100_001),
+            named("middling", 20_000),
+        ];
+        assert_eq!(Inlined::choose(&chain).members, [false, true, false, true]);
+        assert!(chosen(&named("alone", 100_000)));
+        assert!(!chosen(&named("alone", 100_001)));
+    }
+
+    #[test]
+    fn the_order_of_members_does_not_change_what_lies_inside() {
+        // Equal ones too: only so many of them have room.
+        let mut chain: Vec<Member> = (0..9)
+            .map(|i| Member {
+                name: format!("m{i}").parse().unwrap(),
+                verified_instructions: [30_000, 40_000, 1_000][i % 3],
+                ..member(vec![Insn::mov32_imm(0, 2), Insn::exit()], 0)
+            })
+            .collect();
+        let inside = |chain: &[Member]| -> Vec<String> {
+            let chosen = Inlined::choose(chain);
+            let inside = chain.iter().zip(chosen.members).filter(|(_, inside)| *inside);
+            let mut names: Vec<_> = inside.map(|(member, _)| member.name.to_string()).collect();
+            names.sort();
+            names
+        };
+        let first = inside(&chain);
+        assert_eq!(first, ["m0", "m2", "m3", "m5", "m6", "m8"]);
+        for _ in 0..9 {
+            chain.rotate_left(1);
+            assert_eq!(inside(&chain), first);
+            chain.swap(0, 5);
+            assert_eq!(inside(&chain), first);
+        }
+    }
+
+    #[test]
+    fn without_a_verified_count_only_straight_code_lies_inside() {
+        let uncounted = |code| Member { verified_instructions: 0, ..member(code, 0) };
+        assert!(chosen(&uncounted(vec![Insn::mov32_imm(0, 2), Insn::exit()])));
+        let back = Insn::jump_ne(0, 7, -2);
+        assert!(!chosen(&uncounted(vec![Insn::mov32_imm(0, 2), back, Insn::exit()])));
     }
 
     #[test]

@@ -99,6 +99,17 @@ impl Insn {
         self.code == 0xe5
     }
 
+    /// Whether this jumps to an instruction before it: to where a loop begins.
+    pub fn jumps_back(self) -> bool {
+        // BPF_JMP and BPF_JMP32, less calls and `exit`; the long jump has its distance in `imm`.
+        match (self.code & 0x07, self.code & 0xf0) {
+            (0x05 | 0x06, 0x80 | 0x90) => false,
+            (0x06, 0x00) => self.imm < 0,
+            (0x05 | 0x06, _) => self.off < 0,
+            _ => false,
+        }
+    }
+
     /// Whether this is `exit`.
     pub fn is_exit(self) -> bool {
         self.code == EXIT

@@ -44,8 +44,11 @@ mod member;
 mod order;
 
 pub use cells::{Account, decode};
-pub use compose::{Attachment, Composed, Load, MapSource, Shape, alone, compose, compose_as};
+pub use compose::{
+    Attachment, Composed, Load, MapSource, Shape, Types, alone, alone_in, compose, compose_as,
+    compose_in,
+};
 pub use error::ComposeError;
 pub use licence::gpl_compatible;
-pub use member::{Code, Function, Line, Map, MapLoad, Member};
+pub use member::{Code, Function, KernelCall, Line, Map, MapLoad, Member};
 pub use order::sort;

@@ -132,6 +132,19 @@ impl Kept {
     }
 }
 
+/// Jumps to the next instruction, which have the verifier keep a state between two members.
+///
+/// It explores the rest of the chain anew for each way through a member, unless it finds itself in a
+/// state that it has seen there. It keeps one only where eight instructions and two jumps have gone by
+/// since the last (`is_state_visited`), and drops those at the head of a loop; without one here, the ways
+/// through members multiply. The kernel removes these jumps before it compiles the program
+/// (`opt_remove_nops`): a packet does not meet them.
+fn checkpoint(asm: &mut Assembler) {
+    for _ in 0..8 {
+        asm.emit(Insn::jump(0));
+    }
+}
+
 /// Emits a member's instructions; each `exit` becomes a jump behind them.
 fn inside(asm: &mut Assembler, member: usize, code: &[Insn]) {
     let mut copied = code.to_vec();
@@ -186,6 +199,17 @@ pub(crate) fn generate(attachment: Attachment, steps: &[Step<'_>], stack: u32) -
     let hot = |set: &VerdictSet| derived(attachment.hook(), *set).unwrap_or(0);
     for (i, step) in steps.iter().enumerate() {
         asm.label(Label::Member(i));
+        if i > 0 && kept.is_some() {
+            checkpoint(&mut asm);
+        }
+        let before = i.checked_sub(1).and_then(|before| steps.get(before));
+        if step.inside.is_none() && before.is_some_and(|before| before.inside.is_some()) {
+            // The verifier takes all five registers for arguments of a called function: what a member
+            // inside left in them would make each way through it another state.
+            for register in 2..=5 {
+                asm.emit(Insn::mov32_imm(register, 0));
+            }
+        }
         match kept {
             Some(kept) => asm.emit(Insn::load64(1, 10, kept.context)),
             None => asm.emit(Insn::mov(1, 6)),

@@ -2,7 +2,7 @@
 
 use crate::insn::{Insn, PSEUDO_MAP_VALUE};
 use canopy_api::{ProgramName, VerdictSet};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One program with the functions it calls.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,34 @@ pub struct Code {
     pub btf: Option<Arc<[u8]>>,
     /// Every load of a map, rising. Two-slot loads whose immediates the loader fills in.
     pub maps: Vec<MapLoad>,
+    /// Instructions whose immediate is the number of a type in [`Self::btf`], rising.
+    pub type_ids: Vec<usize>,
+    /// Instructions that stand for something this kernel lacks, and what that is: the verifier refuses
+    /// them where they can be reached.
+    pub missing: BTreeMap<usize, String>,
+    /// Every call of a kernel function, rising.
+    pub kernel_calls: Vec<KernelCall>,
+}
+
+/// A call of a kernel function (kfunc).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelCall {
+    /// The instruction.
+    pub at: usize,
+    /// The function's name, as the object says it.
+    pub name: String,
+    /// Declared `__weak`: it may be missing in the kernel.
+    pub weak: bool,
+}
+
+impl KernelCall {
+    /// The kernel's name of the function: what follows `___` tells declarations of one function apart.
+    pub fn kernel_name(&self) -> &str {
+        match self.name.split_once("___") {
+            Some((name, _)) if !name.is_empty() => name,
+            _ => &self.name,
+        }
+    }
 }
 
 /// One function of a program.
@@ -158,6 +186,12 @@ impl Code {
         self.deepest(|function| {
             of_function.get(function).copied().unwrap_or(0).max(1).next_multiple_of(16)
         })
+    }
+
+    /// The function that calls this kernel function, if one does: its name.
+    pub fn caller_of(&self, kernel_function: &str) -> Option<&str> {
+        let call = self.kernel_calls.iter().find(|call| call.kernel_name() == kernel_function)?;
+        self.functions.get(self.function_at(call.at)).map(|function| function.name.as_str())
     }
 
     /// Whether it calls `bpf_tail_call`.

@@ -6,7 +6,13 @@
     reason = "test code: a failure is a panic"
 )]
 
-use canopy_chain::btf::{Btf, FUNC_GLOBAL, Merger, kind};
+use canopy_api::{Hook, VerdictSet};
+use canopy_chain::{
+    Attachment, Code, Function, Member, Shape, alone,
+    btf::{Btf, FUNC_GLOBAL, Merger, kind},
+    compose_as,
+    insn::Insn,
+};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -39,14 +45,14 @@ fn object() -> impl Strategy<Value = Arc<[u8]>> {
                 _ => merger.add("tag", kind::DECL_TAG, 0, earlier(a), &[u32::MAX]),
             };
         }
-        Arc::from(merger.finish())
+        Arc::from(merger.bytes())
     })
 }
 
 fn merge(object: &Arc<[u8]>) -> Arc<[u8]> {
     let mut merger = Merger::default();
     merger.import(object).unwrap();
-    Arc::from(merger.finish())
+    Arc::from(merger.bytes())
 }
 
 /// Whether a type's size hangs on something that is replaced by something of another size.
@@ -68,13 +74,23 @@ proptest! {
         let mut merger = Merger::default();
         let imports: Vec<_> =
             objects.iter().map(|object| merger.import(object).unwrap()).collect();
-        let bytes = merger.finish();
+        let bytes = merger.bytes();
         let merged = Btf::parse(&bytes).unwrap();
         for (object, import) in objects.iter().zip(&imports) {
             let source = Btf::parse(object).unwrap();
+            // Data sections that the kernel takes stay, with their variables.
+            let whole: Vec<u32> = source
+                .iter()
+                .filter(|(_, ty)| source.is_whole_section(ty))
+                .flat_map(|(id, ty)| [id, ty.word(0)])
+                .collect();
             for (id, ty) in source.iter() {
                 let there = merged.get(import.type_id(id)).unwrap();
                 match ty.kind {
+                    kind::VAR | kind::DATASEC if whole.contains(&id) => {
+                        prop_assert_eq!(there.kind, ty.kind);
+                        prop_assert_eq!(source.size(id), merged.size(import.type_id(id)));
+                    }
                     kind::VAR => prop_assert_eq!(there.kind, kind::INT),
                     kind::DATASEC => prop_assert_eq!((there.kind, there.vlen), (kind::STRUCT, 0)),
                     kind::DECL_TAG => {
@@ -112,7 +128,7 @@ proptest! {
         let first = merger.import(&object).unwrap();
         let second = merger.import(&Arc::from(object.to_vec())).unwrap();
         prop_assert_eq!(first.type_id(1), second.type_id(1));
-        prop_assert_eq!(merger.finish(), merge(&object).to_vec());
+        prop_assert_eq!(merger.bytes(), merge(&object).to_vec());
     }
 
     #[test]
@@ -134,4 +150,100 @@ proptest! {
             let _ = Merger::default().import(&Arc::from(bytes.clone()));
         }
     }
+}
+
+/// An object with a list of nodes of this size: `bpf_list_node` is type 2, `node` 3, its list 5.
+fn with_list(size: u32) -> Arc<[u8]> {
+    let mut merger = Merger::default();
+    let int = merger.add("int", kind::INT, 0, 4, &[1 << 24 | 32]);
+    let link = merger.add("bpf_list_node", kind::STRUCT, 0, 24, &[]);
+    let name = merger.string("link");
+    merger.add("node", kind::STRUCT, 1, size, &[name, link, 0]);
+    let head = merger.add("bpf_list_head", kind::STRUCT, 0, 16, &[]);
+    let name = merger.string("head");
+    let holder = merger.add("holder", kind::STRUCT, 1, 16, &[name, head, 0]);
+    merger.add("contains:node:link", kind::DECL_TAG, 0, holder, &[0]);
+    merger.add("other", kind::TYPEDEF, 0, int, &[]);
+    Arc::from(merger.bytes())
+}
+
+#[test]
+fn structs_in_lists_are_found_by_a_name_of_their_own() {
+    let mut merger = Merger::default();
+    let objects = [with_list(24), with_list(80), with_list(160)];
+    let imports: Vec<_> = objects.iter().map(|object| merger.import(object).unwrap()).collect();
+    let bytes = merger.bytes();
+    let types = Btf::parse(&bytes).unwrap();
+    let name = |id| types.string(types.get(id).unwrap().name);
+    for (import, (node, tag)) in imports.iter().zip([
+        ("node", "contains:node:link"),
+        ("node__2", "contains:node__2:link"),
+        ("node__3", "contains:node__3:link"),
+    ]) {
+        assert_eq!((name(import.type_id(3)), name(import.type_id(6))), (node, tag));
+    }
+}
+
+#[test]
+fn special_fields_are_of_the_types_of_the_first_object() {
+    let mut merger = Merger::default();
+    let first = merger.import(&with_list(24)).unwrap();
+    let second = merger.import(&with_list(80)).unwrap();
+    let bytes = merger.bytes();
+    let types = Btf::parse(&bytes).unwrap();
+    for (own, field) in [(3, 2), (5, 4)] {
+        let ty = types.get(second.type_id(own)).unwrap();
+        assert_eq!(ty.word(1), first.type_id(field), "{}", types.string(ty.name));
+    }
+    assert_ne!(first.type_id(3), second.type_id(3));
+}
+
+#[test]
+fn numbers_of_types_in_instructions_move_with_the_types() {
+    // r0 = the number of type 3; r0 = 2; exit
+    let with_number = |name: &str, object: Arc<[u8]>| Member {
+        name: name.parse().unwrap(),
+        code: Code {
+            instructions: vec![Insn::mov32_imm(0, 3), Insn::mov32_imm(0, 2), Insn::exit()],
+            functions: vec![Function { name: "entry".to_owned(), start: 0, btf: None }],
+            btf: Some(object),
+            type_ids: vec![0],
+            ..Code::default()
+        },
+        maps: Vec::new(),
+        proceed_on: VerdictSet::default_for(Hook::Xdp),
+        licence: "GPL".to_owned(),
+        needs_gpl: false,
+        frags: false,
+        stack: vec![0],
+        verified_instructions: 3,
+        tail_calls: 0,
+    };
+    let (first, second) = (with_list(24), with_list(80));
+    let members = [
+        with_number("one", Arc::clone(&first)),
+        with_number("two", Arc::clone(&second)),
+        // The same object again: its types are there once.
+        with_number("three", first),
+    ];
+    let shift = i32::try_from(Btf::parse(&second).unwrap().len()).unwrap();
+    for shape in [Shape::Calls, Shape::Inlined] {
+        let composed = compose_as(Attachment::Xdp, &members, shape).unwrap();
+        assert_eq!(composed.inlined, if shape == Shape::Inlined { 3 } else { 0 });
+        let merged = Btf::parse(&composed.btf).unwrap();
+        let numbers: Vec<i32> = composed
+            .instructions
+            .iter()
+            .map(|insn| (insn, insn.imm))
+            .filter(|(insn, imm)| {
+                **insn == Insn::mov32_imm(0, *imm) && [3, 3 + shift].contains(imm)
+            })
+            .map(|(_, imm)| imm)
+            .collect();
+        assert_eq!(numbers, [3, 3 + shift, 3], "{shape:?}");
+        let size = |id: i32| merged.size(id.cast_unsigned());
+        assert_eq!((size(3), size(3 + shift)), (Some(24), Some(80)));
+    }
+    let composed = alone(Attachment::Xdp, &members[1]).unwrap();
+    assert_eq!(composed.instructions[0].imm, 3);
 }

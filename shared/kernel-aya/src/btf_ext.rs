@@ -2,7 +2,7 @@
 //!
 //! Format: the kernel's `Documentation/bpf/btf.rst`, section ".BTF.ext section".
 
-use std::{collections::BTreeSet, ops::Range};
+use std::ops::Range;
 
 /// What the object says about its functions and lines, by section name as an offset in the BTF
 /// strings. Offsets are in bytes from the section's start.
@@ -10,11 +10,8 @@ use std::{collections::BTreeSet, ops::Range};
 pub(crate) struct BtfExt {
     pub(crate) functions: Vec<Record<2>>,
     pub(crate) lines: Vec<Record<4>>,
-    /// How many CO-RE relocations there are, and of how many types.
-    pub(crate) relocations: usize,
-    pub(crate) relocated_types: usize,
-    /// Where in the section the section names' offsets stand.
-    pub(crate) names: Vec<usize>,
+    /// CO-RE relocations (`struct bpf_core_relo`): offset, type, access string, kind.
+    pub(crate) relocations: Vec<Record<4>>,
 }
 
 /// One record: the section it is about, and its words, the first of which is the offset.
@@ -41,18 +38,11 @@ impl BtfExt {
             (end <= bytes.len()).then_some(start..end)
         };
         let mut ext = Self::default();
-        let mut names = Vec::new();
-        records(bytes, part(8)?, &mut names, &mut ext.functions)?;
-        records(bytes, part(16)?, &mut names, &mut ext.lines)?;
+        records(bytes, part(8)?, &mut ext.functions)?;
+        records(bytes, part(16)?, &mut ext.lines)?;
         if header >= 32 {
-            let mut relocations = Vec::<Record<4>>::new();
-            records(bytes, part(24)?, &mut names, &mut relocations)?;
-            // struct bpf_core_relo: insn_off, type_id, access_str_off, kind.
-            let types: BTreeSet<u32> = relocations.iter().map(|record| record.words[1]).collect();
-            ext.relocations = relocations.len();
-            ext.relocated_types = types.len();
+            records(bytes, part(24)?, &mut ext.relocations)?;
         }
-        ext.names = names;
         Some(ext)
     }
 }
@@ -60,7 +50,6 @@ impl BtfExt {
 fn records<const N: usize>(
     bytes: &[u8],
     range: Range<usize>,
-    names: &mut Vec<usize>,
     records: &mut Vec<Record<N>>,
 ) -> Option<()> {
     if range.is_empty() {
@@ -72,7 +61,6 @@ fn records<const N: usize>(
     }
     let mut at = range.start + 4;
     while at < range.end {
-        names.push(at);
         let section = word(bytes, at)?;
         let count = word(bytes, at + 4)? as usize;
         at += 8;

@@ -50,6 +50,7 @@ const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_FLAGS_GEN: u16 = 9;
+const TCA_BPF_TAG: u16 = 10;
 const TCA_BPF_ID: u16 = 11;
 /// The program's verdict is the packet's.
 const ACT_DIRECT: u32 = 1;
@@ -71,6 +72,10 @@ pub(crate) struct Filter {
     info: u32,
     chain: u32,
     kind: String,
+    /// The name that it was given.
+    name: String,
+    /// Its program's.
+    tag: [u8; 8],
     flags: u32,
     /// Its program.
     pub(crate) program_id: u32,
@@ -84,6 +89,8 @@ impl Filter {
             info: u32_at(body, 16),
             chain: 0,
             kind: String::new(),
+            name: String::new(),
+            tag: [0; 8],
             flags: 0,
             program_id: 0,
         };
@@ -95,6 +102,8 @@ impl Filter {
                     for (kind, value) in attributes(value) {
                         match kind {
                             TCA_BPF_ID => filter.program_id = u32_at(value, 0),
+                            TCA_BPF_NAME => filter.name = netlink::text(value),
+                            TCA_BPF_TAG => filter.tag = value.try_into().unwrap_or_default(),
                             TCA_BPF_FLAGS_GEN => filter.flags = u32_at(value, 0),
                             _ => {}
                         }
@@ -110,6 +119,58 @@ impl Filter {
     fn is_ours(&self) -> bool {
         self.kind == "bpf" && self.chain == 0 && self.info == INFO && self.handle == HANDLE
     }
+
+    /// Its classifier: "bpf", "flower".
+    pub(crate) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// Its priority: what `tc` calls "pref".
+    pub(crate) fn priority(&self) -> u32 {
+        self.info >> 16
+    }
+
+    /// Its handle.
+    pub(crate) fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// The name that it was given, which is not its program's.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its program's tag, 16 hexadecimal digits.
+    pub(crate) fn tag(&self) -> Option<String> {
+        (self.tag != [0; 8]).then(|| format!("{:016x}", u64::from_be_bytes(self.tag)))
+    }
+
+    /// Whether its program was composed here, for a chain whose pins are gone: as the filter says,
+    /// which everybody may ask, or as the program says.
+    pub(crate) fn is_composed_here(&self) -> bool {
+        self.name == Attachment::Clsact.main() || composed_here(self.program_id)
+    }
+}
+
+/// The filters of a chain's hook, as a packet meets them.
+pub(crate) struct InOrder {
+    /// Those before ours.
+    pub(crate) before: Vec<Filter>,
+    /// How many there are, with ours.
+    pub(crate) total: usize,
+}
+
+/// The filters of a chain's hook; `None` where ours is not among them.
+pub(crate) fn in_order(key: &ChainKey, device: &Device) -> Result<Option<InOrder>, KernelError> {
+    let mut listed = filters(device.index, parent(key.hook))
+        .map_err(|error| os(format!("list the filters of {key}"), error))?;
+    // A packet begins at chain 0 and comes to another only through a filter's action. The kernel lists
+    // a chain as packets walk it; for each priority it names the classifier itself first, with handle 0.
+    listed.retain(|filter| filter.chain == 0 && filter.handle != 0);
+    let total = listed.len();
+    let Some(ours) = listed.iter().position(Filter::is_ours) else { return Ok(None) };
+    listed.truncate(ours);
+    Ok(Some(InOrder { before: listed, total }))
 }
 
 fn parent(hook: Hook) -> u32 {
@@ -176,8 +237,8 @@ pub(crate) fn filter(key: &ChainKey, device: &Device) -> Result<Option<Filter>, 
     }
 }
 
-/// Whether a program that no generation knows was composed here, for a chain whose pins are gone.
-pub(crate) fn composed_here(program_id: u32) -> bool {
+/// Whether a program was composed here. Only `CAP_SYS_ADMIN` may ask.
+fn composed_here(program_id: u32) -> bool {
     sys::fd_by_id(sys::Kind::Prog, program_id)
         .and_then(|prog| sys::prog_info(&prog))
         .is_ok_and(|info| info.name == Attachment::Clsact.main())
@@ -201,7 +262,8 @@ pub(crate) fn attach(
     let body = filter_message(device.index, parent(key.hook), Some(prog));
     // Without these flags the kernel replaces, and only what is there.
     let flags = if replace { 0 } else { NLM_F_CREATE | NLM_F_EXCL };
-    netlink::change(RTM_NEWTFILTER, flags, &body).map_err(|error| refused(key, device, error))
+    netlink::change(RTM_NEWTFILTER, flags, &body)
+        .map_err(|error| refused(key, device, replace, error))
 }
 
 /// Removes what is in our place, and the qdisc if we made it and nothing else is in it.
@@ -220,7 +282,7 @@ pub(crate) fn detach(pins: &Pins, key: &ChainKey, device: &Device) -> Result<(),
     match netlink::change(RTM_DELQDISC, 0, &qdisc_message(device.index)) {
         Ok(()) => {}
         Err(_) if qdisc(device.index).map_err(failed)?.is_none() => {}
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(failed(error.into())),
     }
     pins::remove_tree(&made)
 }
@@ -230,7 +292,7 @@ fn remove(key: &ChainKey, device: &Device) -> Result<(), KernelError> {
     let body = filter_message::<OwnedFd>(device.index, parent(key.hook), None);
     match netlink::change(RTM_DELTFILTER, 0, &body) {
         Err(error) if filter(key, device)?.is_some() => {
-            Err(os(format!("remove the filter of {key}"), error))
+            Err(os(format!("remove the filter of {key}"), error.into()))
         }
         _ => Ok(()),
     }
@@ -262,41 +324,56 @@ fn ensure_qdisc(pins: &Pins, key: &ChainKey, device: &Device) -> Result<(), Kern
         Err(error) => {
             // Somebody was faster, or it cannot be: not ours in either case.
             pins::remove_tree(&made)?;
-            match error.raw_os_error() {
+            match error.errno() {
                 Some(libc::EEXIST) => Ok(()),
                 Some(libc::ENODEV) => Err(KernelError::no_interface(key)),
-                Some(libc::EOPNOTSUPP | libc::ENOENT) => Err(KernelError::Unsupported {
+                // No such kind of qdisc (`qdisc_create`).
+                Some(libc::ENOENT) => Err(KernelError::Unsupported {
                     what: format!("{key}: this kernel has no clsact qdisc ({error})"),
                     remedy:
                         "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or Linux \
                              6.6 with `tc_mode: tcx`"
                             .to_owned(),
                 }),
-                _ => Err(failed(error)),
+                _ => Err(failed(error.into())),
             }
         }
     }
 }
 
-/// Why the kernel took no filter, in words.
-fn refused(key: &ChainKey, device: &Device, error: io::Error) -> KernelError {
+/// Why the kernel took no filter, in words: a cause where it is certain, else what the kernel said.
+fn refused(
+    key: &ChainKey,
+    device: &Device,
+    replaces: bool,
+    error: netlink::Refusal,
+) -> KernelError {
     let interface = &key.interface;
-    match error.raw_os_error() {
+    match error.errno() {
         Some(libc::ENODEV) => KernelError::no_interface(key),
         Some(libc::EEXIST) => KernelError::Conflict {
             what: format!("{key}: a filter came into our place meanwhile"),
             remedy: "apply again: what is attached now is looked at anew".to_owned(),
         },
-        Some(libc::ENOENT) => KernelError::Conflict {
+        Some(libc::ENOENT) if replaces => KernelError::Conflict {
             what: format!("{key}: our filter was removed meanwhile"),
             remedy: "apply again: what is attached now is looked at anew".to_owned(),
         },
-        Some(libc::EOPNOTSUPP) => KernelError::Conflict {
-            what: format!(
-                "{key}: its clsact qdisc shares a block of filters with other interfaces"
-            ),
-            remedy: format!("give {interface} a clsact qdisc of its own, or set `tc_mode: tcx`"),
+        // What there is to be found is the classifier.
+        Some(libc::ENOENT) => KernelError::Unsupported {
+            what: format!("{key}: this kernel has no BPF classifier ({error})"),
+            remedy: "a kernel with CONFIG_NET_CLS_BPF, or Linux 6.6 with `tc_mode: tcx`".to_owned(),
         },
+        Some(libc::EOPNOTSUPP) if error.message().contains("block is shared") => {
+            KernelError::Conflict {
+                what: format!(
+                    "{key}: its clsact qdisc shares a block of filters with other interfaces"
+                ),
+                remedy: format!(
+                    "give {interface} a clsact qdisc of its own, or set `tc_mode: tcx`"
+                ),
+            }
+        }
         Some(libc::EINVAL) => {
             // A priority holds filters of one kind and one protocol.
             let there = filters(device.index, parent(key.hook)).unwrap_or_default();
@@ -314,10 +391,10 @@ fn refused(key: &ChainKey, device: &Device, error: io::Error) -> KernelError {
                     remedy: "give that filter a higher priority number, or set `tc_mode: tcx`"
                         .to_owned(),
                 },
-                None => os(format!("attach {key} by a filter"), error),
+                None => os(format!("attach {key} by a filter"), error.into()),
             }
         }
-        _ => os(format!("attach {key} by a filter"), error),
+        _ => os(format!("attach {key} by a filter"), error.into()),
     }
 }
 
@@ -330,7 +407,7 @@ pub(crate) fn probe(ifindex: u32, one: &impl AsFd, other: &impl AsFd) -> io::Res
         netlink::change(RTM_NEWTFILTER, new, &filter_message(ifindex, parent, Some(one)))?;
         netlink::change(RTM_NEWTFILTER, 0, &filter_message(ifindex, parent, Some(other)))?;
     }
-    netlink::change(RTM_DELQDISC, 0, &qdisc)
+    Ok(netlink::change(RTM_DELQDISC, 0, &qdisc)?)
 }
 
 #[cfg(test)]

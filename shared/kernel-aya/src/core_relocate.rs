@@ -1,207 +1,429 @@
 //! CO-RE: instructions that depend on the layout of kernel types are fitted to this kernel.
 //!
-//! aya-obj does it. It takes program types from section names and keys its tables by them, so it is
-//! given a copy of the object in which every executable section has a name of its own that it knows
-//! (in the ELF names, in the BTF strings and in `.BTF.ext`), and no other section that it would
-//! parse. aya-obj panics on some malformed objects; what it is given has been read by
-//! [`crate::elf`] before, and a panic that is left is an error here.
+//! All kinds that clang and libbpf know, by libbpf's rules. A relocation that has no answer makes its
+//! instruction one that the verifier refuses where it can be reached, so that only the programs that
+//! reach it are refused; why is kept for the message. Types of kernel modules are not looked at.
+
+mod compat;
+mod patch;
+mod spec;
+
+pub(crate) use patch::UNRESOLVED;
 
 use crate::{
-    btf_ext::BtfExt,
+    btf_ext::Record,
     elf::{Elf, ObjectError},
+    kernel_btf::{KernelBtf, essential_name},
 };
-use aya_obj::{
-    Object,
-    btf::{Btf, BtfKind},
-};
-use canopy_chain::insn::Insn;
+use canopy_chain::btf::{Btf, Type, kind};
+use compat::{Pair, enumerator, is_enum, is_signed_integer, kinds_compatible};
+use patch::{Resize, Value};
+use spec::{Spec, bit_field};
 use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::OnceLock,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap},
 };
 
 /// Most CO-RE relocations of an object.
 const RELOCATIONS: usize = 1 << 16;
-/// Most types that they are of: each is looked for in the kernel's, which takes milliseconds.
+/// Most types that they are of.
 const TYPES: usize = 1024;
+/// Most steps through types for one relocation: large structs are compared in some thousands.
+const STEPS: u32 = 1 << 20;
+/// Most steps for all of an object's.
+const ALL_STEPS: u32 = 1 << 25;
 
-/// The kernel's own type information, parsed once a process: it takes 15 to 20 ms.
-fn kernel_btf() -> Result<&'static Btf, ObjectError> {
-    static BTF: OnceLock<Result<Btf, String>> = OnceLock::new();
-    BTF.get_or_init(|| Btf::from_sys_fs().map_err(|error| error.to_string())).as_ref().map_err(
-        |error| ObjectError::Unsupported {
-            what: format!("the kernel's type information cannot be read: {error}"),
-            remedy: "use a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux)".to_owned(),
-        },
-    )
+/// What a relocation asks: `enum bpf_core_relo_kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    FieldOffset,
+    FieldSize,
+    FieldExists,
+    FieldSigned,
+    FieldLeftShift,
+    FieldRightShift,
+    TypeIdLocal,
+    TypeIdTarget,
+    TypeExists,
+    TypeSize,
+    EnumeratorExists,
+    EnumeratorValue,
+    TypeMatches,
 }
 
-/// The kernel's id of a function programs may call.
-pub(crate) fn kernel_function(name: &str) -> Result<Option<u32>, ObjectError> {
-    Ok(kernel_btf()?.id_by_type_name_kind(name, BtfKind::Func).ok())
-}
-
-/// The kernel's id of a function or variable whose address programs may take.
-pub(crate) fn kernel_symbol(name: &str) -> Result<Option<u32>, ObjectError> {
-    let btf = kernel_btf()?;
-    let of = |kind| btf.id_by_type_name_kind(name, kind).ok();
-    Ok(of(BtfKind::Var).or_else(|| of(BtfKind::Func)))
-}
-
-/// Fits the object's functions to this kernel.
-pub(crate) fn relocate(elf: &mut Elf, bytes: &[u8]) -> Result<(), ObjectError> {
-    let btf = elf.section(".BTF").map(|section| section.data.clone());
-    let ext = elf.section(".BTF.ext").map(|section| section.data.clone());
-    let (Some(btf), Some(ext)) = (btf, ext) else { return Ok(()) };
-    let malformed = || ObjectError::Malformed(".BTF.ext is not whole".to_owned());
-    let parsed = BtfExt::parse(&ext).ok_or_else(malformed)?;
-    if parsed.relocations == 0 {
-        return Ok(());
+impl Kind {
+    fn new(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::FieldOffset,
+            1 => Self::FieldSize,
+            2 => Self::FieldExists,
+            3 => Self::FieldSigned,
+            4 => Self::FieldLeftShift,
+            5 => Self::FieldRightShift,
+            6 => Self::TypeIdLocal,
+            7 => Self::TypeIdTarget,
+            8 => Self::TypeExists,
+            9 => Self::TypeSize,
+            10 => Self::EnumeratorExists,
+            11 => Self::EnumeratorValue,
+            12 => Self::TypeMatches,
+            _ => return None,
+        })
     }
-    if parsed.relocations > RELOCATIONS || parsed.relocated_types > TYPES {
+
+    fn is_type(self) -> bool {
+        matches!(
+            self,
+            Self::TypeIdLocal
+                | Self::TypeIdTarget
+                | Self::TypeExists
+                | Self::TypeSize
+                | Self::TypeMatches
+        )
+    }
+
+    fn is_enumerator(self) -> bool {
+        matches!(self, Self::EnumeratorExists | Self::EnumeratorValue)
+    }
+}
+
+/// Steps through types that are left; hostile types must not run away.
+#[derive(Debug)]
+struct Steps(Cell<u32>);
+
+impl Steps {
+    fn take(&self) -> Result<(), String> {
+        let left = self.0.get().checked_sub(1).ok_or("its types are too many to be compared")?;
+        self.0.set(left);
+        Ok(())
+    }
+}
+
+/// What an object's relocations left to be known later.
+#[derive(Debug, Default)]
+pub(crate) struct Relocated {
+    /// Instructions whose value is the number of one of the object's own types, by section and
+    /// offset: numbers that change when types are merged.
+    pub(crate) own_types: BTreeSet<(usize, u64)>,
+    /// Instructions without an answer, and why.
+    pub(crate) unresolved: BTreeMap<(usize, u64), String>,
+}
+
+/// Fits the object's functions to this kernel. `sections` are by the name that the relocations have.
+pub(crate) fn relocate(
+    elf: &mut Elf,
+    btf: &Btf<'_>,
+    relocations: &[Record<4>],
+    sections: &BTreeMap<String, usize>,
+) -> Result<Relocated, ObjectError> {
+    let mut done = Relocated::default();
+    if relocations.is_empty() {
+        return Ok(done);
+    }
+    let types: BTreeSet<u32> = relocations.iter().map(|record| record.words[1]).collect();
+    if relocations.len() > RELOCATIONS || types.len() > TYPES {
         return Err(ObjectError::Malformed(format!(
             "it has more than {RELOCATIONS} CO-RE relocations, or ones of more than {TYPES} types"
         )));
     }
-    let kernel = kernel_btf()?;
-    let copy = renamed(elf, bytes, &btf, ext, &parsed).ok_or_else(malformed)?;
-    let object = catch_unwind(AssertUnwindSafe(|| {
-        let mut object = Object::parse(&copy).map_err(|error| chain_of(&error))?;
-        object.relocate_btf(kernel).map_err(|error| chain_of(&error))?;
-        Ok::<_, String>(object)
-    }))
-    .unwrap_or_else(|_| Err("the object is malformed".to_owned()))
-    .map_err(|error| ObjectError::Unsupported {
-        what: format!("its CO-RE relocations cannot be applied: {error}"),
-        remedy: "compile the object again, guarding fields this kernel may lack with \
-                 bpf_core_field_exists"
-            .to_owned(),
-    })?;
-
-    for function in &mut elf.functions {
-        let key = (function.section, function.address);
-        let Some(relocated) = object.functions.get(&key) else { continue };
-        if relocated.instructions.len() != function.instructions.len() {
-            return Err(malformed());
+    // struct bpf_core_relo: insn_off, type_id, access_str_off, kind. The first of an instruction
+    // counts.
+    let mut by_section: BTreeMap<usize, BTreeMap<u64, [u32; 4]>> = BTreeMap::new();
+    for Record { section, words } in relocations {
+        if let Some(section) = sections.get(btf.string(*section)) {
+            let here = by_section.entry(*section).or_default();
+            here.entry(u64::from(words[0])).or_insert(*words);
         }
-        for (ours, theirs) in function.instructions.iter_mut().zip(&relocated.instructions) {
-            *ours = Insn {
-                code: theirs.code,
-                dst: theirs.dst_reg(),
-                src: theirs.src_reg(),
-                off: theirs.off,
-                imm: theirs.imm,
+    }
+    let mut resolver = Resolver { btf, known: HashMap::new(), steps: Steps(Cell::new(ALL_STEPS)) };
+    for function in &mut elf.functions {
+        let Some(relocations) = by_section.get(&function.section) else { continue };
+        let size = (function.instructions.len() * canopy_chain::insn::SIZE) as u64;
+        let end = function.address.saturating_add(size);
+        for (offset, [_, type_id, access, kind]) in relocations.range(function.address..end) {
+            let place = (function.section, *offset);
+            let within = usize::try_from(offset - function.address).unwrap_or(usize::MAX);
+            let at = within / canopy_chain::insn::SIZE;
+            let result = match resolver.answer(*type_id, *access, *kind)? {
+                Ok(value) => patch::apply(&mut function.instructions, at, value)
+                    .map_err(|why| format!("{}: {why}", subject(btf, *type_id))),
+                Err(why) => Err(why.clone()),
+            };
+            match result {
+                Ok(()) if Kind::new(*kind) == Some(Kind::TypeIdLocal) => {
+                    done.own_types.insert(place);
+                }
+                Ok(()) => {}
+                Err(why) => {
+                    patch::refuse(&mut function.instructions, at);
+                    done.unresolved.insert(place, why);
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Whether a type of an object may stand for one of the kernel (`bpf_core_types_are_compat`).
+pub(crate) fn compatible(
+    btf: &Btf<'_>,
+    local: u32,
+    kernel: &KernelBtf,
+    target: u32,
+) -> Result<bool, String> {
+    let steps = Steps(Cell::new(STEPS >> 6));
+    Pair { local: btf, target: &kernel.btf, steps: &steps }.types_compatible(local, target, 32)
+}
+
+/// A type as its source has it: `struct sk_buff`.
+fn subject(btf: &Btf<'_>, id: u32) -> String {
+    let Some(ty) = btf.get(id) else { return "a type that is not there".to_owned() };
+    let name = btf.string(ty.name);
+    let kind = match ty.kind {
+        kind::STRUCT => "struct ",
+        kind::UNION => "union ",
+        kind::ENUM | kind::ENUM64 => "enum ",
+        _ => "type ",
+    };
+    let name = if name.is_empty() { "without a name" } else { essential_name(name) };
+    format!("{kind}{name}")
+}
+
+type Outcome = Result<Value, String>;
+
+/// Answers relocations, each once.
+struct Resolver<'a, 'b> {
+    btf: &'a Btf<'b>,
+    known: HashMap<(u32, u32, u32), Outcome>,
+    steps: Steps,
+}
+
+impl Resolver<'_, '_> {
+    /// What a relocation comes to, or why it comes to nothing.
+    fn answer(&mut self, id: u32, access: u32, kind: u32) -> Result<&Outcome, ObjectError> {
+        let key = (id, access, kind);
+        if !self.known.contains_key(&key) {
+            let outcome = match Kind::new(kind) {
+                Some(Kind::TypeIdLocal) => self.own_type(id, access),
+                Some(kind) => self.resolve(KernelBtf::get()?, id, access, kind),
+                None => Err(format!("relocations of the kind {kind} are not known")),
+            };
+            self.known.insert(key, outcome);
+        }
+        self.known.get(&key).ok_or_else(|| ObjectError::Malformed("a relocation".to_owned()))
+    }
+
+    /// The number of a type of the object itself.
+    fn own_type(&self, id: u32, access: u32) -> Outcome {
+        Spec::parse(self.btf, id, self.btf.string(access), Kind::TypeIdLocal)?;
+        if id != 0 && self.btf.get(id).is_none() {
+            return Err("it refers to a type that is not there".to_owned());
+        }
+        Ok(Value { expected: None, wanted: u64::from(id), resize: None })
+    }
+
+    fn resolve(&self, kernel: &KernelBtf, id: u32, access: u32, kind: Kind) -> Outcome {
+        let subject = subject(self.btf, id);
+        let told = |why: String| format!("{subject}: {why}");
+        let spec = Spec::parse(self.btf, id, self.btf.string(access), kind).map_err(told)?;
+        let local = self.btf.get(id).ok_or("it refers to a type that is not there")?;
+        let name = essential_name(self.btf.string(local.name));
+        if name.is_empty() {
+            return Err(format!("{subject}: the kernel's types are found by name"));
+        }
+        // One relocation may take what is left, but no more than its share.
+        let budget = self.steps.0.get().min(STEPS);
+        let steps = Steps(Cell::new(budget));
+        let pair = Pair { local: self.btf, target: &kernel.btf, steps: &steps };
+        let mut found: Option<(Spec<'static>, Outcome)> = None;
+        let mut same_name = false;
+        let outcome = (|| {
+            for (target, ty) in kernel.named(name) {
+                steps.take()?;
+                if !kinds_compatible(local, ty) {
+                    continue;
+                }
+                same_name = true;
+                let Some(matched) = spec.matched(&pair, target, kind)? else { continue };
+                let value = self.value(kernel, kind, &spec, Some(&matched))?;
+                if let Some((before, known)) = &found {
+                    let differs = known.as_ref().map(|known| known.wanted) != Ok(value.wanted);
+                    if before.bit_offset != matched.bit_offset || differs {
+                        return Err("the kernel has several types of the name that differ".into());
+                    }
+                } else {
+                    found = Some((matched, Ok(value)));
+                }
+            }
+            match found.take() {
+                Some((_, value)) => value,
+                None => self.value(kernel, kind, &spec, None),
+            }
+        })();
+        self.steps.0.set(self.steps.0.get().saturating_sub(budget - steps.0.get()));
+        outcome.map_err(|why: String| match why.as_str() {
+            ABSENT => format!("this kernel has no {}", path(&subject, &spec, kind, same_name)),
+            _ => told(why),
+        })
+    }
+
+    /// The value that a relocation comes to (`bpf_core_calc_relo`): with the kernel's way through the
+    /// type, or without where there is none.
+    fn value(
+        &self,
+        kernel: &KernelBtf,
+        kind: Kind,
+        local: &Spec<'_>,
+        target: Option<&Spec<'static>>,
+    ) -> Outcome {
+        if kind.is_type() {
+            let of = |btf: &Btf<'_>, spec: Option<&Spec<'_>>| match (spec, kind) {
+                (None, _) => Ok(0),
+                (Some(spec), Kind::TypeIdTarget) => Ok(u64::from(spec.root)),
+                (Some(spec), Kind::TypeSize) => btf
+                    .size(spec.root)
+                    .map(u64::from)
+                    .ok_or_else(|| "the type has no size".to_owned()),
+                _ => Ok(1),
+            };
+            // Numbers of types change when objects are linked.
+            let expected = match kind {
+                Kind::TypeIdTarget => None,
+                _ => Some(of(self.btf, Some(local))?),
+            };
+            return Ok(Value { expected, wanted: of(&kernel.btf, target)?, resize: None });
+        }
+        if kind.is_enumerator() {
+            let of = |btf: &Btf<'_>, spec: Option<&Spec<'_>>| match (spec, kind) {
+                (spec, Kind::EnumeratorExists) => Ok(u64::from(spec.is_some())),
+                (None, _) => Err(ABSENT.to_owned()),
+                (Some(spec), _) => spec
+                    .accessors
+                    .first()
+                    .and_then(|accessor| {
+                        let ty = btf.get(accessor.type_id)?;
+                        Some(enumerator(ty, accessor.index as usize).1)
+                    })
+                    .ok_or_else(|| ABSENT.to_owned()),
+            };
+            let expected = Some(of(self.btf, Some(local))?);
+            return Ok(Value { expected, wanted: of(&kernel.btf, target)?, resize: None });
+        }
+        let before = Field::new(self.btf, kind, Some(local))?;
+        let after = Field::new(&kernel.btf, kind, target)?;
+        let resize = (before.size != after.size).then(|| Resize {
+            from: before.size,
+            to: after.size,
+            safe: safe_resize(self.btf.get(before.type_id), kernel.btf.get(after.type_id)),
+        });
+        let expected = before.certain.then_some(before.value);
+        Ok(Value { expected, wanted: after.value, resize })
+    }
+}
+
+/// What is not there, as a person would look for it.
+fn path(subject: &str, spec: &Spec<'_>, kind: Kind, same_name: bool) -> String {
+    if !same_name || kind.is_type() {
+        return subject.to_owned();
+    }
+    if kind.is_enumerator() {
+        let name = spec.accessors.first().and_then(|accessor| accessor.name);
+        return format!("value \"{}\" in {subject}", name.unwrap_or_default());
+    }
+    let mut path = String::new();
+    for (place, accessor) in spec.accessors.iter().enumerate() {
+        match accessor.name {
+            Some(name) if path.is_empty() => path.push_str(name),
+            Some(name) => path = format!("{path}.{name}"),
+            None if place > 0 => path = format!("{path}[{}]", accessor.index),
+            None => {}
+        }
+    }
+    format!("field \"{path}\" of that type in {subject}")
+}
+
+/// There is no such thing; what it is, is put into words by the caller.
+const ABSENT: &str = "absent";
+
+/// Whether a field of another size reads as the same number.
+fn safe_resize(local: Option<&Type<'_>>, target: Option<&Type<'_>>) -> bool {
+    let (Some(local), Some(target)) = (local, target) else { return false };
+    // libbpf compares the encoding with BTF_INT_SIGNED: a signed one, and no bool or char.
+    let unsigned = |ty: &Type<'_>| ty.kind == kind::INT && ty.word(0) >> 24 & 0xf != 1;
+    local.kind == kind::PTR && target.kind == kind::PTR || unsigned(local) && unsigned(target)
+}
+
+/// One side of a relocation about a field (`bpf_core_calc_field_relo`).
+#[derive(Clone, Copy, Debug, Default)]
+struct Field {
+    value: u64,
+    /// The field's size for an access, and its type; 0 where the relocation is about no access.
+    size: u64,
+    type_id: u32,
+    /// Whether compilers agree on the value: of a bit field they do not.
+    certain: bool,
+}
+
+impl Field {
+    fn new(btf: &Btf<'_>, kind: Kind, spec: Option<&Spec<'_>>) -> Result<Self, String> {
+        if kind == Kind::FieldExists {
+            let value = u64::from(spec.is_some());
+            return Ok(Self { value, certain: true, ..Self::default() });
+        }
+        let spec = spec.ok_or(ABSENT)?;
+        let no_size = || "the field has no size".to_owned();
+        let (Some(last), offset) = (spec.accessors.last(), spec.bit_offset) else {
+            return Err(no_size());
+        };
+        let sized = |id: u32| btf.size(id).map(u64::from).ok_or_else(no_size);
+        if last.name.is_none() {
+            let size = sized(last.type_id)?;
+            return match kind {
+                Kind::FieldOffset => {
+                    let (value, type_id) = (offset / 8, last.type_id);
+                    Ok(Self { value, size, type_id, certain: true })
+                }
+                Kind::FieldSize => Ok(Self { value: size, certain: true, ..Self::default() }),
+                _ => Err("an element of an array has no such property".to_owned()),
             };
         }
-    }
-    Ok(())
-}
-
-/// An error with its causes, in one line.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
-fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
-}
-
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) -> Option<()> {
-    bytes.get_mut(at..at.checked_add(value.len())?)?.copy_from_slice(value);
-    Some(())
-}
-
-/// The object as aya-obj has to see it.
-fn renamed(
-    elf: &Elf,
-    bytes: &[u8],
-    btf: &[u8],
-    mut ext: Vec<u8>,
-    parsed: &BtfExt,
-) -> Option<Vec<u8>> {
-    let mut out = bytes.to_vec();
-    // struct Elf64_Ehdr: e_shoff at 40, e_shentsize at 58, e_shnum at 60, e_shstrndx at 62.
-    let table = usize::try_from(u64::from_ne_bytes(get(bytes, 40)?)).ok()?;
-    let entry = usize::from(u16::from_ne_bytes(get(bytes, 58)?));
-    let names_index = usize::from(u16::from_ne_bytes(get(bytes, 62)?));
-    let header = |index: usize| table.checked_add(index.checked_mul(entry)?);
-    // struct Elf64_Shdr: sh_name at 0, sh_offset at 24, sh_size at 32.
-    let place = |out: &mut Vec<u8>, index: usize, contents: &[u8]| -> Option<()> {
-        out.resize(out.len().next_multiple_of(8), 0);
-        let offset = out.len() as u64;
-        out.extend_from_slice(contents);
-        let at = header(index)?;
-        put(out, at + 24, &offset.to_ne_bytes())?;
-        put(out, at + 32, &(contents.len() as u64).to_ne_bytes())
-    };
-
-    // struct btf_header: type offset at 8, type length at 12, string offset at 16, length at 20.
-    let word = |bytes: &[u8], at| get(bytes, at).map(u32::from_ne_bytes).map(|w| w as usize);
-    let length = word(btf, 4)?;
-    let strings_at = length.checked_add(word(btf, 16)?)?;
-    let mut strings = btf.get(strings_at..strings_at.checked_add(word(btf, 20)?)?)?.to_vec();
-    let types_at = length.checked_add(word(btf, 8)?)?;
-    let types = btf.get(types_at..types_at.checked_add(word(btf, 12)?)?)?;
-
-    let shstrtab = header(names_index)?;
-    let shstr_at = usize::try_from(u64::from_ne_bytes(get(bytes, shstrtab + 24)?)).ok()?;
-    let shstr_len = usize::try_from(u64::from_ne_bytes(get(bytes, shstrtab + 32)?)).ok()?;
-    let mut names = bytes.get(shstr_at..shstr_at.checked_add(shstr_len)?)?.to_vec();
-
-    let mut btf_names = BTreeMap::new();
-    let mut btf_index = None;
-    let mut ext_index = None;
-    for (index, section) in elf.sections.iter().enumerate().skip(1) {
-        let name = match section.name.as_str() {
-            ".BTF" => {
-                btf_index = Some(index);
-                continue;
+        let index = last.index as usize;
+        let holder = btf.get(last.type_id).ok_or_else(no_size)?;
+        let (id, ty) = btf.resolve(holder.word(index * 3 + 1)).ok_or_else(no_size)?;
+        let mut bits = u64::from(bit_field(holder, index));
+        let is_bit_field = bits > 0;
+        let mut size = sized(id)?;
+        let mut start = offset / 8;
+        if is_bit_field {
+            // The smallest aligned integer that has all of it.
+            start = start.checked_div(size).ok_or_else(no_size)? * size;
+            while offset + bits - start * 8 > size * 8 {
+                if size >= 8 {
+                    return Err("the bit field lies across 64 bits".to_owned());
+                }
+                size *= 2;
+                start = offset / 8 / size * size;
             }
-            ".BTF.ext" => {
-                ext_index = Some(index);
-                continue;
-            }
-            _ if section.executable => format!("classifier/{index}"),
-            _ => format!("ignored/{index}"),
-        };
-        let offset = u32::try_from(names.len()).ok()?;
-        names.extend_from_slice(name.as_bytes());
-        names.push(0);
-        put(&mut out, header(index)?, &offset.to_ne_bytes())?;
-        if section.executable {
-            let offset = u32::try_from(strings.len()).ok()?;
-            btf_names.entry(section.name.as_str()).or_insert(offset);
-            strings.extend_from_slice(name.as_bytes());
-            strings.push(0);
+        } else {
+            bits = size.saturating_mul(8);
         }
+        let certain = !is_bit_field;
+        let just = |value: u64, certain: bool| Self { value, certain, ..Self::default() };
+        Ok(match kind {
+            Kind::FieldOffset if is_bit_field => just(start, certain),
+            Kind::FieldOffset => Self { value: start, size, type_id: id, certain },
+            Kind::FieldSize => just(size, certain),
+            Kind::FieldSigned => {
+                just(u64::from(is_signed_integer(ty) || is_enum(ty) && ty.flag), true)
+            }
+            Kind::FieldLeftShift if cfg!(target_endian = "little") => {
+                just(64_u64.wrapping_sub(offset + bits - start * 8), certain)
+            }
+            Kind::FieldLeftShift => just(
+                8_u64.wrapping_sub(size).wrapping_mul(8).wrapping_add(offset - start * 8),
+                certain,
+            ),
+            _ => just(64_u64.wrapping_sub(bits), true),
+        })
     }
-
-    let local = canopy_chain::btf::Btf::parse(btf).ok()?;
-    for at in &parsed.names {
-        let name = local.string(u32::from_ne_bytes(get(&ext, *at)?));
-        let offset = btf_names.get(name)?;
-        put(&mut ext, *at, &offset.to_ne_bytes())?;
-    }
-
-    let mut new_btf = btf.get(..24)?.to_vec();
-    put(&mut new_btf, 4, &24u32.to_ne_bytes())?;
-    put(&mut new_btf, 8, &0u32.to_ne_bytes())?;
-    let types_len = u32::try_from(types.len()).ok()?;
-    put(&mut new_btf, 12, &types_len.to_ne_bytes())?;
-    put(&mut new_btf, 16, &types_len.to_ne_bytes())?;
-    put(&mut new_btf, 20, &u32::try_from(strings.len()).ok()?.to_ne_bytes())?;
-    new_btf.extend_from_slice(types);
-    new_btf.extend_from_slice(&strings);
-
-    place(&mut out, btf_index?, &new_btf)?;
-    place(&mut out, ext_index?, &ext)?;
-    place(&mut out, names_index, &names)?;
-    Some(out)
 }

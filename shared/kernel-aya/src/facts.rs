@@ -15,7 +15,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::OnceLock};
 
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -28,6 +28,13 @@ const RETURN_2: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0
 pub(crate) fn release() -> String {
     uname()
         .map_or_else(|_| "unknown".to_owned(), |name| name.release().to_string_lossy().into_owned())
+}
+
+/// The number that the kernel gave this start of the machine; empty where `/proc` does not say.
+pub(crate) fn boot_id() -> String {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    BOOT_ID.get_or_init(|| read().trim().to_owned()).clone()
 }
 
 /// Whether what is probed is needed for what Canopy does today.

@@ -19,6 +19,8 @@ pub(crate) struct Held {
     /// `None` for a chain attached by a filter of clsact.
     pub(crate) link: Option<OwnedFd>,
     pub(crate) generation: u64,
+    /// What the kernel said to native XDP, where the link is generic instead.
+    pub(crate) native_refused: Option<String>,
     prog: OwnedFd,
     /// Every map, by pin. A descriptor for each, although the program keeps most of them: only
     /// `CAP_SYS_ADMIN` turns the kernel's ids into descriptors.
@@ -35,6 +37,8 @@ impl Held {
         prog: OwnedFd,
         before: Option<Self>,
     ) -> Result<Self, KernelError> {
+        // It is said when a link is made; another generation in the same link runs as it did.
+        let native_refused = before.as_ref().and_then(|before| before.native_refused.clone());
         if let Some(before) = before.filter(|before| before.generation == generation) {
             return Ok(Self { link, prog, ..before });
         }
@@ -43,20 +47,45 @@ impl Held {
             pins.constants(key, generation),
             pins.meta(key, generation),
         ];
-        for (member, map) in pins.member_maps(key, generation)? {
-            paths.push(pins.map(key, generation, &member, &map));
-        }
+        let members = pins.member_map_pins(key, generation)?;
+        paths.extend(members.into_iter().map(|(_, _, path)| path));
         let mut maps = Vec::with_capacity(paths.len());
         for path in paths {
-            if let Some(map) = pins::open(&path)? {
+            if let Some(map) = pins::open_kind(&path, sys::Kind::Map)? {
                 maps.push((path, map));
             }
         }
-        Ok(Self { link, generation, prog, maps })
+        Ok(Self { link, generation, native_refused, prog, maps })
     }
 
-    /// Pins again what somebody unpinned.
+    /// The generation and its program, if that is the one that runs.
+    pub(crate) fn running(
+        &self,
+        key: &ChainKey,
+        program_id: u32,
+    ) -> Result<Option<(u64, OwnedFd)>, KernelError> {
+        let failed = |error| os(format!("read the program of {key}"), error);
+        if sys::prog_info(&self.prog).map_err(failed)?.id != program_id {
+            return Ok(None);
+        }
+        self.prog.try_clone().map(|prog| Some((self.generation, prog))).map_err(failed)
+    }
+
+    /// What was said to native XDP, of a chain that runs in this mode.
+    pub(crate) fn told_of(&self, mode: &str) -> Option<String> {
+        self.native_refused.clone().filter(|_| mode == "generic")
+    }
+
+    /// Pins again what somebody unpinned, if the directory of pins is there.
     pub(crate) fn repair(&self, pins: &Pins, key: &ChainKey) -> Result<(), KernelError> {
+        let paths = self.maps.iter().map(|(path, _)| path.clone());
+        let link = self.link.as_ref().map(|_| pins.link(key));
+        let mut all = paths.chain([pins.prog(key, self.generation)]).chain(link);
+        if all.all(|path| sys::timed(|| path.exists())) {
+            return pins.ensure_writable();
+        }
+        // Where bpffs is gone, its mount point is a directory like any other.
+        pins.claim()?;
         for (path, map) in &self.maps {
             restore(map, path)?;
         }

@@ -32,6 +32,16 @@ fn number(object: &Object, btf: Option<&Btf<'_>>, map: &MapDef) -> u64 {
             }
             text.push(';');
         }
+    } else if let Some(inner) = &map.inner {
+        // The kernel does not tell what the maps in a map are like.
+        let MapDef { map_type, key_size, value_size, max_entries, flags, extra, .. } = **inner;
+        let _ =
+            write!(text, "maps:{map_type}:{key_size}:{value_size}:{max_entries}:{flags}:{extra}:");
+        if let Some(btf) = btf {
+            describe(btf, inner.btf_key, 0, &mut text);
+            text.push_str("->");
+            describe(btf, inner.btf_value, 0, &mut text);
+        }
     } else if let Some(btf) = btf.filter(|_| map.btf_key != 0 || map.btf_value != 0) {
         describe(btf, map.btf_key, 0, &mut text);
         text.push_str("->");
@@ -77,7 +87,7 @@ fn describe(btf: &Btf<'_>, id: u32, depth: u32, text: &mut String) {
 }
 
 /// FNV-1a, 64 bits: stable over builds, and nobody gains by a collision but the map's own owner.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

@@ -19,13 +19,23 @@
 mod attach;
 mod btf_ext;
 mod cells;
+mod chain_types;
 mod clsact;
 mod core_relocate;
+mod datasec;
+mod device_errors;
 mod elf;
+mod eligibility;
+mod externs;
 mod facts;
 mod held;
+mod inventory;
+mod kconfig;
+mod kernel_btf;
 mod layout;
 mod link;
+mod map_create;
+mod map_settings;
 mod maps;
 mod member;
 mod member_maps;
@@ -37,24 +47,27 @@ mod object;
 mod object_maps;
 mod observe;
 pub mod pins;
+mod placement;
 mod prepare;
+mod recover;
 mod rings;
 mod route;
 mod settle;
 mod shared_maps;
+mod stray;
 pub mod sys;
 mod times;
 mod verified;
 mod verifier_log;
 
-use crate::{held::Held, pins::Pins, route::Routes};
+use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ObservedChain},
 };
 use canopy_kernel::{
-    ChainBuild, Expect, Interface, Kernel, KernelError, MapEntry, MapPage, MapPlace, MemberCells,
-    MemberMap, Observed, Prepared, Ring, WriteWhen,
+    ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, MapEntry, MapPage, MapPlace,
+    MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,7 +85,11 @@ use std::{
 pub struct AyaKernel {
     pins: Pins,
     held: Mutex<BTreeMap<ChainKey, Held>>,
+    /// The devices' counters when XDP chains were attached.
+    device_baselines: Mutex<BTreeMap<ChainKey, device_errors::Baseline>>,
     routes: Routes,
+    /// Of generations that are prepared and not attached: the maps that are copies of running ones.
+    copied: Mutex<BTreeMap<(ChainKey, u64), Vec<Copied>>>,
 }
 
 impl AyaKernel {
@@ -86,7 +103,13 @@ impl AyaKernel {
         let pins = Pins::new(root);
         pins.claim()?;
         link::clean_up(&pins)?;
-        Ok(Self { pins, held: Mutex::default(), routes: Routes::default() })
+        Ok(Self {
+            pins,
+            held: Mutex::default(),
+            device_baselines: Mutex::default(),
+            routes: Routes::default(),
+            copied: Mutex::default(),
+        })
     }
 
     /// Where everything is pinned.
@@ -104,15 +127,35 @@ impl AyaKernel {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn copied(&self) -> MutexGuard<'_, BTreeMap<(ChainKey, u64), Vec<Copied>>> {
+        // As for `held`.
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies once more into the maps of a generation what they are copies of.
+    fn copy_again(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        for copied in self.copied().get(&(key.clone(), generation)).into_iter().flatten() {
+            let failed = |error| pins::os(format!("copy the maps of {key}"), error);
+            copied.again().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn forget_copied(&self, key: &ChainKey, generation: u64) {
+        self.copied().remove(&(key.clone(), generation));
+    }
+
     /// The chain's link: the pinned one, else the one we hold.
     fn link(&self, key: &ChainKey, held: Option<&Held>) -> Result<Option<OwnedFd>, KernelError> {
-        match (pins::open(&self.pins.link(key))?, held.and_then(|held| held.link.as_ref())) {
-            (Some(link), _) => Ok(Some(link)),
-            (None, Some(link)) => link
+        let pinned = pins::open_kind(&self.pins.link(key), sys::Kind::Link);
+        match (pinned, held.and_then(|held| held.link.as_ref())) {
+            (Ok(Some(link)), _) => Ok(Some(link)),
+            (Err(error), None) => Err(error),
+            (Ok(None) | Err(_), Some(link)) => link
                 .try_clone()
                 .map(Some)
                 .map_err(|error| pins::os(format!("duplicate the link of {key}"), error)),
-            (None, None) => Ok(None),
+            (Ok(None), None) => Ok(None),
         }
     }
 }
@@ -163,6 +206,34 @@ impl Kernel for AyaKernel {
         }
     }
 
+    fn boot_id(&self) -> String {
+        facts::boot_id()
+    }
+
+    fn placement(
+        &self,
+        key: &ChainKey,
+        chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        placement::placement(self, key, chain)
+    }
+
+    fn device_errors(&self, key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        device_errors::device_errors(self, key)
+    }
+
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        stray::stray_pins(&self.pins)
+    }
+
+    fn recover_pins(
+        &self,
+        key: &ChainKey,
+        known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        recover::recover_pins(self, key, known)
+    }
+
     fn observe(&self) -> Result<Vec<Observed>, KernelError> {
         observe::observe(self)
     }
@@ -176,7 +247,16 @@ impl Kernel for AyaKernel {
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
-        netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))
+        let (prepared, copied) =
+            netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))?;
+        if !copied.is_empty() {
+            self.copied().insert((build.key.clone(), build.generation), copied);
+        }
+        Ok(prepared)
+    }
+
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        member_maps::unmet_setting(&self.pins, build)
     }
 
     fn switch(

@@ -3,7 +3,7 @@
 use crate::{
     AyaKernel,
     attach::{self, Place},
-    clsact,
+    clsact, device_errors,
     held::Held,
     meta::Meta,
     netif, netns,
@@ -27,11 +27,16 @@ pub(crate) fn switch(
     expect: Expect,
 ) -> Result<ObservedChain, KernelError> {
     let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
+    kernel.pins.ensure_unobstructed(key)?;
     let prog = open_prog(kernel, key, generation)?;
     if expect == Expect::Nothing {
         one_name(kernel, key, &device)?;
     }
     let now = Now::look(kernel, key, kernel.held().get(key), &device)?;
+    if matches!(expect, Expect::Generation(_) | Expect::Anything) {
+        // What the running programs have written since the new maps were made of theirs.
+        kernel.copy_again(key, generation)?;
+    }
     if by_filter(kernel, key, generation)? {
         compare(kernel, key, &now, expect)?;
         clsact::attach(&kernel.pins, key, &device, &prog, now.filter.as_ref())?;
@@ -52,8 +57,8 @@ pub(crate) fn switch(
                     pins::remove_file(&kernel.pins.link(&other))?;
                     kernel.held().remove(&other);
                 } else {
-                    let link = create(kernel, key, generation, &device, mode)?;
-                    adopt(kernel, key, generation, Some(link), prog)?;
+                    let created = create(kernel, key, generation, &device, mode, &prog)?;
+                    adopt_new(kernel, key, generation, created, prog)?;
                 }
             }
             (None, _) => return Err(nothing_attached(key)),
@@ -71,6 +76,8 @@ pub(crate) fn switch(
             clsact::detach(&kernel.pins, key, &device)?;
         }
     }
+    shared_maps::follow(&kernel.pins, key, generation)?;
+    kernel.forget_copied(key, generation);
     observe::read_back(kernel, key, generation)
 }
 
@@ -144,7 +151,9 @@ fn compare(
         (None, Expect::Generation(_) | Expect::Anything) => Err(nothing_attached(key)),
         // Its pins were removed while nobody held it, so nothing of it was known.
         (Some(id), Expect::Nothing)
-            if now.link.is_none() && generation(id)?.is_none() && clsact::composed_here(id) =>
+            if now.link.is_none()
+                && generation(id)?.is_none()
+                && now.filter.as_ref().is_some_and(clsact::Filter::is_composed_here) =>
         {
             Ok(())
         }
@@ -225,6 +234,7 @@ pub(crate) fn discard(
             held.remove(key);
         }
     }
+    kernel.forget_copied(key, generation);
     // First what makes it a generation: a crash half-way leaves nothing that looks whole.
     pins::remove_file(&kernel.pins.prog(key, generation))?;
     pins::remove_tree(&kernel.pins.generation(key, generation))?;
@@ -240,7 +250,7 @@ pub(crate) fn open_prog(
     generation: u64,
 ) -> Result<OwnedFd, KernelError> {
     let path = kernel.pins.prog(key, generation);
-    pins::open(&path)?.ok_or_else(|| {
+    pins::open_kind(&path, sys::Kind::Prog)?.ok_or_else(|| {
         os(
             format!("open generation {generation} of {key} at {}", path.display()),
             io::ErrorKind::NotFound.into(),
@@ -268,7 +278,7 @@ fn adopt(
         let path = kernel.pins.link(key);
         let pinned = pins::make_dir(&kernel.pins.chain(key)).and_then(|()| pins::pin(link, &path));
         if pinned.is_err() {
-            // A new link has a pin already, by which it would stay attached and nobody would look.
+            // By half a pin it would stay attached, and nobody would look.
             forget_unfinished(&kernel.pins, key);
         }
         pinned?;
@@ -276,6 +286,22 @@ fn adopt(
     let mut held = kernel.held();
     let next = Held::new(&kernel.pins, key, generation, link, prog, held.remove(key))?;
     held.insert(key.clone(), next);
+    Ok(())
+}
+
+/// The same with a link that was made just now.
+fn adopt_new(
+    kernel: &AyaKernel,
+    key: &ChainKey,
+    generation: u64,
+    created: Created,
+    prog: OwnedFd,
+) -> Result<(), KernelError> {
+    adopt(kernel, key, generation, Some(created.link), prog)?;
+    if let Some(held) = kernel.held().get_mut(key) {
+        held.native_refused = created.native_refused;
+    }
+    device_errors::attached(kernel, key);
     Ok(())
 }
 
@@ -292,7 +318,7 @@ pub(crate) fn clean_up(pins: &Pins) -> Result<(), KernelError> {
     for key in pins.chains()? {
         forget_unfinished(pins, &key);
     }
-    Ok(())
+    shared_maps::clean_up(pins)
 }
 
 /// Puts a program in the place of what our live link runs.
@@ -343,77 +369,104 @@ fn change_mode(
     let device = netif::device(&key.interface)?.ok_or_else(|| KernelError::no_interface(key))?;
     let was = if device.xdp_native == 0 { XdpMode::Generic } else { XdpMode::Native };
     sys::link_detach(link).map_err(failed)?;
-    match create(kernel, key, generation, &device, mode) {
-        Ok(link) => adopt(kernel, key, generation, Some(link), prog),
+    match create(kernel, key, generation, &device, mode, &prog) {
+        Ok(created) => adopt_new(kernel, key, generation, created, prog),
         Err(refused) => {
             // As it was before: a failed change leaves the old chain running. A program that
             // somebody else had put into our link is not brought back.
             if let Some(before) = before {
-                let link = create(kernel, key, before, &device, was)?;
-                adopt(kernel, key, before, Some(link), open_prog(kernel, key, before)?)?;
+                let prog = open_prog(kernel, key, before)?;
+                let created = create(kernel, key, before, &device, was, &prog)?;
+                adopt_new(kernel, key, before, created, prog)?;
             }
             Err(refused)
         }
     }
 }
 
-/// A new link on an interface, for a pinned generation.
+/// A link that was made.
+struct Created {
+    link: OwnedFd,
+    /// What was said to native XDP, where it is generic instead.
+    native_refused: Option<String>,
+}
+
+/// A new link on an interface, for a generation's program.
 fn create(
     kernel: &AyaKernel,
     key: &ChainKey,
     generation: u64,
     device: &netif::Device,
     mode: XdpMode,
-) -> Result<OwnedFd, KernelError> {
-    let prog = kernel.pins.prog(key, generation);
-    let pin = pins::unfinished(&kernel.pins.link(key));
-    let attempt = |place| attach::attach(&prog, &key.interface, device.index, place, &pin);
+    prog: &OwnedFd,
+) -> Result<Created, KernelError> {
+    let attempt = |place| attach::attach(prog, device.index, place);
+    let mut native_refused = None;
     let result = match (key.hook, mode) {
         (Hook::TcIngress, _) => attempt(Place::TcxIngress),
         (Hook::TcEgress, _) => attempt(Place::TcxEgress),
         (Hook::Xdp, XdpMode::Native) => attempt(Place::XdpNative),
         (Hook::Xdp, XdpMode::Generic) => attempt(Place::XdpGeneric),
         (Hook::Xdp, XdpMode::Best) => match attempt(Place::XdpNative) {
-            // Drivers refuse in many ways (no XDP, MTU, queues, features): only what generic XDP
-            // would meet as well is final.
-            Err(error)
-                if !matches!(
-                    error.raw_os_error(),
-                    Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV)
-                ) =>
-            {
-                tracing::debug!(interface = %key.interface, %error, "the driver refuses XDP");
+            Err(refused) if !attach::is_final(&refused.error) => {
+                tracing::debug!(interface = %key.interface, %refused, "native XDP is refused");
+                native_refused = Some(refused.to_string());
                 attempt(Place::XdpGeneric)
             }
             result => result,
         },
     };
-    result.map_err(|error| refused(key, device, mode, error))
+    match result {
+        Ok(link) => Ok(Created { link, native_refused }),
+        Err(error) => {
+            let frags = handles_frags(kernel, key, generation);
+            Err(refused(key, device, mode, frags, error))
+        }
+    }
 }
 
-/// Why the kernel made no link, in words.
-fn refused(key: &ChainKey, device: &netif::Device, mode: XdpMode, error: io::Error) -> KernelError {
-    match (key.hook, error.raw_os_error()) {
+/// Whether every program of a generation handles multi-buffer packets.
+fn handles_frags(kernel: &AyaKernel, key: &ChainKey, generation: u64) -> bool {
+    Meta::read(&kernel.pins.meta(key, generation)).is_ok_and(|meta| meta.frags)
+}
+
+/// Why the kernel made no link, in words: a cause where it is certain, else what the kernel said.
+fn refused(
+    key: &ChainKey,
+    device: &netif::Device,
+    mode: XdpMode,
+    frags: bool,
+    refused: attach::Refused,
+) -> KernelError {
+    match (key.hook, refused.errno()) {
         (_, Some(libc::ENODEV)) => KernelError::no_interface(key),
         (Hook::Xdp, Some(libc::EBUSY | libc::EEXIST)) => occupied(key, device),
         (Hook::Xdp, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::ENOSPC))
             if mode == XdpMode::Native =>
         {
+            let other = "set `xdp_mode: best` or `generic`";
             KernelError::Unsupported {
-                what: format!(
-                    "{key}: the driver takes no XDP program now ({error}; MTU {})",
-                    device.mtu
-                ),
-                remedy: "set `xdp_mode: best` or `generic`, or lower the interface's MTU"
-                    .to_owned(),
+                what: format!("{key}: native XDP is refused: {refused} (MTU {})", device.mtu),
+                remedy: match refused.hint(frags) {
+                    Some(hint) => format!("{}, or {other}", hint.replace("DEV", &device.name)),
+                    None => other.to_owned(),
+                },
             }
         }
-        (Hook::TcIngress | Hook::TcEgress, Some(libc::EINVAL)) => KernelError::Unsupported {
-            what: format!("{key}: this kernel has no TCX links"),
-            remedy: "set `tc_mode: best` or `clsact`, or use Linux 6.6 or newer".to_owned(),
-        },
-        _ => os(format!("attach {key}"), error),
+        (Hook::TcIngress | Hook::TcEgress, Some(libc::EINVAL)) if !has_tcx() => {
+            KernelError::Unsupported {
+                what: format!("{key}: this kernel has no TCX links"),
+                remedy: "set `tc_mode: best` or `clsact`, or use Linux 6.6 or newer".to_owned(),
+            }
+        }
+        _ => os(format!("attach {key}"), refused.into()),
     }
+}
+
+/// Whether the kernel knows TCX: asked about loopback, which every namespace has.
+pub(crate) fn has_tcx() -> bool {
+    let loopback = 1;
+    !matches!(sys::tcx_query(loopback, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// The XDP hook is somebody else's: who, and how to take it back.
@@ -433,11 +486,20 @@ fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
     };
     let name = sys::fd_by_id(sys::Kind::Prog, prog_id)
         .and_then(|prog| sys::prog_info(&prog))
-        .map_or_else(|_| "unknown".to_owned(), |info| info.name);
+        .map_or_else(|_| String::new(), |info| format!(" \"{}\"", info.name));
     match find_link(device.index, prog_id) {
+        // Whether by a link, only who may ask for links by their ids can tell.
+        None if sys::next_id(sys::Kind::Link, 0).is_err() => KernelError::Conflict {
+            what: format!("{key}: program {prog_id}{name} is attached ({mode})"),
+            remedy: format!(
+                "find out who attached it, as root: bpftool prog show id {prog_id}, bpftool net \
+                 show dev {0}; then stop or detach it",
+                key.interface
+            ),
+        },
         Some(link) => KernelError::Conflict {
             what: format!(
-                "{key}: program {prog_id} \"{name}\" is attached ({mode}) by link {link}{}",
+                "{key}: program {prog_id}{name} is attached ({mode}) by link {link}{}",
                 holders(link)
             ),
             remedy: format!(
@@ -445,9 +507,7 @@ fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
             ),
         },
         None => KernelError::Conflict {
-            what: format!(
-                "{key}: program {prog_id} \"{name}\" is attached ({mode}) through netlink"
-            ),
+            what: format!("{key}: program {prog_id}{name} is attached ({mode}) through netlink"),
             remedy: format!(
                 "stop the tool that attached it, or detach it: ip link set dev {} xdp off",
                 key.interface
@@ -456,8 +516,8 @@ fn occupied(key: &ChainKey, device: &netif::Device) -> KernelError {
     }
 }
 
-/// The link by which a program hangs on an interface.
-fn find_link(ifindex: u32, prog_id: u32) -> Option<u32> {
+/// The link by which a program hangs on an interface. Only `CAP_SYS_ADMIN` may ask.
+pub(crate) fn find_link(ifindex: u32, prog_id: u32) -> Option<u32> {
     let mut id = 0;
     while let Ok(Some(next)) = sys::next_id(sys::Kind::Link, id) {
         id = next;

@@ -1,7 +1,10 @@
 //! One member of a chain: its maps made or carried over, its program loaded alone.
 
 use crate::{
+    chain_types::{ChainTypes, MapTypes},
+    core_relocate,
     elf::ObjectError,
+    eligibility,
     member_maps::{self, Made, MapMaker},
     object::Object,
     object_maps::PROG_ARRAY,
@@ -9,7 +12,7 @@ use crate::{
     verified::{Subject, Verdict},
     verifier_log,
 };
-use canopy_api::ProgramName;
+use canopy_api::{Hook, ProgramName};
 use canopy_chain::{self as chain, Attachment, Code, Composed, MapSource, alone};
 use canopy_kernel::{KernelError, Member};
 use std::{
@@ -61,15 +64,15 @@ pub(crate) struct Loading {
     pub(crate) frags: bool,
 }
 
-/// Loads a composed program.
-pub(crate) fn load(
+/// Loads a composed program, as `load` does it.
+pub(crate) fn load<R>(
     loading: Loading,
     composed: &Composed,
-    name: &str,
-    licence: &str,
+    (name, licence): (&str, &str),
     btf: Option<BorrowedFd<'_>>,
     map: &dyn Fn(MapSource) -> Option<i32>,
-) -> Result<(OwnedFd, String), sys::Rejected> {
+    load: impl FnOnce(&sys::ProgLoad<'_>) -> R,
+) -> R {
     let mut instructions = composed.instructions.clone();
     for load in &composed.loads {
         if let (Some(insn), Some(fd)) = (instructions.get_mut(load.at), map(load.map)) {
@@ -83,7 +86,7 @@ pub(crate) fn load(
         }
         Attachment::Tcx | Attachment::Clsact => (BPF_PROG_TYPE_SCHED_CLS, 0, 0),
     };
-    sys::prog_load_with_stats(&sys::ProgLoad {
+    load(&sys::ProgLoad {
         expected_attach_type,
         flags,
         btf,
@@ -111,17 +114,45 @@ impl Loaded {
     }
 }
 
-/// Makes a member's maps and loads it alone.
-pub(crate) fn prepare(
-    member: &Member,
-    loading: Loading,
-    maker: &mut MapMaker<'_>,
-) -> Result<Loaded, KernelError> {
+/// A member whose code is linked.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    object: Arc<Object>,
+    /// Its program, then those it jumps to.
+    programs: Vec<chain::Member>,
+    /// The functions it jumps to.
+    targets: Vec<String>,
+    /// By number, the maps that any of them loads.
+    used: BTreeSet<usize>,
+    /// The object's own type information, if the kernel takes it.
+    btf: Option<OwnedFd>,
+    notes: Vec<String>,
+}
+
+impl Linked {
+    /// The programs: the member's, then those it jumps to.
+    pub(crate) fn programs(&self) -> &[chain::Member] {
+        &self.programs
+    }
+
+    /// Whether a map it uses holds objects of its own types.
+    pub(crate) fn has_own_types(&self) -> bool {
+        let maps = self.used.iter().filter_map(|map| self.object.maps.get(*map));
+        self.btf.is_some() && maps.into_iter().any(|map| map.own_types)
+    }
+}
+
+/// Links a member and what it may jump to.
+pub(crate) fn link(member: &Member, hook: Hook, loading: Loading) -> Result<Linked, KernelError> {
     let name = &member.name;
     let failed = |error: &ObjectError| object_error(name, error);
     let object = Object::get(&member.object).map_err(|error| failed(&error))?;
     let mut notes = Vec::new();
 
+    let doubt = eligibility::section(&object, &member.function, hook);
+    if let Some(doubt) = doubt.map_err(|error| failed(&error))? {
+        notes.push(format!("\"{name}\": {doubt}"));
+    }
     let entry = object.link(&member.function).map_err(|error| failed(&error))?;
     let mut members = vec![chain_member(member, &object, entry)];
     // What it may jump to by program arrays the object fills: programs of their own.
@@ -139,13 +170,36 @@ pub(crate) fn prepare(
         }
         seen += 1;
     }
+    if member.tail_calls == Some(0) && !targets.is_empty() && members.iter().any(jumps) {
+        return Err(refused(
+            name,
+            format!(
+                "its package says that it takes no tail calls, and its object fills an array with \
+                 \"{}\" to jump to",
+                targets.first().map_or("", String::as_str)
+            ),
+            "correct tail_calls in the package's manifest, or leave it out: the arrays that the \
+             object fills are counted",
+        ));
+    }
+    for program in &members {
+        eligibility::exceptions(&program.code).map_err(|error| failed(&error))?;
+        eligibility::device_bound(&program.code).map_err(|error| failed(&error))?;
+    }
 
     // The object's own type information, as the kernel takes it. An object whose BTF the kernel
     // refuses is loaded without, as libbpf does.
     let btf = match (&object.btf, members.first()) {
-        (Some(_), Some(first)) => match sys::btf_load(&types(&object, member, first, loading)?) {
-            Ok(fd) => Some(fd),
-            Err(rejected) => {
+        (Some(_), Some(first)) => match load_types(&object, member, first, loading)? {
+            (Ok(fd), plain) => {
+                if plain {
+                    for member in &mut members {
+                        member.code.btf.clone_from(&object.plain_btf);
+                    }
+                }
+                Some(fd)
+            }
+            (Err(rejected), _) => {
                 let complaint = verifier_log::read(&rejected);
                 notes.push(format!(
                     "\"{name}\": its type information is not used: {}",
@@ -159,8 +213,24 @@ pub(crate) fn prepare(
         },
         _ => None,
     };
+    notes.extend(object.lost_pointers(&used).map(|lost| format!("\"{name}\": {lost}")));
+    Ok(Linked { object, programs: members, targets, used, btf, notes })
+}
 
-    let maps = maker.make(member, &object, &used, btf.as_ref().map(AsFd::as_fd), &mut notes)?;
+/// Makes a member's maps and loads it alone. `types` are the chain's where it has some of its own.
+pub(crate) fn prepare(
+    member: &Member,
+    linked: Linked,
+    loading: Loading,
+    types: Option<&ChainTypes>,
+    maker: &mut MapMaker<'_>,
+) -> Result<Loaded, KernelError> {
+    let name = &member.name;
+    let Linked { object, programs: mut members, targets, used, btf, mut notes } = linked;
+    let own = btf.as_ref().map(|fd| MapTypes::alone(fd.as_fd()));
+    let of_chain = types.zip(members.first()).and_then(|(types, first)| types.of_maps(first));
+    let map_types = own.map(|own| of_chain.unwrap_or(own));
+    let maps = maker.make(member, &object, &used, map_types, &mut notes)?;
     for program in &mut members {
         for (place, made) in program.maps.iter_mut().zip(&maps) {
             if let Some(made) = made {
@@ -183,7 +253,7 @@ pub(crate) fn prepare(
         program.verified_instructions = verdict.instructions;
         program.stack.clone_from(&verdict.stack);
     }
-    let unknown = if known.is_some() { Vec::new() } else { alone_of(&members, loading)? };
+    let unknown = if known.is_some() { Vec::new() } else { alone_of(&members, loading, types)? };
     for ((program, composed), function) in
         members.iter_mut().zip(&unknown).zip(std::iter::once(&member.function).chain(&targets))
     {
@@ -193,10 +263,17 @@ pub(crate) fn prepare(
             }
             _ => None,
         };
-        let btf = sys::btf_load(&composed.btf).map_err(|rejected| rejection(name, &rejected))?;
-        let (prog, stats) =
-            load(loading, composed, function, object.licence(), Some(btf.as_fd()), &fd)
-                .map_err(|rejected| rejection(name, &rejected))?;
+        let shared = types.and_then(|types| types.fd(composed));
+        let own = if shared.is_some() {
+            None
+        } else {
+            let loaded_types = sys::btf_load(&composed.btf);
+            Some(loaded_types.map_err(|rejected| rejection(name, &rejected))?)
+        };
+        let btf = own.as_ref().map(AsFd::as_fd).or(shared);
+        let called = (function.as_str(), object.licence());
+        let (prog, stats) = load(loading, composed, called, btf, &fd, sys::prog_load_with_stats)
+            .map_err(|rejected| missing(name, &program.code, &rejected))?;
         let info = sys::prog_info(&prog).map_err(|error| KernelError::Os {
             operation: format!("read program \"{name}\""),
             source: error,
@@ -214,9 +291,9 @@ pub(crate) fn prepare(
     }
     let programs: Vec<(&str, BorrowedFd<'_>)> =
         targets.iter().map(String::as_str).zip(loaded.iter().skip(1).map(AsFd::as_fd)).collect();
-    member_maps::fill(name, &object, &maps, &programs)?;
+    member_maps::fill(name, &object, &maps, &programs, &mut notes)?;
 
-    let tail_calls = tail_calls(&object, &members, &targets);
+    let tail_calls = tail_calls(member, &object, &members, &targets);
     let mut members = members.into_iter();
     let Some(mut chain) = members.next() else {
         return Err(refused(name, "it has no code", "compile the object again"));
@@ -236,6 +313,40 @@ pub(crate) fn rejection(member: &ProgramName, rejected: &sys::Rejected) -> Kerne
     }
 }
 
+/// The refusal of a program that reaches something this kernel lacks says what that is.
+fn missing(member: &ProgramName, code: &Code, rejected: &sys::Rejected) -> KernelError {
+    let at = verifier_log::instruction_of(&rejected.log, core_relocate::UNRESOLVED);
+    let Some(what) = at.and_then(|at| code.missing.get(&at)) else {
+        return rejection(member, rejected);
+    };
+    KernelError::Refused {
+        member: Some(member.clone()),
+        reason: format!("it needs what this kernel does not have: {what}"),
+        remedy: "use a kernel that has it, or test for it before: bpf_core_field_exists, \
+                 bpf_core_type_exists, bpf_core_enum_value_exists"
+            .to_owned(),
+        log: verifier_log::read(rejected).log,
+    }
+}
+
+/// Loads the types that come with a member, and says whether it took the compiler's own form: that of
+/// data sections is new to some kernels.
+fn load_types(
+    object: &Object,
+    member: &Member,
+    first: &chain::Member,
+    loading: Loading,
+) -> Result<(Result<OwnedFd, sys::Rejected>, bool), KernelError> {
+    let loaded = sys::btf_load(&types(object, member, first, loading)?);
+    if loaded.is_ok() || object.plain_btf == object.btf {
+        return Ok((loaded, false));
+    }
+    let mut plain = first.clone();
+    plain.code.btf.clone_from(&object.plain_btf);
+    let composed = alone(loading.attachment, &plain).map_err(|error| compose_error(&error))?;
+    Ok((sys::btf_load(&composed.btf), true))
+}
+
 /// The types that come with a member, composed alone.
 fn types(
     object: &Object,
@@ -249,10 +360,17 @@ fn types(
     })
 }
 
-fn alone_of(members: &[chain::Member], loading: Loading) -> Result<Vec<Composed>, KernelError> {
+fn alone_of(
+    members: &[chain::Member],
+    loading: Loading,
+    types: Option<&ChainTypes>,
+) -> Result<Vec<Composed>, KernelError> {
     members
         .iter()
-        .map(|member| alone(loading.attachment, member).map_err(|error| compose_error(&error)))
+        .map(|member| match types {
+            Some(types) => types.alone(member),
+            None => alone(loading.attachment, member).map_err(|error| compose_error(&error)),
+        })
         .collect()
 }
 
@@ -296,6 +414,11 @@ fn strip(code: &mut Code) {
     }
 }
 
+/// Whether a program makes tail calls.
+fn jumps(program: &chain::Member) -> bool {
+    program.code.makes_tail_calls()
+}
+
 /// The functions in the program arrays among these maps, each once.
 fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
     let mut targets = Vec::new();
@@ -312,22 +435,32 @@ fn targets_of(object: &Object, used: &BTreeSet<usize>) -> Vec<String> {
     targets
 }
 
-/// Tail calls a packet can take in a member at most: the longest way through the arrays the object
-/// fills; the kernel's limit where an array is filled by others, or the way is a circle.
-fn tail_calls(object: &Object, members: &[chain::Member], targets: &[String]) -> u32 {
+/// Tail calls a packet can take in a member at most: as its package says; else the longest way through
+/// the arrays the object fills, and the kernel's limit where that is a circle, or where others fill an
+/// array too because it is shared. An array of the member's own that its object leaves empty stays so:
+/// nobody fills it through Canopy.
+fn tail_calls(
+    member: &Member,
+    object: &Object,
+    members: &[chain::Member],
+    targets: &[String],
+) -> u32 {
     let limit = chain::limits::TAIL_CALLS;
+    if let Some(calls) = member.tail_calls {
+        return calls.min(limit);
+    }
     // For each program where it may jump to; `None` for anywhere.
     let jumps: Vec<Option<Vec<usize>>> = members
         .iter()
-        .map(|member| {
+        .map(|program| {
             let mut to = Vec::new();
-            if !member.code.makes_tail_calls() {
+            if !program.code.makes_tail_calls() {
                 return Some(to);
             }
-            let used: BTreeSet<usize> = member.code.maps.iter().map(|load| load.map).collect();
+            let used: BTreeSet<usize> = program.code.maps.iter().map(|load| load.map).collect();
             let arrays = used.iter().filter_map(|map| object.maps.get(*map));
             for map in arrays.filter(|map| map.map_type == PROG_ARRAY) {
-                if map.values.is_empty() {
+                if member_maps::share_scope(member, map).is_some() {
                     return None;
                 }
                 let names = map.values.iter().filter_map(|(_, symbol)| object.symbol(*symbol));
@@ -358,16 +491,29 @@ fn tail_calls(object: &Object, members: &[chain::Member], targets: &[String]) ->
 
 /// Whether a member calls something only GPL-compatible programs may: it is loaded once more with
 /// another licence.
-pub(crate) fn needs_gpl(loaded: &Loaded, loading: Loading) -> Result<bool, KernelError> {
-    let composed =
-        alone(loading.attachment, &loaded.chain).map_err(|error| compose_error(&error))?;
-    let btf = sys::btf_load(&composed.btf)
-        .map_err(|rejected| rejection(&loaded.chain.name, &rejected))?;
+pub(crate) fn needs_gpl(
+    loaded: &Loaded,
+    loading: Loading,
+    types: Option<&ChainTypes>,
+) -> Result<bool, KernelError> {
+    let composed = match types {
+        Some(types) => types.alone(&loaded.chain)?,
+        None => alone(loading.attachment, &loaded.chain).map_err(|error| compose_error(&error))?,
+    };
+    let shared = types.and_then(|types| types.fd(&composed));
+    let own = if shared.is_some() {
+        None
+    } else {
+        let loaded_types = sys::btf_load(&composed.btf);
+        Some(loaded_types.map_err(|rejected| rejection(&loaded.chain.name, &rejected))?)
+    };
+    let btf = own.as_ref().map(AsFd::as_fd).or(shared);
     let fd = |source| match source {
         MapSource::Member(_, map) => loaded.fd(map),
         _ => None,
     };
-    Ok(load(loading, &composed, "licence", "Proprietary", Some(btf.as_fd()), &fd).is_err())
+    let strict = ("licence", "Proprietary");
+    Ok(load(loading, &composed, strict, btf, &fd, sys::prog_try_load).is_err())
 }
 
 /// The contents of the read-only data sections, for the composer to lay together if it must.

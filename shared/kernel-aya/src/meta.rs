@@ -90,31 +90,39 @@ impl Meta {
 
     /// A frozen map that says it.
     pub(crate) fn write(&self) -> io::Result<OwnedFd> {
-        let text = self.to_text();
-        let fd = sys::map_create(&sys::MapCreate {
-            map_type: crate::object_maps::ARRAY,
-            key_size: 4,
-            value_size: u32::try_from(text.len()).map_err(io::Error::other)?,
-            max_entries: 1,
-            flags: crate::object_maps::RDONLY_PROG,
-            name: "canopy.meta",
-            ..sys::MapCreate::default()
-        })?;
-        let map = sys::Map::new(fd)?;
-        map.update(&0u32.to_ne_bytes(), text.as_bytes(), 0)?;
-        map.freeze()?;
-        Ok(map.into_fd())
+        write_text("canopy.meta", &self.to_text())
     }
 
     /// Reads what a pinned map says.
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
-        let map = sys::Map::new(sys::obj_get(path)?)?;
-        let value = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
-        std::str::from_utf8(&value)
-            .ok()
-            .and_then(Self::from_text)
+        Self::from_text(&read_text(path)?)
             .ok_or_else(|| io::Error::other(format!("{} is not a chain's", path.display())))
     }
+}
+
+/// A frozen map of one entry that holds a text.
+pub(crate) fn write_text(name: &str, text: &str) -> io::Result<OwnedFd> {
+    let fd = sys::map_create(&sys::MapCreate {
+        map_type: crate::object_maps::ARRAY,
+        key_size: 4,
+        value_size: u32::try_from(text.len()).map_err(io::Error::other)?,
+        max_entries: 1,
+        flags: crate::object_maps::RDONLY_PROG,
+        name,
+        ..sys::MapCreate::default()
+    })?;
+    let map = sys::Map::new(fd)?;
+    map.update(&0u32.to_ne_bytes(), text.as_bytes(), 0)?;
+    map.freeze()?;
+    Ok(map.into_fd())
+}
+
+/// The text in a pinned map.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    let map = sys::Map::new(sys::obj_get(path)?)?;
+    let value = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+    String::from_utf8(value)
+        .map_err(|_| io::Error::other(format!("{} holds no text", path.display())))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use nix::{
 };
 use std::{
     cell::RefCell,
-    io,
+    fmt, io,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -31,20 +31,106 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
+/// What rtnetlink answered to a change that it did not make.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    error: io::Error,
+    /// The extended acknowledgement: why, in the kernel's words. Empty where it gave none.
+    message: String,
+}
+
+impl Refusal {
+    /// The kernel's error number.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.error.raw_os_error()
+    }
+
+    /// Why, in the kernel's words; empty where it gave no reason.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { error, message: String::new() }
+    }
+}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        if refusal.message.is_empty() {
+            return refusal.error;
+        }
+        Self::new(refusal.error.kind(), refusal.to_string())
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)?;
+        if self.message.is_empty() { Ok(()) } else { write!(f, ": {}", self.message) }
+    }
+}
+
 /// Changes something, and returns once the kernel has done it.
-pub(crate) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+pub(crate) fn change(kind: u16, flags: u16, body: &[u8]) -> Result<(), Refusal> {
     sys::timed(|| changed(kind, flags, body))
 }
 
-fn changed(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-    let netlink = request(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body)?;
-    answer(&netlink, |bytes| match Message::first(bytes) {
-        Some(Message { kind: NLMSG_ERROR, body, .. }) => match u32_at(body, 0).cast_signed() {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(-errno)),
-        },
+fn changed(kind: u16, flags: u16, body: &[u8]) -> Result<(), Refusal> {
+    let netlink = rtnetlink()?;
+    explain(&netlink)?;
+    send(&netlink, kind, NLM_F_REQUEST | NLM_F_ACK | flags, body)?;
+    let refused = answer(&netlink, |bytes| match Message::first(bytes) {
+        Some(Message { kind: NLMSG_ERROR, flags, body, .. }) => Ok(acknowledged(flags, body)),
         _ => Err(io::Error::other("rtnetlink gave no answer")),
-    })
+    })?;
+    refused.map_or(Ok(()), Err)
+}
+
+/// Asks for extended acknowledgements, without the request in them.
+fn explain(netlink: &OwnedFd) -> io::Result<()> {
+    const SOL_NETLINK: libc::c_int = 270;
+    const NETLINK_CAP_ACK: libc::c_int = 10;
+    const NETLINK_EXT_ACK: libc::c_int = 11;
+    let on: libc::c_int = 1;
+    for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
+        let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+        // SAFETY: `on` is a live integer of the length given, which the kernel only reads.
+        let result = unsafe {
+            libc::setsockopt(
+                netlink.as_raw_fd(),
+                SOL_NETLINK,
+                option,
+                std::ptr::from_ref(&on).cast(),
+                length,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Reads `struct nlmsgerr` and the attributes behind it; `None` for done.
+fn acknowledged(flags: u16, body: &[u8]) -> Option<Refusal> {
+    const NLM_F_CAPPED: u16 = 0x100;
+    const NLM_F_ACK_TLVS: u16 = 0x200;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let errno = u32_at(body, 0).cast_signed();
+    if errno == 0 {
+        return None;
+    }
+    // The error, then the request: its header, and the rest of it unless that was cut off.
+    let request = if flags & NLM_F_CAPPED == 0 { u32_at(body, 4) as usize } else { HEADER };
+    let attached = body.get(4 + request.next_multiple_of(4)..).unwrap_or_default();
+    let message = attributes(attached)
+        .find(|(kind, _)| flags & NLM_F_ACK_TLVS != 0 && *kind == NLMSGERR_ATTR_MSG)
+        .map(|(_, message)| text(message))
+        .unwrap_or_default();
+    Some(Refusal { error: io::Error::from_raw_os_error(-errno), message })
 }
 
 /// One of a kind, as `read` takes it from the body of the answer, a message of kind `answer`.
@@ -124,6 +210,11 @@ fn rtnetlink() -> io::Result<OwnedFd> {
 /// Sends a request; its answers come from the socket returned.
 fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
     let netlink = rtnetlink()?;
+    send(&netlink, kind, flags, body)?;
+    Ok(netlink)
+}
+
+fn send(netlink: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let mut message = Vec::with_capacity(HEADER + body.len());
     message.extend(u32::try_from(HEADER + body.len()).map_err(io::Error::other)?.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
@@ -132,7 +223,7 @@ fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
     message.resize(HEADER, 0);
     message.extend(body);
     sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-    Ok(netlink)
+    Ok(())
 }
 
 fn dump<T>(
@@ -243,6 +334,28 @@ mod tests {
         assert!(Message::first(&[]).is_none());
         assert!(Message::first(&[255, 0, 0, 0, 16, 0, 0, 0]).is_none());
         assert!(attributes(&[1, 0, 3, 0]).next().is_none());
+    }
+
+    #[test]
+    fn an_extended_acknowledgement_is_read() {
+        let header = [[16_u32, 0, 0, 0].map(u32::to_ne_bytes).concat()].concat();
+        let error = (-95_i32).to_ne_bytes();
+        let why = attribute(1, b"no such luck\0");
+        let capped = [&error[..], &header, &why].concat();
+        let refusal = acknowledged(0x300, &capped).unwrap();
+        assert_eq!((refusal.errno(), refusal.message()), (Some(95), "no such luck"));
+        assert!(refusal.to_string().ends_with("(os error 95): no such luck"), "{refusal}");
+        // Not said to be there, it is part of something else.
+        assert_eq!(acknowledged(0x100, &capped).unwrap().message(), "");
+        let whole = [
+            &error[..],
+            &[[20_u32, 0, 0, 0].map(u32::to_ne_bytes).concat()].concat(),
+            &[0; 4],
+            &why,
+        ];
+        assert_eq!(acknowledged(0x200, &whole.concat()).unwrap().message(), "no such luck");
+        assert_eq!(acknowledged(0x300, &error).unwrap().message(), "");
+        assert!(acknowledged(0x300, &[0; 4]).is_none());
     }
 
     #[test]

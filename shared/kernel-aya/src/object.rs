@@ -3,18 +3,22 @@
 
 use crate::{
     btf_ext::{BtfExt, Record},
-    core_relocate,
+    core_relocate::{self, Relocated},
+    datasec,
     elf::{Elf, Function, ObjectError, Section},
+    externs::{Externs, Resolution},
+    kconfig::{self, Configuration},
+    kernel_btf::{KernelBtf, essential_name},
     layout,
     object_maps::{self, MapDef},
 };
 use canopy_chain::{
-    Attachment, Code, Line, MapLoad,
-    btf::Btf,
+    Attachment, Code, KernelCall, Line, MapLoad,
+    btf::{Btf, Type, kind},
     insn::{Insn, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_MAP, PSEUDO_MAP_VALUE, SIZE},
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::Range,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -39,9 +43,12 @@ const CACHE: usize = 32 << 20;
 pub(crate) struct Object {
     elf: Elf,
     pub(crate) btf: Option<Arc<[u8]>>,
+    /// The same as the compiler wrote it, for kernels that do not take [`Self::btf`].
+    pub(crate) plain_btf: Option<Arc<[u8]>>,
     notes: Notes,
-    /// The names of the variables that stand for the kernel's configuration.
-    configuration: Vec<String>,
+    externs: Externs,
+    /// What its CO-RE relocations left to be known when it is linked.
+    relocated: Relocated,
     pub(crate) maps: Vec<MapDef>,
     /// See [`Self::layout`].
     layouts: OnceLock<Vec<u64>>,
@@ -146,18 +153,30 @@ impl Object {
             .transpose()
             .map_err(|error| ObjectError::Malformed(error.to_string()))?;
         let mut maps = object_maps::parse(&elf, parsed.as_ref())?;
-        maps.extend(parsed.as_ref().and_then(object_maps::kernel_configuration));
+        let configuration = parsed.as_ref().and_then(Configuration::new);
+        maps.extend(configuration.as_ref().and_then(object_maps::kernel_configuration));
         let ext = elf.section(".BTF.ext").filter(|_| btf.is_some()).map(|section| {
             BtfExt::parse(&section.data)
                 .ok_or_else(|| ObjectError::Malformed(".BTF.ext is not whole".to_owned()))
         });
         let ext = ext.transpose()?.unwrap_or_default();
-        core_relocate::relocate(&mut elf, bytes)?;
         let notes = parsed.as_ref().map(|btf| Notes::new(&elf, btf, &ext)).unwrap_or_default();
-        let configuration = parsed.as_ref().map(object_maps::kernel_variables).unwrap_or_default();
-        let configuration = configuration.into_iter().map(str::to_owned).collect();
+        let (mut relocated, mut externs) = (Relocated::default(), Externs::default());
+        if let Some(parsed) = &parsed {
+            relocated =
+                core_relocate::relocate(&mut elf, parsed, &ext.relocations, &notes.sections)?;
+            externs = Externs::new(parsed, configuration.as_ref());
+        }
+        let sections = object_maps::data_sections(&maps);
+        let settled = btf.as_ref().zip(parsed.as_ref());
+        let settled = settled.and_then(|(raw, btf)| datasec::settled(raw, btf, &elf, &sections));
+        let plain_btf = btf.clone();
+        let btf = settled.map(Arc::from).or(btf);
+        if let Some(parsed) = btf.as_ref().and_then(|raw| Btf::parse(raw).ok()) {
+            object_maps::type_values(&mut maps, &parsed);
+        }
         let (layouts, types) = (OnceLock::new(), Mutex::default());
-        Ok(Self { elf, btf, notes, configuration, maps, layouts, types })
+        Ok(Self { elf, btf, plain_btf, notes, externs, relocated, maps, layouts, types })
     }
 
     /// The types of a function, as `compose` makes them when it is asked for the first time.
@@ -199,6 +218,45 @@ impl Object {
         Ok(object.elf.functions.into_iter().map(|function| function.name).collect())
     }
 
+    /// The data sections among these maps with addresses in them, which the kernel has no way to give:
+    /// programs read numbers there.
+    pub(crate) fn lost_pointers(&self, used: &BTreeSet<usize>) -> impl Iterator<Item = String> {
+        let used = used.iter().filter_map(|map| self.maps.get(*map));
+        used.filter(|map| map.data.is_some()).filter_map(|map| {
+            let section = self.elf.sections.get(map.section)?;
+            let count = section.relocations.len();
+            let first = section.relocations.values().next()?;
+            let target = self.symbol(*first).filter(|name| !name.is_empty());
+            let target = target.map_or_else(String::new, |name| format!(" (the first: \"{name}\")"));
+            Some(format!(
+                "{count} addresses in section \"{}\"{target} are not filled in: eBPF has no pointers \
+                 in data",
+                map.name
+            ))
+        })
+    }
+
+    /// The name of the ELF section a function lies in.
+    pub(crate) fn section_of(&self, function: &str) -> Option<&str> {
+        let found = self.elf.functions.iter().find(|known| known.name == function)?;
+        self.elf.sections.get(found.section).map(|section| section.name.as_str())
+    }
+
+    /// The name of the struct that a function's first parameter points to, where its type says it.
+    pub(crate) fn context_of(&self, function: &str) -> Option<String> {
+        let btf = Btf::parse(self.btf.as_ref()?).ok()?;
+        let is_function = |ty: &Type<'_>| ty.kind == kind::FUNC && btf.string(ty.name) == function;
+        let (_, ty) = btf.iter().find(|(_, ty)| is_function(ty))?;
+        let (_, prototype) = btf.resolve(ty.size_or_type)?;
+        // A parameter is two words: its name and its type.
+        let takes = prototype.kind == kind::FUNC_PROTO && prototype.vlen > 0;
+        let first = takes.then(|| prototype.word(1))?;
+        let (_, pointer) = btf.resolve(first).filter(|(_, ty)| ty.kind == kind::PTR)?;
+        let (_, context) = btf.resolve(pointer.size_or_type)?;
+        let named = matches!(context.kind, kind::STRUCT | kind::FWD);
+        named.then(|| btf.string(context.name).to_owned())
+    }
+
     /// The licence the object declares; empty when it declares none.
     pub(crate) fn licence(&self) -> &str {
         &self.elf.licence
@@ -216,15 +274,6 @@ impl Object {
             let map = self.maps.iter().position(|m| m.section == section && m.data.is_some())?;
             Some((map, usize::try_from(symbol.address).ok()?, usize::try_from(symbol.size).ok()?))
         })
-    }
-
-    /// Where a variable of the kernel's configuration lies: the map and the offset. Options are not
-    /// known; weak ones read as 0, as they do where an option is not set.
-    fn configured(&self, name: &str, weak: bool) -> Option<(usize, i32)> {
-        let map = self.maps.iter().position(|map| map.name == object_maps::KCONFIG)?;
-        let place = self.configuration.iter().position(|known| known == name)?;
-        let known = weak || name == object_maps::KERNEL_VERSION;
-        Some((map, i32::try_from(place * 8).ok()?)).filter(|_| known)
     }
 
     /// The variables of a data section: name, offset, size; by offset.
@@ -269,7 +318,7 @@ struct Linker<'a> {
     todo: Vec<(usize, usize)>,
     /// What is known of the kernel's functions and variables that it refers to, by symbol and whether
     /// it is called.
-    outside: BTreeMap<(usize, bool), Option<i32>>,
+    outside: BTreeMap<(usize, bool), Option<u32>>,
 }
 
 impl Linker<'_> {
@@ -321,6 +370,13 @@ impl Linker<'_> {
                 continue;
             }
             let offset = function.address + (index * SIZE) as u64;
+            let place = (function.section, offset);
+            if self.object.relocated.own_types.contains(&place) {
+                self.code.type_ids.push(base + index);
+            }
+            if let Some(missing) = self.object.relocated.unresolved.get(&place) {
+                self.code.missing.insert(base + index, missing.clone());
+            }
             if let Some(symbol) = section.relocations.get(&offset) {
                 self.refer(function, base + index, *insn, *symbol)?;
             } else if insn.is_local_call() {
@@ -430,13 +486,13 @@ impl Linker<'_> {
         Ok(())
     }
 
-    /// The kernel's id of what an instruction refers to. Looking one up takes a millisecond.
-    fn kernel_s(
+    /// The kernel's id of what an instruction refers to without a declaration.
+    fn undeclared(
         &mut self,
         number: usize,
         insn: Insn,
         name: &str,
-    ) -> Result<Option<i32>, ObjectError> {
+    ) -> Result<Option<u32>, ObjectError> {
         let at = (number, insn.is_load64());
         if let Some(known) = self.outside.get(&at) {
             return Ok(*known);
@@ -447,12 +503,12 @@ impl Linker<'_> {
                 remedy: "the kernel takes no more in a program: leave some out".to_owned(),
             });
         }
+        let kernel = KernelBtf::get()?;
         let id = if insn.is_load64() {
-            core_relocate::kernel_symbol(name)?
+            kernel.find(name, kind::VAR).or_else(|| kernel.find(name, kind::FUNC))
         } else {
-            core_relocate::kernel_function(name)?
+            kernel.find(essential_name(name), kind::FUNC)
         };
-        let id = id.and_then(|id| i32::try_from(id).ok());
         self.outside.insert(at, id);
         Ok(id)
     }
@@ -465,45 +521,98 @@ impl Linker<'_> {
         number: usize,
         symbol: &crate::elf::Symbol,
     ) -> Result<(), ObjectError> {
-        let name = &symbol.name;
-        let configured = self.object.configured(name, symbol.weak).filter(|_| insn.is_load64());
-        let id = if configured.is_some() { None } else { self.kernel_s(number, insn, name)? };
-        let Some(place) = self.code.instructions.get_mut(at) else { return Ok(()) };
-        if insn.is_load64() {
-            if let Some((map, offset)) = configured {
-                *place = Insn { src: PSEUDO_MAP_VALUE, imm: 0, ..*place };
-                self.code.maps.push(MapLoad { at, map });
-                if let Some(second) = self.code.instructions.get_mut(at + 1) {
-                    second.imm = offset;
-                }
-                return Ok(());
-            }
-            *place = match id {
-                Some(id) => Insn { src: PSEUDO_BTF_ID, imm: id, ..*place },
-                // A weak one that is not there is NULL, which is what programs test for.
-                None if symbol.weak => Insn { src: 0, imm: 0, ..*place },
-                None => {
-                    return Err(ObjectError::Unsupported {
-                        what: format!("it refers to the kernel's \"{name}\", which is not there"),
-                        remedy: "declare it __weak and test for it; of __kconfig only \
-                                 LINUX_KERNEL_VERSION is known"
-                            .to_owned(),
-                    });
-                }
-            };
-            return Ok(());
+        let (name, call) = (&symbol.name, !insn.is_load64());
+        let resolution = match self.object.externs.resolve(name, symbol.weak, call) {
+            Some(resolution) => resolution.map_err(|unresolved| ObjectError::Unsupported {
+                what: unresolved.what,
+                remedy: unresolved.remedy.to_owned(),
+            })?,
+            None => match self.undeclared(number, insn, name)? {
+                Some(id) => Resolution::Kernel(id),
+                None if symbol.weak && call => Resolution::Kernel(0),
+                None if symbol.weak => Resolution::Number(0),
+                None => return Err(undefined(name)),
+            },
+        };
+        if call {
+            let (name, weak) = (name.clone(), symbol.weak);
+            self.code.kernel_calls.push(KernelCall { at, name, weak });
         }
-        match id {
-            Some(id) => *place = Insn { src: PSEUDO_KFUNC, off: 0, imm: id, ..*place },
-            // As libbpf does: the verifier refuses it only where it can be reached.
-            None if symbol.weak => *place = Insn { src: PSEUDO_KFUNC, off: 0, imm: 0, ..*place },
-            None => {
-                return Err(ObjectError::Unsupported {
-                    what: format!("it calls \"{name}\", which this kernel does not offer"),
-                    remedy: "use a kernel that has it, or an object that does without".to_owned(),
-                });
+        self.put(at, call, &resolution)
+    }
+
+    /// Puts into an instruction what it refers to.
+    fn put(&mut self, at: usize, call: bool, resolution: &Resolution) -> Result<(), ObjectError> {
+        let far = || ObjectError::Malformed("it refers to something far outside".to_owned());
+        let kernel_id = |id: u32| i32::try_from(id).map_err(|_| far());
+        let (Some(insn), second) =
+            (self.code.instructions.get(at).copied(), self.code.instructions.get(at + 1).copied())
+        else {
+            return Ok(());
+        };
+        let (insn, second) = match *resolution {
+            Resolution::Kernel(id) if call => {
+                (Insn { src: PSEUDO_KFUNC, off: 0, imm: kernel_id(id)?, ..insn }, None)
+            }
+            Resolution::Kernel(id) => (
+                Insn { src: PSEUDO_BTF_ID, imm: kernel_id(id)?, ..insn },
+                second.map(|second| Insn { imm: 0, ..second }),
+            ),
+            Resolution::Number(number) => {
+                let [low, high] = halves(number);
+                (
+                    Insn { src: 0, imm: low, ..insn },
+                    second.map(|second| Insn { imm: high, ..second }),
+                )
+            }
+            Resolution::Configured(offset) => {
+                let map = self
+                    .object
+                    .maps
+                    .iter()
+                    .position(|map| map.section == usize::MAX && map.name == kconfig::SECTION);
+                self.code.maps.push(MapLoad { at, map: map.ok_or_else(far)? });
+                let offset = i32::try_from(offset).map_err(|_| far())?;
+                (
+                    Insn { src: PSEUDO_MAP_VALUE, imm: 0, ..insn },
+                    second.map(|second| Insn { imm: offset, ..second }),
+                )
+            }
+        };
+        for (place, insn) in [(at, Some(insn)), (at + 1, second)] {
+            if let (Some(place), Some(insn)) = (self.code.instructions.get_mut(place), insn) {
+                *place = insn;
             }
         }
         Ok(())
+    }
+}
+
+/// The two halves of a number, as a wide load has them: low, high.
+fn halves(number: u64) -> [i32; 2] {
+    let low = u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
+    let high = u32::try_from(number >> 32).unwrap_or(0);
+    [low.cast_signed(), high.cast_signed()]
+}
+
+/// A symbol that is defined nowhere: not in the object, not declared to be the kernel's, not in it.
+fn undefined(name: &str) -> ObjectError {
+    // Rust's mangled names have the paths of their crates in them.
+    let panics =
+        ["panic", "unwrap_failed", "expect_failed", "_fail"].iter().any(|part| name.contains(part))
+            && name.starts_with('_');
+    let remedy = if panics {
+        "the program can panic there, and no eBPF program may: build it with optimisation, and use \
+         checked operations (get, checked_add) instead of what panics"
+    } else {
+        "link the object with the one that defines the function, have it inlined, or, if the kernel \
+         has it, declare it __ksym"
+    };
+    ObjectError::Unsupported {
+        what: format!(
+            "it refers to \"{name}\", which is defined neither in the object nor in this \
+                       kernel"
+        ),
+        remedy: remedy.to_owned(),
     }
 }

@@ -1,8 +1,13 @@
 //! The maps an object declares: in BTF (`.maps`), in the old form (`maps`), and its data sections.
 
-use crate::elf::{Elf, ObjectError, Section};
+use crate::{
+    elf::{Elf, ObjectError, Section},
+    kconfig::{self, Configuration},
+    kernel_btf::KernelBtf,
+};
 use canopy_chain::btf::{Btf, Type, kind};
 use object::SymbolKind;
+use std::collections::BTreeMap;
 
 /// One map of an object.
 #[derive(Clone, Debug, Default)]
@@ -17,11 +22,16 @@ pub(crate) struct MapDef {
     pub(crate) max_entries: u32,
     pub(crate) flags: u32,
     pub(crate) extra: u64,
+    /// The memory node to be made on (`BPF_F_NUMA_NODE`).
+    pub(crate) numa_node: u32,
     /// Declared `LIBBPF_PIN_BY_NAME`.
     pub(crate) pinned: bool,
     /// The key's and the value's type in the object's BTF; 0 for none.
     pub(crate) btf_key: u32,
     pub(crate) btf_value: u32,
+    /// Its values hold objects of the program's own types: lists, trees, pointers. The kernel takes it
+    /// only in programs loaded with the very type information that it was made with.
+    pub(crate) own_types: bool,
     /// What a map of maps holds.
     pub(crate) inner: Option<Box<MapDef>>,
     /// What it holds from the start: index and symbol, of a map or a function.
@@ -53,55 +63,19 @@ const DATA: usize = 64 << 20;
 /// Most entries that maps of an object are filled with from the start.
 const VALUES: usize = 1 << 16;
 
-/// The section of variables that stand for the kernel's configuration.
-pub(crate) const KCONFIG: &str = ".kconfig";
-/// The one of them that is known: as `KERNEL_VERSION()` makes it.
-pub(crate) const KERNEL_VERSION: &str = "LINUX_KERNEL_VERSION";
-
-/// The names of the object's `__kconfig` variables.
-pub(crate) fn kernel_variables<'a>(btf: &Btf<'a>) -> Vec<&'a str> {
-    let Some((_, section)) =
-        btf.iter().find(|(_, ty)| ty.kind == kind::DATASEC && btf.string(ty.name) == KCONFIG)
-    else {
-        return Vec::new();
-    };
-    (0..usize::from(section.vlen))
-        .filter_map(|i| Some(btf.string(btf.get(section.word(i * 3))?.name)))
-        .collect()
-}
-
-/// The map the `__kconfig` variables live in, eight bytes each.
-pub(crate) fn kernel_configuration(btf: &Btf<'_>) -> Option<MapDef> {
-    let contents: Vec<u8> = kernel_variables(btf)
-        .into_iter()
-        .map(|name| if name == KERNEL_VERSION { version_code(&crate::facts::release()) } else { 0 })
-        .flat_map(|value| {
-            // A variable of any size up to eight bytes starts where the slot does.
-            let mut slot = [0; 8];
-            let bytes = value.to_ne_bytes();
-            slot.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
-            slot
-        })
-        .collect();
+/// The map that `__kconfig` variables live in.
+pub(crate) fn kernel_configuration(configuration: &Configuration) -> Option<MapDef> {
     Some(MapDef {
-        name: KCONFIG.to_owned(),
+        name: kconfig::SECTION.to_owned(),
         section: usize::MAX,
         map_type: ARRAY,
         key_size: 4,
-        value_size: u32::try_from(contents.len()).ok().filter(|size| *size > 0)?,
+        value_size: u32::try_from(configuration.contents.len()).ok()?,
         max_entries: 1,
         flags: RDONLY_PROG,
-        data: Some(Data { contents, read_only: true }),
+        data: Some(Data { contents: configuration.contents.clone(), read_only: true }),
         ..MapDef::default()
     })
-}
-
-/// `KERNEL_VERSION(a, b, c)` of a release such as `6.1.0-18-amd64`.
-fn version_code(release: &str) -> u32 {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
-    let mut next = || parts.next().flatten().unwrap_or(0u32);
-    let (major, minor, patch) = (next(), next(), next());
-    (major << 16) + (minor << 8) + patch.min(255)
 }
 
 /// Every map of the object.
@@ -121,6 +95,69 @@ pub(crate) fn parse(elf: &Elf, btf: Option<&Btf<'_>>) -> Result<Vec<MapDef>, Obj
         bounded(&maps)?;
     }
     Ok(maps)
+}
+
+/// The data sections that are maps, by name.
+pub(crate) fn data_sections(maps: &[MapDef]) -> BTreeMap<String, usize> {
+    maps.iter()
+        .filter(|map| map.data.is_some())
+        .map(|map| (map.name.clone(), map.section))
+        .collect()
+}
+
+/// Gives data sections their types, and notes which maps hold objects of the program's own.
+pub(crate) fn type_values(maps: &mut [MapDef], btf: &Btf<'_>) {
+    for map in maps {
+        if map.data.is_some() {
+            let section = btf.iter().find(|(_, ty)| {
+                ty.kind == kind::DATASEC
+                    && btf.string(ty.name) == map.name
+                    && ty.size_or_type == map.value_size
+                    && btf.is_whole_section(ty)
+            });
+            map.btf_value = section.map_or(0, |(id, _)| id);
+        }
+        let mut steps = STEPS;
+        map.own_types = map.btf_value != 0 && holds_own_types(btf, map.btf_value, 16, &mut steps);
+    }
+}
+
+/// Most types that are looked at in a map's value.
+const STEPS: u32 = 1 << 16;
+
+/// Whether a value holds a list, a tree, or a pointer to something that only the program knows.
+fn holds_own_types(btf: &Btf<'_>, id: u32, depth: u32, steps: &mut u32) -> bool {
+    let Some((_, ty)) = btf.resolve(id) else { return false };
+    let (Some(depth), Some(left)) = (depth.checked_sub(1), steps.checked_sub(1)) else {
+        return false;
+    };
+    *steps = left;
+    match ty.kind {
+        kind::STRUCT | kind::UNION => {
+            matches!(btf.string(ty.name), "bpf_list_head" | "bpf_rb_root")
+                || (0..usize::from(ty.vlen))
+                    .any(|member| holds_own_types(btf, ty.word(member * 3 + 1), depth, steps))
+        }
+        kind::DATASEC => (0..usize::from(ty.vlen))
+            .any(|variable| holds_own_types(btf, ty.word(variable * 3), depth, steps)),
+        kind::VAR => holds_own_types(btf, ty.size_or_type, depth, steps),
+        kind::ARRAY => holds_own_types(btf, ty.word(0), depth, steps),
+        kind::PTR => points_to_own_type(btf, ty.size_or_type),
+        _ => false,
+    }
+}
+
+/// Whether a pointer is one that the kernel keeps for the program (`__kptr`), to a type that the kernel
+/// itself does not have.
+fn points_to_own_type(btf: &Btf<'_>, id: u32) -> bool {
+    let tagged = btf.get(id).is_some_and(|tag| {
+        tag.kind == kind::TYPE_TAG && matches!(btf.string(tag.name), "kptr" | "percpu_kptr")
+    });
+    tagged
+        && btf.resolve(id).is_some_and(|(_, ty)| {
+            let known = |kernel: &KernelBtf| kernel.has_composite(btf.string(ty.name));
+            !KernelBtf::get().is_ok_and(known)
+        })
 }
 
 /// That the maps so far are not more than an object has that is meant to be loaded.
@@ -289,6 +326,7 @@ fn definition_of(
     inner: Inner,
 ) -> Result<MapDef, ObjectError> {
     let mut def = MapDef { name: map.to_owned(), ..MapDef::default() };
+    let mut sizes = Sizes::default();
     if usize::from(ty.vlen) > MEMBERS {
         let what = format!("map \"{map}\": its definition has more than {MEMBERS} members");
         return Err(ObjectError::Malformed(what));
@@ -301,12 +339,21 @@ fn definition_of(
             "type" => def.map_type = value()?,
             "max_entries" => def.max_entries = value()?,
             "map_flags" => def.flags = value()?,
-            "map_extra" => def.extra = u64::from(value()?),
-            "key_size" => def.key_size = value()?,
-            "value_size" => def.value_size = value()?,
-            "pinning" => def.pinned = value()? != 0,
-            "key" => (def.btf_key, def.key_size) = pointed(btf, id).ok_or_else(malformed)?,
-            "value" => (def.btf_value, def.value_size) = pointed(btf, id).ok_or_else(malformed)?,
+            "map_extra" => def.extra = long_number(btf, id).ok_or_else(malformed)?,
+            "numa_node" => def.numa_node = value()?,
+            "key_size" => sizes.key(value()?).ok_or_else(|| conflict(map, name))?,
+            "value_size" => sizes.value(value()?).ok_or_else(|| conflict(map, name))?,
+            "pinning" => def.pinned = pinned(map, value()?)?,
+            "key" => {
+                let (ty, size) = pointed(btf, id).ok_or_else(malformed)?;
+                def.btf_key = ty;
+                sizes.key(size).ok_or_else(|| conflict(map, name))?;
+            }
+            "value" => {
+                let (ty, size) = pointed(btf, id).ok_or_else(malformed)?;
+                def.btf_value = ty;
+                sizes.value(size).ok_or_else(|| conflict(map, name))?;
+            }
             "values" => {
                 let (_, array) = btf
                     .resolve(id)
@@ -317,8 +364,8 @@ fn definition_of(
                     .filter(|(_, ty)| ty.kind == kind::PTR)
                     .ok_or_else(malformed)?;
                 let (_, target) = btf.resolve(pointer.size_or_type).ok_or_else(malformed)?;
-                def.key_size = 4;
-                def.value_size = 4;
+                // What it holds is told to the kernel by descriptor.
+                sizes.value(4).ok_or_else(|| conflict(map, name))?;
                 match target.kind {
                     kind::FUNC_PROTO => {}
                     kind::STRUCT if inner == Inner::Allowed => {
@@ -329,9 +376,70 @@ fn definition_of(
                     _ => return Err(malformed()),
                 }
             }
-            // numa_node and whatever comes: hints, not meaning.
-            _ => {}
+            // As libbpf: what is not known may be a flag that is misspelt.
+            _ => {
+                return Err(ObjectError::Unsupported {
+                    what: format!("map \"{map}\": \"{name}\" is no attribute of a map"),
+                    remedy: "use type, max_entries, map_flags, map_extra, numa_node, key, value, \
+                             key_size, value_size, values and pinning"
+                        .to_owned(),
+                });
+            }
         }
     }
+    // Arrays whose keys nobody declared are indexed by numbers of 32 bits.
+    let indexed = values_offset(btf, ty).is_some();
+    def.key_size = sizes.key.unwrap_or(if indexed { 4 } else { 0 });
+    def.value_size = sizes.value.unwrap_or(0);
     Ok(def)
+}
+
+/// The sizes of a map's keys and values, which may be said twice if they are said alike.
+#[derive(Debug, Default)]
+struct Sizes {
+    key: Option<u32>,
+    value: Option<u32>,
+}
+
+impl Sizes {
+    fn key(&mut self, size: u32) -> Option<()> {
+        (*self.key.get_or_insert(size) == size).then_some(())
+    }
+
+    fn value(&mut self, size: u32) -> Option<()> {
+        (*self.value.get_or_insert(size) == size).then_some(())
+    }
+}
+
+fn conflict(map: &str, attribute: &str) -> ObjectError {
+    ObjectError::Malformed(format!("map \"{map}\": \"{attribute}\" contradicts another size of it"))
+}
+
+/// `LIBBPF_PIN_NONE` or `LIBBPF_PIN_BY_NAME`.
+fn pinned(map: &str, word: u32) -> Result<bool, ObjectError> {
+    match word {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(ObjectError::Malformed(format!(
+            "map \"{map}\": \"pinning\" is {other}; it is 0 (none) or 1 (by name)"
+        ))),
+    }
+}
+
+/// A number of 64 bits: `__ulong(x, n)` is an enum with the one value, `__uint(x, n)` does too.
+fn long_number(btf: &Btf<'_>, id: u32) -> Option<u64> {
+    let (_, ty) = btf.resolve(id)?;
+    match (ty.kind, ty.vlen) {
+        (kind::ENUM, 1) => {
+            let word = ty.word(1);
+            // As libbpf reads it: a signed enum's value keeps its sign.
+            Some(if ty.flag {
+                i64::from(word.cast_signed()).cast_unsigned()
+            } else {
+                u64::from(word)
+            })
+        }
+        (kind::ENUM64, 1) => Some(u64::from(ty.word(2)) << 32 | u64::from(ty.word(1))),
+        _ => number(btf, id).map(u64::from),
+    }
 }

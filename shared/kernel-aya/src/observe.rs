@@ -58,7 +58,7 @@ fn observe_all(
     let mut seen = Vec::new();
     for (netns, keys) in by_netns {
         let look = |key: &ChainKey| {
-            let state = state(kernel, key)?;
+            let (state, problem) = state(kernel, key).or_else(unreadable)?;
             let away = match &state {
                 LinkState::InterfaceMissing | LinkState::Detached => away(kernel, key)?,
                 LinkState::Attached(_)
@@ -66,7 +66,7 @@ fn observe_all(
                 | LinkState::NetnsMissing
                 | LinkState::Unseen { .. } => None,
             };
-            Ok((state, away))
+            Ok((state, away, problem))
         };
         // Whether it can be entered is a question of its own: what goes wrong inside is no answer.
         let inside = netns::within(netns.as_ref(), || {
@@ -83,54 +83,91 @@ fn observe_all(
                     }
                     error => LinkState::Unseen { why: error.to_string() },
                 };
-                keys.iter().map(|_| (state.clone(), None)).collect()
+                keys.iter().map(|_| (state.clone(), None, None)).collect()
             }
         };
-        for (key, (state, away)) in keys.into_iter().zip(states) {
+        for (key, (state, away, pin_problem)) in keys.into_iter().zip(states) {
             let generations = kernel.pins.generations(&key)?;
-            seen.push(Observed { key, state, generations, away });
+            seen.push(Observed { key, state, generations, away, pin_problem });
         }
     }
     Ok(seen)
 }
 
-fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<LinkState, KernelError> {
+/// How a chain stands, and why its pins could not be brought back, where they could not.
+fn state(kernel: &AyaKernel, key: &ChainKey) -> Result<(LinkState, Option<String>), KernelError> {
     // Locked from reading the link to remembering it: what is remembered last is what was read last.
     let mut held = kernel.held();
+    let mut problem = None;
     if let Some(held) = held.get(key)
         && held.is_attached(key)?
     {
-        held.repair(&kernel.pins, key)?;
+        // It runs as before without them, for as long as this process does.
+        problem = held.repair(&kernel.pins, key).err().map(|error| pin_problem(&error));
     }
     for _ in 0..LOOKS {
         let Some(device) = netif::device(&key.interface)? else {
-            return Ok(LinkState::InterfaceMissing);
+            return Ok((LinkState::InterfaceMissing, None));
         };
         let now = Now::look(kernel, key, held.get(key), &device)?;
-        let Some(program_id) = now.program() else { return Ok(LinkState::Detached) };
-        let Some(generation) = kernel.pins.generation_of(key, program_id)? else {
-            return Ok(LinkState::Replaced { program_id });
+        let Some(program_id) = now.program() else { return Ok((LinkState::Detached, None)) };
+        // What is held needs no pins to be known.
+        let known = held.get(key).map(|held| held.running(key, program_id)).transpose()?.flatten();
+        let known = match known {
+            Some(known) => Some(known),
+            None => match kernel.pins.generation_of(key, program_id)? {
+                Some(generation) => Some((generation, link::open_prog(kernel, key, generation)?)),
+                None => None,
+            },
+        };
+        let Some((generation, prog)) = known else {
+            return Ok((LinkState::Replaced { program_id }, None));
         };
         let link_id = match &now {
             // A move from one to the other was cut short: another switch completes it.
             Now { link: Some(_), filter: Some(_) } => {
-                return Ok(LinkState::Replaced { program_id });
+                return Ok((LinkState::Replaced { program_id }, None));
             }
             Now { link: Some((_, info)), .. } => Some(info.id),
             Now { link: None, .. } => None,
         };
-        let prog = link::open_prog(kernel, key, generation)?;
         // Interface and link were asked one after the other; a switch in between is no tampering.
         let described = describe(kernel, key, generation, &device, link_id, program_id, &prog)?;
-        if let Some(observed) = described {
+        if let Some(mut observed) = described {
             let before = held.remove(key);
             let link = now.link.map(|(link, _)| link);
             let next = Held::new(&kernel.pins, key, generation, link, prog, before)?;
+            observed.native_refused = next.told_of(&observed.mode);
             held.insert(key.clone(), next);
-            return Ok(LinkState::Attached(observed));
+            return Ok((LinkState::Attached(observed), problem));
         }
     }
-    Ok(LinkState::Detached)
+    Ok((LinkState::Detached, None))
+}
+
+/// A chain whose pins we may not open may be attached; the others are seen all the same.
+fn unreadable(error: KernelError) -> Result<(LinkState, Option<String>), KernelError> {
+    match &error {
+        KernelError::Os { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok((LinkState::Unseen { why: pin_problem(&error) }, Some(pin_problem(&error))))
+        }
+        _ => Err(error),
+    }
+}
+
+fn pin_problem(error: &KernelError) -> String {
+    match error {
+        KernelError::Os { operation, source } => format!("{operation} failed: {source}"),
+        KernelError::Unsupported { what, remedy } | KernelError::Conflict { what, remedy } => {
+            format!("{what} ({remedy})")
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Where the interface is that a chain is attached to, when it does not have its name any more.
@@ -190,10 +227,14 @@ impl Now {
                 link = Some((found, info));
             }
         }
-        let filter = match clsact::filter(key, device)? {
-            Some(filter) if is_ours(&kernel.pins, key, filter.program_id)? => Some(filter),
-            _ => None,
-        };
+        let mut filter = clsact::filter(key, device)?;
+        if let Some(found) = &filter {
+            let running =
+                held.map(|held| held.running(key, found.program_id)).transpose()?.flatten();
+            if running.is_none() && !is_ours(&kernel.pins, key, found)? {
+                filter = None;
+            }
+        }
         Ok(Self { link, filter })
     }
 
@@ -242,7 +283,8 @@ pub(crate) fn hangs_on(
 
 /// Whether what is in the filter's place is the chain's, or was put there in its stead. A chain that
 /// was never attached by a filter has no claim to the place.
-fn is_ours(pins: &Pins, key: &ChainKey, program_id: u32) -> Result<bool, KernelError> {
+fn is_ours(pins: &Pins, key: &ChainKey, filter: &clsact::Filter) -> Result<bool, KernelError> {
+    let program_id = filter.program_id;
     if pins.generation_of(key, program_id)?.is_some() {
         return Ok(true);
     }
@@ -252,7 +294,7 @@ fn is_ours(pins: &Pins, key: &ChainKey, program_id: u32) -> Result<bool, KernelE
             return Ok(false);
         }
     }
-    if clsact::composed_here(program_id) {
+    if filter.is_composed_here() {
         return Ok(true);
     }
     let clsact = |generation: &u64| {
@@ -269,7 +311,7 @@ pub(crate) fn same_name(key: &ChainKey, other: &ChainKey) -> bool {
 /// The generation that runs; `None` when nothing of ours is attached, or when something else is in
 /// its place.
 pub(crate) fn running(pins: &Pins, key: &ChainKey) -> Result<Option<u64>, KernelError> {
-    if let Some(link) = pins::open(&pins.link(key))? {
+    if let Some(link) = pins::open_kind(&pins.link(key), sys::Kind::Link)? {
         let info =
             sys::link_info(&link).map_err(|error| os(format!("read the link of {key}"), error))?;
         if info.ifindex.unwrap_or(0) != 0 {
@@ -308,8 +350,10 @@ pub(crate) fn read_back(
         }
     }
     let link_id = now.link.map(|(_, info)| info.id);
-    describe(kernel, key, generation, &device, link_id, wanted, &prog)?
-        .ok_or_else(|| failed("the interface does not list the program that its link runs"))
+    let mut observed = describe(kernel, key, generation, &device, link_id, wanted, &prog)?
+        .ok_or_else(|| failed("the interface does not list the program that its link runs"))?;
+    observed.native_refused = kernel.held().get(key).and_then(|held| held.told_of(&observed.mode));
+    Ok(observed)
 }
 
 /// The chain as link, program and interface tell it; `None` when the interface does not agree with
@@ -356,6 +400,7 @@ fn describe(
         timed_ns: info.run_time_ns,
         functions: functions(&meta, &records, &info).map_err(failed)?,
         function_bytes: records.jited_lengths,
+        native_refused: None,
     }))
 }
 

@@ -5,6 +5,7 @@
 //!                          /gen-<N>/prog
 //!                                  /cells
 //!                                  /meta
+//!                                  /shares
 //!                                  /maps/<member>/<map>
 //!                   /clsact/<interface's index>
 //! <root>/@netns/<network namespace>/<interface>/<hook>/…
@@ -16,10 +17,13 @@
 //! bpffs takes no '.' in a name (`bpf_lookup`: reserved for its own use), so names are escaped: what
 //! is not a letter, a digit, '_' or '-' becomes '%' and two hexadecimal digits.
 
-use crate::sys;
+use crate::sys::{self, Kind};
 use canopy_api::{ChainKey, InterfaceName, Netns, ProgramName};
 use canopy_kernel::{KernelError, ShareScope};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::{
+    statfs::{BPF_FS_MAGIC, statfs},
+    statvfs::{FsFlags, statvfs},
+};
 use std::{
     fmt::Write as _,
     fs, io,
@@ -64,6 +68,20 @@ impl Pins {
             });
         }
         make_dir(&self.root)
+    }
+
+    /// Refuses a file system that is mounted read-only: a pin on it can be neither made nor opened.
+    pub(crate) fn ensure_writable(&self) -> Result<(), KernelError> {
+        match sys::timed(|| statvfs(&self.root)) {
+            Ok(found) if found.flags().contains(FsFlags::ST_RDONLY) => {
+                Err(KernelError::Unsupported {
+                    what: format!("{} is mounted read-only", self.root.display()),
+                    remedy: "mount it for writing: mount -o remount,rw".to_owned(),
+                })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(os(format!("look at {}", self.root.display()), error.into())),
+        }
     }
 
     /// The directory of an interface's chains.
@@ -114,6 +132,11 @@ impl Pins {
     /// The map that says who the generation's members are.
     pub fn meta(&self, key: &ChainKey, generation: u64) -> PathBuf {
         self.generation(key, generation).join("meta")
+    }
+
+    /// The map that says which maps the generation's members share; only there if they share some.
+    pub(crate) fn shares(&self, key: &ChainKey, generation: u64) -> PathBuf {
+        self.generation(key, generation).join("shares")
     }
 
     /// The directory of a member's maps.
@@ -176,11 +199,16 @@ impl Pins {
         Ok(())
     }
 
-    /// Every chain that has a directory, in order.
+    /// The directory of what is in other network namespaces.
+    pub(crate) fn other_netns(&self) -> PathBuf {
+        self.root.join(NETNS)
+    }
+
+    /// Every chain that has a directory, in order. What else lies there is left alone.
     pub fn chains(&self) -> Result<Vec<ChainKey>, KernelError> {
         let mut keys = chains_in(&self.root, None)?;
-        for (name, path) in list(&self.root.join(NETNS))? {
-            let netns: Option<Netns> = unescape(&name).and_then(|name| name.parse().ok());
+        for (name, path) in readable(directories(&self.other_netns()))? {
+            let netns = netns_of(&name);
             if netns.is_some() {
                 keys.extend(chains_in(&path, netns.as_ref())?);
             }
@@ -191,17 +219,34 @@ impl Pins {
 
     /// Whether a chain has a directory.
     pub(crate) fn has(&self, key: &ChainKey) -> Result<bool, KernelError> {
-        let dir = self.chain(key);
-        sys::timed(|| dir.try_exists())
-            .map_err(|error| os(format!("look at {}", dir.display()), error))
+        Ok(is_directory(&self.interface(key))? && is_directory(&self.chain(key))?)
+    }
+
+    /// Refuses where something that is not Canopy's has the name of a directory of the chain's.
+    pub(crate) fn ensure_unobstructed(&self, key: &ChainKey) -> Result<(), KernelError> {
+        let chain = self.chain(key);
+        let below = chain.ancestors().take_while(|dir| *dir != self.root);
+        for dir in below {
+            let kind = sys::timed(|| fs::symlink_metadata(dir)).map(|found| found.is_dir());
+            if kind.is_ok_and(|is_dir| !is_dir) {
+                return Err(obstructed(dir));
+            }
+        }
+        let link = self.link(key);
+        if sys::timed(|| fs::symlink_metadata(&link)).is_ok()
+            && open_kind(&link, Kind::Link)?.is_none()
+        {
+            return Err(obstructed(&link));
+        }
+        Ok(())
     }
 
     /// The chain's generations, oldest first: also one whose preparation was cut short (it has no
     /// `prog`), so that it can be discarded.
     pub fn generations(&self, key: &ChainKey) -> Result<Vec<u64>, KernelError> {
-        let mut found: Vec<u64> = list(&self.chain(key))?
+        let mut found: Vec<u64> = readable(directories(&self.chain(key)))?
             .into_iter()
-            .filter_map(|(name, _)| name.strip_prefix("gen-")?.parse().ok())
+            .filter_map(|(name, _)| generation_number(&name))
             .collect();
         found.sort_unstable();
         Ok(found)
@@ -211,7 +256,7 @@ impl Pins {
     pub fn generation_of(&self, key: &ChainKey, prog_id: u32) -> Result<Option<u64>, KernelError> {
         // The newest is the likeliest.
         for generation in self.generations(key)?.into_iter().rev() {
-            if let Some(prog) = open(&self.prog(key, generation))? {
+            if let Some(prog) = open_kind(&self.prog(key, generation), Kind::Prog)? {
                 let info = sys::prog_info(&prog).map_err(|error| {
                     os(format!("read the program of {key} generation {generation}"), error)
                 })?;
@@ -223,20 +268,35 @@ impl Pins {
         Ok(None)
     }
 
-    /// Every path below the generation's maps, as (member, map).
+    /// Every map below the generation's maps, as (member, map).
     pub fn member_maps(
         &self,
         key: &ChainKey,
         generation: u64,
     ) -> Result<Vec<(ProgramName, String)>, KernelError> {
         let mut found = Vec::new();
-        for (member, path) in list(&self.generation(key, generation).join("maps"))? {
+        for (member, map, path) in self.member_map_pins(key, generation)? {
+            if open_kind(&path, Kind::Map)?.is_some() {
+                found.push((member, map));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same with the path of each, before anybody looked at what is pinned there.
+    pub(crate) fn member_map_pins(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+    ) -> Result<Vec<(ProgramName, String, PathBuf)>, KernelError> {
+        let mut found = Vec::new();
+        for (member, path) in directories(&self.generation(key, generation).join("maps"))? {
             let Some(member) = unescape(&member).and_then(|name| name.parse().ok()) else {
                 continue;
             };
             let member: ProgramName = member;
-            for (map, _) in list(&path)? {
-                found.extend(unescape(&map).map(|map| (member.clone(), map)));
+            for (map, path) in list(&path)? {
+                found.extend(unescape(&map).map(|map| (member.clone(), map, path)));
             }
         }
         found.sort();
@@ -247,18 +307,32 @@ impl Pins {
 /// Every chain that has a directory in the one of a network namespace.
 fn chains_in(dir: &Path, netns: Option<&Netns>) -> Result<Vec<ChainKey>, KernelError> {
     let mut keys = Vec::new();
-    for (name, path) in list(dir)? {
-        let Some(interface) = unescape(&name).and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let interface: InterfaceName = interface;
-        for (hook, _) in list(&path)? {
+    for (name, path) in directories(dir)? {
+        let Some(interface) = interface_of(&name) else { continue };
+        for (hook, _) in readable(directories(&path))? {
             if let Ok(hook) = hook.parse() {
                 keys.push(ChainKey { netns: netns.cloned(), interface: interface.clone(), hook });
             }
         }
     }
     Ok(keys)
+}
+
+/// The interface whose chains a directory of this name has.
+pub(crate) fn interface_of(name: &str) -> Option<InterfaceName> {
+    unescape(name)?.parse().ok()
+}
+
+/// The network namespace whose chains a directory of this name has.
+pub(crate) fn netns_of(name: &str) -> Option<Netns> {
+    let netns: Netns = unescape(name)?.parse().ok()?;
+    (escape(&netns.to_string()) == name).then_some(netns)
+}
+
+/// The number of the generation whose directory has this name.
+pub(crate) fn generation_number(name: &str) -> Option<u64> {
+    let generation = name.strip_prefix("gen-")?.parse().ok()?;
+    (format!("gen-{generation}") == name).then_some(generation)
 }
 
 /// A name bpffs takes, from any name.
@@ -292,21 +366,78 @@ pub fn unescape(name: &str) -> Option<String> {
     (escape(&out) == name).then_some(out)
 }
 
-/// The entries of a directory by name; none when it is not there.
+/// The entries of a directory by name; none when it is not there, or is no directory.
 pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>, KernelError> {
+    let entries = entries(dir)?.into_iter();
+    let named = entries.filter_map(|entry| Some((entry.name?, entry.path)));
+    Ok(named.collect())
+}
+
+/// The directories in a directory by name; what else lies there, links to others among it, is none of ours.
+pub(crate) fn directories(dir: &Path) -> Result<Vec<(String, PathBuf)>, KernelError> {
+    let entries = entries(dir)?.into_iter().filter(|entry| entry.is_dir);
+    let named = entries.filter_map(|entry| Some((entry.name?, entry.path)));
+    Ok(named.collect())
+}
+
+/// What is in a directory that we may not read is none of ours.
+fn readable<T: Default>(listed: Result<T, KernelError>) -> Result<T, KernelError> {
+    match listed {
+        Err(KernelError::Os { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(T::default())
+        }
+        listed => listed,
+    }
+}
+
+/// What lies in a directory.
+pub(crate) struct Entry {
+    /// `None` for what is no text.
+    pub(crate) name: Option<String>,
+    pub(crate) path: PathBuf,
+    /// Whether it is a directory itself, not a link to one.
+    pub(crate) is_dir: bool,
+}
+
+/// What lies in a directory, in order; nothing when it is not there, or is no directory.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<Entry>, KernelError> {
     let failed = |error| os(format!("list {}", dir.display()), error);
     let entries: Vec<_> = match sys::timed(|| fs::read_dir(dir).map(Iterator::collect)) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),
     };
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(failed)?;
-        found.extend(entry.file_name().into_string().ok().map(|name| (name, entry.path())));
+        let entry: fs::DirEntry = entry.map_err(failed)?;
+        found.push(Entry {
+            name: entry.file_name().into_string().ok(),
+            path: entry.path(),
+            is_dir: entry.file_type().is_ok_and(|kind| kind.is_dir()),
+        });
     }
-    found.sort();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn is_directory(path: &Path) -> Result<bool, KernelError> {
+    match sys::timed(|| fs::symlink_metadata(path)) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error) if is_absence(&error) => Ok(false),
+        Err(error) => Err(os(format!("look at {}", path.display()), error)),
+    }
+}
+
+/// Something that is not Canopy's has a name that is needed.
+fn obstructed(path: &Path) -> KernelError {
+    KernelError::Conflict {
+        what: format!("{} is in the way: it is nothing of Canopy's", path.display()),
+        remedy: format!("find out whose it is, and move or remove it: {}", path.display()),
+    }
 }
 
 /// Makes a directory and its parents.
@@ -343,6 +474,25 @@ pub fn open(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
         Ok(fd) => Ok(Some(fd)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(os(format!("open {}", path.display()), error)),
+    }
+}
+
+/// Opens a pinned object of a kind; `None` when nothing is pinned there, or something else is.
+pub(crate) fn open_kind(path: &Path, kind: Kind) -> Result<Option<OwnedFd>, KernelError> {
+    match open(path) {
+        Ok(Some(fd)) => {
+            Ok(Some(fd).filter(|fd| sys::kind_of(fd).is_none_or(|found| found == kind)))
+        }
+        Ok(None) => Ok(None),
+        Err(error) => {
+            // A directory, or a link that leads astray.
+            let found = sys::timed(|| fs::symlink_metadata(path));
+            let other = match &found {
+                Ok(found) => !found.is_file(),
+                Err(error) => is_absence(error),
+            };
+            if other { Ok(None) } else { Err(error) }
+        }
     }
 }
 
@@ -414,6 +564,14 @@ mod tests {
             pins.shared_map(&key, ShareScope::Interface, "m.x"),
             Path::new("/x/@shared/%40shared@%2frun%2fa%2eb/m%2ex")
         );
+    }
+
+    #[test]
+    fn only_the_name_that_is_given_is_a_generations() {
+        assert_eq!(generation_number("gen-12"), Some(12));
+        for other in ["gen-012", "gen-+12", "gen-", "gen-x", "gen-12 ", "Gen-1", "12"] {
+            assert_eq!(generation_number(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! Preparing a generation: everything verified, loaded and pinned; nothing attached.
 
 use crate::{
-    member::{self, Loaded, Loading},
+    chain_types::{self, ChainTypes},
+    eligibility, inventory, link,
+    map_settings::Copied,
+    member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
     netif,
+    object::Object,
     object_maps::{ARRAY, RDONLY_PROG},
     observe,
     pins::{self, Pins},
@@ -12,7 +16,7 @@ use crate::{
 };
 use canopy_api::{ChainKey, Hook, TcMode, XdpMode};
 use canopy_chain::{self as chain, Attachment, Composed, MapSource, Shape, cells, compose_as};
-use canopy_kernel::{ChainBuild, KernelError, Prepared};
+use canopy_kernel::{ChainBuild, KernelError, Member, Prepared};
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -27,7 +31,7 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
     let key = &build.key;
     match (key.hook, build.tc_mode) {
         (Hook::Xdp, _) => Ok(Attachment::Xdp),
-        (_, TcMode::Best | TcMode::Tcx) if has_tcx() => Ok(Attachment::Tcx),
+        (_, TcMode::Best | TcMode::Tcx) if link::has_tcx() => Ok(Attachment::Tcx),
         (_, TcMode::Best | TcMode::Clsact) => Ok(Attachment::Clsact),
         (_, TcMode::Tcx) => Err(KernelError::Unsupported {
             what: format!("{key}: this kernel has no TCX links"),
@@ -36,18 +40,17 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
     }
 }
 
-/// Whether the kernel knows TCX: asked about loopback, which every namespace has.
-fn has_tcx() -> bool {
-    let loopback = 1;
-    !matches!(sys::tcx_query(loopback, false), Err(error) if error.raw_os_error() == Some(libc::EINVAL))
-}
-
 /// Verifies each member alone, makes or takes over the maps, composes, loads and pins.
 ///
 /// A failure leaves nothing behind: what was made is known to this process only, and what was
 /// pinned is unpinned.
-pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, KernelError> {
+pub(crate) fn prepare(
+    pins: &Pins,
+    build: &ChainBuild,
+) -> Result<(Prepared, Vec<Copied>), KernelError> {
     let key = &build.key;
+    pins.claim()?;
+    pins.ensure_unobstructed(key)?;
     if observe::running(pins, key)? == Some(build.generation) {
         return Err(KernelError::Conflict {
             what: format!("generation {} of {key} is running", build.generation),
@@ -56,12 +59,12 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
     }
     let loading = Loading {
         attachment: attachment(build)?,
-        frags: key.hook == Hook::Xdp && build.members.iter().all(|member| member.frags),
+        frags: key.hook == Hook::Xdp && build.members.iter().all(takes_frags),
     };
     one_buffer(build)?;
     let _preparing = shared_maps::preparing();
-    let mut maker = MapMaker::new(pins, key)?;
-    let result = assemble(pins, build, loading, &mut maker);
+    let mut maker = MapMaker::new(pins, build, loading)?;
+    let result = assemble(pins, build, &mut maker);
     if result.is_err() {
         for path in maker.pinned.iter().rev() {
             // The error at hand is the one to report.
@@ -71,7 +74,15 @@ pub(crate) fn prepare(pins: &Pins, build: &ChainBuild) -> Result<Prepared, Kerne
             }
         }
     }
-    result
+    Ok((result?, maker.copied))
+}
+
+/// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).
+fn takes_frags(member: &Member) -> bool {
+    // An object that cannot be read is refused where it is linked.
+    member.frags
+        || Object::get(&member.object)
+            .is_ok_and(|object| eligibility::frags(&object, &member.function))
 }
 
 /// A driver gives a program that does not handle multi-buffer packets one page: the packet beside
@@ -83,8 +94,11 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
         return Ok(());
     }
     let limit = sys::page_size().saturating_sub(256 + 14 + 320);
-    let mtu = netif::device(&key.interface)?.map_or(0, |device| device.mtu);
-    match build.members.iter().find(|member| !member.frags) {
+    // Of a virtual device another MTU counts (veth: the other end's), or none (tun): what it takes is
+    // found out when it is attached.
+    let device = netif::device(&key.interface)?.filter(|device| device.kind.is_empty());
+    let mtu = device.map_or(0, |device| device.mtu);
+    match build.members.iter().find(|member| !takes_frags(member)) {
         Some(member) if mtu > limit => Err(member::refused(
             &member.name,
             format!(
@@ -92,7 +106,8 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
                  the most without",
                 key.interface
             ),
-            "set xdp_mode to best or generic, lower the MTU, or use a program for xdp.frags",
+            "set xdp_mode to best or generic, or lower the MTU; a program that handles such packets \
+             says so by SEC(\"xdp.frags\") or by frags: true in its package's manifest",
         )),
         _ => Ok(()),
     }
@@ -101,26 +116,34 @@ fn one_buffer(build: &ChainBuild) -> Result<(), KernelError> {
 fn assemble(
     pins: &Pins,
     build: &ChainBuild,
-    loading: Loading,
     maker: &mut MapMaker<'_>,
 ) -> Result<Prepared, KernelError> {
     let key = &build.key;
     let mut notes = Vec::new();
+    maker.settle_frags(&mut notes)?;
+    let loading = maker.loading();
     if loading.attachment == Attachment::Clsact && build.tc_mode == TcMode::Best {
         notes.push("attached by a filter of clsact: this kernel has no TCX links".to_owned());
     }
+    let linked = build.members.iter().map(|member| member::link(member, key.hook, loading));
+    let linked: Vec<Linked> = linked.collect::<Result<_, _>>()?;
+    let types = types(pins, key, loading, &linked)?;
     let mut members = Vec::with_capacity(build.members.len());
-    for member in &build.members {
-        let mut loaded = member::prepare(member, loading, maker)?;
+    for (member, linked) in build.members.iter().zip(linked) {
+        let mut loaded = member::prepare(member, linked, loading, types.as_ref(), maker)?;
         member::constants(&mut loaded);
         notes.append(&mut loaded.notes);
         members.push(loaded);
     }
-    licences(&mut members, loading, &mut notes)?;
+    licences(&mut members, loading, types.as_ref(), &mut notes)?;
 
     let chain_members: Vec<chain::Member> = members.iter().map(|m| m.chain.clone()).collect();
     let compose = |shape| {
-        compose_as(loading.attachment, &chain_members, shape)
+        let composed = match &types {
+            Some(types) => types.compose(&chain_members, shape),
+            None => compose_as(loading.attachment, &chain_members, shape),
+        };
+        composed
             .map(|composed| Composed { frags: loading.frags, ..composed })
             .map_err(|error| member::compose_error(&error))
     };
@@ -137,17 +160,26 @@ fn assemble(
         .map(create_constants)
         .transpose()
         .map_err(|error| os(key, "make the map of constants", error))?;
-    let load = |composed: &Composed| load(loading, composed, &members, &cells, constants.as_ref());
-    let prog = match load(&composed) {
-        // Each loads alone. What the verifier does not follow through all of them in one function,
-        // it may take one by one; and only then its complaint names a member.
-        Err(error) if composed.inlined > 0 => {
-            tracing::debug!(chain = %key, %error, "the members are called instead of inlined");
-            composed = compose(Shape::Calls)?;
-            load(&composed)
+    let parts = Parts {
+        loading,
+        types: types.as_ref(),
+        members: &members,
+        cells: &cells,
+        constants: constants.as_ref(),
+    };
+    // Each loads alone. What the verifier does not follow through all of them in one function, it may
+    // take one by one; and only then its complaint names a member.
+    let inlined = if composed.inlined > 0 { parts.try_load(&composed) } else { None };
+    let prog = match inlined {
+        Some(prog) => prog,
+        None => {
+            if composed.inlined > 0 {
+                tracing::debug!(chain = %key, "the members are called instead of inlined");
+                composed = compose(Shape::Calls)?;
+            }
+            parts.load(&composed)?
         }
-        result => result,
-    }?;
+    };
     let info = sys::prog_info(&prog).map_err(|error| os(key, "read the program", error))?;
 
     let meta = Meta {
@@ -181,16 +213,42 @@ fn assemble(
     }
     pins::pin_first(&cells, &pins.cells(key, build.generation))?;
     pins::pin_first(&meta, &pins.meta(key, build.generation))?;
+    if !maker.shares.is_empty() {
+        let shares = shared_maps::write(&maker.shares)
+            .map_err(|error| os(key, "make the list of shared maps", error))?;
+        pins::pin_first(&shares, &pins.shares(key, build.generation))?;
+    }
+    inventory::bind(pins, key, build.generation, &prog);
     // Last: a generation is whole once its program is there.
     pins::pin_first(&prog, &pins.prog(key, build.generation))?;
     directory.keep();
     Ok(Prepared { program_id: info.id, verified_instructions: info.verified_instructions, notes })
 }
 
+/// The chain's own types, where a member's maps ask for them.
+fn types(
+    pins: &Pins,
+    key: &ChainKey,
+    loading: Loading,
+    linked: &[Linked],
+) -> Result<Option<ChainTypes>, KernelError> {
+    if !linked.iter().any(Linked::has_own_types) {
+        return Ok(None);
+    }
+    let (mut members, mut others) = (Vec::new(), Vec::new());
+    for programs in linked.iter().map(Linked::programs) {
+        members.extend(programs.first().cloned());
+        others.extend(programs.iter().skip(1).cloned());
+    }
+    let running = chain_types::running(pins, key)?;
+    ChainTypes::load(loading.attachment, &members, &others, running).map(Some)
+}
+
 /// Where licences differ: finds out who needs helpers that only GPL-compatible programs may call.
 fn licences(
     members: &mut [Loaded],
     loading: Loading,
+    types: Option<&ChainTypes>,
     notes: &mut Vec<String>,
 ) -> Result<(), KernelError> {
     let strict = members.iter().find(|m| !chain::gpl_compatible(&m.chain.licence));
@@ -202,7 +260,7 @@ fn licences(
         return Ok(());
     }
     for member in members.iter_mut().filter(|m| chain::gpl_compatible(&m.chain.licence)) {
-        member.chain.needs_gpl = member::needs_gpl(member, loading)?;
+        member.chain.needs_gpl = member::needs_gpl(member, loading, types)?;
     }
     notes.push(format!("the chain is loaded with the licence of \"{name}\", \"{licence}\""));
     Ok(())
@@ -234,39 +292,70 @@ fn create_constants(contents: &[u8]) -> io::Result<OwnedFd> {
     Ok(map.into_fd())
 }
 
-/// Loads the fused program.
-fn load(
+/// What a fused program is loaded with.
+struct Parts<'a> {
     loading: Loading,
-    composed: &Composed,
-    members: &[Loaded],
-    cells: &OwnedFd,
-    constants: Option<&OwnedFd>,
-) -> Result<OwnedFd, KernelError> {
-    let blame = |rejected: &sys::Rejected, what: &str| {
-        let complaint = verifier_log::read(rejected);
-        let member = verifier_log::member_at_fault(&rejected.log);
-        let member = member.and_then(|at| members.get(at)).map(|m| m.chain.name.clone());
-        KernelError::Refused {
-            reason: format!("{what}: {}", complaint.reason),
-            remedy: format!(
-                "{}; each program loads alone, so a smaller chain may do",
-                complaint.remedy
-            ),
-            member,
-            log: complaint.log,
+    types: Option<&'a ChainTypes>,
+    members: &'a [Loaded],
+    cells: &'a OwnedFd,
+    constants: Option<&'a OwnedFd>,
+}
+
+impl Parts<'_> {
+    fn fd(&self, source: MapSource) -> Option<i32> {
+        match source {
+            MapSource::Cells => Some(self.cells.as_raw_fd()),
+            MapSource::Constants => self.constants.map(AsRawFd::as_raw_fd),
+            MapSource::Member(member, map) => self.members.get(member)?.fd(map),
         }
-    };
-    let btf = sys::btf_load(&composed.btf)
-        .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?;
-    let fd = |source| match source {
-        MapSource::Cells => Some(cells.as_raw_fd()),
-        MapSource::Constants => constants.map(AsRawFd::as_raw_fd),
-        MapSource::Member(member, map) => members.get(member)?.fd(map),
-    };
-    let name = composed.functions.first().map_or("canopy", String::as_str);
-    member::load(loading, composed, name, &composed.licence, Some(btf.as_fd()), &fd)
-        .map(|(prog, _)| prog)
-        .map_err(|rejected| blame(&rejected, "the programs do not load together"))
+    }
+
+    fn load_as<R>(
+        &self,
+        composed: &Composed,
+        own: Option<&OwnedFd>,
+        load: impl FnOnce(&sys::ProgLoad<'_>) -> R,
+    ) -> R {
+        let name = composed.functions.first().map_or("canopy", String::as_str);
+        let called = (name, composed.licence.as_str());
+        let btf = own.map(AsFd::as_fd).or_else(|| self.types.and_then(|types| types.fd(composed)));
+        member::load(self.loading, composed, called, btf, &|map| self.fd(map), load)
+    }
+
+    /// The type information of the program, unless it has the one that the chain's maps have.
+    fn own_types(&self, composed: &Composed) -> Result<Option<OwnedFd>, sys::Rejected> {
+        let shared = self.types.and_then(|types| types.fd(composed)).is_some();
+        if shared { Ok(None) } else { sys::btf_load(&composed.btf).map(Some) }
+    }
+
+    /// Loads it if the kernel takes it.
+    fn try_load(&self, composed: &Composed) -> Option<OwnedFd> {
+        let own = self.own_types(composed).ok()?;
+        self.load_as(composed, own.as_ref(), sys::prog_try_load).ok()
+    }
+
+    /// Loads it, or says why the kernel does not take it.
+    fn load(&self, composed: &Composed) -> Result<OwnedFd, KernelError> {
+        let blame = |rejected: &sys::Rejected, what: &str| {
+            let complaint = verifier_log::read(rejected);
+            let member = verifier_log::member_at_fault(&rejected.log);
+            let member = member.and_then(|at| self.members.get(at)).map(|m| m.chain.name.clone());
+            KernelError::Refused {
+                reason: format!("{what}: {}", complaint.reason),
+                remedy: format!(
+                    "{}; each program loads alone, so a smaller chain may do",
+                    complaint.remedy
+                ),
+                member,
+                log: complaint.log,
+            }
+        };
+        let own = self
+            .own_types(composed)
+            .map_err(|rejected| blame(&rejected, "the programs' types do not go together"))?;
+        self.load_as(composed, own.as_ref(), sys::prog_load)
+            .map_err(|rejected| blame(&rejected, "the programs do not load together"))
+    }
 }
 
 /// A generation's directory, removed again unless it is kept.

@@ -12,19 +12,19 @@ mod prog;
 mod stats;
 
 pub use link::{
-    LinkInfo, LinkOrder, LinkTarget, TcxProgram, link_create, link_create_tracing, link_detach,
-    link_info, link_update, tcx_query,
+    LinkInfo, LinkOrder, LinkTarget, TcxList, TcxProgram, link_create, link_create_tracing,
+    link_detach, link_info, link_update, tcx_list, tcx_query,
 };
 pub use map::{
-    Batch, Map, MapCreate, MapInfo, MapState, map_create, map_info, map_state, memory,
+    Batch, Map, MapCreate, MapInfo, MapState, arena_place, map_create, map_info, map_state, memory,
     possible_cpus,
 };
 pub use object::{
-    BtfInfo, Kind, btf_bytes, btf_info, btf_load, fd_by_id, next_id, obj_get, obj_pin,
+    BtfInfo, Kind, btf_bytes, btf_info, btf_load, fd_by_id, kind_of, next_id, obj_get, obj_pin,
 };
 pub use prog::{
-    ProgInfo, ProgLoad, ProgRecords, Rejected, TestRun, TestRunOutput, prog_info, prog_load,
-    prog_load_with_stats, prog_records, prog_test_run,
+    ProgInfo, ProgLoad, ProgRecords, Rejected, TestRun, TestRunOutput, prog_bind_map, prog_info,
+    prog_load, prog_load_with_stats, prog_records, prog_test_run, prog_try_load,
 };
 
 pub use stats::run_times;
@@ -70,6 +70,7 @@ enum Cmd {
     LinkGetNextId = 31,
     EnableStats = 32,
     LinkDetach = 34,
+    ProgBindMap = 35,
 }
 
 /// Nanoseconds; see [`spent`].

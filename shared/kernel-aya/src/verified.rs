@@ -6,8 +6,9 @@
 //! verified whole, every time.
 
 use crate::{
+    map_create::{ARRAY_OF_MAPS, HASH_OF_MAPS},
     member::Loading,
-    member_maps::{ARRAY_OF_MAPS, HASH_OF_MAPS, Made},
+    member_maps::Made,
     object_maps::{PROG_ARRAY, RDONLY_PROG},
     sys::MapInfo,
 };

@@ -14,17 +14,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod member_maps;
+
 use crate::{
-    Away, Carry, ChainBuild, Expect, Interface, Kernel, KernelError, LinkState, MapEntry, MapKind,
-    MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring, WriteWhen,
+    Away, ChainBuild, Expect, Interface, Kernel, KernelError, KnownProgram, LinkState, MapEntry,
+    MapKind, MapPage, MapPlace, MapShape, MemberCells, MemberMap, Observed, Prepared, Ring,
+    WriteWhen,
 };
 use canopy_api::{
     ChainKey, Hook, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::{CELLS, OTHER},
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ForeignProgram, ObservedChain},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -124,7 +128,8 @@ struct Generation {
     members: Vec<(ProgramName, String, VerdictSet)>,
     objects: Vec<Arc<[u8]>>,
     cells: Vec<MemberCells>,
-    maps: BTreeMap<(ProgramName, String), Contents>,
+    maps: member_maps::Maps,
+    shares: member_maps::Shares,
 }
 
 #[derive(Debug)]
@@ -173,6 +178,14 @@ struct Inner {
     facts: Vec<Fact>,
     release: Option<String>,
     shapes: BTreeMap<String, MapShape>,
+    /// Chains that are attached and whose pins are hidden.
+    hidden: BTreeMap<ChainKey, Chain>,
+    /// Whether what is hidden can be brought back by its program's id.
+    may_ask_by_id: bool,
+    boots: u32,
+    before: BTreeMap<ChainKey, Vec<ForeignProgram>>,
+    device_errors: BTreeMap<ChainKey, BTreeMap<String, u64>>,
+    strays: Vec<PathBuf>,
 }
 
 impl Inner {
@@ -419,9 +432,48 @@ impl FakeKernel {
         }
     }
 
+    /// Somebody mounts a file system over the pins of a chain; what is attached stays attached.
+    pub fn tamper_hide(&self, key: &ChainKey) {
+        let mut inner = self.lock();
+        if let Some(chain) = inner.chains.remove(key) {
+            inner.hidden.insert(key.clone(), chain);
+        }
+    }
+
+    /// Somebody unmounts it again.
+    pub fn uncover(&self, key: &ChainKey) {
+        let mut inner = self.lock();
+        if let Some(chain) = inner.hidden.remove(key) {
+            inner.chains.insert(key.clone(), chain);
+        }
+    }
+
+    /// Whether the loader may ask for programs by their ids from now on.
+    pub fn allow_ids(&self, allowed: bool) {
+        self.lock().may_ask_by_id = allowed;
+    }
+
+    /// Programs of others come before a chain, instead of those that were there.
+    pub fn put_before(&self, key: &ChainKey, programs: Vec<ForeignProgram>) {
+        self.lock().before.insert(key.clone(), programs);
+    }
+
+    /// What a chain's device has dropped of what the chain sent.
+    pub fn set_device_error(&self, key: &ChainKey, counter: &str, count: u64) {
+        let mut inner = self.lock();
+        inner.device_errors.entry(key.clone()).or_default().insert(counter.to_owned(), count);
+    }
+
+    /// Something that is nothing of ours lies among the pins.
+    pub fn add_stray(&self, path: impl Into<PathBuf>) {
+        self.lock().strays.push(path.into());
+    }
+
     /// The host restarts: interfaces come back, everything else is gone.
     pub fn reboot(&self) {
         let mut inner = self.lock();
+        inner.boots += 1;
+        inner.hidden.clear();
         inner.chains.clear();
         inner.in_flight.clear();
     }
@@ -621,6 +673,7 @@ fn observed_chain(link: &Link, generation: u64, found: &Generation) -> ObservedC
         timed_runs: 0,
         timed_ns: 0,
         function_bytes: Vec::new(),
+        native_refused: None,
         functions: found.members.iter().map(|(_, function, _)| function.clone()).collect(),
     }
 }
@@ -640,6 +693,62 @@ impl Kernel for FakeKernel {
 
     fn take_times(&self) -> Result<Box<dyn Send>, KernelError> {
         Ok(Box::new(Arc::clone(&self.times)))
+    }
+
+    fn boot_id(&self) -> String {
+        format!("boot-{}", self.lock().boots)
+    }
+
+    fn placement(
+        &self,
+        key: &ChainKey,
+        chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        let inner = self.lock();
+        let link = inner.chains.get(key).and_then(|found| found.link.as_ref());
+        if link.is_none_or(|link| link.id != chain.link_id) {
+            return Ok(None);
+        }
+        let before = inner.before.get(key).cloned().unwrap_or_default();
+        let position = u32::try_from(before.len()).unwrap_or(u32::MAX);
+        let programs = position.saturating_add(1);
+        Ok(Some(ChainPlacement { position, programs, revision: None, before }))
+    }
+
+    fn device_errors(&self, key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        Ok(self.lock().device_errors.get(key).cloned().unwrap_or_default())
+    }
+
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        Ok(self.lock().strays.clone())
+    }
+
+    fn recover_pins(
+        &self,
+        key: &ChainKey,
+        known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        let mut inner = self.lock();
+        let Some(chain) = inner.hidden.get(key) else { return Ok(false) };
+        let runs = match chain.link.as_ref().map(|link| &link.runs) {
+            Some(Runs::Generation(generation)) => chain.generations.get(generation),
+            Some(Runs::Foreign(_)) | None => None,
+        };
+        let recognised =
+            known.is_some_and(|known| runs.is_some_and(|runs| runs.program_id == known.program_id));
+        if !inner.may_ask_by_id && !recognised {
+            return Ok(false);
+        }
+        if !inner.may_ask_by_id || !recognised {
+            return Err(KernelError::PinsHidden {
+                what: format!("{key}: it is attached, and its pins are hidden"),
+                remedy: "unmount what hides them".to_owned(),
+            });
+        }
+        if let Some(chain) = inner.hidden.remove(key) {
+            inner.chains.insert(key.clone(), chain);
+        }
+        Ok(true)
     }
 
     fn interfaces(&self, netns: Option<&Netns>) -> Result<Vec<Interface>, KernelError> {
@@ -668,6 +777,7 @@ impl Kernel for FakeKernel {
                 state: inner.state(key, chain),
                 generations: chain.generations.keys().copied().collect(),
                 away: inner.away(key, chain),
+                pin_problem: None,
             })
             .collect();
         drop(inner);
@@ -698,37 +808,7 @@ impl Kernel for FakeKernel {
         }
         let old = running(&inner, &build.key)
             .or_else(|| pinned.and_then(|chain| chain.generations.keys().next_back().copied()));
-        let mut maps = BTreeMap::new();
-        let mut notes = Vec::new();
-        for member in &build.members {
-            let carried = |map: &str| match &member.carry {
-                Carry::Nothing => false,
-                Carry::AllBut(names) => !names.iter().any(|name| name == map),
-                Carry::Only(names) => names.iter().any(|name| name == map),
-            };
-            if let Some(old) = old.and_then(|old| inner.generation(&build.key, old).ok()) {
-                for ((name, map), contents) in &old.maps {
-                    if *name == member.name && carried(map) {
-                        maps.insert((name.clone(), map.clone()), Arc::clone(contents));
-                        notes.push(format!("{name}: map {map} kept"));
-                    }
-                }
-            }
-            let filled = member.map_entries.iter().map(|given| (&given.map, given.entries.clone()));
-            let shaped: Vec<String> = inner.shapes.keys().cloned().collect();
-            let empty = shaped.iter().map(|map| (map, Vec::new()));
-            for (map, entries) in filled.chain(empty) {
-                let name = (member.name.clone(), map.clone());
-                maps.entry(name).or_insert_with(|| {
-                    let entries = entries.into_iter().map(|(key, value)| (key, vec![value]));
-                    Arc::new(FakeMap {
-                        id: inner.id(),
-                        entries: Mutex::new(entries.collect()),
-                        ..FakeMap::default()
-                    })
-                });
-            }
-        }
+        let (maps, shares, notes) = member_maps::make(&mut inner, build, old)?;
         let program_id = inner.id();
         let members: Vec<_> = build
             .members
@@ -745,7 +825,7 @@ impl Kernel for FakeKernel {
             .collect();
         let objects = build.members.iter().map(|member| Arc::clone(&member.object)).collect();
         let tc_mode = build.tc_mode;
-        let generation = Generation { program_id, tc_mode, members, objects, cells, maps };
+        let generation = Generation { program_id, tc_mode, members, objects, cells, maps, shares };
         inner
             .chains
             .entry(build.key.clone())
@@ -915,6 +995,21 @@ impl Kernel for FakeKernel {
         Ok(values)
     }
 
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        let inner = self.lock();
+        let generation = inner.generation(&build.key, build.generation)?;
+        for member in &build.members {
+            for given in &member.map_entries {
+                let at = (member.name.clone(), given.map.clone());
+                let map = generation.maps.get(&at);
+                if !map.is_some_and(|map| member_maps::hold(member, &given.map, map)) {
+                    return Ok(Some(format!("map \"{}\" of \"{}\"", given.map, member.name)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     fn map_update(
         &self,
         place: MapPlace<'_>,
@@ -979,7 +1074,7 @@ impl Kernel for FakeKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Member;
+    use crate::{Carry, Member, SettingsDetail};
 
     fn key() -> ChainKey {
         ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
@@ -993,9 +1088,11 @@ mod tests {
                 object: Arc::from(&b"elf"[..]),
                 function: (*name).to_owned(),
                 frags: false,
+                tail_calls: None,
                 proceed_on: VerdictSet::default_for(Hook::Xdp),
                 globals: Vec::new(),
                 map_entries: Vec::new(),
+                settings: SettingsDetail::default(),
                 carry: Carry::Nothing,
                 max_entries: Vec::new(),
                 shared_maps: Vec::new(),
@@ -1007,6 +1104,8 @@ mod tests {
             xdp_mode: XdpMode::Best,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         }
     }
 

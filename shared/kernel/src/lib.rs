@@ -17,9 +17,14 @@ pub use maps::{
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, TcMode, VerdictSet, XdpMode,
     verdict::CELLS,
-    wire::{Fact, ObservedChain},
+    wire::{ChainPlacement, Fact, ObservedChain},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 /// A chain to be built: everything resolved, nothing left to look up.
 #[derive(Clone, Debug)]
@@ -34,6 +39,11 @@ pub struct ChainBuild {
     pub tc_mode: TcMode,
     /// The members, in the order in which they run.
     pub members: Vec<Member>,
+    /// The other chains that change in the same step, each with the generation that is prepared for it
+    /// (`None` for one that is removed): a map shared with those only may be replaced.
+    pub together: Vec<(ChainKey, Option<u64>)>,
+    /// Entries that settings of programs which leave the chain put into maps.
+    pub left_entries: Vec<MapContents>,
 }
 
 /// One program of a chain to be built.
@@ -47,15 +57,19 @@ pub struct Member {
     pub function: String,
     /// Whether the program declares that it handles multi-buffer (frags) packets.
     pub frags: bool,
+    /// Tail calls a packet can take in it at most, where its package says so; else what its object
+    /// fills its arrays with decides.
+    pub tail_calls: Option<u32>,
     /// Verdicts after which the chain goes on.
     pub proceed_on: VerdictSet,
-    /// Initial values of global variables, by symbol name; lengths must match the symbol's. A data
-    /// section that is carried over keeps its values.
+    /// Values of global variables, by symbol name; lengths must match the symbol's. The generation has
+    /// them whether its data sections are new or kept.
     pub globals: Vec<(String, Vec<u8>)>,
-    /// Contents of maps: each map named here and created for this generation starts with exactly
-    /// these entries. A map that is carried over keeps what it holds; one that was to be carried
-    /// and cannot be is created with these.
+    /// Entries of maps. The generation has them whether the map is new, kept or shared; a map whose
+    /// settings change is copied, and keeps what the programs themselves put into it.
     pub map_entries: Vec<MapContents>,
+    /// What `globals` and `map_entries` do not say of settings.
+    pub settings: SettingsDetail,
     /// Which maps of the generation that runs now are kept.
     pub carry: Carry,
     /// `max_entries` by map name, over the object's own (needed where the object says 0).
@@ -71,6 +85,47 @@ pub struct MapContents {
     pub map: String,
     /// Key and value bytes as the kernel takes them.
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Which bytes of a member's maps are settings, and which were in the running generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingsDetail {
+    /// Bytes of values in [`Member::map_entries`] that are settings. The rest of such a value is the
+    /// program's own. An entry without any here is a setting as a whole.
+    pub fields: Vec<MapField>,
+    /// Variables that are settings of the running generation.
+    pub old_globals: Vec<String>,
+    /// Entries that are settings of the running generation.
+    pub old_entries: Vec<MapContents>,
+    /// Bytes of those that are settings.
+    pub old_fields: Vec<MapField>,
+    /// Arrays whose slots belong to the items of a list that changes.
+    pub moved_slots: Vec<MovedSlots>,
+}
+
+/// Bytes of a map's value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MapField {
+    /// The map's name in the object.
+    pub map: String,
+    /// The key of the entry.
+    pub key: Vec<u8>,
+    /// Where in the value they begin.
+    pub offset: usize,
+    /// How many they are.
+    pub size: usize,
+}
+
+/// An array with one slot for each item of a list setting: where the items' contents go when the list
+/// changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedSlots {
+    /// The map's name in the object.
+    pub map: String,
+    /// Slots from 0 to this one, exclusive, belong to items before or after the change.
+    pub slots: u32,
+    /// Old and new slot of each item that stays.
+    pub moves: Vec<(u32, u32)>,
 }
 
 /// A map that several members use together.
@@ -91,14 +146,15 @@ pub enum ShareScope {
     Host,
 }
 
-/// Which maps survive from the running generation, where their shape is the same.
+/// Which maps survive from the running generation, where their shape is the same. Constants
+/// (`.rodata`) never do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Carry {
     /// None: everything starts fresh.
     #[default]
     Nothing,
-    /// All but these. Data sections (`.data`, `.bss`, `.rodata`) count as maps by section name;
-    /// `.data` and `.rodata` stand for their relatives (`.data.x`) as well.
+    /// All but these. Data sections (`.data`, `.bss`) count as maps by section name; each stands for its
+    /// relatives (`.data.x`) as well.
     AllBut(Vec<String>),
     /// Only these.
     Only(Vec<String>),
@@ -127,6 +183,15 @@ pub enum Expect {
     Anything,
 }
 
+/// What ran for a chain, as far as it is remembered without its pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownProgram {
+    /// Kernel id of the fused program, of this start of the machine.
+    pub program_id: u32,
+    /// The chain's generation.
+    pub generation: u64,
+}
+
 /// A chain found in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
@@ -138,6 +203,8 @@ pub struct Observed {
     pub generations: Vec<u64>,
     /// Where the interface is that it is attached to, if that is not the one of its name.
     pub away: Option<Away>,
+    /// Why its pins are not in their place and cannot be brought back, although it is attached and held.
+    pub pin_problem: Option<String>,
 }
 
 /// Where an interface went with the chain on it.
@@ -247,6 +314,18 @@ pub enum KernelError {
         /// The end of the verifier's log, where it spoke.
         log: Option<String>,
     },
+    /// A map that a program shares has to be replaced, and chains that do not change with it use it.
+    #[error("program \"{member}\": {reason}")]
+    SharedMap {
+        /// The member to blame.
+        member: ProgramName,
+        /// Why, in one line.
+        reason: String,
+        /// What to do, in one line.
+        remedy: String,
+        /// The chains that use the map and do not change with it.
+        users: Vec<ChainKey>,
+    },
     /// This kernel cannot.
     #[error("{what}")]
     Unsupported {
@@ -259,6 +338,14 @@ pub enum KernelError {
     #[error("{what}")]
     Conflict {
         /// What is in the way.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A chain is attached, and its pins cannot be reached.
+    #[error("{what}")]
+    PinsHidden {
+        /// What is attached, and where its pins should be.
         what: String,
         /// What to do.
         remedy: String,
@@ -313,6 +400,49 @@ pub trait Kernel: Send + Sync + 'static {
     /// IPv6's where there is none. Costs what listing the routes costs, where something changed.
     fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError>;
 
+    /// A name that this start of the machine has and no other: kernel ids mean something only beside it.
+    /// Empty where the kernel does not say.
+    fn boot_id(&self) -> String {
+        String::new()
+    }
+
+    /// Where an attached chain stands among what else handles the same packets; `None` when it is not
+    /// attached any more. A few system calls: for whoever asks, not for each round of a check.
+    fn placement(
+        &self,
+        _key: &ChainKey,
+        _chain: &ObservedChain,
+    ) -> Result<Option<ChainPlacement>, KernelError> {
+        Ok(None)
+    }
+
+    /// Packets that an XDP chain sent or redirected and its device dropped, by the device's own
+    /// counter, since the chain was attached; zero ones are left out.
+    fn device_errors(&self, _key: &ChainKey) -> Result<BTreeMap<String, u64>, KernelError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// What lies among our pins and is nothing of ours.
+    fn stray_pins(&self) -> Result<Vec<PathBuf>, KernelError> {
+        Ok(Vec::new())
+    }
+
+    /// Looks for a chain that is attached while its pins are not in their place, and puts them back
+    /// where that is possible; `known` is what runs, if somebody remembers. Whether anything was
+    /// brought back: then the chain is to be observed again.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::PinsHidden`] when it is attached and out of reach: attaching it again would have
+    /// packets meet it twice.
+    fn recover_pins(
+        &self,
+        _key: &ChainKey,
+        _known: Option<KnownProgram>,
+    ) -> Result<bool, KernelError> {
+        Ok(false)
+    }
+
     /// Every chain whose pins exist, compared with what is attached.
     fn observe(&self) -> Result<Vec<Observed>, KernelError>;
 
@@ -332,6 +462,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Verifies each member alone, creates or carries over the maps, composes, loads and pins the
     /// generation. Attaches nothing; a failure leaves nothing behind.
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError>;
+
+    /// A setting that the generation of a build does not have in its maps and variables, in words: read
+    /// from the kernel. `None` when it has all of them.
+    fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError>;
 
     /// Attaches a prepared generation, atomically, and reads back what is attached. A TC chain is
     /// attached as its generation was prepared for: where that changes, the new attachment is made

@@ -24,6 +24,9 @@ pub struct Bindings {
     pub globals: Vec<(String, Vec<u8>)>,
     /// Map and its entries; a map bound to an empty list is here with none.
     pub map_entries: Vec<(String, Entries)>,
+    /// Bytes of values in `map_entries` that one setting each says: map, key, offset and length. The rest
+    /// of such a value is the program's own. Entries of lists are not among them.
+    pub map_fields: Vec<(String, Vec<u8>, usize, usize)>,
     /// Every setting with its value, defaults filled in.
     pub effective: Map<String, Value>,
 }
@@ -80,11 +83,30 @@ pub(crate) enum Laid {
     Prefixes(Vec<(IpAddr, u8)>),
 }
 
+/// `CANOPY_FILLED_…` of rules.h.
+const FILLED_LPM_V4: u8 = 1;
+const FILLED_LPM_V6: u8 = 2;
+/// From a trie's bit to that of the hash map of the same family.
+const FILLED_HASH_SHIFT: u32 = 2;
+
+/// The maps of one family's prefixes.
+struct FamilyMaps<'a> {
+    trie: &'a str,
+    hash: Option<&'a str>,
+}
+
+/// The maps of a list of prefixes.
+struct PrefixMaps<'a> {
+    v4: FamilyMaps<'a>,
+    v6: FamilyMaps<'a>,
+}
+
 /// Where all values end up.
 #[derive(Default)]
 struct Layout {
     globals: Vec<(String, Vec<u8>)>,
     slots: BTreeMap<(String, u32), Vec<u8>>,
+    fields: Vec<(String, Vec<u8>, usize, usize)>,
     maps: BTreeMap<String, Entries>,
 }
 
@@ -104,6 +126,7 @@ impl Layout {
                     Some(place) => place.copy_from_slice(&bytes),
                     None => return Err(unfit(parameter, at)),
                 }
+                self.fields.push((map.clone(), slot.to_ne_bytes().to_vec(), from, bytes.len()));
             }
             (Bind::Keys { keys }, Laid::Ports(ports)) => {
                 let entries = self.maps.entry(keys.clone()).or_default();
@@ -111,25 +134,14 @@ impl Layout {
                     entries.push((port.to_ne_bytes().to_vec(), i.to_ne_bytes().to_vec()));
                 }
             }
-            (Bind::Prefixes { lpm_v4, lpm_v6 }, Laid::Prefixes(prefixes)) => {
-                self.maps.entry(lpm_v4.clone()).or_default();
-                self.maps.entry(lpm_v6.clone()).or_default();
-                for (i, (address, length)) in (0u32..).zip(prefixes) {
-                    let length = u32::from(length);
-                    let mut key = length.to_ne_bytes().to_vec();
-                    let map = match address {
-                        IpAddr::V4(v4) => {
-                            key.extend(v4.octets());
-                            lpm_v4
-                        }
-                        IpAddr::V6(v6) => {
-                            key.extend(v6.octets());
-                            lpm_v6
-                        }
-                    };
-                    let mut value = i.to_ne_bytes().to_vec();
-                    value.extend(length.to_ne_bytes());
-                    self.maps.entry(map.clone()).or_default().push((key, value));
+            (Bind::Prefixes { lpm_v4, lpm_v6, hash_v4, hash_v6, filled }, Laid::Prefixes(list)) => {
+                let maps = PrefixMaps {
+                    v4: FamilyMaps { trie: lpm_v4, hash: hash_v4.as_deref() },
+                    v6: FamilyMaps { trie: lpm_v6, hash: hash_v6.as_deref() },
+                };
+                let used = self.prefixes(&maps, list);
+                if let Some(filled) = filled {
+                    self.globals.push((filled.clone(), vec![used]));
                 }
             }
             (Bind::Global { .. } | Bind::Slot { .. }, Laid::Ports(_) | Laid::Prefixes(_))
@@ -141,11 +153,43 @@ impl Layout {
         Ok(())
     }
 
+    /// Puts each prefix into its map, all of which are there afterwards, if empty; which of them are
+    /// not.
+    fn prefixes(&mut self, maps: &PrefixMaps<'_>, list: Vec<(IpAddr, u8)>) -> u8 {
+        for family in [&maps.v4, &maps.v6] {
+            for map in [Some(family.trie), family.hash].into_iter().flatten() {
+                self.maps.entry(map.to_owned()).or_default();
+            }
+        }
+        let mut used = 0;
+        for (i, (address, length)) in (0u32..).zip(list) {
+            let (octets, maps, bit) = match address {
+                IpAddr::V4(v4) => (v4.octets().to_vec(), &maps.v4, FILLED_LPM_V4),
+                IpAddr::V6(v6) => (v6.octets().to_vec(), &maps.v6, FILLED_LPM_V6),
+            };
+            let whole = usize::from(length) == octets.len() * 8;
+            let length = u32::from(length);
+            let (map, key, bit) = match maps.hash.filter(|_| whole) {
+                Some(hash) => (hash, octets, bit << FILLED_HASH_SHIFT),
+                None => (maps.trie, [&length.to_ne_bytes()[..], &octets].concat(), bit),
+            };
+            let value = [i.to_ne_bytes(), length.to_ne_bytes()].concat();
+            self.maps.entry(map.to_owned()).or_default().push((key, value));
+            used |= bit;
+        }
+        used
+    }
+
     fn finish(mut self, effective: Map<String, Value>) -> Bindings {
         for ((map, slot), value) in self.slots {
             self.maps.entry(map).or_default().push((slot.to_ne_bytes().to_vec(), value));
         }
-        Bindings { globals: self.globals, map_entries: self.maps.into_iter().collect(), effective }
+        Bindings {
+            globals: self.globals,
+            map_entries: self.maps.into_iter().collect(),
+            map_fields: self.fields,
+            effective,
+        }
     }
 }
 
@@ -448,16 +492,13 @@ pub(crate) fn overlaps(parameters: &[Parameter]) -> Vec<(usize, String)> {
     let mut out = Vec::new();
     for (i, parameter) in parameters.iter().enumerate() {
         let size = size(parameter);
-        let places: Vec<(String, (u32, u32))> = match &parameter.bind {
-            Bind::Global { global } => vec![(format!("global {global}"), (0, 1))],
+        let mut places: Vec<(String, (u32, u32))> = match &parameter.bind {
             Bind::Slot { map, slot, offset, .. } => {
                 vec![(format!("slot {slot} of {map}"), (*offset, offset.saturating_add(size)))]
             }
-            Bind::Keys { keys } => vec![(format!("map {keys}"), (0, 1))],
-            Bind::Prefixes { lpm_v4, lpm_v6 } => {
-                vec![(format!("map {lpm_v4}"), (0, 1)), (format!("map {lpm_v6}"), (0, 1))]
-            }
+            bind => bind.maps().iter().map(|map| (format!("map {map}"), (0, 1))).collect(),
         };
+        places.extend(parameter.bind.global().map(|global| (format!("global {global}"), (0, 1))));
         for (place, (from, to)) in places {
             let ranges = taken.entry(place.clone()).or_default();
             if ranges.iter().any(|(a, b)| from < *b && *a < to) {

@@ -19,6 +19,9 @@ const KEYWORDS: usize = 10;
 /// Most variants of a program.
 const VARIANTS: usize = 8;
 
+/// Tail calls a packet can take: the kernel's `MAX_TAIL_CALL_CNT`.
+const TAIL_CALLS: u32 = 33;
+
 /// Longest string setting, bytes.
 const STRING_LIMIT: u64 = 4096;
 
@@ -95,6 +98,15 @@ impl Manifest {
             }
             if program.function.is_empty() {
                 problems.push(Problem::new(format!("{at}.function"), "the name is empty"));
+            }
+            if let Some(calls) = program.tail_calls.filter(|calls| *calls > TAIL_CALLS) {
+                problems.push(
+                    Problem::new(
+                        format!("{at}.tail_calls"),
+                        format!("{calls} are more than the {TAIL_CALLS} that a packet can take"),
+                    )
+                    .remedy("write 0 to 33, or leave it out"),
+                );
             }
             self.check_variants(program, &at, problems);
             let xdp = program.hooks.iter().filter(|hook| **hook == Hook::Xdp).count();
@@ -375,13 +387,27 @@ fn check_bind(parameter: &Parameter, at: &str, problems: &mut Problems) {
             ));
         }
     }
-    if let Bind::Prefixes { lpm_v4, lpm_v6 } = &parameter.bind
-        && lpm_v4 == lpm_v6
-    {
-        problems.push(
-            Problem::new(format!("{at}.bind.lpm_v6"), "IPv4 and IPv6 need a map each")
-                .remedy("keys of different sizes cannot share a map"),
-        );
+    if let Bind::Prefixes { hash_v4, hash_v6, .. } = &parameter.bind {
+        let maps = parameter.bind.maps();
+        let fields = [
+            Some("lpm_v4"),
+            Some("lpm_v6"),
+            hash_v4.as_ref().map(|_| "hash_v4"),
+            hash_v6.as_ref().map(|_| "hash_v6"),
+        ];
+        for (i, (field, map)) in fields.into_iter().flatten().zip(&maps).enumerate() {
+            if maps.iter().take(i).any(|before| before == map) {
+                let message = if field == "lpm_v6" {
+                    "IPv4 and IPv6 need a map each"
+                } else {
+                    "each of them is a map of its own"
+                };
+                problems.push(
+                    Problem::new(format!("{at}.bind.{field}"), message)
+                        .remedy("keys of different sizes cannot share a map"),
+                );
+            }
+        }
     }
 }
 

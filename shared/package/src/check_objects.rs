@@ -189,7 +189,9 @@ impl Check<'_> {
     fn parameter(&mut self, parameter: &Parameter, at: &str) {
         let items = parameter.max.unwrap_or(bind::LIST_LIMIT);
         match &parameter.bind {
-            Bind::Global { global } => self.global(parameter, global, &format!("{at}.global")),
+            Bind::Global { global } => {
+                self.variable(global, bind::size(parameter), &format!("{at}.global"));
+            }
             Bind::Slot { map, slot, value_size, .. } => {
                 let at = format!("{at}.map");
                 for map in self.maps(map, &at) {
@@ -206,27 +208,36 @@ impl Check<'_> {
                     self.room(&map, items, &at);
                 }
             }
-            Bind::Prefixes { lpm_v4, lpm_v6 } => {
-                for (field, name, key) in [("lpm_v4", lpm_v4, 8), ("lpm_v6", lpm_v6, 20)] {
+            Bind::Prefixes { lpm_v4, lpm_v6, hash_v4, hash_v6, filled } => {
+                let maps = [
+                    ("lpm_v4", Some(lpm_v4), LPM_TRIE, 8),
+                    ("lpm_v6", Some(lpm_v6), LPM_TRIE, 20),
+                    ("hash_v4", hash_v4.as_ref(), HASH, 4),
+                    ("hash_v6", hash_v6.as_ref(), HASH, 16),
+                ];
+                for (field, name, kind, key) in maps {
                     let at = format!("{at}.{field}");
-                    for map in self.maps(name, &at) {
-                        self.kind(&map, &[LPM_TRIE], "an LPM trie", &at);
+                    for map in name.map(|name| self.maps(name, &at)).unwrap_or_default() {
+                        let words = if kind == HASH { "a hash" } else { "an LPM trie" };
+                        self.kind(&map, &[kind], words, &at);
                         self.sizes(&map, key, 8, &at);
                         self.room(&map, items, &at);
                     }
+                }
+                if let Some(global) = filled {
+                    self.variable(global, 1, &format!("{at}.filled"));
                 }
             }
         }
     }
 
-    fn global(&mut self, parameter: &Parameter, name: &str, at: &str) {
+    fn variable(&mut self, name: &str, wanted: u32, at: &str) {
         let all = || self.objects.values().flat_map(|object| &object.globals);
         let found: Vec<_> = all().filter(|global| global.name == name).cloned().collect();
         if found.is_empty() {
             let names: Vec<_> = all().map(|global| global.name.clone()).collect();
             self.missing(at, "global variable", name, names.iter().map(String::as_str));
         }
-        let wanted = bind::size(parameter);
         for global in found.iter().filter(|global| global.size != u64::from(wanted)) {
             let message = format!(
                 "variable \"{name}\" in {} has {} bytes, the setting has {wanted}",
@@ -350,17 +361,8 @@ impl Manifest {
     fn named<'a>(&'a self, program: &'a ManifestProgram) -> BTreeSet<Thing<'a>> {
         let mut named = BTreeSet::from([Thing::Function(&program.function)]);
         for parameter in &self.config {
-            match &parameter.bind {
-                Bind::Global { global } => {
-                    named.insert(Thing::Global(global));
-                }
-                Bind::Slot { map, .. } | Bind::Keys { keys: map } => {
-                    named.insert(Thing::Map(map));
-                }
-                Bind::Prefixes { lpm_v4, lpm_v6 } => {
-                    named.extend([Thing::Map(lpm_v4), Thing::Map(lpm_v6)]);
-                }
-            }
+            named.extend(parameter.bind.maps().into_iter().map(Thing::Map));
+            named.extend(parameter.bind.global().map(Thing::Global));
         }
         named.extend(self.metrics.iter().map(|metric| Thing::Map(&metric.map)));
         named.extend(self.maps.iter().map(|map| Thing::Map(&map.name)));

@@ -79,9 +79,16 @@ pub struct ManifestProgram {
     /// Default verdicts after which a chain goes on; default the hook's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proceed_on: Option<Vec<String>>,
-    /// Handles multi-buffer packets (`xdp.frags`). Default false.
+    /// Handles multi-buffer packets. A function in a section `xdp.frags` says so by itself. Default
+    /// false.
     #[serde(default)]
     pub frags: bool,
+    /// Tail calls a packet can take in it at most, 0 to 33 (the kernel's limit, for the whole chain
+    /// together). Default: what the object itself fills its program arrays with decides, and 33 where
+    /// an array is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 33))]
+    pub tail_calls: Option<u32>,
 }
 
 fn default_priority() -> u16 {
@@ -189,13 +196,49 @@ pub enum Bind {
         /// The map; each item is a key.
         keys: String,
     },
-    /// Two LPM tries: `prefixes`.
+    /// Two LPM tries, and if wanted two hash maps for whole addresses: `prefixes`.
     Prefixes {
         /// IPv4 trie.
         lpm_v4: String,
         /// IPv6 trie.
         lpm_v6: String,
+        /// Hash map of the whole IPv4 addresses (/32), which are then not in the trie: key the
+        /// address, 4 bytes, value as in the trie.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hash_v4: Option<String>,
+        /// Hash map of the whole IPv6 addresses (/128): key 16 bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hash_v6: Option<String>,
+        /// Global variable of 1 byte that says which of these maps have entries: 1 `lpm_v4`,
+        /// 2 `lpm_v6`, 4 `hash_v4`, 8 `hash_v6`. A program that asks it first pays nothing for an
+        /// empty list.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filled: Option<String>,
     },
+}
+
+impl Bind {
+    /// The maps it fills.
+    pub fn maps(&self) -> Vec<&str> {
+        match self {
+            Self::Global { .. } => Vec::new(),
+            Self::Slot { map, .. } => vec![map],
+            Self::Keys { keys } => vec![keys],
+            Self::Prefixes { lpm_v4, lpm_v6, hash_v4, hash_v6, .. } => {
+                let hashes = [hash_v4.as_deref(), hash_v6.as_deref()];
+                [lpm_v4.as_str(), lpm_v6].into_iter().chain(hashes.into_iter().flatten()).collect()
+            }
+        }
+    }
+
+    /// The global variable it sets.
+    pub fn global(&self) -> Option<&str> {
+        match self {
+            Self::Global { global } => Some(global),
+            Self::Slot { .. } | Self::Keys { .. } => None,
+            Self::Prefixes { filled, .. } => filled.as_deref(),
+        }
+    }
 }
 
 /// A metric read from a map.

@@ -51,6 +51,42 @@ fn defaults_are_filled_in_and_laid_out() {
 }
 
 #[test]
+fn whole_addresses_go_to_the_hash_maps_that_a_list_has() {
+    let filled = |list: &[&str]| {
+        let bindings = bind_to(json!({ "allowed": list })).unwrap();
+        let (_, value) = bindings.globals.iter().find(|(g, _)| g == "allowed_in").unwrap();
+        (bindings.clone(), value.clone())
+    };
+    let list = ["10.0.0.0/8", "203.0.113.7", "2001:db8::9/128", "10.0.0.1/32", "2001:db8::/127"];
+    let (bindings, bits) = filled(&list);
+    let value = |index: u32, length: u32| [index.to_ne_bytes(), length.to_ne_bytes()].concat();
+    let v6 = "2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec();
+    assert_eq!(
+        map(&bindings, "hosts4"),
+        [(vec![203, 0, 113, 7], value(1, 32)), (vec![10, 0, 0, 1], value(3, 32))]
+    );
+    assert_eq!(map(&bindings, "hosts6"), [(v6, value(2, 128))]);
+    assert_eq!(map(&bindings, "allowed4").len(), 1);
+    assert_eq!(map(&bindings, "allowed6").len(), 1);
+    assert_eq!(bits, [15]);
+    for (list, bits) in [
+        (&[][..], 0),
+        (&["10.0.0.0/31"], 1),
+        (&["::/0"], 2),
+        (&["10.0.0.1"], 4),
+        (&["::1"], 8),
+        (&["::1", "0.0.0.0/0"], 9),
+    ] {
+        let (bindings, filled) = filled(list);
+        assert_eq!(filled, [bits], "{list:?}");
+        // All are there, if empty: a change of the list empties the others.
+        for name in ["allowed4", "allowed6", "hosts4", "hosts6"] {
+            map(&bindings, name);
+        }
+    }
+}
+
+#[test]
 fn prefixes_go_to_their_family_with_position_and_length() {
     let bindings =
         bind_to(json!({ "blocked": ["198.51.100.0/24", "2001:db8::/32", "203.0.113.7"] })).unwrap();

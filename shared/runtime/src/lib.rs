@@ -51,7 +51,7 @@ pub use config::{
 pub use config_file::ConfigFile;
 pub use context::Context;
 pub use health::{Latch, Readiness};
-pub use metrics::MetricSpec;
+pub use metrics::{MetricKind, MetricSpec};
 pub use run::run;
 
 /// Version of this build; the whole workspace has one.

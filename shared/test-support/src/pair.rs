@@ -137,16 +137,26 @@ pub fn link_counters(link: &str) -> Result<LinkCounters> {
 /// What UDP has counted in the calling thread's namespace (`/proc/net/snmp`), by the kernel's
 /// name: `InDatagrams`, `NoPorts` (arrived, and nobody listens), `RcvbufErrors` …
 pub fn udp_counter(name: &str) -> Result<u64> {
+    snmp_counter("Udp", name)
+}
+
+/// The same of TCP: `RetransSegs` …
+pub fn tcp_counter(name: &str) -> Result<u64> {
+    snmp_counter("Tcp", name)
+}
+
+fn snmp_counter(protocol: &str, name: &str) -> Result<u64> {
     let path = "/proc/thread-self/net/snmp";
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let start = format!("{protocol}: ");
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix(start.as_str()));
     let (names, values) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
     names
         .split_whitespace()
         .zip(values.split_whitespace())
         .find(|(column, _)| *column == name)
         .and_then(|(_, value)| value.parse().ok())
-        .with_context(|| format!("{path} has no Udp counter {name}"))
+        .with_context(|| format!("{path} has no {protocol} counter {name}"))
 }
 
 fn mac(bytes: [u8; 6]) -> String {

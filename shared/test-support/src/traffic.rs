@@ -106,8 +106,35 @@ impl FrameSender {
     /// Sends a frame of at least a page with only its first `linear` bytes (no fewer than an
     /// Ethernet header) in the buffer's linear part, as network cards with scattered buffers
     /// deliver them.
-    #[expect(unsafe_code, reason = "there is no safe wrapper for PACKET_VNET_HDR")]
     pub fn send_scattered(&self, frame: &[u8], linear: u16) -> Result<()> {
+        self.send_described(frame, &[0, 0, linear, 0, 0, 0])
+    }
+
+    /// Sends a TCP or UDP frame that the kernel has to cut into segments of `size` bytes of payload
+    /// each, as a virtual machine or a socket hands it over. `transport` is where the TCP or UDP
+    /// header begins, `headers` where the payload does.
+    pub fn send_segmented(
+        &self,
+        frame: &[u8],
+        kind: Segmented,
+        transport: u16,
+        headers: u16,
+        size: u16,
+    ) -> Result<()> {
+        // linux/virtio_net.h: VIRTIO_NET_HDR_GSO_…; where the checksum is in the header.
+        let (gso_type, checksum) = match kind {
+            Segmented::Tcp4 => (1, 16),
+            Segmented::Tcp6 => (4, 16),
+            Segmented::Udp => (5, 6),
+        };
+        // VIRTIO_NET_HDR_F_NEEDS_CSUM
+        self.send_described(frame, &[1, gso_type, headers, size, transport, checksum])
+    }
+
+    /// Sends a frame behind a `struct virtio_net_hdr`: flags, `gso_type`, `hdr_len`, `gso_size`,
+    /// `csum_start`, `csum_offset`.
+    #[expect(unsafe_code, reason = "there is no safe wrapper for PACKET_VNET_HDR")]
+    fn send_described(&self, frame: &[u8], header: &[u16; 6]) -> Result<()> {
         let on: libc::c_int = 1;
         let length = libc::socklen_t::try_from(size_of_val(&on))?;
         // SAFETY: `on` lives through the call and has the length given.
@@ -123,10 +150,9 @@ impl FrameSender {
         if result < 0 {
             return Err(io::Error::last_os_error()).context("set PACKET_VNET_HDR");
         }
-        // struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
-        let mut bytes = vec![0, 0];
-        bytes.extend(linear.to_ne_bytes());
-        bytes.extend([0; 6]);
+        let [flags, gso_type, lengths @ ..] = *header;
+        let mut bytes = vec![u8::try_from(flags)?, u8::try_from(gso_type)?];
+        bytes.extend(lengths.iter().flat_map(|field| field.to_ne_bytes()));
         bytes.extend(frame);
         // SAFETY: `bytes` lives through the call and has the length given.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
@@ -135,6 +161,17 @@ impl FrameSender {
         }
         Ok(())
     }
+}
+
+/// What a frame is cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segmented {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP.
+    Udp,
 }
 
 /// A thread that sends the same frames over and over, until it is stopped.

@@ -167,7 +167,7 @@ proptest! {
     fn any_value_survives_json(spec in spec(), noise in prop::collection::vec(any::<u8>(), 64), zeros in any::<bool>()) {
         let mut merger = Merger::default();
         let (ty, size) = add(&mut merger, &spec, &mut 0);
-        let raw = merger.finish();
+        let raw = merger.bytes();
         let codec = Codec::new(Btf::parse(&raw).unwrap());
         let bytes: Vec<u8> = noise.iter().cycle().take(size as usize)
             .map(|byte| if zeros && byte % 3 != 0 { 0 } else { *byte })
@@ -188,7 +188,7 @@ proptest! {
     fn broken_types_break_nothing(at in any::<prop::sample::Index>(), byte in any::<u8>(), spec in spec()) {
         let mut merger = Merger::default();
         let (ty, size) = add(&mut merger, &spec, &mut 0);
-        let mut raw = merger.finish();
+        let mut raw = merger.bytes();
         let at = at.index(raw.len());
         raw[at] = byte;
         if let Ok(btf) = Btf::parse(&raw) {
@@ -213,7 +213,7 @@ fn a_type_that_holds_itself_is_told_as_bytes() {
     let field = merger.string("field");
     // Type 1 is a struct with two members of type 1.
     merger.add("loop", kind::STRUCT, 2, 4, &[field, 1, 0, field, 1, 0]);
-    let raw = merger.finish();
+    let raw = merger.bytes();
     let codec = Codec::new(Btf::parse(&raw).unwrap());
     assert_eq!(codec.decode(Some(1), &[1, 2, 3, 4]), json!("01020304"));
     assert_eq!(codec.encode(Some(1), 4, &json!("01020304"), ""), Ok(vec![1, 2, 3, 4]));
@@ -227,7 +227,7 @@ fn types_that_double_at_each_level_are_told_as_bytes() {
     for _ in 0..40 {
         ty = merger.add("s", kind::STRUCT, 2, 1, &[one, ty, 0, two, ty, 0]);
     }
-    let raw = merger.finish();
+    let raw = merger.bytes();
     let codec = Codec::new(Btf::parse(&raw).unwrap());
     assert_eq!(codec.decode(Some(ty), &[9]), json!("09"));
     assert_eq!(codec.sum(Some(ty), &[[9]]), None);
@@ -240,7 +240,7 @@ fn an_enumeration_of_64_bits() {
     let (small, large) = (merger.string("SMALL"), merger.string("LARGE"));
     let ty =
         merger.add("wide", kind::ENUM64, 2, 8, &[small, 1, 0, large, 0x89ab_cdef, 0x0123_4567]);
-    let raw = merger.finish();
+    let raw = merger.bytes();
     let codec = Codec::new(Btf::parse(&raw).unwrap());
     let bytes = 0x0123_4567_89ab_cdef_u64.to_ne_bytes();
     assert_eq!(codec.decode(Some(ty), &bytes), json!("LARGE"));

@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use canopy_api::{ChainKey, Hook, TcMode, VerdictSet, XdpMode};
-use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member};
+use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member, SettingsDetail};
 use canopy_kernel_aya::{
     AyaKernel,
     sys::{self, TestRun},
@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<Report<Row>> {
 }
 
 /// Another CPU has another clock rate and other neighbours.
-fn stay_on_one_cpu() -> Result<()> {
+pub(crate) fn stay_on_one_cpu() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
@@ -285,9 +285,11 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
                 object: objects.hop(hook, work, Form::Plain, position)?.into(),
                 function: "hop".to_owned(),
                 frags: false,
+                tail_calls: None,
                 proceed_on: VerdictSet::default_for(hook),
                 globals: Vec::new(),
                 map_entries: Vec::new(),
+                settings: SettingsDetail::default(),
                 carry: Carry::Nothing,
                 max_entries: Vec::new(),
                 shared_maps: Vec::new(),
@@ -302,6 +304,8 @@ fn fused(objects: &mut Objects, hook: Hook, work: Work, n: u32) -> Result<(Progr
             xdp_mode: XdpMode::Best,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         })
         .map_err(explain)?;
     let program = sys::obj_get(&kernel.pins().prog(&key, GENERATION))?;

@@ -10,5 +10,7 @@ pub mod apply;
 pub mod bus;
 pub mod chain;
 pub mod hop;
+pub mod load_order;
+pub mod packages;
 pub mod registry;
 pub mod report;

@@ -41,6 +41,22 @@ enum Bench {
         #[command(flatten)]
         options: canopy_bench::chain::Options,
     },
+    /// Each shipped package against what else does its work, nanoseconds a packet.
+    Packages {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::packages::Options,
+    },
+    /// One chain in many orders of its members: how long it takes to load, milliseconds.
+    LoadOrder {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::load_order::Options,
+    },
     /// A large repository, and many hosts that fetch one package. Needs no root.
     Registry {
         /// Write the result as JSON too.
@@ -59,6 +75,12 @@ fn main() -> anyhow::Result<()> {
         Bench::Bus { json, options } => finish(&canopy_bench::bus::run(&options)?, json.as_deref()),
         Bench::Chain { json, options } => {
             finish(&canopy_bench::chain::run(&options)?, json.as_deref())
+        }
+        Bench::Packages { json, options } => {
+            finish(&canopy_bench::packages::run(&options)?, json.as_deref())
+        }
+        Bench::LoadOrder { json, options } => {
+            finish(&canopy_bench::load_order::run(&options)?, json.as_deref())
         }
         Bench::Registry { json, options } => {
             finish(&canopy_bench::registry::run(&options)?, json.as_deref())

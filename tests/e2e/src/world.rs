@@ -371,9 +371,13 @@ impl Repository<'_> {
         self.world.stack.publish(&[to]).map(drop)
     }
 
-    /// The file of version 0.1.0 of a package, and that of its signature.
+    /// The file of a package that has one version, and that of its signature.
     pub fn files(&self, name: &str) -> (PathBuf, PathBuf) {
-        let dir = self.world.stack.layout().repository().join(name).join("0.1.0");
-        (dir.join(format!("{name}-0.1.0.cpkg")), dir.join(format!("{name}-0.1.0.cpkg.minisig")))
+        let package = self.world.stack.layout().repository().join(name);
+        let mut versions = fs::read_dir(package).into_iter().flatten().flatten();
+        let version = versions.next().map(|entry| entry.path()).unwrap_or_default();
+        let number = version.file_name().unwrap_or_default().to_string_lossy();
+        let file = format!("{name}-{number}.cpkg");
+        (version.join(&file), version.join(format!("{file}.minisig")))
     }
 }

@@ -158,7 +158,7 @@ fn what_the_rules_deny_leaves_the_kernel_untouched() {
     denied(&run(&["delete", "chain", INTERFACE, "xdp", "--program", "blocklist"]), &[stays]);
     denied(&run(&["drain"]), &[stays]);
     let set = ["map", "set", INTERFACE, "xdp", "limit", "rl_sources", "{\"bytes\": 0}", "1"];
-    denied(&run(&set), &["map-set ratelimit 0.1.0 map rl_sources", "denied by rule \"maps\""]);
+    denied(&run(&set), &["map-set ratelimit 0.1.1 map rl_sources", "denied by rule \"maps\""]);
     let delete = ["map", "delete", INTERFACE, "xdp", "limit", "rl_sources", "{\"bytes\": 0}"];
     denied(&run(&delete), &["denied by rule \"maps\""]);
     // What no rule allows.
@@ -167,7 +167,7 @@ fn what_the_rules_deny_leaves_the_kernel_untouched() {
         "xdp",
         &[("blocklist", "firewall"), ("limit", "ratelimit"), ("u", "unlisted")],
     )]);
-    denied(&world.try_apply(&unlisted).unwrap(), &["apply unlisted 0.1.0", "no rule allows it"]);
+    denied(&world.try_apply(&unlisted).unwrap(), &["apply unlisted 0.1.1", "no rule allows it"]);
     assert_eq!(kernel(&world), before, "something was changed");
     assert_eq!(world.send(BLOCKED, 10).unwrap(), 0);
     assert_eq!(
@@ -183,7 +183,7 @@ fn what_the_rules_deny_leaves_the_kernel_untouched() {
         "explain",
         "u-operator",
         "delete",
-        "firewall@0.1.0",
+        "firewall@0.1.1",
         "--interface",
         INTERFACE,
         "--hook",

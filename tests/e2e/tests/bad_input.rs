@@ -112,7 +112,7 @@ fn what_a_person_writes_wrongly_is_refused_with_place_and_remedy() {
             one("firewall@^99", ""),
             NOT_FOUND,
             "chains[0].programs[0].package",
-            &["0.1.0"],
+            &["0.1.1"],
         ),
         (
             "no version at all",

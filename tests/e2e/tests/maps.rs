@@ -20,7 +20,8 @@ fn map(world: &World, role: &str, verb: &str, rest: &[&str]) -> Answer {
 
 /// The key of a source in the limiter's map.
 fn source(address: Ipv4Addr) -> String {
-    json!({ "bytes": address.to_ipv6_mapped().octets() }).to_string()
+    let bytes = address.to_ipv6_mapped().octets();
+    json!({ "address": { "bytes": bytes }, "kind": 4 }).to_string()
 }
 
 fn dump(world: &World, program: &str, name: &str, options: &[&str]) -> Vec<Value> {
@@ -35,8 +36,10 @@ fn an_operator_writes_what_packets_feel_and_a_viewer_only_looks() {
     world.apply(&World::firewall()).unwrap();
     assert_eq!(world.send(PEER_IP, 20).unwrap(), 20);
 
-    // A bucket that is full again in some hundred years lets nothing pass.
-    let entry = ["limit", "rl_sources", &source(PEER_IP), "4611686018427387904"];
+    // A bucket that another CPU is bringing to another rate lets nothing pass.
+    let bucket = json!({ "full_at": 0, "interval": u64::MAX });
+    let (key, value) = (source(PEER_IP), bucket.to_string());
+    let entry = ["limit", "rl_sources", &key, &value];
     for role in ["viewer", "publisher"] {
         let answer = map(&world, role, "set", &entry);
         assert_eq!(answer.code, 6, "{role}: {}{}", answer.out, answer.err);
@@ -60,8 +63,8 @@ fn an_operator_writes_what_packets_feel_and_a_viewer_only_looks() {
     );
     let got: Value =
         map(&world, "viewer", "get", &[&entry[..3], &["-o", "json"]].concat()).json().unwrap();
-    assert_eq!(got["entries"][0]["value"], json!(4_611_686_018_427_387_904_u64));
-    let key = &got["entries"][0]["key"]["bytes"];
+    assert_eq!(got["entries"][0]["value"], bucket);
+    let key = &got["entries"][0]["key"]["address"]["bytes"];
     assert_eq!(*key, json!(PEER_IP.to_ipv6_mapped().octets()));
 
     map(&world, "operator", "delete", &entry[..3]).text().unwrap();

@@ -86,7 +86,7 @@ fn a_publisher_without_credentials_gets_a_package_to_packets() {
     let names = |answer: &str| -> Vec<String> { answer.lines().map(str::to_owned).collect() };
     let list = world.canopy_as("viewer", &["get", "packages", "-o", "name"]).unwrap();
     let listed = names(list.text().unwrap());
-    for name in ["one@0.1.0", "two@0.1.0", "three@0.1.0", "dropport@0.1.0", "firewall@0.1.0"] {
+    for name in ["one@0.1.0", "two@0.1.0", "three@0.1.0", "dropport@0.1.0", "firewall@0.1.1"] {
         assert!(listed.iter().any(|found| found == name), "{name} is not in {listed:?}");
     }
 

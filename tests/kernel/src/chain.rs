@@ -2,7 +2,9 @@
 //! `BPF_PROG_TEST_RUN`.
 
 use canopy_api::{ChainKey, Hook, ProgramName, TcMode, VerdictSet, XdpMode};
-use canopy_kernel::{Carry, ChainBuild, Kernel as _, KernelError, Member, MemberCells, Prepared};
+use canopy_kernel::{
+    Carry, ChainBuild, Kernel as _, KernelError, Member, MemberCells, Prepared, SettingsDetail,
+};
 use canopy_kernel_aya::{
     AyaKernel,
     sys::{self, TestRun, TestRunOutput},
@@ -43,9 +45,11 @@ pub fn member(name: &str, hook: Hook, object: &Arc<[u8]>, function: &str) -> Mem
         object: Arc::clone(object),
         function: function.to_owned(),
         frags: false,
+        tail_calls: None,
         proceed_on: VerdictSet::default_for(hook),
         globals: Vec::new(),
         map_entries: Vec::new(),
+        settings: SettingsDetail::default(),
         carry: Carry::Nothing,
         max_entries: Vec::new(),
         shared_maps: Vec::new(),
@@ -107,6 +111,8 @@ impl Chains {
             xdp_mode: XdpMode::Best,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         })
     }
 

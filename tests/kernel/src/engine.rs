@@ -122,5 +122,6 @@ pub fn options() -> Options {
         dry_run: false,
         atomic: false,
         by: "u-test".parse().unwrap(),
+        until: None,
     }
 }

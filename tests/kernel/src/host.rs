@@ -139,7 +139,7 @@ impl Loader {
 
 /// A change by somebody.
 pub fn options() -> Options {
-    Options { expected_generation: None, dry_run: false, atomic: false, by: by() }
+    Options { expected_generation: None, dry_run: false, atomic: false, by: by(), until: None }
 }
 
 /// Who changes things.

@@ -13,7 +13,10 @@
 pub mod chain;
 pub mod engine;
 pub mod files;
+pub mod frames;
 pub mod host;
 pub mod live;
 pub mod package;
+pub mod packages;
 pub mod packet;
+pub mod reference;

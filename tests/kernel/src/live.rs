@@ -84,7 +84,15 @@ impl Live {
         members: Vec<Member>,
     ) {
         let xdp_mode = XdpMode::Best;
-        let build = ChainBuild { key: key.clone(), generation, xdp_mode, tc_mode, members };
+        let build = ChainBuild {
+            key: key.clone(),
+            generation,
+            xdp_mode,
+            tc_mode,
+            members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
+        };
         self.kernel(|kernel| kernel.prepare(&build)).unwrap_or_else(|error| panic!("{error:?}"));
     }
 

@@ -9,6 +9,7 @@ use canopy_api::{
 };
 use canopy_kernel::{
     Carry, ChainBuild, Kernel as _, KernelError, MapContents, MapEntry, Member, MemberCells,
+    SettingsDetail,
 };
 use canopy_kernel_aya::{
     AyaKernel,
@@ -19,7 +20,7 @@ use canopy_test_support::{bpffs::BpffsDir, compile, repository};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -92,6 +93,7 @@ pub fn member(package: &str, hook: Hook, settings: &Value) -> Result<(Manifest, 
         object,
         function: program.function,
         frags: program.frags,
+        tail_calls: program.tail_calls,
         proceed_on,
         globals: bindings.globals,
         map_entries: bindings
@@ -99,6 +101,7 @@ pub fn member(package: &str, hook: Hook, settings: &Value) -> Result<(Manifest, 
             .into_iter()
             .map(|(map, entries)| MapContents { map, entries })
             .collect(),
+        settings: SettingsDetail::default(),
         carry: Carry::Nothing,
         max_entries: Vec::new(),
         shared_maps: Vec::new(),
@@ -121,10 +124,17 @@ impl Loaded {
                 xdp_mode: XdpMode::Best,
                 tc_mode: TcMode::Best,
                 members: vec![member],
+                together: Vec::new(),
+                left_entries: Vec::new(),
             })
             .map_err(explain)?;
         let program = sys::obj_get(&kernel.pins().prog(&key, GENERATION))?;
         Ok(Self { kernel, key, member: name, program, manifest, _bpffs: bpffs })
+    }
+
+    /// The program of the chain.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
     }
 
     /// Runs the chain on a packet; its verdict.

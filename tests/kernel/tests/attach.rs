@@ -8,16 +8,17 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{ChainKey, Hook, XdpMode, wire::FACTS};
-use canopy_kernel::{Expect, Kernel as _, KernelError, LinkState};
+use canopy_api::{ChainKey, Hook, TcMode, XdpMode, wire::FACTS};
+use canopy_kernel::{ChainBuild, Expect, Kernel as _, KernelError, LinkState};
 use canopy_kernel_aya::{AyaKernel, sys};
 use canopy_kernel_tests::{
     chain::{member, object},
     live::{Live, PORT, dropper},
 };
 use canopy_test_support::{
+    netns::Netns,
     packet::Udp4,
-    pair::{HOST_IP, HOST_LINK, PEER_IP},
+    pair::{HOST_IP, HOST_LINK, PEER_IP, PEER_LINK},
     traffic::{Echo, ping, send_frames, udp_replies},
     wait_for,
 };
@@ -63,6 +64,10 @@ fn xdp_is_attached_in_the_driver_and_drops() {
     assert_eq!(live.state(), LinkState::Attached(chain));
 }
 
+/// What the kernel says to native XDP on an interface whose driver has none.
+const NO_NATIVE: &str = "Operation not supported (os error 95): Underlying driver does not support \
+                         XDP in native mode";
+
 #[test]
 fn xdp_falls_back_to_generic_and_says_so() {
     let live = Live::new();
@@ -75,14 +80,62 @@ fn xdp_falls_back_to_generic_and_says_so() {
 
     let native =
         live.kernel(|kernel| kernel.switch(&key, 1, XdpMode::Native, Expect::Nothing)).unwrap_err();
-    assert!(matches!(native, KernelError::Unsupported { .. }), "{native:?}");
+    // What the kernel says to it, and no cause besides.
+    let KernelError::Unsupported { what, remedy } = native else { panic!("{native:?}") };
+    assert!(what.contains(NO_NATIVE), "{what}");
+    assert_eq!(remedy, "set `xdp_mode: best` or `generic`");
     assert_eq!(live.state(), LinkState::Detached);
 
     let chain = live.switch(&key, 1, Expect::Nothing).unwrap();
     assert_eq!(chain.mode, "generic");
+    assert_eq!(chain.native_refused.as_deref(), Some(NO_NATIVE));
+    assert_eq!(live.state(), LinkState::Attached(chain.clone()));
     assert_eq!(udp_replies(&live.pair.host, lo, PORT, 3).unwrap(), 0);
     let seen = live.exec(&["ip", "-details", "link", "show", "lo"]);
     assert!(seen.contains("xdpgeneric"), "{seen}");
+}
+
+#[test]
+fn a_refusal_of_native_xdp_is_told_as_the_driver_gave_it() {
+    let live = Live::new();
+    let key = Live::key(Hook::Xdp);
+    let mtu = |netns: &Netns, link, mtu| {
+        netns.exec(&["ip", "link", "set", link, "mtu", mtu]).unwrap();
+    };
+    // It is the other end's that counts.
+    mtu(&live.pair.peer, PEER_LINK, "9000");
+    live.prepare(&key, 1, vec![dropper("drop", Hook::Xdp, PORT)]);
+    let native = |live: &Live| {
+        live.kernel(|kernel| kernel.switch(&key, 1, XdpMode::Native, Expect::Nothing))
+    };
+    let KernelError::Unsupported { what, remedy } = native(&live).unwrap_err() else { panic!() };
+    assert!(what.contains("Peer MTU is too large to set XDP"), "{what}");
+    assert!(remedy.contains("lower the MTU") && remedy.contains("multi-buffer"), "{remedy}");
+    assert_eq!(bpftool_net(&live).matches("somebody").count(), 0);
+    assert!(!bpftool_net(&live).contains("driver"), "the question attached a program");
+
+    let chain = live.switch(&key, 1, Expect::Nothing).unwrap();
+    assert_eq!(chain.mode, "generic");
+    let told = chain.native_refused.unwrap();
+    assert!(told.contains("(os error 34): veth: Peer MTU is too large to set XDP"), "{told}");
+    live.kernel(|kernel| kernel.detach(&key)).unwrap();
+
+    // Its own is nobody's business: a driver that takes the program is not refused for it.
+    mtu(&live.pair.peer, PEER_LINK, "1500");
+    mtu(&live.pair.host, HOST_LINK, "9000");
+    let members = vec![dropper("drop", Hook::Xdp, PORT)];
+    let build = ChainBuild {
+        key: key.clone(),
+        generation: 2,
+        xdp_mode: XdpMode::Native,
+        tc_mode: TcMode::Best,
+        members,
+        together: Vec::new(),
+        left_entries: Vec::new(),
+    };
+    live.kernel(|kernel| kernel.prepare(&build)).unwrap();
+    let chain = native(&live).unwrap();
+    assert_eq!((chain.mode.as_str(), chain.native_refused), ("native", None));
 }
 
 #[test]

@@ -241,13 +241,20 @@ mod versions {
     }
 
     #[test]
-    fn a_kept_map_keeps_its_entries_and_a_new_one_gets_the_configured() {
+    fn a_map_has_its_settings_whether_it_is_kept_or_new() {
         let chains = Chains::new();
         chains.load(HOOK, 1, vec![version(&[], everything())]);
         let allowed = chains.map(HOOK, 1, "entries", "allowed");
-        allowed.delete(&0x88b5u16.to_ne_bytes()).unwrap();
+        allowed.update(&7u16.to_ne_bytes(), &[7, 0, 0, 0], 0).unwrap();
         chains.load(HOOK, 2, vec![version(&[], everything())]);
-        assert_eq!(chains.run(HOOK, 2, &packet(&[])).retval, 1, "still deleted");
+        let kept = chains.map(HOOK, 2, "entries", "allowed");
+        assert_eq!(kept.info().id, allowed.info().id, "it has them: the same map");
+        allowed.delete(&0x88b5u16.to_ne_bytes()).unwrap();
+        assert_eq!(chains.run(HOOK, 2, &packet(&[])).retval, 1, "deleted");
+        chains.load(HOOK, 2, vec![version(&[], everything())]);
+        assert_eq!(chains.run(HOOK, 2, &packet(&[])).retval, 2, "as configured");
+        let copy = chains.map(HOOK, 2, "entries", "allowed");
+        assert!(copy.lookup(&7u16.to_ne_bytes()).unwrap().is_some(), "what is no setting stays");
         chains.load(HOOK, 3, vec![version(&[], Carry::AllBut(vec!["allowed".into()]))]);
         assert_eq!(chains.run(HOOK, 3, &packet(&[])).retval, 2, "as configured");
     }

@@ -38,6 +38,7 @@ fn turn() -> MutexGuard<'static, ()> {
 
 struct Refusal {
     reason: String,
+    remedy: String,
     log: Option<String>,
 }
 
@@ -62,7 +63,7 @@ fn refused(hook: Hook, members: Vec<Member>, who: Option<&str>) -> Refusal {
     assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
     assert!(!remedy.is_empty() && !remedy.contains('\n'), "{remedy}");
     println!("{who:?}: {reason}; {remedy}");
-    Refusal { reason, log }
+    Refusal { reason, remedy, log }
 }
 
 fn xdp(object_name: &str, function: &str) -> Member {
@@ -149,11 +150,121 @@ fn a_licence_that_would_have_to_be_upgraded() {
 #[test]
 fn tail_calls_that_could_starve_another_member() {
     let _turn = turn();
+    // Others may fill an array that is shared.
+    let shared =
+        |name: &str| member(name, Hook::Xdp, &object("tail_calls_outside"), "tail_calls_shared");
+    let refusal = refused(Hook::Xdp, vec![shared("a"), shared("b")], Some("a"));
+    assert!(refusal.reason.contains("tail calls"), "{}", refusal.reason);
+    assert!(refusal.remedy.contains("tail_calls"), "{}", refusal.remedy);
+    Chains::new().load(Hook::Xdp, 1, vec![shared("a"), good()]);
+    let says = |name: &str, calls| Member { tail_calls: Some(calls), ..shared(name) };
+    refused(Hook::Xdp, vec![says("a", 16), says("b", 18)], Some("b"));
+    Chains::new().load(Hook::Xdp, 1, vec![says("a", 16), says("b", 17)]);
+}
+
+/// An array of a member's own that its object leaves empty: whoever tail-calls through it goes on.
+#[test]
+fn members_with_empty_program_arrays_share_a_chain() {
+    let _turn = turn();
     let outside =
         |name: &str| member(name, Hook::Xdp, &object("tail_calls_outside"), "tail_calls_outside");
-    let refusal = refused(Hook::Xdp, vec![outside("a"), outside("b")], Some("a"));
+    let chains = Chains::new();
+    let filled = xdp("tail_calls", "tail_calls");
+    chains.load(Hook::Xdp, 1, vec![outside("a"), filled, outside("b"), outside("c"), good()]);
+    for _ in 0..3 {
+        assert_eq!(chains.run(Hook::Xdp, 1, &packet(&[])).retval, 2);
+    }
+    assert_eq!(chains.global(Hook::Xdp, 1, "tail-calls", ".bss", 0), 3, "its targets ran");
+    let cells = chains.cells(Hook::Xdp, 1);
+    assert!(cells.iter().all(|member| member.runs() == 3), "{cells:?}");
+}
+
+#[test]
+fn a_package_that_denies_the_tail_calls_of_its_object() {
+    let _turn = turn();
+    let member = Member { tail_calls: Some(0), ..xdp("tail_calls", "tail_calls") };
+    let refusal = refused(Hook::Xdp, vec![good(), member], Some("tail-calls"));
     assert!(refusal.reason.contains("tail calls"), "{}", refusal.reason);
-    Chains::new().load(Hook::Xdp, 1, vec![outside("a"), good()]);
+    assert!(refusal.remedy.contains("tail_calls"), "{}", refusal.remedy);
+}
+
+/// An exception unwinds the generated `main` too: members behind it would be skipped, and the packet be
+/// in no count.
+#[test]
+fn members_that_throw_are_refused_at_every_place() {
+    let _turn = turn();
+    for function in [
+        "from_entry",
+        "from_static",
+        "from_global",
+        "from_callback",
+        "from_assertion",
+        "from_another_declaration",
+        "from_tail_call",
+    ] {
+        let throws = || xdp("throws", function);
+        let name = function.replace('_', "-");
+        let last = xdp("void_context", "wide");
+        for members in [
+            vec![throws()],
+            vec![throws(), good(), last.clone()],
+            vec![good(), throws(), last.clone()],
+            vec![good(), last.clone(), throws()],
+        ] {
+            let refusal = refused(Hook::Xdp, members, Some(&name));
+            assert!(refusal.reason.contains("bpf_throw"), "{}", refusal.reason);
+            assert!(refusal.remedy.contains("return the verdict"), "{}", refusal.remedy);
+        }
+    }
+    let chains = Chains::new();
+    chains.load(Hook::Xdp, 1, vec![good(), xdp("throws", "throws_nothing")]);
+    assert_eq!(chains.run(Hook::Xdp, 1, &packet(&[])).retval, 2);
+}
+
+#[test]
+fn programs_of_other_types_are_refused_by_their_section() {
+    let _turn = turn();
+    for (function, part) in [
+        ("on_switch", "tracepoint/sched/sched_switch"),
+        ("on_unlink", "kprobe/do_unlinkat"),
+        ("on_entry", "fentry/do_unlinkat"),
+        ("on_open", "lsm/file_open"),
+        ("on_group", "cgroup/skb"),
+        ("on_stream", "sk_skb/stream_verdict"),
+        ("on_socket", "socket"),
+        ("on_enter", "raw_tp/sys_enter"),
+        ("on_devmap", "xdp/devmap"),
+        ("on_cpumap", "xdp.frags/cpumap"),
+        ("on_tc", "\"tc\""),
+        ("by_context", "bpf_raw_tracepoint_args"),
+    ] {
+        let name = function.replace('_', "-");
+        let refusal = refused(Hook::Xdp, vec![good(), xdp("other_types", function)], Some(&name));
+        assert!(refusal.reason.contains(part), "{}", refusal.reason);
+        assert!(refusal.reason.contains("declares it for xdp"), "{}", refusal.reason);
+        assert!(refusal.remedy.contains("manifest"), "{}", refusal.remedy);
+    }
+    let tc = |function: &str| member("m", Hook::TcEgress, &object("other_types"), function);
+    for function in ["on_xdp", "on_devmap", "on_group", "on_switch"] {
+        refused(Hook::TcEgress, vec![tc(function)], Some("m"));
+    }
+
+    let chains = Chains::new();
+    let loaded = |members| chains.load(Hook::Xdp, 1, members).notes;
+    for (function, notes) in [("on_xdp", 0), ("by_manifest", 0), ("doubtful", 1)] {
+        let notes_of_it = loaded(vec![xdp("other_types", function)]);
+        assert_eq!(notes_of_it.len(), notes, "{function}: {notes_of_it:?}");
+    }
+    Chains::new().load(Hook::TcEgress, 1, vec![tc("on_tc")]);
+}
+
+#[test]
+fn device_bound_programs_are_refused_as_such() {
+    let _turn = turn();
+    let refusal =
+        refused(Hook::Xdp, vec![good(), xdp("device_bound", "device_bound")], Some("device-bound"));
+    assert!(refusal.reason.contains("bound to one device"), "{}", refusal.reason);
+    assert!(!refusal.remedy.contains("correct"), "{}", refusal.remedy);
 }
 
 #[test]
@@ -229,6 +340,8 @@ fn a_member_for_small_packets_on_a_jumbo_interface() {
             xdp_mode: XdpMode::Native,
             tc_mode: TcMode::Best,
             members,
+            together: Vec::new(),
+            left_entries: Vec::new(),
         })
     };
     let large = Member { frags: true, ..xdp("xdp_frags", "measure") };
@@ -236,8 +349,12 @@ fn a_member_for_small_packets_on_a_jumbo_interface() {
     let KernelError::Refused { member, reason, remedy, .. } = error else { panic!("{error:?}") };
     assert_eq!(member, Some(good().name));
     assert!(reason.contains("multi-buffer") && remedy.contains("xdp_mode"), "{reason}; {remedy}");
+    assert!(remedy.contains("frags: true"), "{remedy}");
     assert_eq!(chains.paths().len(), 0);
     native(vec![large]).unwrap();
+    // Its section says it too.
+    chains.kernel.discard(&Chains::key(Hook::Xdp), 1).unwrap();
+    native(vec![xdp("xdp_frags", "measure")]).unwrap();
 }
 
 #[test]

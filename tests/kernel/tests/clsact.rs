@@ -117,6 +117,8 @@ fn a_kernel_without_tcx_gets_filters_by_itself() {
         xdp_mode: XdpMode::Best,
         tc_mode,
         members: vec![dropper("drop", Hook::TcIngress, PORT)],
+        together: Vec::new(),
+        left_entries: Vec::new(),
     };
     let on_old = |call: &(dyn Fn(&AyaKernel) -> Result<String, KernelError> + Sync)| {
         live.kernel(|kernel| {

@@ -100,7 +100,8 @@ impl Host {
             BTreeMap::from([("every@*".to_owned(), Located { digest, package, signed_by: None })]);
         let asked = resolve::resolve(&document, &located, &BTreeMap::new()).unwrap();
         let by = "u-test".parse().unwrap();
-        let options = Options { expected_generation: None, dry_run: false, atomic: false, by };
+        let options =
+            Options { expected_generation: None, dry_run: false, atomic: false, by, until: None };
         let applied = self.pair.host.run(|| Ok(self.loader.apply(asked, &options))).unwrap();
         applied.unwrap_or_else(|error| {
             let error = error.into_api();

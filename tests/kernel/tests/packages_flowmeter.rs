@@ -30,15 +30,17 @@ fn count(value: &[u8]) -> (u64, u64) {
     (number(value, 0), number(value, 8))
 }
 
-/// `struct canopy_tuple` of packet.h; its last three bytes are 0 in a key.
+/// `struct canopy_tuple` of packet.h; of its last three bytes two are 0 in a key, and the third is the
+/// version of IP.
 fn flow(key: &[u8]) -> Flow {
     let address = |at: usize| {
         let bytes: [u8; 16] = key[at..at + 16].try_into().unwrap();
         Ipv6Addr::from(bytes).to_canonical()
     };
     let port = |at: usize| u16::from_be_bytes([key[at], key[at + 1]]);
-    assert_eq!(key[37..40], [0; 3]);
-    (address(0), address(16), port(32), port(34), key[36])
+    let source = address(0);
+    assert_eq!(key[37..40], [0, 0, if source.is_ipv4() { 4 } else { 6 }]);
+    (source, address(16), port(32), port(34), key[36])
 }
 
 /// A flow from `source` to the addresses that [`Ipv4::from`] and [`Ipv6::from`] send to.
@@ -342,18 +344,46 @@ fn a_super_packet_states_no_length_and_is_read() -> Result<()> {
     Ok(())
 }
 
+/// `struct __sk_buff` of linux/bpf.h, for a buffer that the stack segments.
+fn segmented(segments: u32, size: u32) -> [u8; 192] {
+    let mut context = [0_u8; 192];
+    context[164..168].copy_from_slice(&segments.to_ne_bytes()); // gso_segs
+    context[176..180].copy_from_slice(&size.to_ne_bytes()); // gso_size
+    context
+}
+
 #[test]
 fn segments_count_as_the_packets_they_are_on_the_wire() -> Result<()> {
+    // Headers of 14 + 20 + 32 bytes, three packets of 1000, 1000 and 500 bytes.
+    let mut tcp = vec![0; 32 + 2500];
+    tcp[12] = 8 << 4;
+    let packet = Ipv4 { protocol: packet::TCP, ..Ipv4::from("10.0.0.1") }.frame(&tcp);
+    let bytes = 3 * (14 + 20 + 32) + 2500;
+    // Where nobody has counted the segments yet, their number follows from their size.
+    for segments in [3, 0] {
+        let meter = meter()?;
+        assert_eq!(meter.run_with(&packet, &segmented(segments, 1000)), NEXT);
+        let expected = BTreeMap::from([(from("10.0.0.1", 0, 0, packet::TCP), (3, bytes))]);
+        assert_eq!(flows(&meter), expected);
+        assert_eq!(totals(&meter), Totals { packets: 3, bytes, ..Totals::default() });
+    }
+    Ok(())
+}
+
+#[test]
+fn every_header_in_front_of_the_data_is_repeated() -> Result<()> {
     let meter = meter()?;
-    let packet = Ipv4 { protocol: packet::TCP, ..Ipv4::from("10.0.0.1") }.frame(&[0; 3000]);
-    // struct __sk_buff of linux/bpf.h
-    let mut context = [0_u8; 192];
-    context[160..164].copy_from_slice(&3108_u32.to_ne_bytes()); // wire_len
-    context[164..168].copy_from_slice(&3_u32.to_ne_bytes()); // gso_segs
-    context[176..180].copy_from_slice(&1000_u32.to_ne_bytes()); // gso_size
-    assert_eq!(meter.run_with(&packet, &context), NEXT);
-    assert_eq!(flows(&meter), BTreeMap::from([(from("10.0.0.1", 0, 0, packet::TCP), (3, 3108))]));
-    assert_eq!(totals(&meter), Totals { packets: 3, bytes: 3108, ..Totals::default() });
+    let ipv6 = Ipv6::from("fe80::1").extension(packet::DESTINATION, packet::options_header(24));
+    let tags = [(packet::ETH_QINQ, 9), (packet::ETH_VLAN, 7)];
+    let packet = ethernet(&tags, packet::ETH_IPV6, &ipv6.packet(&udp(1, 2, &[0; 2501])));
+    assert_eq!(meter.run_with(&packet, &segmented(6, 500)), NEXT);
+    let bytes = 6 * (14 + 8 + 40 + 24 + 8) + 2501;
+    assert_eq!(totals(&meter), Totals { packets: 6, bytes, ..Totals::default() });
+    // A TCP header that states less than it has: nothing is repeated that cannot be read.
+    let tcp = Ipv4 { protocol: packet::TCP, ..Ipv4::from("10.0.0.1") }.frame(&[0; 2500]);
+    assert_eq!(meter.run_with(&tcp, &segmented(3, 1000)), NEXT);
+    let expected = Totals { packets: 9, bytes: bytes + 2534, ..Totals::default() };
+    assert_eq!(totals(&meter), expected);
     Ok(())
 }
 
@@ -397,10 +427,39 @@ fn a_packet_cut_anywhere_is_malformed_or_whole() -> Result<()> {
 fn what_is_not_ip_is_counted_apart() -> Result<()> {
     let meter = meter()?;
     assert_eq!(meter.run(&ethernet(&[], packet::ETH_ARP, &[0; 28])), NEXT);
-    let three = [(packet::ETH_QINQ, 1), (packet::ETH_VLAN, 2), (packet::ETH_VLAN, 3)];
-    assert_eq!(meter.run(&ethernet(&three, packet::ETH_IPV4, &[0x45; 28])), NEXT);
+    // Linux does not take this type for a tag.
+    assert_eq!(meter.run(&ethernet(&[(0x9100, 1)], packet::ETH_IPV4, &[0x45; 28])), NEXT);
     assert_eq!(totals(&meter), Totals { other: 2, ..Totals::default() });
     assert_eq!(meter.metric("flows"), 0);
+    Ok(())
+}
+
+#[test]
+fn as_many_tags_as_are_read_hide_no_flow() -> Result<()> {
+    let once = Once::new()?;
+    let ipv6 = Ipv6::from("fe80::1")
+        .extension(packet::HOP_BY_HOP, packet::options_header(8))
+        .packet(&udp(5000, 443, b""));
+    for depth in 0..=32 {
+        let tags =
+            vec![(if depth % 2 == 0 { packet::ETH_VLAN } else { packet::ETH_QINQ }, 0); depth];
+        let flow = once.flow(&ethernet(&tags, packet::ETH_IPV6, &ipv6));
+        assert_eq!(flow, from("fe80::1", 5000, 443, packet::UDP), "{depth} tags");
+    }
+    once.assert_malformed(&ethernet(&[(packet::ETH_VLAN, 0); 33], packet::ETH_IPV6, &ipv6));
+    Ok(())
+}
+
+#[test]
+fn ipv4_and_its_form_in_ipv6_are_two_flows() -> Result<()> {
+    let meter = meter()?;
+    let ipv6 = Ipv6 { destination: "::ffff:192.0.2.1".parse()?, ..Ipv6::from("::ffff:10.0.0.1") };
+    for frame in [Ipv4::from("10.0.0.1").frame(&udp(1, 2, b"")), ipv6.frame(&udp(1, 2, b""))] {
+        assert_eq!(meter.run(&frame), NEXT);
+    }
+    let mut families: Vec<_> = meter.entries("fm_flows").iter().map(|(key, _)| key[39]).collect();
+    families.sort_unstable();
+    assert_eq!(families, [4, 6]);
     Ok(())
 }
 
@@ -431,6 +490,7 @@ fn more_flows_than_fit_forget_the_oldest() -> Result<()> {
     for i in 0..capacity + 1000 {
         let mut key = [0_u8; 40];
         key[..4].copy_from_slice(&i.to_be_bytes());
+        key[39] = 6;
         map.update(&key, &[0; 16], 0)?;
     }
     let packet = Ipv4::from("10.0.0.1").frame(&udp(1, 2, b""));

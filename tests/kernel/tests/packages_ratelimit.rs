@@ -1,10 +1,16 @@
 //! The ratelimit package: buckets, sources and settings, asserted from the kernel's maps.
-#![allow(clippy::unwrap_used, reason = "test code: a failure is a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "test code: a failure is a panic"
+)]
 
 use anyhow::Result;
 use canopy_api::Hook;
 use canopy_kernel_tests::{
-    package::Loaded,
+    package::{Loaded, number},
     packet::{self, Ipv4, Ipv6, ethernet, udp},
 };
 use serde_json::json;
@@ -27,6 +33,11 @@ fn frame(source: &str) -> Vec<u8> {
 /// `struct settings` of ratelimit.bpf.c.
 fn setting(rate: u32, burst: u32, ipv6_prefix: u32) -> Vec<u8> {
     [rate, burst, ipv6_prefix].iter().flat_map(|field| field.to_ne_bytes()).collect()
+}
+
+/// `struct bucket` of ratelimit.bpf.c.
+fn bucket(full_at: u64, interval: u64) -> Vec<u8> {
+    [full_at, interval].iter().flat_map(|field| field.to_ne_bytes()).collect()
 }
 
 /// How many of the next `count` packets pass.
@@ -94,7 +105,8 @@ fn a_source_silent_for_ever_gets_no_more_than_a_burst() -> Result<()> {
     let sources = limit.entries("rl_sources");
     assert_eq!(sources.len(), 1);
     // Last seen when the machine started.
-    limit.map("rl_sources").update(&sources[0].0, &0_u64.to_ne_bytes(), 0)?;
+    let interval = number(&sources[0].1[0], 8);
+    limit.map("rl_sources").update(&sources[0].0, &bucket(0, interval), 0)?;
     assert_burst(&limit, &packet, 3, Instant::now());
     Ok(())
 }
@@ -117,6 +129,225 @@ fn settings_change_live() -> Result<()> {
     settings.update(&SLOT, &setting(SLOW, 0, 128), 0)?;
     assert_eq!(limit.run(&packet), DROP);
     assert_eq!(limit.run(&frame("10.0.0.99")), DROP);
+    Ok(())
+}
+
+/// Packets that one source got through, by settings that change on the way: (rate, burst, packets
+/// that pass at once). Rates are so low, or so high, that it does not matter how long a step takes.
+#[track_caller]
+fn assert_steps(steps: &[(u32, u32, usize)]) -> Result<()> {
+    let (rate, burst, _) = steps[0];
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": rate, "burst": burst }))?;
+    let packet = frame("10.0.0.1");
+    for (step, (rate, burst, passes)) in steps.iter().copied().enumerate() {
+        limit.map("rl_settings").update(&SLOT, &setting(rate, burst, 128), 0)?;
+        let start = Instant::now();
+        let passed = passing(&limit, &packet, passes + 5);
+        // Seconds of the steps before this one count as well: a part of a token may have been left.
+        let refilled = (start.elapsed().as_secs_f64() * f64::from(rate)) as usize + 1;
+        assert!(
+            (passes..=passes + refilled).contains(&passed),
+            "step {step}, rate {rate}, burst {burst}: {passed} passed, not {passes}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_drained_source_has_no_burst_after_any_change_of_rate() -> Result<()> {
+    // Rates at which less than a token comes back in the time a step takes.
+    assert_steps(&[(1, 200, 200), (2, 200, 0), (1, 200, 0), (3, 200, 0)])?;
+    // A drained source of a high rate, which is full again in a fraction of a second: there is none
+    // such source left once it is limited at a low one.
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": 1000, "burst": 200 }))?;
+    let packet = frame("10.0.0.1");
+    limit.run_many(&packet, 2000);
+    limit.map("rl_settings").update(&SLOT, &setting(1, 200, 128), 0)?;
+    let passed = passing(&limit, &packet, 300);
+    // What came back at the old rate until the next packet: milliseconds, not all of it.
+    assert!(passed < 100, "{passed} of a source that had spent its tokens");
+    Ok(())
+}
+
+#[test]
+fn a_raised_rate_is_there_at_once_for_a_limited_source() -> Result<()> {
+    for (rate, burst) in [(1, 100_000), (100, 200), (1, 1_000_000), (7, 300)] {
+        let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": rate, "burst": burst }))?;
+        let packet = frame("10.0.0.1");
+        limit.run_many(&packet, burst + 1000);
+        assert!(limit.metric("limited") > 0);
+        // From there on 1,000 packets a second, in whatever time that takes here.
+        limit.map("rl_settings").update(&SLOT, &setting(1000, burst, 128), 0)?;
+        let (start, before) = (Instant::now(), limit.metric("passed"));
+        while start.elapsed() < Duration::from_millis(200) {
+            limit.run(&packet);
+        }
+        let passed = u128::from(limit.metric("passed") - before);
+        let due = start.elapsed().as_millis();
+        // The last token may be spent only by the packet after the last.
+        assert!(passed <= due + 2, "{rate}, {burst}: {passed} in {due} ms");
+        // A machine that stops for longer than the burst lasts loses tokens; nobody is locked out.
+        assert!(2 * passed + 40 >= due, "{rate}, {burst}: {passed} in {due} ms");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lowered_burst_locks_nobody_out() -> Result<()> {
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": 10, "burst": 100_000 }))?;
+    let packet = frame("10.0.0.1");
+    limit.run_many(&packet, 101_000);
+    limit.map("rl_settings").update(&SLOT, &setting(10, 2, 128), 0)?;
+    // Empty, and one token in a tenth of a second: not in hours.
+    assert_eq!(limit.run(&packet), DROP);
+    let start = Instant::now();
+    while limit.run(&packet) == DROP {
+        assert!(start.elapsed() < Duration::from_secs(3), "nothing passes");
+    }
+    assert!(start.elapsed() > Duration::from_millis(50), "a token too early");
+    Ok(())
+}
+
+#[test]
+fn a_changed_burst_keeps_what_is_missing() -> Result<()> {
+    assert_steps(&[(1, 10, 10), (1, 30, 20), (1, 5, 0), (1, 6, 1), (1, 1, 0)])?;
+    // Both at once: none is left of 10, all 10 are missing of 25.
+    assert_steps(&[(1, 10, 10), (2, 25, 15)])
+}
+
+/// The longest time there is: one packet a second and a bucket of a million.
+#[test]
+fn the_largest_bucket_at_the_lowest_rate_is_exact() -> Result<()> {
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": 1, "burst": 1_000_000 }))?;
+    let (packet, start) = (frame("10.0.0.1"), Instant::now());
+    limit.run_many(&packet, 1_100_000);
+    let passed = limit.metric("passed");
+    let most = 1_000_001 + start.elapsed().as_secs();
+    assert!((1_000_000..=most).contains(&passed), "{passed}");
+    assert_eq!(passed + limit.metric("limited"), 1_100_000);
+    // The highest rate after it, and the lowest again.
+    limit.map("rl_settings").update(&SLOT, &setting(10_000_000, 1_000_000, 128), 0)?;
+    assert!(passing(&limit, &packet, 100) >= 90);
+    limit.map("rl_settings").update(&SLOT, &setting(1, 1_000_000, 128), 0)?;
+    assert!(passing(&limit, &packet, 100) > 0);
+    Ok(())
+}
+
+/// Each CPU brings the bucket to its own generation's rate while both are there.
+#[test]
+fn rates_that_change_under_load_hand_out_no_burst() -> Result<()> {
+    const EACH: u32 = 400_000;
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": 1, "burst": 1000 }))?;
+    let packet = frame("10.0.0.1");
+    limit.run_many(&packet, 1500);
+    let (before, start) = (limit.metric("passed"), Instant::now());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| limit.run_many(&packet, EACH));
+        }
+        let settings = limit.map("rl_settings");
+        for round in 0..2000_u32 {
+            settings.update(&SLOT, &setting(1 + round % 3, 1000, 128), 0).unwrap();
+        }
+    });
+    let passed = limit.metric("passed") - before;
+    let most = start.elapsed().as_secs() * 3 + 3;
+    assert!(passed <= most, "{passed} of a source that had spent its tokens");
+    Ok(())
+}
+
+#[test]
+fn neighbours_on_the_link_are_sources_of_their_own() -> Result<()> {
+    let settings = json!({ "rate": SLOW, "burst": 1, "ipv6_prefix": 64 });
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &settings)?;
+    let at = |source: &str| Ipv6::from(source).frame(&udp(1, 2, b""));
+    for (busy, quiet) in [
+        ("fe80::1", "fe80::2"),
+        ("febf::1", "febf::2"),
+        // IPv4 hosts behind a translator.
+        ("64:ff9b::198.51.100.1", "64:ff9b::198.51.100.2"),
+    ] {
+        assert_burst(&limit, &at(busy), 1, Instant::now());
+        assert_eq!(limit.run(&at(quiet)), PASS, "{quiet}");
+    }
+    // A network of global addresses is one source, and so are those next to the special ones.
+    for (busy, same) in [
+        ("2001:db8::1", "2001:db8::2"),
+        ("fec0::1", "fec0::2"),
+        ("64:ff9b:0:1::1", "64:ff9b:0:1::2"),
+        ("64:ff9c::1", "64:ff9c::2"),
+    ] {
+        assert_eq!(limit.run(&at(busy)), PASS, "{busy}");
+        assert_eq!(limit.run(&at(same)), DROP, "{same}");
+    }
+    Ok(())
+}
+
+/// An `ICMPv6` message of a type and code with a hop limit.
+fn icmp6(source: &str, kind: u8, code: u8, hop_limit: u8) -> Vec<u8> {
+    let ipv6 = Ipv6 { protocol: packet::ICMPV6, ..Ipv6::from(source) };
+    let mut packet = ipv6.packet(&[kind, code, 0, 0, 0, 0, 0, 0]);
+    packet[7] = hop_limit;
+    ethernet(&[], packet::ETH_IPV6, &packet)
+}
+
+#[test]
+fn a_limited_source_is_still_found_by_its_neighbours() -> Result<()> {
+    let settings = json!({ "rate": SLOW, "burst": 4, "ipv6_prefix": 64 });
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &settings)?;
+    let busy = Ipv6::from("2001:db8::1").frame(&udp(1, 2, b""));
+    assert_burst(&limit, &busy, 4, Instant::now());
+    // Of its whole network, and of itself.
+    for source in ["2001:db8::1", "2001:db8::2"] {
+        for kind in 133..=136 {
+            assert_eq!(limit.run(&icmp6(source, kind, 0, 255)), PASS, "{source} type {kind}");
+        }
+        // It is limited as well.
+        assert_eq!(limit.run(&icmp6(source, 136, 0, 255)), DROP, "{source}");
+    }
+    // From another link, another message, another code, or cut short: a packet like any other.
+    let mut cut = icmp6("2001:db8::3", 136, 0, 255);
+    cut.truncate(14 + 40 + 1);
+    let others = [
+        icmp6("2001:db8::3", 136, 0, 254),
+        icmp6("2001:db8::3", 128, 0, 255),
+        icmp6("2001:db8::3", 132, 0, 255),
+        icmp6("2001:db8::3", 137, 0, 255),
+        icmp6("2001:db8::3", 136, 1, 255),
+        cut,
+    ];
+    for frame in others {
+        assert_eq!(limit.run(&frame), DROP);
+    }
+    Ok(())
+}
+
+#[test]
+fn ipv4_and_its_form_in_ipv6_are_two_sources() -> Result<()> {
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": SLOW, "burst": 1 }))?;
+    let mapped = Ipv6::from("::ffff:10.0.0.1").frame(&udp(1, 2, b""));
+    assert_burst(&limit, &mapped, 1, Instant::now());
+    assert_eq!(limit.run(&frame("10.0.0.1")), PASS);
+    assert_eq!(limit.metric("sources"), 2);
+    Ok(())
+}
+
+#[test]
+fn a_stack_of_vlan_tags_evades_no_limit() -> Result<()> {
+    let limit = Loaded::new("ratelimit", Hook::Xdp, &json!({ "rate": SLOW, "burst": 33 }))?;
+    let packet = Ipv4::from("10.0.0.1").packet(b"");
+    let at = |depth| ethernet(&vec![(packet::ETH_VLAN, 0); depth], packet::ETH_IPV4, &packet);
+    for depth in 0..=32 {
+        assert_eq!(limit.run(&at(depth)), PASS, "{depth} tags");
+    }
+    assert_eq!(limit.metric("sources"), 1);
+    assert_burst(&limit, &at(8), 0, Instant::now());
+    // Those whose source is not read have one bucket.
+    let start = Instant::now();
+    let passed = (0..300).filter(|more| limit.run(&at(33 + more)) == PASS).count();
+    assert!((33..35 + start.elapsed().as_secs() as usize).contains(&passed), "{passed}");
+    assert_eq!(limit.metric("sources"), 2);
+    assert_eq!(limit.metric("exempt"), 0);
     Ok(())
 }
 
@@ -232,10 +463,10 @@ fn more_sources_than_fit_forget_the_oldest() -> Result<()> {
     let capacity = sources.info().max_entries;
     // Strangers first, more than fit; then one more.
     for i in 0..capacity + 1000 {
-        let mut key = [0_u8; 16];
+        let mut key = [0_u8; 20];
         key[..4].copy_from_slice(&i.to_be_bytes());
         key[15] = 1;
-        sources.update(&key, &u64::MAX.to_ne_bytes(), 0)?;
+        sources.update(&key, &bucket(u64::MAX, 1), 0)?;
     }
     assert_eq!(limit.run(&frame("10.0.0.1")), PASS);
     assert_eq!(limit.run(&frame("10.0.0.1")), DROP);

@@ -1,6 +1,6 @@
 //! The grammar of `canopy host`.
 
-use crate::cli::{OutputArgs, duration};
+use crate::cli::{OutputArgs, duration, name};
 use canopy_api::HostId;
 use clap::{Args, Subcommand};
 use std::{path::PathBuf, time::Duration};
@@ -30,6 +30,7 @@ pub enum HostCommand {
     /// What is known about an enrolled host
     Show {
         /// Which
+        #[arg(value_parser = name::host)]
         host: HostId,
         /// The answer.
         #[command(flatten)]
@@ -39,6 +40,7 @@ pub enum HostCommand {
     #[command(after_help = "Example: canopy host label web9 rack=7 env-  (takes away env)")]
     Label {
         /// Which
+        #[arg(value_parser = name::host)]
         host: HostId,
         /// name=value, or name- to take it away
         #[arg(required = true, value_name = "LABEL", value_parser = label)]
@@ -47,9 +49,22 @@ pub enum HostCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Remove what is kept of a revoked host
+    #[command(after_help = "\
+A host that was revoked stays in the list until it is forgotten. It may be enrolled again; the audit trail
+keeps what was done.")]
+    Forget {
+        /// Which
+        #[arg(value_parser = name::host)]
+        host: HostId,
+        /// The answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Let a host in no more; its connections end
     Revoke {
         /// Which
+        #[arg(value_parser = name::host)]
         host: HostId,
         /// The answer.
         #[command(flatten)]
@@ -80,8 +95,10 @@ Examples:
   canopy host enrol web9.request --label rack=7 --label env=prod --save web9.enrolment
   canopy host enrol --certificate h-web9-loader.crt --certificate h-web9-enforcer.crt
 
-The first has certificates signed by the policy service; compare the keys it shows with those the host
-showed. The second lets in certificates that the bus's authority has signed elsewhere.")]
+The first shows the keys of the request and asks before the policy service signs their certificates:
+compare them with those that the host showed. Without a terminal, --expect-fingerprint takes what the host
+showed, and --yes asks nothing. The second lets in certificates that the bus's authority has signed
+elsewhere.")]
 pub struct HostEnrolArgs {
     /// The request that the host made
     #[arg(value_name = "REQUEST", required_unless_present = "certificate")]
@@ -95,6 +112,13 @@ pub struct HostEnrolArgs {
     /// Within what time the host has to connect for the first time [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub expires: Option<Duration>,
+    /// The fingerprint that the host showed of a key, as DAEMON=FINGERPRINT or the fingerprint alone; may be
+    /// repeated. A request with another key is refused
+    #[arg(long, value_name = "FINGERPRINT", conflicts_with = "certificate")]
+    pub expect_fingerprint: Vec<String>,
+    /// Do not ask whether the keys are the host's
+    #[arg(short, long)]
+    pub yes: bool,
     /// In place of an enrolment there is: its certificates and connections end
     #[arg(long)]
     pub replace: bool,

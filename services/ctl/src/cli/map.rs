@@ -1,7 +1,8 @@
 //! The grammar of `canopy map`.
 
-use super::{HostArgs, HostsArgs, OutputArgs, hook};
-use canopy_api::{Hook, InterfaceName, Netns, ProgramName, wire::MapName};
+use super::{HostArgs, HostsArgs, OutputArgs, above_zero, name::MapPath};
+use crate::failure::{Exit, Failure};
+use canopy_api::Netns;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -17,13 +18,9 @@ canopy map describe shows the types.";
 pub enum MapCommand {
     /// List the maps of the programs in chains
     List {
-        /// Only on this interface
-        interface: Option<InterfaceName>,
-        /// Only on this hook
-        #[arg(value_parser = hook())]
-        hook: Option<Hook>,
-        /// Only of this program
-        program: Option<ProgramName>,
+        /// Only of INTERFACE [HOOK [PROGRAM]], or of what HOST/INTERFACE/HOOK[/PROGRAM] names
+        #[arg(value_name = "PROGRAM", num_args = 0..=3)]
+        program: Vec<String>,
         /// Only in this network namespace: a name of ip-netns, an absolute path, or pid:N
         #[arg(long, value_name = "NETNS")]
         netns: Option<Netns>,
@@ -55,7 +52,7 @@ a stack: the entry that comes next is shown.")]
         #[command(flatten)]
         map: MapArgs,
         /// Show at most so many entries
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "N", value_parser = above_zero::<u64>)]
         limit: Option<u64>,
         /// The host.
         #[command(flatten)]
@@ -70,9 +67,6 @@ a stack: the entry that comes next is shown.")]
         /// The map.
         #[command(flatten)]
         map: MapArgs,
-        /// Keys
-        #[arg(required = true, allow_negative_numbers = true)]
-        keys: Vec<String>,
         /// The host.
         #[command(flatten)]
         host: HostArgs,
@@ -95,7 +89,7 @@ one buffer at once; each sees everything. It ends soon after the last of them. E
         #[arg(long = "type", value_name = "TYPE")]
         record_type: Option<String>,
         /// End after so many records
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "N", value_parser = above_zero::<u64>)]
         count: Option<u64>,
         /// The host.
         #[command(flatten)]
@@ -110,41 +104,44 @@ one buffer at once; each sees everything. It ends soon after the last of them. E
         /// The map.
         #[command(flatten)]
         map: MapArgs,
-        /// Keys
-        #[arg(required = true, allow_negative_numbers = true)]
-        keys: Vec<String>,
         /// How.
         #[command(flatten)]
         how: MapChangeArgs,
     },
 }
 
-/// Which map.
+/// Which map; for some commands keys and values behind it.
 #[derive(Clone, Debug, Args)]
 pub struct MapArgs {
-    /// The interface
-    pub interface: InterfaceName,
-    /// The hook
-    #[arg(value_parser = hook())]
-    pub hook: Hook,
-    /// The program, by its name in the chain
-    pub program: ProgramName,
-    /// The map, by its name in the program's object; .data, .bss and .rodata for variables
-    pub map: String,
+    /// INTERFACE HOOK PROGRAM MAP, or HOST/INTERFACE/HOOK/PROGRAM/MAP as `map list -o name` prints it.
+    /// The map by its name in the program's object, .data, .bss and .rodata for variables. Behind it the
+    /// keys, where a command takes some
+    #[arg(value_name = "MAP", required = true, allow_negative_numbers = true)]
+    pub words: Vec<String>,
     /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
     #[arg(long, value_name = "NETNS")]
     pub netns: Option<Netns>,
 }
 
 impl MapArgs {
-    /// As requests name it.
-    pub fn name(&self) -> MapName {
-        MapName {
-            netns: self.netns.clone(),
-            interface: self.interface.clone(),
-            hook: self.hook,
-            program: self.program.clone(),
-            map: self.map.clone(),
+    /// The map, and the words behind it.
+    ///
+    /// # Errors
+    /// What is wrong with the words.
+    pub fn split(&self) -> Result<(MapPath, &[String]), Failure> {
+        MapPath::split(&self.words, self.netns.as_ref())
+    }
+
+    /// The map alone.
+    ///
+    /// # Errors
+    /// What is wrong with the words, and any behind it.
+    pub fn alone(&self) -> Result<MapPath, Failure> {
+        match self.split()? {
+            (map, []) => Ok(map),
+            (_, [word, ..]) => {
+                Err(Failure::new(Exit::Invalid, format!("\"{word}\" is not expected here")))
+            }
         }
     }
 }
@@ -152,18 +149,12 @@ impl MapArgs {
 /// `map set`
 #[derive(Debug, Args)]
 pub struct MapSetArgs {
-    /// The map.
+    /// The map, then the entry's key and its value; in a per-CPU map the value on every CPU.
     #[command(flatten)]
     pub map: MapArgs,
-    /// The entry's key
-    #[arg(allow_negative_numbers = true, required_unless_present = "file", requires = "value")]
-    pub key: Option<String>,
-    /// Its value; in a per-CPU map the value on every CPU
-    #[arg(allow_negative_numbers = true)]
-    pub value: Option<String>,
     /// Entries from a file, YAML or JSON: a list of objects with key and value (or cpus, a list
     /// with a value for each CPU); `-` for standard input
-    #[arg(short, long, value_name = "FILE", conflicts_with = "key")]
+    #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Refuse entries that are there
     #[arg(long, conflicts_with = "if_present")]

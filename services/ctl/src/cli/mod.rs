@@ -1,11 +1,14 @@
 //! The grammar of the command line. What the commands do is in [`crate::commands`].
 
 mod audit;
+pub mod expand;
 mod host;
 mod map;
+pub mod name;
 mod package;
 mod policy;
 mod token;
+pub mod usage;
 
 pub use audit::{AuditCommand, AuditFilterArgs, AuditShowArgs, AuditVerifyArgs};
 pub use host::{HostCommand, HostEnrolArgs, HostInstallArgs, HostRenewArgs, HostRequestArgs};
@@ -16,8 +19,8 @@ pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
 use crate::output::Format;
 use canopy_api::{
-    Hook, HostId, InterfaceName, InterfaceSelector, Netns, PackageName, PackageRef, Principal,
-    ProgramName, endpoint::Service,
+    Hook, HostId, InterfaceName, Netns, PackageName, PackageRef, Principal, ProgramName,
+    endpoint::Service,
 };
 use clap::{
     Args, Parser, Subcommand,
@@ -37,7 +40,9 @@ Exit codes:
   6  denied
   7  unavailable or timed out; trying again may help
   8  unsupported by this host or version
-  9  some interfaces were changed, others failed and are as they were";
+  9  partial: some interfaces were updated and the failed ones are unchanged; or some hosts did not answer
+  10 your token or certificate has expired
+  11 your token was revoked or regenerated";
 
 const CONNECTION: &str = "Connection";
 
@@ -106,7 +111,7 @@ pub struct OutputArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct HostArgs {
     /// Host to act on [default: the context's]
-    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true)]
+    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true, value_parser = name::host)]
     pub host: Option<HostId>,
 }
 
@@ -114,7 +119,7 @@ pub struct HostArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct HostsArgs {
     /// Only this host [default: the context's, else all]
-    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true, global = true)]
+    #[arg(long, value_name = "HOST", env = "CANOPY_HOST", hide_env_values = true, global = true, value_parser = name::host)]
     pub host: Option<HostId>,
     /// All hosts, whatever the context says
     #[arg(short = 'A', long, global = true, overrides_with = "host")]
@@ -128,7 +133,7 @@ pub struct ChangeArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Refuse unless the host is at this generation
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub expected_generation: Option<u64>,
     /// Names the request: a repeated one with the same id gets the first answer again
     #[arg(long, value_name = "ID")]
@@ -152,6 +157,8 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Detach everything on a host and keep the intent, or bring it back
     Drain(DrainArgs),
+    /// Bring everything back that `drain` detached
+    Undrain(UndrainArgs),
     /// Show and change what the maps of programs hold
     #[command(subcommand, visible_alias = "maps")]
     Map(MapCommand),
@@ -176,17 +183,26 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Completion script for a shell
-    #[command(after_help = "For bash: source <(canopy completion bash)")]
+    #[command(after_help = "\
+For bash: source <(canopy completion bash)
+Completes commands, options, and the names of hosts, chains, programs and contexts.")]
     Completion {
         /// The shell
-        #[arg(value_parser = PossibleValuesParser::new(["bash", "zsh", "fish"]).map(|name| shell(&name)))]
-        shell: clap_complete::Shell,
+        #[arg(value_parser = PossibleValuesParser::new(["bash", "zsh", "fish"]))]
+        shell: String,
     },
     /// Version of this program and of every service that answers
     Version(VersionArgs),
     /// Reference pages of this program.
     #[command(subcommand, hide = true)]
     Generate(GenerateCommand),
+    /// What the last of these words may be; called by the completion scripts.
+    #[command(name = "__complete", hide = true)]
+    Complete {
+        /// The words of the command line, the program's name first.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// `apply`
@@ -269,6 +285,9 @@ pub struct GetArgs {
     /// What to show.
     #[command(subcommand)]
     pub what: GetWhat,
+    /// Go on, and show what changes, until interrupted
+    #[arg(short, long, global = true)]
+    pub watch: bool,
     /// The hosts.
     #[command(flatten)]
     pub hosts: HostsArgs,
@@ -280,29 +299,33 @@ pub struct GetArgs {
 /// What `get` shows.
 #[derive(Debug, Subcommand)]
 pub enum GetWhat {
-    /// Hosts that answer, and those seen before that do not
+    /// Hosts, chains and programs
+    All,
+    /// Enrolled hosts with their labels, and whether they answer
     #[command(visible_alias = "host")]
     Hosts {
         /// Only these
+        #[arg(value_parser = name::host)]
         hosts: Vec<HostId>,
     },
     /// Chains: state, mode, kernel ids, generation, how often restored
-    #[command(visible_alias = "chain")]
+    #[command(visible_alias = "chain", after_help = CHAINS)]
     Chains {
-        /// Only this interface
-        interface: Option<InterfaceName>,
-        /// Only this hook
-        #[arg(value_parser = hook())]
-        hook: Option<Hook>,
+        /// Only these: INTERFACE [HOOK], or names as `-o name` prints them
+        #[arg(value_name = "CHAIN")]
+        chains: Vec<String>,
         /// Only in this network namespace: a name of ip-netns, an absolute path, or pid:N
         #[arg(long, value_name = "NETNS")]
         netns: Option<Netns>,
+        /// Print a document that `apply` takes, as YAML or JSON: applied to the host, it changes nothing
+        #[arg(long)]
+        document: bool,
     },
     /// Programs: runs, verdicts, exits, metrics
     #[command(visible_alias = "program")]
     Programs {
-        /// Only these
-        programs: Vec<ProgramName>,
+        /// Only these, by name in the chain or as `-o name` prints them
+        programs: Vec<String>,
         /// Only on this interface
         #[arg(short, long)]
         interface: Option<InterfaceName>,
@@ -316,8 +339,9 @@ pub enum GetWhat {
     /// Packages in the repositories and their versions
     #[command(visible_alias = "package")]
     Packages {
-        /// Only this one
-        package: Option<PackageName>,
+        /// Only this one: name, or name@requirement
+        #[arg(value_parser = name::package)]
+        package: Option<PackageRef>,
         /// Instead, the programs of hosts of which a newer version is published, or whose version was
         /// withdrawn
         #[arg(long)]
@@ -335,7 +359,7 @@ pub enum GetWhat {
         #[arg(long, value_parser = audit::service())]
         service: Option<Service>,
         /// The newest so many of them
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, default_value_t = 100, value_parser = above_zero::<u32>)]
         limit: u32,
     },
 }
@@ -358,29 +382,34 @@ pub struct DescribeArgs {
 #[derive(Debug, Subcommand)]
 pub enum DescribeWhat {
     /// A chain: what is desired, what the kernel has, what each program did
+    #[command(visible_alias = "chains", after_help = CHAINS)]
     Chain {
-        /// The interface
-        interface: InterfaceName,
-        /// The hook
-        #[arg(value_parser = hook())]
-        hook: Hook,
+        /// INTERFACE HOOK, or names as `-o name` prints them
+        #[arg(value_name = "CHAIN", required = true)]
+        chains: Vec<String>,
         /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
         #[arg(long, value_name = "NETNS")]
         netns: Option<Netns>,
     },
     /// A program of a chain: settings, verdicts, every metric
+    #[command(visible_alias = "programs")]
     Program {
-        /// Its name in the chain
-        name: ProgramName,
+        /// Its name in the chain, or as `-o name` prints it
+        #[arg(value_name = "PROGRAM", required = true)]
+        programs: Vec<String>,
     },
     /// A package: programs, settings, metrics, signature
+    #[command(visible_alias = "packages")]
     Package {
         /// name, or name@requirement
+        #[arg(value_parser = name::package)]
         package: PackageRef,
     },
     /// A host: kernel, abilities, chains
+    #[command(visible_alias = "hosts")]
     Host {
         /// The host [default: the context's]
+        #[arg(value_parser = name::host)]
         name: Option<HostId>,
     },
 }
@@ -406,6 +435,9 @@ pub struct DeleteArgs {
 /// Where and how to delete.
 #[derive(Debug, Args)]
 pub struct DeleteHow {
+    /// What is not there is no error
+    #[arg(long)]
+    pub ignore_not_found: bool,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,
@@ -421,12 +453,12 @@ pub struct DeleteHow {
 #[derive(Debug, Subcommand)]
 pub enum DeleteWhat {
     /// A chain, or one program of it
+    #[command(visible_alias = "chains", after_help = CHAINS)]
     Chain {
-        /// The interface, as it was written: eth0, eth*, default-route, mac:…, altname:…
-        interface: InterfaceSelector,
-        /// The hook
-        #[arg(value_parser = hook())]
-        hook: Hook,
+        /// INTERFACE HOOK, the interface as it was written (eth0, eth*, default-route, mac:…,
+        /// altname:…), or names as `-o name` prints them
+        #[arg(value_name = "CHAIN", required = true)]
+        chains: Vec<String>,
         /// The interface is in this network namespace: a name of ip-netns, an absolute path, or pid:N
         #[arg(long, value_name = "NETNS")]
         netns: Option<Netns>,
@@ -437,14 +469,60 @@ pub enum DeleteWhat {
         #[command(flatten)]
         how: DeleteHow,
     },
+    /// A program of a chain; the others stay
+    #[command(
+        visible_alias = "programs",
+        after_help = "\
+A program that is in one chain of the host only needs no more than its name. Otherwise name the chain,
+too: canopy delete program eth0/xdp/limit"
+    )]
+    Program {
+        /// Its name in the chain, or as `-o name` prints it
+        #[arg(value_name = "PROGRAM", required = true)]
+        programs: Vec<String>,
+        /// How.
+        #[command(flatten)]
+        how: DeleteHow,
+    },
 }
+
+/// How chains are named.
+const CHAINS: &str = "\
+A chain is named by interface and hook, or as `-o name` prints it:
+  eth0 xdp
+  eth0/xdp
+  web1/eth0/xdp               (of a host)
+  web1/netns:blue/eth0/xdp    (in a network namespace)";
 
 /// `drain`
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// Bring everything back
+    /// The host [default: the context's]
+    #[arg(value_name = "HOST", value_parser = name::host)]
+    pub name: Option<HostId>,
+    /// Bring everything back, as `undrain` does
     #[arg(long)]
     pub undo: bool,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Names the request: a repeated one with the same id gets the first answer again
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// `undrain`
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
+    /// The host [default: the context's]
+    #[arg(value_name = "HOST", value_parser = name::host)]
+    pub name: Option<HostId>,
     /// Say what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -530,12 +608,17 @@ fn hook() -> impl TypedValueParser<Value = Hook> {
     PossibleValuesParser::new(Hook::ALL.map(Hook::as_str)).try_map(|name| name.parse::<Hook>())
 }
 
-fn shell(name: &str) -> clap_complete::Shell {
-    match name {
-        "zsh" => clap_complete::Shell::Zsh,
-        "fish" => clap_complete::Shell::Fish,
-        _ => clap_complete::Shell::Bash,
-    }
+/// A number above 0.
+fn above_zero<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let number = text.parse::<u64>().ok().filter(|number| *number > 0);
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("\"{text}\" is not a number above 0"))
+}
+
+/// A whole number.
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("\"{text}\" is not a whole number"))
 }
 
 /// `250ms`, `10s`, `5m`, `2h`, `90d`.
@@ -592,11 +675,7 @@ mod tests {
 
     #[test]
     fn mistypes_are_answered_with_the_nearest_word() {
-        for (line, hint) in [
-            ("canopy aply -f x", "apply"),
-            ("canopy get chians", "chains"),
-            ("canopy get chains eth0 tc-ingres", "tc-ingress"),
-        ] {
+        for (line, hint) in [("canopy aply -f x", "apply"), ("canopy get chians", "chains")] {
             let said = parse(line).map(|_| ()).unwrap_err().to_string();
             assert!(said.contains(&format!("'{hint}'")), "{said}");
         }

@@ -93,6 +93,7 @@ pub enum PackageCommand {
     /// Show one package of the repositories (as `describe package`)
     Show {
         /// name, or name@requirement
+        #[arg(value_parser = super::name::package)]
         package: PackageRef,
         /// The answer.
         #[command(flatten)]
@@ -101,7 +102,8 @@ pub enum PackageCommand {
     /// List the packages of the repositories (as `get packages`)
     List {
         /// Only this one
-        package: Option<PackageName>,
+        #[arg(value_parser = super::name::package)]
+        package: Option<PackageRef>,
         /// The answer.
         #[command(flatten)]
         output: OutputArgs,
@@ -182,6 +184,6 @@ fn exact_version(text: &str) -> Result<(PackageName, Version), String> {
     let name = name.parse().map_err(|error| format!("{error}"))?;
     let version = version
         .parse()
-        .map_err(|error| format!("\"{version}\" is not an exact version ({error}): name@1.2.3"))?;
+        .map_err(|_| format!("\"{version}\" is not an exact version: write name@1.2.3"))?;
     Ok((name, version))
 }

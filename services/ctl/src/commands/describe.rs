@@ -1,7 +1,10 @@
 //! `canopy describe`
 
 use crate::{
-    cli::{DescribeArgs, DescribeWhat, HostArgs},
+    cli::{
+        DescribeArgs, DescribeWhat, HostArgs,
+        name::{ChainName, ProgramPath},
+    },
     commands::get,
     failure::{Exit, Failure},
     output::{Format, Screen},
@@ -14,7 +17,7 @@ use crate::{
     },
 };
 use canopy_api::{
-    ChainKey, PackageRef,
+    PackageRef,
     endpoint::{loader, registry},
     wire::{DescribeRequest, Empty, GetRequest},
 };
@@ -27,31 +30,38 @@ pub async fn run(
 ) -> Result<Exit, Failure> {
     let format = args.output.output;
     match &args.what {
-        DescribeWhat::Chain { interface, hook, netns } => {
-            let key = ChainKey { netns: netns.clone(), interface: interface.clone(), hook: *hook };
-            let request = GetRequest {
-                netns: netns.clone(),
-                interface: Some(interface.clone()),
-                hook: Some(*hook),
-            };
-            let states = get::states(&args.hosts, &request, remote, screen).await?;
-            let mut chains = Chains::of(states).0;
+        DescribeWhat::Chain { chains: words, netns } => {
+            let names = ChainName::list(words, netns.as_ref())?;
+            for name in &names {
+                name.target()?;
+            }
+            let hosts = get::at(&names, &args.hosts)?;
+            let states = get::states(&hosts, &get::wanted(&names, netns), remote).await?;
+            let exit = states.tell(screen);
+            let mut chains = Chains::of(states.replies);
             // Without a namespace the answer has the chains of all.
-            chains.retain(|found| found.chain.key() == key);
-            if chains.is_empty() {
-                return Err(Failure::new(Exit::NotFound, format!("there is no chain {key}"))
-                    .fix("canopy get chains -A lists them"));
-            }
-            screen.show(&ChainInFull(chains), format)?;
+            chains.0.retain(|found| {
+                names.iter().any(|name| found.is(name) && name.netns == found.chain.netns)
+            });
+            get::each_is_there(&chains, &names)?;
+            screen.show(&ChainInFull(chains.0), format)?;
+            return Ok(exit);
         }
-        DescribeWhat::Program { name } => {
-            let states = get::states(&args.hosts, &GetRequest::default(), remote, screen).await?;
-            let programs = Programs::of(states);
-            if programs.0.iter().all(|entry| entry.program.name != *name) {
-                return Err(get::no_program(name, &programs));
+        DescribeWhat::Program { programs: words } => {
+            let names =
+                words.iter().map(|word| ProgramPath::parse(word)).collect::<Result<Vec<_>, _>>()?;
+            let hosts = get::of_programs(&names, &args.hosts)?;
+            let states = get::states(&hosts, &GetRequest::default(), remote).await?;
+            let exit = states.tell(screen);
+            let programs = Programs::of(states.replies);
+            for name in &names {
+                if !programs.0.iter().any(|program| program.is(name)) {
+                    return Err(get::no_program(name, &programs));
+                }
             }
-            let found = programs.0.into_iter().filter(|entry| entry.program.name == *name);
+            let found = programs.0.into_iter().filter(|one| names.iter().any(|name| one.is(name)));
             screen.show(&ProgramInFull(found.collect()), format)?;
+            return Ok(exit);
         }
         DescribeWhat::Package { package: wanted } => {
             return package(wanted, format, remote, screen).await;

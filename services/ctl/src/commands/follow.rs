@@ -1,7 +1,6 @@
 //! `canopy map follow`
 
 use crate::{
-    cli::{HostArgs, MapArgs},
     failure::{Exit, Failure},
     output::{Format, Screen},
     remote::Remote,
@@ -10,7 +9,7 @@ use canopy_api::{
     HostId,
     endpoint::{Service, loader},
     subject,
-    wire::{MapFollowReply, MapFollowRequest, MapRecords},
+    wire::{MapFollowReply, MapFollowRequest, MapName, MapRecords},
 };
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -19,13 +18,13 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Debug)]
 pub struct Follow<'a> {
     /// The ring buffer.
-    pub map: &'a MapArgs,
+    pub map: &'a MapName,
     /// The type of a record.
     pub record_type: Option<&'a str>,
     /// Ends after so many records.
     pub count: Option<u64>,
     /// The host.
-    pub host: &'a HostArgs,
+    pub host: &'a HostId,
     /// How records are written.
     pub format: Format,
 }
@@ -36,11 +35,11 @@ pub async fn run(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let host = remote.host(follow.host).await?;
-    let subject = subject::event(Service::Loader, "map", "records", Some(&host));
+    let host = follow.host;
+    let subject = subject::event(Service::Loader, "map", "records", Some(host));
     // Before anything is taken from the buffer.
     let mut events = remote.events(&subject).await?;
-    let first = renew(follow, &host, remote).await?;
+    let first = renew(follow, host, remote).await?;
     if follow.format == Format::Table || follow.format == Format::Wide {
         let ty = first.record_type.as_deref().unwrap_or("unknown: in hexadecimal");
         screen.note(&format!(
@@ -58,24 +57,19 @@ pub async fn run(
                 };
                 let records: MapRecords = match event.decode() {
                     Ok(records) => records,
-                    Err(error) => {
-                        screen.note(&format!("note: an event cannot be read: {error}"));
+                    Err(_) => {
+                        screen.note("note: an event of another version cannot be read");
                         continue;
                     }
                 };
-                let mine = follow.map.name();
+                let mine = follow.map.clone();
                 if (records.map == mine || records.formerly.as_ref() == Some(&mine))
                     && show(follow, &records, &mut seen, screen)? {
                     return Ok(Exit::Done);
                 }
             }
             () = sleep_until(due) => {
-                due = Instant::now() + pause(&renew(follow, &host, remote).await?);
-            }
-            interrupted = tokio::signal::ctrl_c() => {
-                let failed = |error| Failure::new(Exit::Failed, format!("no signals: {error}"));
-                interrupted.map_err(failed)?;
-                return Ok(Exit::Done);
+                due = Instant::now() + pause(&renew(follow, host, remote).await?);
             }
         }
     }
@@ -87,7 +81,7 @@ async fn renew(
     remote: &Remote,
 ) -> Result<MapFollowReply, Failure> {
     let request = MapFollowRequest {
-        map: follow.map.name(),
+        map: follow.map.clone(),
         record_type: follow.record_type.map(str::to_owned),
     };
     remote.ask_host::<loader::MapFollow>(host, &request, "following on").await

@@ -10,20 +10,24 @@ use crate::{
     files,
     output::{Format, Screen},
     remote::Remote,
-    view::enrolment::{DaemonConfig, Enrolled, Installed, Renewals, RenewedCertificate, Requested},
+    view::enrolment::{
+        DaemonConfig, Enrolled, Installed, Renewals, RenewedCertificate, Requested, key_lines,
+    },
 };
 use canopy_api::{
     HostId, Principal,
     endpoint::{Service, policy},
     permission::{daemon_of, daemon_principal},
     wire::hosts::{
-        HostEnrolRequest, HostLabelRequest, HostListRequest, HostRenewRequest, HostRevokeRequest,
+        HostEnrolRequest, HostForgetRequest, HostLabelRequest, HostListRequest, HostRenewRequest,
+        HostRevokeRequest,
     },
 };
 use canopy_identity::{Certificate, SigningRequest, belong_together, request, request_again};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -73,7 +77,7 @@ fn invalid(path: &Path, message: impl Into<String>) -> Failure {
 
 fn parse<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T, Failure> {
     let text = files::read_text(path, LIMIT)?;
-    serde_json::from_str(&text).map_err(|error| invalid(path, format!("not {what}: {error}")))
+    serde_json::from_str(&text).map_err(|_| invalid(path, format!("this is not {what}")))
 }
 
 fn principal(service: Service, host: &HostId) -> Result<Principal, Failure> {
@@ -105,10 +109,19 @@ pub fn run(
             let settings = Settings::gather(connection)?;
             let ca = settings.complete()?.ca;
             let ca = files::read_text(&ca, LIMIT)?;
+            if args.certificate.is_empty() {
+                confirm(args, &asked.0, &asked.1, screen)?;
+            }
             on_bus(&settings, connection.timeout, async |remote| {
                 enrol(args, asked, ca, remote, screen).await
             })
         }
+        HostCommand::Forget { host, output } => connected(connection, async |remote| {
+            let request = HostForgetRequest { host: host.clone() };
+            let record = remote.ask_centre::<policy::HostForget>(&request).await?;
+            screen.show(&Enrolled(vec![record]), output.output)?;
+            Ok(Exit::Done)
+        }),
         HostCommand::List { output } => {
             connected(connection, async |remote| list(None, output.output, remote, screen).await)
         }
@@ -248,9 +261,92 @@ async fn list(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let reply = remote.ask_centre::<policy::HostList>(&HostListRequest { host }).await?;
-    screen.show(&Enrolled(reply.hosts), format)?;
+    let hosts = match host {
+        Some(host) => {
+            let request = HostListRequest { host: Some(host), ..HostListRequest::default() };
+            remote.ask_centre::<policy::HostList>(&request).await?.hosts
+        }
+        None => remote.enrolled().await?,
+    };
+    screen.show(&Enrolled(hosts), format)?;
     Ok(Exit::Done)
+}
+
+/// Shows the keys that are to be signed, and has them confirmed: before anything is sent.
+fn confirm(
+    args: &HostEnrolArgs,
+    host: &HostId,
+    requests: &BTreeMap<Service, String>,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    let place = args.request.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let mut keys = BTreeMap::new();
+    for (service, request) in requests {
+        keys.insert(*service, fingerprint(request).map_err(|failure| failure.at(&place))?);
+    }
+    screen.note(&format!("keys of {host}:"));
+    for line in key_lines(&keys) {
+        screen.note(&line);
+    }
+    if !args.expect_fingerprint.is_empty() {
+        return expected(&args.expect_fingerprint, &keys).map_err(|failure| failure.at(place));
+    }
+    if args.yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::new(Exit::Invalid, "nothing was signed: the keys are not confirmed")
+            .at(place)
+            .fix(
+                "compare them with those that the host showed, then give --expect-fingerprint \
+                 FINGERPRINT for each, or --yes",
+            ));
+    }
+    eprint_question(&format!("are these the keys that {host} showed? [y/N] "));
+    let mut answer = String::new();
+    // Nothing to be read is no.
+    let _ = io::stdin().lock().read_line(&mut answer);
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Denied, "nothing was signed: the keys were not confirmed")),
+    }
+}
+
+fn eprint_question(text: &str) {
+    let _ = write!(io::stderr(), "{text}");
+}
+
+/// Whether each key is one that the host showed, and each that it showed is there.
+fn expected(given: &[String], keys: &BTreeMap<Service, String>) -> Result<(), Failure> {
+    let wanted: Vec<(Option<&str>, &str)> = given
+        .iter()
+        .map(|text| match text.split_once('=') {
+            // A fingerprint has no padding, and no '='.
+            Some((service, key)) => (Some(service), key),
+            None => (None, text.as_str()),
+        })
+        .collect();
+    let refused = |message: String| {
+        Err(Failure::new(Exit::Denied, format!("nothing was signed: {message}"))
+            .fix("somebody else may have made this request: look at the host"))
+    };
+    for (service, key) in keys {
+        let named = |(of, wanted): &(Option<&str>, &str)| {
+            of.is_none_or(|of| of == service.as_str()) && wanted == key
+        };
+        if !wanted.iter().any(named) {
+            return refused(format!("the key of {service} is {key}, which was not expected"));
+        }
+    }
+    for (service, key) in wanted {
+        let found = keys
+            .iter()
+            .any(|(of, has)| has == key && service.is_none_or(|service| service == of.as_str()));
+        if !found {
+            return refused(format!("no key of the request is {key}"));
+        }
+    }
+    Ok(())
 }
 
 fn install(args: &HostInstallArgs, screen: &mut Screen) -> Result<Exit, Failure> {
@@ -355,4 +451,25 @@ fn is_due(certificate: &Certificate) -> bool {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let life = certificate.not_after.saturating_sub(certificate.not_before);
     certificate.not_after.saturating_sub(now) < life / 3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_a_request_has_to_be_expected() {
+        let keys: BTreeMap<Service, String> =
+            [(Service::Loader, "AAA".to_owned()), (Service::Enforcer, "BBB".to_owned())].into();
+        let check = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|text| (*text).to_owned()).collect();
+            expected(&given, &keys).is_ok()
+        };
+        assert!(check(&["AAA", "BBB"]));
+        assert!(check(&["enforcer=BBB", "loader=AAA"]));
+        assert!(!check(&["AAA"]), "the other key was not expected");
+        assert!(!check(&["loader=BBB", "enforcer=AAA"]), "exchanged");
+        assert!(!check(&["AAA", "BBB", "CCC"]), "one that is not there");
+        assert!(!check(&["aaa", "BBB"]));
+    }
 }

@@ -1,15 +1,22 @@
 //! `canopy map`
 
 use crate::{
-    cli::{HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs},
+    cli::{
+        HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs,
+        name::{ChainName, MapPath, ProgramPath, one_host},
+    },
     commands::follow::{self, Follow},
     failure::{Exit, Failure},
     input, near,
-    output::Screen,
+    output::{Format, Screen},
     remote::Remote,
-    view::maps::{Changed, Entries, HostMap, MapInFull, Maps},
+    view::{
+        address::Declared,
+        maps::{Changed, Entries, HostMap, MapInFull, Maps},
+    },
 };
 use canopy_api::{
+    HostId, Netns,
     endpoint::loader,
     wire::{
         MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest,
@@ -37,30 +44,39 @@ pub async fn run(
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
     match command {
-        MapCommand::List { interface, hook, program, netns, hosts, output } => {
-            let request = MapListRequest {
-                netns: netns.clone(),
-                interface: interface.clone(),
-                hook: *hook,
-                program: program.clone(),
-            };
-            let maps = Maps::of(lists(hosts, &request, remote, screen).await?);
-            screen.show(&maps, output.output)?;
+        MapCommand::List { program, netns, hosts, output } => {
+            let (host, request) = wanted(program, netns.as_ref())?;
+            let option = if hosts.all_hosts { None } else { hosts.host.as_ref() };
+            let host = one_host([host.as_ref()], option)?;
+            let hosts = HostsArgs { all_hosts: hosts.all_hosts && host.is_none(), host };
+            let (replies, exit) = lists(&hosts, &request, remote, screen).await?;
+            screen.show(&Maps::of(replies), output.output)?;
+            return Ok(exit);
         }
         MapCommand::Describe { map, host, output } => {
-            let found = find(map, host, remote).await?;
+            let map = map.alone()?;
+            let found = find(&map, host, remote).await?;
             screen.show(&MapInFull(found), output.output)?;
         }
         MapCommand::Dump { map, limit, host, output } => {
-            screen.show(&dump(map, *limit, host, remote).await?, output.output)?;
+            let map = map.alone()?;
+            let mut entries = dump(&map, *limit, host, remote).await?;
+            if matches!(output.output, Format::Table | Format::Wide) {
+                entries.types = types(&map, host, remote).await;
+            }
+            screen.show(&entries, output.output)?;
         }
-        MapCommand::Get { map, keys, host, output } => {
-            let host = remote.host(host).await?;
-            let request =
-                MapGetRequest { map: map.name(), keys: keys.iter().map(|key| json(key)).collect() };
+        MapCommand::Get { map, host, output } => {
+            let (map, keys) = map.split()?;
+            let host = host_of(&map, host, remote).await?;
+            let request = MapGetRequest { map: map.name.clone(), keys: keys_of(keys)? };
             let reply = remote.ask_host::<loader::MapGet>(&host, &request, "asking").await?;
             let absent = reply.absent.clone();
-            let entries = Entries::of(reply.host, reply.map, reply.generation, reply.entries);
+            let mut entries = Entries::of(reply.host, reply.map, reply.generation, reply.entries);
+            if matches!(output.output, Format::Table | Format::Wide) {
+                let args = HostArgs { host: Some(host) };
+                entries.types = types(&map, &args, remote).await;
+            }
             if !entries.entries.is_empty() {
                 screen.show(&entries, output.output)?;
             }
@@ -69,21 +85,33 @@ pub async fn run(
                     0 => String::new(),
                     n => format!(", nor for {n} more"),
                 };
-                let message = format!("{} has no entry for {first}{more}", map.name());
+                let message = format!("{} has no entry for {first}{more}", map.name);
                 return Err(Failure::new(Exit::NotFound, message)
                     .fix("canopy map dump shows what is there"));
             }
         }
         MapCommand::Set(args) => {
-            let host = remote.host(&args.how.host).await?;
+            let (map, words) = args.map.split()?;
+            let host = host_of(&map, &args.how.host, remote).await?;
             let request = MapSetRequest {
-                map: args.map.name(),
-                entries: match (&args.key, &args.value) {
-                    (Some(key), Some(value)) => {
+                map: map.name,
+                entries: match (words, &args.file) {
+                    ([key, value], None) => {
                         let (key, value) = (json(key), Some(json(value)));
                         vec![MapWrite { key, value, cpus: Vec::new() }]
                     }
-                    _ => entries,
+                    ([], Some(_)) => entries,
+                    (_, Some(_)) => {
+                        return Err(Failure::new(Exit::Invalid, "--file has the keys and values")
+                            .fix("leave out the key and the value"));
+                    }
+                    (_, None) => {
+                        return Err(Failure::new(
+                            Exit::Invalid,
+                            "one key and one value are needed",
+                        )
+                        .fix("canopy map set MAP KEY VALUE, or --file FILE"));
+                    }
                 },
                 when: match (args.if_absent, args.if_present) {
                     (true, _) => MapWriteWhen::Absent,
@@ -98,30 +126,76 @@ pub async fn run(
             screen.show(&Changed { reply, done: "written" }, args.how.output.output)?;
         }
         MapCommand::Follow { map, record_type, count, host, output } => {
+            let map = map.alone()?;
+            let host = host_of(&map, host, remote).await?;
             let (record_type, format) = (record_type.as_deref(), output.output);
-            let follow = Follow { map, record_type, count: *count, host, format };
+            let follow = Follow { map: &map.name, record_type, count: *count, host: &host, format };
             return follow::run(&follow, remote, screen).await;
         }
-        MapCommand::Delete { map, keys, how } => {
-            return delete(map, keys, how, remote, screen).await;
+        MapCommand::Delete { map, how } => {
+            return delete(map, how, remote, screen).await;
         }
     }
     Ok(Exit::Done)
 }
 
+/// Keys, at least one.
+fn keys_of(words: &[String]) -> Result<Vec<Value>, Failure> {
+    if words.is_empty() {
+        return Err(Failure::new(Exit::Invalid, "a key is missing").fix("write it behind the map"));
+    }
+    Ok(words.iter().map(|key| json(key)).collect())
+}
+
+/// The host that the map's name or the option speaks of.
+async fn host_of(map: &MapPath, args: &HostArgs, remote: &Remote) -> Result<HostId, Failure> {
+    let host = one_host([map.host.as_ref()], args.host.as_ref())?;
+    remote.host(&HostArgs { host }).await
+}
+
+/// Of which interface, hook and program maps are listed.
+fn wanted(
+    words: &[String],
+    netns: Option<&Netns>,
+) -> Result<(Option<HostId>, MapListRequest), Failure> {
+    let (chain, program) = match words {
+        [] => (None, None),
+        [path] if path.contains('/') => match ChainName::parse(path) {
+            Ok(chain) => (Some(chain), None),
+            Err(failure) => {
+                let path = ProgramPath::parse(path).map_err(|_| failure)?;
+                (path.chain, Some(path.program))
+            }
+        },
+        [interface] => (Some(ChainName::parse(interface)?), None),
+        [interface, hook] => {
+            (ChainName::list(&[interface.clone(), hook.clone()], None)?.pop(), None)
+        }
+        [interface, hook, program, ..] => {
+            let program = program.parse().map_err(|error: canopy_api::name::NameError| {
+                Failure::new(Exit::Invalid, error.to_string())
+            })?;
+            (ChainName::list(&[interface.clone(), hook.clone()], None)?.pop(), Some(program))
+        }
+    };
+    let request = MapListRequest {
+        netns: chain.as_ref().and_then(|chain| chain.netns.clone()).or_else(|| netns.cloned()),
+        interface: chain.as_ref().and_then(|chain| chain.interface.name().cloned()),
+        hook: chain.as_ref().and_then(|chain| chain.hook),
+        program,
+    };
+    Ok((chain.and_then(|chain| chain.host), request))
+}
+
 async fn delete(
     map: &MapArgs,
-    keys: &[String],
     how: &MapChangeArgs,
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let host = remote.host(&how.host).await?;
-    let request = MapDeleteRequest {
-        map: map.name(),
-        keys: keys.iter().map(|key| json(key)).collect(),
-        dry_run: how.dry_run,
-    };
+    let (map, keys) = map.split()?;
+    let host = host_of(&map, &how.host, remote).await?;
+    let request = MapDeleteRequest { keys: keys_of(keys)?, map: map.name, dry_run: how.dry_run };
     let id = how.request_id.clone();
     let reply = remote.ask_host_as::<loader::MapDelete>(&host, &request, "removing on", id).await?;
     screen.show(&Changed { reply, done: "removed" }, how.output.output)?;
@@ -130,19 +204,19 @@ async fn delete(
 
 /// Every page, or as many as hold `limit` entries.
 async fn dump(
-    map: &MapArgs,
+    map: &MapPath,
     limit: Option<u64>,
     host: &HostArgs,
     remote: &Remote,
 ) -> Result<Entries, Failure> {
-    let host = remote.host(host).await?;
+    let host = host_of(map, host, remote).await?;
     let mut all: Option<Entries> = None;
     let mut cursor = None;
     loop {
         let had = all.as_ref().map_or(0, |all| all.entries.len() as u64);
         let left = limit.map_or(PAGE, |limit| limit.saturating_sub(had).min(PAGE));
         let request = MapDumpRequest {
-            map: map.name(),
+            map: map.name.clone(),
             limit: u32::try_from(left).ok(),
             cursor: cursor.take(),
         };
@@ -165,26 +239,34 @@ async fn dump(
     }
 }
 
-async fn find(map: &MapArgs, host: &HostArgs, remote: &Remote) -> Result<HostMap, Failure> {
-    let host = remote.host(host).await?;
+/// Types of key and value; nothing where they cannot be had: they are for the eyes only.
+async fn types(map: &MapPath, host: &HostArgs, remote: &Remote) -> (Declared, Declared) {
+    let Ok(found) = find(map, host, remote).await else { return Default::default() };
+    let declared = |ty: Option<String>| Declared::parse(ty.as_deref().unwrap_or_default());
+    (declared(found.info.key_type), declared(found.info.value_type))
+}
+
+async fn find(map: &MapPath, host: &HostArgs, remote: &Remote) -> Result<HostMap, Failure> {
+    let host = host_of(map, host, remote).await?;
+    let name = &map.name;
     let request = MapListRequest {
-        netns: map.netns.clone(),
-        interface: Some(map.interface.clone()),
-        hook: Some(map.hook),
-        program: Some(map.program.clone()),
+        netns: name.netns.clone(),
+        interface: Some(name.interface.clone()),
+        hook: Some(name.hook),
+        program: Some(name.program.clone()),
     };
     let reply = remote.ask_host::<loader::MapList>(&host, &request, "asking").await?;
-    let chain = map.name().key();
+    let chain = name.key();
     let known: Vec<String> = reply
         .maps
         .iter()
         .filter(|info| info.name.key() == chain)
         .map(|info| info.name.map.clone())
         .collect();
-    let found = reply.maps.into_iter().find(|info| info.name == map.name());
+    let found = reply.maps.into_iter().find(|info| info.name == *name);
     found.map(|info| HostMap { host: reply.host, info }).ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("there is no map {}", map.name())).fix(near::remedy(
-            &map.map,
+        Failure::new(Exit::NotFound, format!("there is no map {name}")).fix(near::remedy(
+            &name.map,
             known.iter().map(String::as_str),
             "canopy map list -A lists them",
         ))
@@ -197,27 +279,25 @@ async fn lists(
     request: &MapListRequest,
     remote: &Remote,
     screen: &mut Screen,
-) -> Result<Vec<MapListReply>, Failure> {
-    let mut replies = Vec::new();
-    if let Some(host) = remote.one_of(hosts) {
-        replies.push(remote.ask_host::<loader::MapList>(&host, request, "asking").await?);
+) -> Result<(Vec<MapListReply>, Exit), Failure> {
+    let mut exit = Exit::Done;
+    let replies = if let Some(host) = remote.one_of(hosts) {
+        vec![remote.ask_host::<loader::MapList>(&host, request, "asking").await?]
     } else {
-        for (host, answer) in remote.ask_all::<loader::MapList>(request).await? {
-            match answer {
-                Ok(reply) => replies.push(reply),
-                Err(error) => screen.note(&format!("note: {host} answers with an error: {error}")),
-            }
+        let all = remote.ask_all::<loader::MapList>(request).await?;
+        let (replies, trouble) = super::get::gathered(all)?;
+        for failure in &trouble {
+            screen.fail(failure);
+            exit = Exit::Partly;
         }
-        if replies.is_empty() {
-            return Err(super::get::nobody());
-        }
-    }
+        replies
+    };
     for reply in &replies {
         for note in &reply.notes {
             screen.note(&format!("note: {}: {note}", reply.host));
         }
     }
-    Ok(replies)
+    Ok((replies, exit))
 }
 
 /// JSON; what is none is text.

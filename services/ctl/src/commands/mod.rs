@@ -21,16 +21,19 @@ pub mod top;
 pub mod version;
 
 use crate::{
-    cli::{Cli, Command, ConnectionArgs, GenerateCommand, PackageCommand, PolicyCommand},
+    cli::{
+        Cli, Command, ConnectionArgs, GenerateCommand, MapCommand, PackageCommand, PolicyCommand,
+    },
+    complete,
     context::{ContextFile, Settings},
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, io_reason},
     input::Input,
+    interrupt,
     output::{self, Screen},
     reference,
     remote::Remote,
 };
 use canopy_api::wire::SearchRequest;
-use clap::CommandFactory as _;
 use std::time::Duration;
 
 /// Runs the command and says how it went.
@@ -53,9 +56,13 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             })
         }
         Command::Get(args) => {
+            if args.watch {
+                interrupt::end_on_ctrl_c();
+            }
             connected(&connection, async |remote| get::run(&args, remote, screen).await)
         }
         Command::Top(args) => {
+            interrupt::end_on_ctrl_c();
             connected(&connection, async |remote| top::run(&args, remote, screen).await)
         }
         Command::Describe(args) => {
@@ -64,7 +71,14 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         Command::Drain(args) => {
             connected(&connection, async |remote| drain::run(&args, remote, screen).await)
         }
+        Command::Undrain(args) => {
+            let args = drain::undone(&args);
+            connected(&connection, async |remote| drain::run(&args, remote, screen).await)
+        }
         Command::Map(command) => {
+            if matches!(command, MapCommand::Follow { .. }) {
+                interrupt::end_on_ctrl_c();
+            }
             let entries = map::read(&command)?;
             connected(&connection, async |remote| map::run(&command, entries, remote, screen).await)
         }
@@ -82,7 +96,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         }
         Command::Package(PackageCommand::List { package, output }) => {
             connected(&connection, async |remote| {
-                get::packages(package, output.output, remote, screen).await
+                get::packages(package.as_ref(), output.output, remote, screen).await
             })
         }
         Command::Package(PackageCommand::Search { words, hook, keyword, output }) => {
@@ -110,7 +124,16 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         },
         Command::Doctor(args) => doctor::run(&args, &connection, screen),
         Command::Config(command) => config::run(&command, &connection, screen),
-        Command::Completion { shell } => completion(shell, screen),
+        Command::Completion { shell } => {
+            screen.print(complete::script(&shell))?;
+            Ok(Exit::Done)
+        }
+        Command::Complete { words } => {
+            for candidate in complete::candidates(&words, &connection) {
+                screen.line(&candidate)?;
+            }
+            Ok(Exit::Done)
+        }
         Command::Version(args) => version::run(&args, &connection, screen),
         Command::Generate(command) => generate(&command, screen),
     }
@@ -130,21 +153,15 @@ pub(crate) fn on_bus<T>(
     work: impl AsyncFnOnce(&Remote) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
+    let runtime = runtime.map_err(|error| {
+        Failure::new(Exit::Failed, format!("cannot start: {}", io_reason(&error)))
+    })?;
     runtime.block_on(async {
         let remote = Remote::connect(settings, timeout).await?;
         let outcome = work(&remote).await;
         remote.close().await;
         outcome
     })
-}
-
-fn completion(shell: clap_complete::Shell, screen: &mut Screen) -> Result<Exit, Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "canopy", &mut script);
-    screen.print(&String::from_utf8_lossy(&script))?;
-    Ok(Exit::Done)
 }
 
 fn generate(command: &GenerateCommand, screen: &mut Screen) -> Result<Exit, Failure> {

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs},
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, io_reason},
     output::{Format, Screen},
     remote::Remote,
     view::tokens::{NewToken, Tokens},
@@ -36,8 +36,7 @@ pub fn read(command: &TokenCommand) -> Result<Option<Binding>, Failure> {
         return Ok(with.san.clone().map(Binding::Name));
     };
     let place = file.display().to_string();
-    let pem = fs::read(file)
-        .map_err(|error| Failure::new(Exit::Failed, error.to_string()).at(place.clone()))?;
+    let pem = fs::read(file).map_err(|error| Failure::io("read", file, &error))?;
     let certificate = Certificate::from_pem(&pem)
         .map_err(|error| Failure::new(Exit::Invalid, error.to_string()).at(place))?;
     Ok(Some(Binding::Fingerprint(certificate.fingerprint)))
@@ -97,9 +96,18 @@ async fn list(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let request = TokenListRequest { principal };
-    let reply = remote.ask_centre::<policy::TokenList>(&request).await?;
-    screen.show(&Tokens(reply.tokens), format)?;
+    let mut request = TokenListRequest { principal, ..TokenListRequest::default() };
+    let mut tokens = Vec::new();
+    loop {
+        let page = remote.ask_centre::<policy::TokenList>(&request).await?;
+        tokens.extend(page.tokens);
+        // A service that knows no pages names no next one.
+        request.after = page.next;
+        if request.after.is_none() {
+            break;
+        }
+    }
+    screen.show(&Tokens(tokens), format)?;
     Ok(Exit::Done)
 }
 
@@ -111,9 +119,12 @@ fn hand_over(reply: TokenReply, args: &TokenArgs, screen: &mut Screen) -> Result
         return Ok(Exit::Done);
     };
     if let Err(error) = save(file, &token.0) {
-        return Err(Failure::new(Exit::Failed, format!("the token is lost: {error}"))
-            .at(file.display().to_string())
-            .fix(format!("canopy token regenerate {}", record.principal)));
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("the token is lost: {}", io_reason(&error)),
+        )
+        .at(file.display().to_string())
+        .fix(format!("canopy token regenerate {}", record.principal)));
     }
     screen.show(&NewToken { token: None, record }, args.output.output)?;
     Ok(Exit::Done)

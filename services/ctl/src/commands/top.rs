@@ -25,24 +25,18 @@ pub async fn run(args: &TopArgs, remote: &Remote, screen: &mut Screen) -> Result
     let table = format == Format::Table || format == Format::Wide;
     let once = args.once || !table || !screen.terminal;
     let interval = args.interval.max(SHORTEST);
-    let mut before = look(args, interval, remote, screen).await?;
+    let (mut before, mut exit) = look(args, interval, remote, screen).await?;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(interval) => {}
-            interrupted = tokio::signal::ctrl_c() => {
-                let failed = |error| Failure::new(Exit::Failed, format!("no signals: {error}"));
-                interrupted.map_err(failed)?;
-                return Ok(Exit::Done);
-            }
-        }
-        let after = look(args, interval, remote, screen).await?;
+        tokio::time::sleep(interval).await;
+        let (after, of_after) = look(args, interval, remote, screen).await?;
+        exit = exit.max(of_after);
         let top = Top::between(&before.1, &after.1, after.0.duration_since(before.0));
         if !once {
             screen.print(CLEAR)?;
         }
         screen.show(&top, format)?;
         if once {
-            return Ok(Exit::Done);
+            return Ok(exit);
         }
         before = after;
     }
@@ -54,8 +48,10 @@ async fn look(
     interval: Duration,
     remote: &Remote,
     screen: &mut Screen,
-) -> Result<(Instant, Vec<GetReply>), Failure> {
-    let states = get::states(&args.hosts, &GetRequest::default(), remote, screen).await?;
+) -> Result<((Instant, Vec<GetReply>), Exit), Failure> {
+    let states = get::states(&args.hosts, &GetRequest::default(), remote).await?;
+    let exit = states.tell(screen);
+    let states = states.replies;
     if args.profile {
         // Over soon after the last look: nobody has to end it.
         let seconds = u32::try_from(interval.as_secs() * 3 + 5).unwrap_or(PROFILE_SECONDS);
@@ -64,5 +60,5 @@ async fn look(
             remote.ask_host::<loader::Profile>(&state.host, &request, "taking times on").await?;
         }
     }
-    Ok((Instant::now(), states))
+    Ok(((Instant::now(), states), exit))
 }

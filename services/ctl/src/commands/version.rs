@@ -41,10 +41,10 @@ pub fn run(
                 Err(failure) => screen.fail(&failure),
             }
         }
-        for (_, answer) in remote.ask_all::<loader::Version>(&Empty {}).await? {
+        for (_, answer) in remote.ask_all::<loader::Version>(&Empty {}).await?.answers {
             versions.extend(answer.ok());
         }
-        for (_, answer) in remote.ask_all::<enforcer::Version>(&Empty {}).await? {
+        for (_, answer) in remote.ask_all::<enforcer::Version>(&Empty {}).await?.answers {
             versions.extend(answer.ok());
         }
         screen.show(&Versions(versions), args.output.output)?;

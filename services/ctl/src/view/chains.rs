@@ -1,10 +1,11 @@
 //! Chains: the list, and one in full.
 
 use super::{Fields, counts, indent, metrics};
+use crate::cli::name::ChainName;
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
-    HostId,
-    wire::{ChainState, ChainStatus, GetReply, ObservedChain, SelectorStatus},
+    ChainKey, HostId,
+    wire::{ChainPlacement, ChainState, ChainStatus, GetReply, ObservedChain, SelectorStatus},
 };
 use canopy_runtime::clock;
 use serde::Serialize;
@@ -18,6 +19,30 @@ pub struct HostChain {
     /// The chain.
     #[serde(flatten)]
     pub chain: ChainStatus,
+}
+
+impl HostChain {
+    /// As `-o name` prints it.
+    pub fn name(&self) -> String {
+        name(&self.host, &self.chain.key())
+    }
+
+    /// Whether a name means it.
+    pub fn is(&self, name: &ChainName) -> bool {
+        name.fits(&self.host, &self.chain.key(), self.chain.selector.as_ref())
+    }
+}
+
+/// A chain of a host as one word, which every command takes.
+pub(crate) fn name(host: &HostId, key: &ChainKey) -> String {
+    let ChainKey { netns, interface, hook } = key.clone();
+    let name = ChainName {
+        host: Some(host.clone()),
+        netns,
+        interface: interface.into(),
+        hook: Some(hook),
+    };
+    name.to_string()
 }
 
 /// Chains of one or more hosts.
@@ -51,10 +76,50 @@ impl Chains {
                 let reason = chain.reason.as_ref()?;
                 Some(format!("note: {host} {} is {}: {reason}", chain.key(), state(chain.state).0))
             })
+            .chain(self.0.iter().flat_map(|HostChain { host, chain }| {
+                let key = chain.key();
+                warnings(chain).into_iter().map(move |why| format!("note: {host} {key}: {why}"))
+            }))
             .chain(self.1.iter().map(|(host, selector)| {
                 format!("note: {host} {} waits: no interface fits it now", selector.target())
             }))
             .collect()
+    }
+}
+
+/// What is attached as it should be and may have no effect all the same.
+pub(crate) fn warnings(chain: &ChainStatus) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(placement) = &chain.placement {
+        found.extend(placement.before.iter().map(|program| {
+            format!(
+                "{program} runs before the chain: what it drops or ends does not reach the chain"
+            )
+        }));
+    }
+    // Where that is why the chain is not as desired, the reason says so.
+    if let Some(problem) = chain.pin_problem.as_ref().filter(|_| chain.reason.is_none()) {
+        found.push(format!("its pins are not in their place: {problem}"));
+    }
+    if let Some(errors) = device_errors(chain) {
+        found.push(format!("the device dropped packets that the chain sent: {errors}"));
+    }
+    found
+}
+
+/// `rx_xdp_tx_errors 50, …`
+fn device_errors(chain: &ChainStatus) -> Option<String> {
+    let counted: Vec<_> =
+        chain.device_errors.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    (!counted.is_empty()).then(|| counted.join(", "))
+}
+
+/// "2 of 3", and the revision of the list that says so.
+fn place(placement: &ChainPlacement) -> String {
+    let place = format!("{} of {}", placement.position + 1, placement.programs);
+    match placement.revision {
+        Some(revision) => format!("{place} (revision {revision})"),
+        None => place,
     }
 }
 
@@ -86,10 +151,11 @@ impl Answer for Chains {
             text("HOOK"),
             text("STATE"),
             text("MODE"),
+            number("BEFORE").where_given(),
             number("PROGRAMS"),
-            number("GENERATION"),
-            number("PROGRAM-ID"),
             number("RESTORED"),
+            number("GENERATION").wide(),
+            number("PROGRAM-ID").wide(),
             number("LINK-ID").wide(),
             text("TAG").wide(),
             number("VERIFIED").wide(),
@@ -107,10 +173,11 @@ impl Answer for Chains {
                 (&chain.hook).into(),
                 state_cell(chain),
                 opt(seen.map(|o| &o.mode)),
+                opt(chain.placement.as_ref().map(|p| p.before.len()).filter(|n| *n != 0)),
                 (&chain.programs.len()).into(),
+                (&chain.restored).into(),
                 opt(seen.map(|o| o.generation)),
                 opt(seen.map(|o| o.program_id)),
-                (&chain.restored).into(),
                 opt(seen.map(|o| o.link_id).filter(|id| *id != 0)),
                 opt(seen.map(|o| &o.tag)),
                 opt(seen.map(|o| o.verified_instructions)),
@@ -124,7 +191,7 @@ impl Answer for Chains {
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+        self.0.iter().map(HostChain::name).collect()
     }
 
     fn nothing(&self) -> String {
@@ -147,7 +214,7 @@ impl Answer for ChainInFull {
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.iter().map(|c| format!("{}/{}", c.host, c.chain.key())).collect()
+        self.0.iter().map(HostChain::name).collect()
     }
 }
 
@@ -160,6 +227,7 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
         .add("selector", chain.selector.as_ref().map(ToString::to_string).unwrap_or_default())
         .add("state", tone.paint(word, colour))
         .add("reason", chain.reason.as_deref().unwrap_or_default())
+        .add("pins", chain.pin_problem.as_deref().unwrap_or_default())
         .add("restored", chain.restored);
     if let Some(changed) = &chain.changed {
         let by = chain.changed_by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
@@ -176,6 +244,10 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
             )
             .add("interface index", seen.ifindex)
             .add("mode", &seen.mode)
+            .add("native refused", seen.native_refused.as_deref().unwrap_or_default())
+            .add("place", chain.placement.as_ref().map(place).unwrap_or_default())
+            .add("before it", before(chain))
+            .add("device drops", device_errors(chain).unwrap_or_default())
             .add("generation", seen.generation)
             .add("verified", format!("{} instructions", seen.verified_instructions))
             .add("native code", format!("{} bytes", seen.jited_bytes))
@@ -219,6 +291,12 @@ fn describe(HostChain { host, chain }: &HostChain, colour: bool) -> String {
     out
 }
 
+/// The programs that packets meet first, a line each.
+fn before(chain: &ChainStatus) -> String {
+    let programs = chain.placement.iter().flat_map(|placement| &placement.before);
+    programs.map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
 /// `p1_limit (96 bytes), …`
 fn functions(seen: &ObservedChain) -> String {
     let sizes = seen.function_bytes.iter().skip(1).map(Some).chain(std::iter::repeat(None));
@@ -240,9 +318,9 @@ mod tests {
         assert_eq!(
             chains.table().unwrap().render(false, false),
             "\
-HOST  INTERFACE  HOOK        STATE    MODE    PROGRAMS  GENERATION  PROGRAM-ID  RESTORED
-web1  eth0       xdp         active   native         2           4          42         1
-web1  eth9       tc-ingress  pending  -              0           -           -         0
+HOST  INTERFACE  HOOK        STATE    MODE    PROGRAMS  RESTORED
+web1  eth0       xdp         active   native         2         1
+web1  eth9       tc-ingress  pending  -              0         0
 "
         );
         assert_eq!(chains.names(), ["web1/eth0/xdp", "web1/eth9/tc-ingress"]);
@@ -294,7 +372,7 @@ programs:
         assert_eq!(rows[0], ["HOST", "NETNS", "INTERFACE", "HOOK"]);
         assert_eq!(rows[1], ["web1", "-", "eth0", "xdp"]);
         assert_eq!(rows[2], ["web1", "blue", "eth9", "tc-ingress"]);
-        let want = "web1/eth9/tc-ingress in network namespace blue";
+        let want = "web1/netns:blue/eth9/tc-ingress";
         assert_eq!(chains.names(), ["web1/eth0/xdp", want]);
     }
 

@@ -19,10 +19,10 @@ impl Answer for Enrolled {
         let mut table = Table::new([
             text("HOST"),
             text("STATE"),
-            text("LABELS"),
+            text("LABELS").long(),
             text("CERTIFICATES UNTIL"),
-            text("ENROLLED"),
-            text("BY"),
+            text("ENROLLED").wide(),
+            text("BY").wide(),
             text("CONNECTED").wide(),
             text("KEYS").wide(),
             text("GENERATION").wide(),
@@ -66,6 +66,11 @@ fn keys<'a>(keys: impl Iterator<Item = (Service, &'a str)>) -> String {
     keys.map(|(service, key)| format!("{service}={key}")).collect::<Vec<_>>().join(",")
 }
 
+/// Keys to be compared, one a line: on the host and where it is enrolled they look the same.
+pub(crate) fn key_lines(keys: &BTreeMap<Service, String>) -> Vec<String> {
+    keys.iter().map(|(service, key)| format!("  {:<9} {key}", service.as_str())).collect()
+}
+
 /// A request just made.
 #[derive(Debug, Serialize)]
 pub struct Requested {
@@ -85,10 +90,11 @@ impl Answer for Requested {
     }
 
     fn text(&self, _colour: bool) -> String {
-        let keys = keys(self.keys.iter().map(|(service, key)| (*service, key.as_str())));
         format!(
-            "keys of {}: {keys}\nnext, as an administrator: canopy host enrol {} --save {}.enrolment\n",
+            "keys of {}:\n{}\nnext, as an administrator: canopy host enrol {} --save {}.enrolment\n\
+             which shows these keys again: compare them before you say yes\n",
             self.host,
+            key_lines(&self.keys).join("\n"),
             self.request.display(),
             self.host
         )

@@ -4,7 +4,10 @@ use super::Fields;
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
     HostId,
-    wire::{ChainState, FactsReply, GetReply},
+    wire::{
+        ChainState, FactsReply, GetReply,
+        hosts::{self, HostRecord},
+    },
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,6 +26,12 @@ pub enum HostState {
     Failing,
     /// Does not answer now.
     Silent,
+    /// Enrolled, and has not connected yet.
+    Waiting,
+    /// Did not connect in time: it may not any more.
+    Expired,
+    /// May not connect any more.
+    Revoked,
 }
 
 /// One host of the list.
@@ -32,6 +41,12 @@ pub struct HostRow {
     pub host: HostId,
     /// How it stands.
     pub state: HostState,
+    /// Whether it is enrolled, where policy says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrolled: Option<bool>,
+    /// Its labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Why it is failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -49,7 +64,7 @@ pub struct HostRow {
     /// When the loader started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<String>,
-    /// When this machine last had an answer from it.
+    /// When this machine last had an answer from it; empty for never.
     pub last_seen: String,
 }
 
@@ -69,6 +84,8 @@ impl HostRow {
         Self {
             host: reply.host.clone(),
             state,
+            enrolled: None,
+            labels: BTreeMap::new(),
             reason: None,
             kernel: Some(reply.kernel.clone()),
             version: Some(reply.version.clone()),
@@ -79,11 +96,32 @@ impl HostRow {
         }
     }
 
+    /// An enrolled host that does not answer.
+    pub fn enrolled(record: &HostRecord, last_seen: Option<String>) -> Self {
+        let state = match record.state {
+            hosts::HostState::Active => HostState::Silent,
+            hosts::HostState::Waiting => HostState::Waiting,
+            hosts::HostState::Expired => HostState::Expired,
+            hosts::HostState::Revoked => HostState::Revoked,
+        };
+        let mut row = Self::mute(record.host.clone(), state, None, last_seen.unwrap_or_default());
+        row.is_enrolled(record);
+        row
+    }
+
+    /// What policy has of it.
+    pub fn is_enrolled(&mut self, record: &HostRecord) {
+        self.enrolled = Some(record.revoked.is_none());
+        self.labels.clone_from(&record.labels);
+    }
+
     /// A host that says nothing, or nothing good.
     pub fn mute(host: HostId, state: HostState, reason: Option<String>, last_seen: String) -> Self {
         Self {
             host,
             state,
+            enrolled: None,
+            labels: BTreeMap::new(),
             reason,
             kernel: None,
             version: None,
@@ -105,10 +143,11 @@ impl Answer for Hosts {
         let mut table = Table::new([
             text("HOST"),
             text("STATE"),
+            text("LABELS").where_given().long(),
             text("CHAINS"),
-            number("GENERATION"),
-            text("KERNEL"),
+            text("KERNEL").long(),
             text("LAST-SEEN"),
+            number("GENERATION").wide(),
             text("VERSION").wide(),
             text("STARTED").wide(),
             text("REASON").wide(),
@@ -120,17 +159,28 @@ impl Answer for Hosts {
                 HostState::Drained => ("drained", Tone::Warn),
                 HostState::Failing => ("failing", Tone::Bad),
                 HostState::Silent => ("silent", Tone::Bad),
+                HostState::Waiting => ("waiting", Tone::Warn),
+                HostState::Expired => ("expired", Tone::Bad),
+                HostState::Revoked => ("revoked", Tone::Dim),
             };
+            let word = if host.enrolled == Some(false) && host.state != HostState::Revoked {
+                format!("{word} (not enrolled)")
+            } else {
+                word.to_owned()
+            };
+            let labels: Vec<String> =
+                host.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let chains: Vec<String> =
                 host.chains.iter().map(|(state, n)| format!("{n} {state}")).collect();
             let some = |value: &Option<String>| Cell::from(value.clone().unwrap_or_default());
             table.row([
                 (&host.host).into(),
                 Cell::toned(word, tone),
+                labels.join(",").into(),
                 chains.join(", ").into(),
-                host.generation.map(|n| n.to_string()).unwrap_or_default().into(),
                 some(&host.kernel),
                 host.last_seen.clone().into(),
+                host.generation.map(|n| n.to_string()).unwrap_or_default().into(),
                 some(&host.version),
                 some(&host.started),
                 some(&host.reason),
@@ -214,9 +264,9 @@ mod tests {
         assert_eq!(
             hosts.table().unwrap().render(false, false),
             "\
-HOST  STATE     CHAINS               GENERATION  KERNEL  LAST-SEEN
-web1  degraded  1 active, 1 pending           4  6.18.0  2026-01-02T00:00:00Z
-web2  silent    -                             -  -       2026-01-01T12:00:00Z
+HOST  STATE     CHAINS               KERNEL  LAST-SEEN
+web1  degraded  1 active, 1 pending  6.18.0  2026-01-02T00:00:00Z
+web2  silent    -                    -       2026-01-01T12:00:00Z
 "
         );
         assert_eq!(hosts.names(), ["web1", "web2"]);

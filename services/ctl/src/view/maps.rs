@@ -1,6 +1,6 @@
 //! Maps: the list, one in full, entries, and what a change did.
 
-use super::{Fields, value};
+use super::{Fields, address::Declared, value};
 use crate::output::{Answer, Cell, Table, Tone, number, text};
 use canopy_api::{
     HostId,
@@ -21,7 +21,8 @@ pub struct HostMap {
 
 impl HostMap {
     fn path(&self) -> String {
-        format!("{}/{}", self.host, self.info.name)
+        let name = &self.info.name;
+        format!("{}/{}/{}", super::chains::name(&self.host, &name.key()), name.program, name.map)
     }
 }
 
@@ -62,7 +63,7 @@ impl Answer for Maps {
             number("VALUE"),
             number("MAX"),
             text("ACCESS"),
-            text("SETTINGS"),
+            text("SETTINGS").long(),
             number("ID").wide(),
             number("MEMORY").wide(),
             text("FLAGS").wide(),
@@ -187,12 +188,15 @@ pub struct Entries {
     pub generation: u64,
     /// The entries.
     pub entries: Vec<MapEntry>,
+    /// Types of key and value, where they are known: addresses are shown as such.
+    #[serde(skip)]
+    pub types: (Declared, Declared),
 }
 
 impl Entries {
     /// Of an answer.
     pub fn of(host: HostId, map: MapName, generation: u64, entries: Vec<MapEntry>) -> Self {
-        Self { host, map, generation, entries }
+        Self { host, map, generation, entries, types: Default::default() }
     }
 }
 
@@ -200,16 +204,19 @@ impl Answer for Entries {
     fn table(&self) -> Option<Table> {
         let per_cpu = self.entries.iter().any(|entry| entry.value.is_none());
         let mut table = if per_cpu {
-            Table::new([text("KEY"), text("SUM"), text("CPUS").wide()])
+            Table::new([text("KEY").long(), text("SUM").long(), text("CPUS").wide()])
         } else {
-            Table::new([text("KEY"), text("VALUE")])
+            Table::new([text("KEY").long(), text("VALUE").long()])
         };
         for entry in &self.entries {
-            let shown = entry.value.as_ref().or(entry.sum.as_ref()).map(value);
+            let (of_key, of_value) = &self.types;
+            let shown = entry.value.as_ref().or(entry.sum.as_ref());
+            let shown = shown.map(|shown| value(&of_value.shown(shown)));
             let mut row: Vec<Cell> =
-                vec![value(&entry.key).into(), shown.unwrap_or_default().into()];
+                vec![value(&of_key.shown(&entry.key)).into(), shown.unwrap_or_default().into()];
             if per_cpu {
-                let cpus: Vec<String> = entry.cpus.iter().map(value).collect();
+                let cpus: Vec<String> =
+                    entry.cpus.iter().map(|cpu| value(&of_value.shown(cpu))).collect();
                 row.push(cpus.join(" ").into());
             }
             table.row(row);

@@ -1,5 +1,7 @@
 //! What answers look like. Pure: replies in, tables and text out.
 
+pub mod address;
+pub mod all;
 pub mod audit;
 pub mod chains;
 pub mod change;
@@ -129,6 +131,7 @@ pub(crate) mod tests {
             metrics: vec![MetricValue {
                 name: "blocked".to_owned(),
                 help: "packets blocked".to_owned(),
+                kind: canopy_api::wire::MetricKind::Counter,
                 labels: BTreeMap::new(),
                 value: 5.0,
             }],
@@ -141,6 +144,8 @@ pub(crate) mod tests {
             interface: "eth0".parse().unwrap(),
             hook: Hook::Xdp,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Active,
             reason: None,
             restored: 1,
@@ -162,13 +167,19 @@ pub(crate) mod tests {
                 timed_ns: 5000,
                 functions: vec!["p1_limit".to_owned()],
                 function_bytes: vec![4000, 96],
+                native_refused: None,
             }),
+            placement: None,
+            pin_problem: None,
+            device_errors: BTreeMap::new(),
         };
         let pending = ChainStatus {
             netns: None,
             interface: "eth9".parse().unwrap(),
             hook: Hook::TcIngress,
             selector: None,
+            xdp_mode: None,
+            tc_mode: None,
             state: ChainState::Pending,
             reason: Some("there is no interface \"eth9\"".to_owned()),
             restored: 0,
@@ -176,6 +187,9 @@ pub(crate) mod tests {
             changed_by: None,
             programs: vec![],
             observed: None,
+            placement: None,
+            pin_problem: None,
+            device_errors: BTreeMap::new(),
         };
         GetReply {
             host: "web1".parse().unwrap(),
@@ -186,6 +200,7 @@ pub(crate) mod tests {
             started: "2026-01-01T00:00:00Z".to_owned(),
             chains: vec![chain, pending],
             selectors: vec![],
+            stray_pins: vec![],
         }
     }
 
@@ -194,6 +209,7 @@ pub(crate) mod tests {
         let value = |name: &str, label: Option<&str>, value: f64| MetricValue {
             name: name.to_owned(),
             help: String::new(),
+            kind: canopy_api::wire::MetricKind::Counter,
             labels: label.map(|l| ("src".to_owned(), l.to_owned())).into_iter().collect(),
             value,
         };

@@ -29,11 +29,11 @@ impl Answer for Packages {
         let mut table = Table::new([
             text("NAME"),
             text("VERSION"),
-            text("OLDER"),
+            text("OLDER").long(),
             text("REPOSITORY"),
             number("SIZE").wide(),
             text("DIGEST").wide(),
-            text("DESCRIPTION"),
+            text("DESCRIPTION").long(),
         ]);
         for package in &self.0.packages {
             let newest = package
@@ -108,10 +108,10 @@ impl Answer for Found {
         let mut table = Table::new([
             text("NAME"),
             text("VERSION"),
-            text("HOOKS"),
+            text("HOOKS").long(),
             text("KEYWORDS").wide(),
             text("REPOSITORY").wide(),
-            text("DESCRIPTION"),
+            text("DESCRIPTION").long(),
         ]);
         for package in &self.0.packages {
             let newest = package.versions.iter().find(|version| !version.yanked);
@@ -144,7 +144,7 @@ pub struct Repositories(pub RefreshReply);
 
 impl Answer for Repositories {
     fn table(&self) -> Option<Table> {
-        let mut table = Table::new([text("REPOSITORY"), text("STATE"), text("DETAIL")]);
+        let mut table = Table::new([text("REPOSITORY"), text("STATE"), text("DETAIL").long()]);
         for one in &self.0.repositories {
             let state = if one.usable {
                 Cell::from("usable".to_owned())
@@ -243,7 +243,7 @@ fn contents(manifest: &Manifest, colour: bool) -> String {
         }
     };
     let mut programs =
-        Table::new([text("PROGRAM"), text("HOOKS"), number("PRIORITY"), text("PROCEED-ON")]);
+        Table::new([text("PROGRAM"), text("HOOKS").long(), number("PRIORITY"), text("PROCEED-ON")]);
     for program in &manifest.programs {
         let hooks: Vec<&str> = program.hooks.iter().map(|hook| hook.as_str()).collect();
         programs.row([
@@ -268,7 +268,7 @@ fn contents(manifest: &Manifest, colour: bool) -> String {
         text("TYPE"),
         text("DEFAULT"),
         text("RANGE"),
-        text("DESCRIPTION"),
+        text("DESCRIPTION").long(),
     ]);
     for parameter in &manifest.config {
         config.row([

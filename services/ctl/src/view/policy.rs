@@ -191,8 +191,8 @@ impl Answer for Rules {
         let mut table = Table::new([
             text("RULE"),
             text("EFFECT"),
-            text("WHEN"),
-            text("UNLESS"),
+            text("WHEN").long(),
+            text("UNLESS").long(),
             text("REASON").wide(),
         ]);
         for rule in self.set().rules {

@@ -1,9 +1,10 @@
 //! Programs: the list, and one in full.
 
 use super::{Fields, counts, metrics, value};
+use crate::cli::name::ProgramPath;
 use crate::output::{Answer, Table, number, text};
 use canopy_api::{
-    ChainKey, Hook, HostId, InterfaceName, Netns,
+    ChainKey, Hook, HostId, InterfaceName, InterfaceSelector, Netns,
     wire::{GetReply, ProgramStatus},
 };
 use serde::Serialize;
@@ -21,6 +22,9 @@ pub struct HostProgram {
     pub interface: InterfaceName,
     /// The hook.
     pub hook: Hook,
+    /// The selector that the chain comes from.
+    #[serde(skip)]
+    pub selector: Option<InterfaceSelector>,
     /// The program.
     #[serde(flatten)]
     pub program: ProgramStatus,
@@ -32,7 +36,12 @@ impl HostProgram {
     }
 
     fn path(&self) -> String {
-        format!("{}/{}/{}", self.host, self.chain(), self.program.name)
+        format!("{}/{}", super::chains::name(&self.host, &self.chain()), self.program.name)
+    }
+
+    /// Whether a name means it.
+    pub fn is(&self, name: &ProgramPath) -> bool {
+        name.fits(&self.host, &self.chain(), self.selector.as_ref(), &self.program.name)
     }
 }
 
@@ -52,6 +61,7 @@ impl Programs {
                     netns: chain.netns.clone(),
                     interface: chain.interface.clone(),
                     hook: chain.hook,
+                    selector: chain.selector.clone(),
                     program,
                 }));
             }
@@ -69,9 +79,9 @@ impl Answer for Programs {
             text("NAME"),
             text("PACKAGE"),
             number("RUNS"),
-            text("VERDICTS"),
-            text("EXITS"),
-            text("METRICS"),
+            text("VERDICTS").long(),
+            text("EXITS").long(),
+            text("METRICS").long(),
             number("PRIORITY").wide(),
             text("PROCEED-ON").wide(),
             text("FUNCTION").wide(),

@@ -177,7 +177,7 @@ impl Answer for Top {
             text("CHAIN"),
             text("PROGRAM"),
             number("PACKETS/S"),
-            text("VERDICTS/S"),
+            text("VERDICTS/S").long(),
             number("NS/PACKET"),
             number("CPU"),
             number("SHARE"),

@@ -2,12 +2,20 @@
 
 use super::state::{Wanted, WantedProgram};
 use canopy_api::{ChainKey, Digest, Problems};
-use canopy_kernel::{Carry, ChainBuild, MapContents, Member, ShareScope, SharedMap};
+use canopy_kernel::{
+    Carry, ChainBuild, MapContents, MapField, Member, MovedSlots, SettingsDetail, ShareScope,
+    SharedMap,
+};
 use canopy_package::{
     Bindings, Manifest, Package, bind,
+    bind::Entries,
     manifest::{Select, Shared},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Packages by digest.
 pub type Packages = BTreeMap<Digest, Arc<Package>>;
@@ -43,7 +51,8 @@ pub enum BuildError {
 }
 
 /// Lays out generation `generation` of a chain. `previous` is what the running generation was built
-/// from: it decides which maps are kept.
+/// from: it decides which maps are kept, and what in them are settings to be replaced. `packages` has
+/// its packages too, as far as they are at hand.
 pub fn build(
     key: &ChainKey,
     generation: u64,
@@ -51,21 +60,33 @@ pub fn build(
     previous: Option<&Wanted>,
     packages: &Packages,
 ) -> Result<ChainBuild, BuildError> {
+    let before = |program: &WantedProgram| {
+        let programs = previous.into_iter().flat_map(|previous| &previous.programs);
+        programs.into_iter().find(|p| p.name == program.name && p.package == program.package)
+    };
     let members = wanted
         .programs
         .iter()
-        .map(|program| {
-            let before = previous
-                .and_then(|previous| previous.programs.iter().find(|p| p.name == program.name));
-            member(program, before, packages)
-        })
+        .map(|program| member(program, before(program), packages))
         .collect::<Result<_, _>>()?;
+    let stays = |old: &WantedProgram| {
+        wanted.programs.iter().any(|new| new.name == old.name && new.package == old.package)
+    };
+    let left_entries = previous
+        .into_iter()
+        .flat_map(|previous| &previous.programs)
+        .filter(|old| !stays(old))
+        .filter_map(|old| old_bindings(old, packages))
+        .flat_map(|bindings| contents(bindings.map_entries))
+        .collect();
     Ok(ChainBuild {
         key: key.clone(),
         generation,
         xdp_mode: wanted.xdp_mode,
         tc_mode: wanted.tc_mode,
         members,
+        together: Vec::new(),
+        left_entries,
     })
 }
 
@@ -82,37 +103,50 @@ fn member(
         package: format!("{} {}", program.package, program.version),
         object: program.object.clone(),
     })?;
-    let settings = |of: &WantedProgram| {
-        bind(&package.manifest, &of.config, "config")
-            .map_err(|problems| BuildError::Settings { program: of.name.to_string(), problems })
-    };
-    let bindings = settings(program)?;
+    let manifest = &package.manifest;
+    let bindings = bind(manifest, &program.config, "config")
+        .map_err(|problems| BuildError::Settings { program: program.name.to_string(), problems })?;
+    let old = before.and_then(|before| old_bindings(before, packages));
+    let moved = old.as_ref().map(|old| moved_slots(manifest, old, &bindings)).unwrap_or_default();
     let carry = match before {
+        None => Carry::Nothing,
+        // The same program from the same bytes: everything is kept.
         Some(before)
             if before.digest == program.digest
                 && before.object == program.object
                 && before.function == program.function =>
         {
-            same_bytes(&package.manifest, &settings(before)?, &bindings)
+            Carry::AllBut(moved.unknown)
         }
-        Some(before) if before.package == program.package => {
-            other_version(&package.manifest, &bindings)
-        }
-        Some(_) | None => Carry::Nothing,
+        // Another version, or another object of the same.
+        Some(_) => other_version(manifest, &bindings, old.is_some(), &moved.unknown),
     };
-    let maps = &package.manifest.maps;
+    let settings = SettingsDetail {
+        fields: fields(bindings.map_fields),
+        moved_slots: moved.known,
+        ..old.map_or_else(SettingsDetail::default, |old| SettingsDetail {
+            old_globals: old.globals.into_iter().map(|(name, _)| name).collect(),
+            old_entries: contents(old.map_entries),
+            old_fields: fields(old.map_fields),
+            ..SettingsDetail::default()
+        })
+    };
+    let maps = &manifest.maps;
     Ok(Member {
         name: program.name.clone(),
         object: Arc::from(object.as_slice()),
         function: program.function.clone(),
         frags: program.frags,
+        tail_calls: package
+            .manifest
+            .programs
+            .iter()
+            .find(|known| known.name == program.program)
+            .and_then(|known| known.tail_calls),
         proceed_on: program.proceed_on,
         globals: bindings.globals,
-        map_entries: bindings
-            .map_entries
-            .into_iter()
-            .map(|(map, entries)| MapContents { map, entries })
-            .collect(),
+        map_entries: contents(bindings.map_entries),
+        settings,
         carry,
         max_entries: maps
             .iter()
@@ -131,35 +165,117 @@ fn member(
     })
 }
 
-/// The same program from the same bytes: everything is kept, but what settings fill, and counters
-/// whose slots belong to items of a list that changed.
-fn same_bytes(manifest: &Manifest, before: &Bindings, now: &Bindings) -> Carry {
-    let mut fresh: Vec<String> = now.map_entries.iter().map(|(map, _)| map.clone()).collect();
-    fresh.push(".rodata".to_owned());
-    if before.globals != now.globals {
-        fresh.push(".data".to_owned());
-    }
-    for metric in &manifest.metrics {
-        if let Select::Items { config, .. } = &metric.select
-            && before.effective.get(config) != now.effective.get(config)
-        {
-            fresh.push(metric.map.clone());
-        }
-    }
-    fresh.sort();
-    fresh.dedup();
-    Carry::AllBut(fresh)
+/// What the settings of a program that runs come to; `None` where its package is not at hand.
+fn old_bindings(program: &WantedProgram, packages: &Packages) -> Option<Bindings> {
+    let package = packages.get(&program.digest)?;
+    bind(&package.manifest, &program.config, "config").ok()
 }
 
-/// Another version, or another object of the same: what its manifest says is kept.
-fn other_version(manifest: &Manifest, now: &Bindings) -> Carry {
+fn contents(entries: Vec<(String, Entries)>) -> Vec<MapContents> {
+    entries.into_iter().map(|(map, entries)| MapContents { map, entries }).collect()
+}
+
+fn fields(fields: Vec<(String, Vec<u8>, usize, usize)>) -> Vec<MapField> {
+    fields.into_iter().map(|(map, key, offset, size)| MapField { map, key, offset, size }).collect()
+}
+
+/// Arrays whose slots belong to items of lists that changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Moved {
+    /// Those in which it is known what belongs where.
+    known: Vec<MovedSlots>,
+    /// The others, which start anew.
+    unknown: Vec<String>,
+}
+
+/// Where the contents of slots go whose items have another place in their list: with the items. Those
+/// of items that are gone are dropped, and those of new ones begin at zero.
+fn moved_slots(manifest: &Manifest, old: &Bindings, now: &Bindings) -> Moved {
+    let list = |bindings: &Bindings, config: &str| {
+        bindings.effective.get(config).and_then(Value::as_array).cloned()
+    };
+    let mut lists = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for metric in &manifest.metrics {
+        if let Select::Items { config, .. } = &metric.select {
+            lists.entry(&metric.map).or_default().insert(config);
+        }
+    }
+    let mut moved = Moved::default();
+    for (map, configs) in lists {
+        let differ = |config: &&str| old.effective.get(*config) != now.effective.get(*config);
+        if !configs.iter().any(|config| differ(&config)) {
+            continue;
+        }
+        let only = configs.first().filter(|_| configs.len() == 1);
+        let both = only.and_then(|config| Some((list(old, config)?, list(now, config)?)));
+        let Some((before, after)) = both else {
+            moved.unknown.push(map.to_owned());
+            continue;
+        };
+        let places: BTreeMap<String, u32> =
+            (0..).zip(&before).map(|(place, item)| (item.to_string(), place)).collect();
+        let moves = (0..)
+            .zip(&after)
+            .filter_map(|(to, item)| Some((*places.get(&item.to_string())?, to)))
+            .collect();
+        let slots = u32::try_from(before.len().max(after.len())).unwrap_or(u32::MAX);
+        moved.known.push(MovedSlots { map: map.to_owned(), slots, moves });
+    }
+    moved
+}
+
+/// What a manifest says is kept of another version. A map that settings fill is kept only where it is
+/// known (`known`) what the other version's settings put there.
+fn other_version(manifest: &Manifest, now: &Bindings, known: bool, unknown: &[String]) -> Carry {
     let bound = |map: &str| now.map_entries.iter().any(|(name, _)| name == map);
     Carry::Only(
         manifest
             .maps
             .iter()
-            .filter(|map| map.carry_over && !bound(&map.name))
+            .filter(|map| map.carry_over && (known || !bound(&map.name)))
+            .filter(|map| !unknown.contains(&map.name))
             .map(|map| map.name.clone())
             .collect(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canopy_api::document::{self, Format};
+    use serde_json::json;
+
+    const MANIFEST: &str = "
+        name: p
+        version: 1.0.0
+        description: d
+        license: GPL-2.0-only
+        programs: [{ name: p, object: p.o, function: p, hooks: [xdp] }]
+        config:
+        - { name: ports, type: ports, description: d, default: [], bind: { keys: k } }
+        - { name: others, type: ports, description: d, default: [], bind: { keys: o } }
+        metrics:
+        - { name: a, help: h, kind: counter, map: counts, select: { items: { label: port, config: ports } } }
+        - { name: b, help: h, kind: counter, map: both, select: { items: { label: port, config: ports } } }
+        - { name: c, help: h, kind: counter, map: both, select: { items: { label: port, config: others } } }
+    ";
+
+    fn moved(before: &Value, now: &Value) -> Moved {
+        let manifest: Manifest = document::load(MANIFEST, Format::Yaml).unwrap();
+        let bindings = |config: &Value| bind(&manifest, config.as_object().unwrap(), "").unwrap();
+        moved_slots(&manifest, &bindings(before), &bindings(now))
+    }
+
+    #[test]
+    fn slots_of_list_items_move_with_the_items() {
+        let moved = moved(&json!({ "ports": [1, 2, 3] }), &json!({ "ports": [3, 4, 1] }));
+        let known = MovedSlots { map: "counts".to_owned(), slots: 3, moves: vec![(2, 0), (0, 2)] };
+        assert_eq!(moved.known, [known]);
+        assert_eq!(moved.unknown, ["both"], "two lists have one map");
+    }
+
+    #[test]
+    fn lists_that_stay_move_nothing() {
+        assert_eq!(moved(&json!({ "ports": [1] }), &json!({ "ports": [1] })), Moved::default());
+    }
 }

@@ -2,6 +2,7 @@
 //! or the kernel.
 
 pub mod admission;
+pub mod attached;
 pub mod build;
 pub mod downgrade;
 pub mod expand;

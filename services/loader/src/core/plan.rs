@@ -255,6 +255,7 @@ mod tests {
                 timed_ns: 0,
                 functions: Vec::new(),
                 function_bytes: Vec::new(),
+                native_refused: None,
             })
         });
         prop_oneof![
@@ -301,6 +302,7 @@ mod tests {
                     state,
                     generations: pinned.iter().copied().collect(),
                     away: None,
+                    pin_problem: None,
                 })
                 .into_iter()
                 .collect();

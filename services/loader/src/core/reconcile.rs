@@ -47,7 +47,7 @@ pub enum Mend {
     Rebuild(Finding),
     /// Nothing can be done until the interface is there.
     Wait,
-    /// Nothing can be done until its network namespace can be entered.
+    /// Nothing can be done until its network namespace can be entered, or its pins brought back.
     WaitToSee,
 }
 
@@ -59,7 +59,9 @@ pub fn judge(chain: &Chain, seen: Option<&Observed>) -> Mend {
         LinkState::InterfaceMissing | LinkState::NetnsMissing => Mend::Wait,
         LinkState::Unseen { .. } => Mend::WaitToSee,
         LinkState::Attached(now) if now.generation == chain.running => {
-            if pinned {
+            if seen.pin_problem.is_some() {
+                Mend::WaitToSee
+            } else if pinned {
                 Mend::Nothing
             } else {
                 Mend::Rebuild(Finding::Unpinned)

@@ -141,6 +141,7 @@ mod tests {
             priority: 100,
             proceed_on: None,
             frags: false,
+            tail_calls: None,
         }
     }
 

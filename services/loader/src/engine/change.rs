@@ -222,8 +222,17 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<ChainBuild, LoaderError> {
         let pinned = find(seen, key).and_then(|seen| seen.generations.iter().max().copied());
         let generation = inner.state.last_build.max(pinned.unwrap_or(0)) + 1;
-        let packages = self.packages(wanted.programs.iter().map(|p| p.digest.clone()));
+        let mut packages = self.packages(wanted.programs.iter().map(|p| p.digest.clone()));
         let previous = inner.state.chains.get(key).map(|chain| &chain.wanted);
+        // Of the versions before only what their settings put into maps is asked: without, such maps
+        // start anew.
+        for program in previous.into_iter().flat_map(|previous| &previous.programs) {
+            if !packages.contains_key(&program.digest)
+                && let Ok(package) = self.parts.packages.package(&program.digest)
+            {
+                packages.insert(program.digest.clone(), package);
+            }
+        }
         let build = build(key, generation, wanted, previous, &packages)?;
         inner.state.last_build = generation;
         Ok(build)

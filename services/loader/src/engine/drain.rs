@@ -1,22 +1,38 @@
 //! Everything off, with the intent kept, and everything back.
 
-use super::{Engine, change::no_journal, items::attached, journal::find, tell::planned};
+use super::{Engine, change::no_journal, in_time, items::attached, journal::find, tell::planned};
 use crate::{
     core::state::{Change, Journal},
     error::LoaderError,
 };
 use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
 use canopy_kernel::{Kernel, LinkState};
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Instant};
 
 impl<K: Kernel> Engine<K> {
     /// Detaches everything and keeps the intent, or brings it back.
     pub fn drain(&self, undo: bool, dry_run: bool) -> Result<ApplyReply, LoaderError> {
+        self.drain_before(undo, dry_run, None)
+    }
+
+    /// The same, if it is in the journal by then.
+    pub fn drain_before(
+        &self,
+        undo: bool,
+        dry_run: bool,
+        until: Option<Instant>,
+    ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
-        let seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let mut seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
+        let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
+        let hidden = self.recover(&inner, &keys, &mut seen);
+        // What is out of reach cannot be taken off, and must not be told to be.
+        if let (false, Some((_, error))) = (undo, hidden.into_iter().next()) {
+            return Err(LoaderError::kernel(error));
+        }
         let drained = !undo;
         let unchanged = inner.state.drained == drained;
         let mut changes = Vec::new();
@@ -65,6 +81,7 @@ impl<K: Kernel> Engine<K> {
             });
         }
         if !dry_run && !unchanged {
+            in_time(until)?;
             let journal = Journal {
                 generation: inner.state.generation,
                 drained,

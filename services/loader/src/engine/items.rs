@@ -4,6 +4,7 @@
 use super::{
     Engine, Inner, Options, Stage,
     change::{digests, from, no_journal},
+    in_time,
     journal::{After, find},
     tell::{failure, outcome, rule_action},
 };
@@ -18,7 +19,7 @@ use crate::{
 };
 use canopy_api::{
     ChainKey, Digest, ProgramName, Target, XdpMode,
-    wire::{Action, ApplyReply, ObservedChain, SelectorOutcome},
+    wire::{Action, ApplyReply, ChainOutcome, ObservedChain, SelectorOutcome},
 };
 use canopy_kernel::{ChainBuild, Kernel, KernelError, LinkState, Observed, Prepared};
 
@@ -31,11 +32,11 @@ struct Plan {
 }
 
 /// Chains and rules that change together.
-struct Group {
-    items: Vec<Item>,
+pub(super) struct Group {
+    pub(super) items: Vec<Item>,
     /// Places in the plan's rules.
-    rules: Vec<usize>,
-    failed: Option<Box<Failed>>,
+    pub(super) rules: Vec<usize>,
+    pub(super) failed: Option<Box<Failed>>,
     after: After,
 }
 
@@ -45,13 +46,15 @@ pub(super) struct Item {
     pub(super) plan: ChainPlan,
     pub(super) build: Option<ChainBuild>,
     pub(super) prepared: Option<Prepared>,
+    /// Why it cannot be changed: it is attached, and out of reach.
+    pub(super) hidden: Option<KernelError>,
 }
 
 /// Why a group is as it was.
-struct Failed {
+pub(super) struct Failed {
     /// The chain that is to blame, where it is one.
-    key: Option<ChainKey>,
-    error: LoaderError,
+    pub(super) key: Option<ChainKey>,
+    pub(super) error: LoaderError,
 }
 
 impl From<LoaderError> for Box<Failed> {
@@ -97,11 +100,8 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<ApplyReply, LoaderError> {
         let mut plan = self.plan(wishes, options)?;
         self.stage(Stage::Planned);
-        for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
-            group.failed = self.prepare(&mut group.items).err();
-        }
-        let mut done = Ok(());
-        if !plan.failed() {
+        let mut done = self.prepare_groups(&mut plan.groups, options.until);
+        if done.is_ok() && !plan.failed() {
             self.stage(Stage::Prepared);
             if !options.dry_run {
                 done = self.switch(&mut plan, options);
@@ -128,7 +128,7 @@ impl<K: Kernel> Engine<K> {
         Ok(self.reply(&inner, plan, options))
     }
 
-    fn look_at<'a>(
+    pub(super) fn look_at<'a>(
         &self,
         keys: impl Iterator<Item = &'a ChainKey>,
     ) -> Result<Vec<Observed>, LoaderError> {
@@ -152,7 +152,9 @@ impl<K: Kernel> Engine<K> {
                 interfaces,
             })
             .collect();
-        let seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let mut seen = self.look_at(expanded.asked.iter().map(|asked| &asked.key))?;
+        let keys = expanded.asked.iter().map(|asked| &asked.key);
+        let mut hidden = self.recover(&inner, keys, &mut seen);
         let plans = plan(&inner.state, &seen, &expanded.asked);
         let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
         let mut items = Vec::new();
@@ -166,7 +168,8 @@ impl<K: Kernel> Engine<K> {
                     _,
                 ) => None,
             };
-            items.push(Some(Item { asked, plan, build, prepared: None }));
+            let hidden = hidden.remove(&asked.key);
+            items.push(Some(Item { asked, plan, build, prepared: None, hidden }));
         }
         let builds = items.iter().flatten().filter_map(Item::build);
         inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
@@ -188,34 +191,12 @@ impl<K: Kernel> Engine<K> {
         Ok(Plan { groups, rules: expanded.rules, selectors })
     }
 
-    /// Loads every new generation; attaches nothing.
-    fn prepare(&self, items: &mut [Item]) -> Result<(), Box<Failed>> {
-        for item in items {
-            let Some(build) = &item.build else { continue };
-            let prepared = self.parts.kernel.prepare(build).map_err(|source| {
-                let path = match &source {
-                    KernelError::Refused { member: Some(member), .. } => item
-                        .asked
-                        .program_paths
-                        .get(member)
-                        .cloned()
-                        .unwrap_or_else(|| item.asked.path.clone()),
-                    KernelError::InterfaceNotFound { .. } => below(&item.asked.path, "interface"),
-                    KernelError::NetnsNotFound { .. } => below(&item.asked.path, "netns"),
-                    _ => item.asked.path.clone(),
-                };
-                let error = LoaderError::Kernel { path, source: Box::new(source) };
-                Box::new(Failed { key: Some(item.asked.key.clone()), error })
-            })?;
-            item.prepared = Some(prepared);
-        }
-        Ok(())
-    }
-
     /// Switches each group that can be, one after the other, each with a journal of its own. Rounds of
     /// the check wait meanwhile: they would take what is still to come for missing.
     fn switch(&self, plan: &mut Plan, options: &Options) -> Result<(), LoaderError> {
         let mut inner = self.lock();
+        // From the first journal on it is carried through: a request is done or it is not.
+        in_time(options.until)?;
         let items = plan.groups.iter().flat_map(|group| &group.items);
         let seen = self.look_at(items.map(|item| &item.asked.key))?;
         let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();
@@ -296,7 +277,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Removes what a request prepared and nothing came of.
-    fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
+    pub(super) fn sweep_builds(&self, inner: &Inner, items: &[Item]) {
         for build in items.iter().filter(|item| item.prepared.is_some()).filter_map(Item::build) {
             let running = self
                 .look_at(std::iter::once(&build.key))
@@ -329,6 +310,18 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Tells as well who stands before what was attached.
+    fn placed(&self, mut outcome: ChainOutcome) -> ChainOutcome {
+        let Some(observed) = &outcome.observed else { return outcome };
+        let placement = self.parts.kernel.placement(&outcome.key(), observed).ok().flatten();
+        for program in placement.into_iter().flat_map(|placement| placement.before) {
+            outcome.notes.push(format!(
+                "{program} runs before the chain: what it drops or ends does not reach the chain"
+            ));
+        }
+        outcome
+    }
+
     fn reply(&self, inner: &Inner, plan: Plan, options: &Options) -> ApplyReply {
         let mut selectors = plan.selectors.clone();
         for (_, change) in plan.rules.iter().enumerate().filter(|(at, _)| plan.rule_failed(*at)) {
@@ -343,7 +336,7 @@ impl<K: Kernel> Engine<K> {
             for item in group.items {
                 let stays = item.stays_wanted(inner);
                 chains.push(match &error {
-                    None => outcome(item, &group.after),
+                    None => self.placed(outcome(item, &group.after)),
                     Some((key, error)) => failure(item, key.as_ref(), error, stays),
                 });
             }
@@ -360,7 +353,7 @@ impl<K: Kernel> Engine<K> {
 }
 
 impl Item {
-    fn build(&self) -> Option<&ChainBuild> {
+    pub(super) fn build(&self) -> Option<&ChainBuild> {
         self.build.as_ref()
     }
 
@@ -385,6 +378,7 @@ impl Item {
             },
             build: None,
             prepared: None,
+            hidden: None,
         })
     }
 

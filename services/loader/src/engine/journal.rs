@@ -34,6 +34,7 @@ impl<K: Kernel> Engine<K> {
         });
         match made {
             Ok(after) => {
+                self.remember_attached(inner, after.iter().map(|(key, now)| (key, now.as_ref())));
                 self.stage(Stage::Committed);
                 self.sweep_changed(inner, &after);
                 self.stage(Stage::Swept);

@@ -9,7 +9,10 @@ use crate::{
     },
     error::{LoaderError, with_causes},
 };
-use canopy_api::{ChainKey, wire::ChainRestored};
+use canopy_api::{
+    ChainKey,
+    wire::{ChainRestored, ObservedChain},
+};
 use canopy_kernel::{Expect, Kernel, KernelError, LinkState, Observed};
 use canopy_runtime::clock;
 use std::time::Duration;
@@ -58,15 +61,36 @@ impl<K: Kernel> Engine<K> {
         }
         if !inner.state.drained && inner.state.journal.is_none() {
             let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
+            let mut hidden = self.recover(&inner, self.due(&inner, &keys), &mut seen);
             for key in keys {
+                if let Some(error) = hidden.remove(&key) {
+                    self.trouble(&mut inner, &key, &error);
+                    continue;
+                }
                 events.extend(self.mend(&mut inner, &key, find(&seen, &key), occasion));
             }
         }
+        let attached: Vec<_> = seen.iter().filter_map(running).collect();
+        self.remember_attached(&mut inner, attached);
         self.remember_cells(&mut inner);
         if occasion == Occasion::Start || leftovers(&inner, &seen) {
             self.sweep(&mut inner);
         }
         events
+    }
+
+    /// The chains for which an attempt is due.
+    fn due<'a>(&self, inner: &Inner, keys: &'a [ChainKey]) -> impl Iterator<Item = &'a ChainKey> {
+        let now = (self.parts.now)();
+        let waits: Vec<_> = keys
+            .iter()
+            .filter(|key| {
+                // One that is out of reach is not touched before it is looked for again.
+                let trouble = inner.trouble.get(*key).filter(|trouble| !trouble.pins_hidden);
+                trouble.is_none_or(|trouble| now >= trouble.not_before)
+            })
+            .collect();
+        waits.into_iter()
     }
 
     fn mend(
@@ -95,8 +119,13 @@ impl<K: Kernel> Engine<K> {
                 self.trouble(inner, key, &missing(key, seen));
                 return None;
             }
-            // It may well be attached: whatever is in the way is told, and nothing else touched.
-            Mend::WaitToSee => return None,
+            // It is or may well be attached: whatever is in the way is told, and nothing else touched.
+            Mend::WaitToSee => {
+                // Nor are its counts lost: they are read once it is within reach again.
+                let at = (key.clone(), chain.running);
+                inner.blind.remove(&at);
+                return None;
+            }
             Mend::Attach(finding, expect) => (finding, self.attach(inner, key, expect)),
             Mend::Rebuild(finding) => {
                 let waits = inner.trouble.get(key).is_some_and(|t| begun < t.not_before);
@@ -170,6 +199,9 @@ impl<K: Kernel> Engine<K> {
         if !interfaces.iter().any(|interface| interface.name == key.interface) {
             return Err(KernelError::no_interface(key).into());
         }
+        if seen.is_none_or(|seen| matches!(seen.state, LinkState::Detached)) {
+            self.parts.kernel.recover_pins(key, inner.attached.known(key))?;
+        }
         let seen: Vec<_> = seen.cloned().into_iter().collect();
         // What a selector gives is chosen for all of its interfaces, before they are looked at.
         if record.rule.is_none() {
@@ -178,6 +210,10 @@ impl<K: Kernel> Engine<K> {
         let build = self.lay_out(inner, &seen, key, &record.wanted)?;
         self.stage(Stage::Planned);
         self.parts.kernel.prepare(&build)?;
+        if let Some(what) = self.parts.kernel.unmet_setting(&build)? {
+            self.parts.kernel.discard(key, build.generation)?;
+            return Err(LoaderError::Settings { key: key.clone(), what }.into());
+        }
         self.stage(Stage::Prepared);
         let from = from(inner.state.chains.get(key), &seen, key);
         record.running = build.generation;
@@ -211,11 +247,12 @@ impl<K: Kernel> Engine<K> {
         error: &(dyn std::error::Error + 'static),
     ) {
         let interface_missing = interface_missing(error);
+        let pins_hidden = pins_hidden(error);
         let reason = with_causes(error);
         let before = inner.trouble.get(key);
         // Waiting for an interface costs nothing: it is looked for at every round.
         let delay = match before {
-            _ if interface_missing => Duration::ZERO,
+            _ if interface_missing || pins_hidden => Duration::ZERO,
             Some(before) => (before.delay * 2).clamp(Duration::from_secs(1), LONGEST_WAIT),
             None => Duration::from_secs(1),
         };
@@ -223,7 +260,7 @@ impl<K: Kernel> Engine<K> {
             tracing::warn!(%key, reason, "chain is not attached; trying again");
         }
         let not_before = (self.parts.now)() + delay;
-        let trouble = Trouble { reason, interface_missing, not_before, delay };
+        let trouble = Trouble { reason, interface_missing, pins_hidden, not_before, delay };
         inner.trouble.insert(key.clone(), trouble);
     }
 
@@ -275,12 +312,31 @@ fn missing(key: &ChainKey, seen: Option<&Observed>) -> KernelError {
 }
 
 fn interface_missing(error: &(dyn std::error::Error + 'static)) -> bool {
-    let kernel = match error.downcast_ref::<LoaderError>() {
+    of_kernel(error).is_some_and(KernelError::interface_missing)
+}
+
+fn pins_hidden(error: &(dyn std::error::Error + 'static)) -> bool {
+    of_kernel(error).is_some_and(|error| matches!(error, KernelError::PinsHidden { .. }))
+}
+
+fn of_kernel<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a KernelError> {
+    match error.downcast_ref::<LoaderError>() {
         Some(LoaderError::Kernel { source, .. }) => Some(source.as_ref()),
         Some(_) => None,
         None => error.downcast_ref::<KernelError>(),
-    };
-    kernel.is_some_and(KernelError::interface_missing)
+    }
+}
+
+/// What is attached for a chain that was observed.
+fn running(seen: &Observed) -> Option<(&ChainKey, Option<&ObservedChain>)> {
+    match &seen.state {
+        LinkState::Attached(chain) => Some((&seen.key, Some(chain))),
+        LinkState::Replaced { .. }
+        | LinkState::Detached
+        | LinkState::InterfaceMissing
+        | LinkState::NetnsMissing
+        | LinkState::Unseen { .. } => None,
+    }
 }
 
 /// Whether there are generations that nobody needs, or counts that were not read yet.

@@ -12,7 +12,9 @@ mod items;
 mod journal;
 mod maps;
 mod mend;
+mod preparing;
 mod profile;
+mod recovery;
 mod report;
 mod rings;
 mod samples;
@@ -29,23 +31,25 @@ pub use rings::{Source, Watch};
 use crate::{
     cache::PackageSource,
     core::{
+        attached::Attached,
         build::Packages,
         resolve::{self, Located},
-        state::{Chain, State},
+        state::{Chain, State, Wanted},
         variant::Host,
     },
     error::LoaderError,
     store::{Loaded, Store, StoreError},
 };
 use canopy_api::{
-    ApiError, ChainKey, DesiredState, Digest, HostId, PackageName, PackageRef, Principal,
-    wire::ChainRestored,
+    ApiError, ChainKey, DesiredState, Digest, HostId, PackageName, PackageRef, Principal, Target,
+    wire::{ChainRestored, ProgramVersion},
 };
 use canopy_kernel::{Kernel, MemberCells};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// How far a change has come.
@@ -106,6 +110,19 @@ pub struct Options {
     pub atomic: bool,
     /// Who asks.
     pub by: Principal,
+    /// When they stop waiting: what is not in the journal by then is not done.
+    pub until: Option<Instant>,
+}
+
+/// What is described for each interface and selector, by program.
+pub type Programs = BTreeMap<Target, Vec<ProgramVersion>>;
+
+/// To be asked at the last moment before something changes.
+fn in_time(until: Option<Instant>) -> Result<(), LoaderError> {
+    match until {
+        Some(until) if Instant::now() >= until => Err(LoaderError::Late),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// The loader without its bus.
@@ -137,6 +154,10 @@ pub(crate) struct Inner {
     last_cells: BTreeMap<(ChainKey, u64), Vec<MemberCells>>,
     /// How often in a row the counts of a generation could not be read.
     blind: BTreeMap<(ChainKey, u64), u32>,
+    /// What was attached last, by the kernel's ids.
+    attached: Attached,
+    /// What lies among the pins and is nothing of ours, as far as it was logged.
+    strays: BTreeSet<PathBuf>,
     /// Set when the state was lost: then nothing is removed that is not understood.
     lost: Option<String>,
 }
@@ -147,6 +168,8 @@ pub(crate) struct Trouble {
     reason: String,
     /// Whether its interface was missing.
     interface_missing: bool,
+    /// Whether it is attached, and its pins cannot be reached.
+    pins_hidden: bool,
     not_before: SystemTime,
     delay: Duration,
 }
@@ -179,6 +202,7 @@ impl<K: Kernel> Engine<K> {
             }
         };
         let started = (parts.now)();
+        let attached = parts.store.attached().of_boot(&parts.kernel.boot_id());
         let engine = Self {
             parts,
             started,
@@ -190,6 +214,8 @@ impl<K: Kernel> Engine<K> {
                 trouble: BTreeMap::new(),
                 last_cells: BTreeMap::new(),
                 blind: BTreeMap::new(),
+                attached,
+                strays: BTreeSet::new(),
                 lost,
             }),
             watches: Mutex::default(),
@@ -203,6 +229,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         engine.reconcile(mend::Occasion::Start);
+        engine.stray_pins();
         Ok(engine)
     }
 
@@ -219,6 +246,23 @@ impl<K: Kernel> Engine<K> {
     /// Whether the state was lost, and how.
     pub fn lost(&self) -> Option<String> {
         self.lock().lost.clone()
+    }
+
+    /// The programs of each chain and of each selector.
+    pub fn programs(&self) -> Programs {
+        let inner = self.lock();
+        let chains = inner.state.chains.iter();
+        let chains = chains.map(|(key, chain)| (Target::from(key.clone()), &chain.wanted));
+        let rules = inner.state.rules.iter().map(|(target, rule)| (target.clone(), &rule.wanted));
+        let versions = |wanted: &Wanted| {
+            let versions = wanted.programs.iter().map(|program| ProgramVersion {
+                name: program.name.clone(),
+                package: program.package.clone(),
+                version: program.version.to_string(),
+            });
+            versions.collect()
+        };
+        chains.chain(rules).map(|(target, wanted)| (target, versions(wanted))).collect()
     }
 
     /// The highest index version seen for a package.

@@ -1,20 +1,21 @@
 //! What is desired, what is observed, what was counted.
 
 use super::{Engine, Inner, journal::find, tell::planned};
-use crate::core::state::{Chain, Rule, WantedProgram};
+use crate::core::state::{Chain, Rule, Wanted, WantedProgram};
 use canopy_api::{
-    ChainKey, Target,
+    ChainKey, Target, TcMode, XdpMode,
     wire::{
-        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricValue,
-        ObservedChain, ProgramStatus, SelectorStatus,
+        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
+        MetricValue, ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
 use canopy_kernel::{Away, Kernel, KernelError, LinkState, MemberCells, Observed};
-use canopy_package::{bind, metric};
+use canopy_package::{bind, manifest, metric};
 use canopy_runtime::clock;
 use serde_json::Map;
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -36,7 +37,7 @@ impl<K: Kernel> Engine<K> {
     /// State of the host.
     pub fn get(&self, request: &GetRequest) -> Result<GetReply, canopy_kernel::KernelError> {
         let chains = self.report(request)?;
-        let inner = self.lock();
+        let mut inner = self.lock();
         let selectors = inner
             .state
             .rules
@@ -51,6 +52,14 @@ impl<K: Kernel> Engine<K> {
             })
             .map(|(target, rule)| selector(&inner, target, rule))
             .collect();
+        let stray_pins = if *request == GetRequest::default() {
+            drop(inner);
+            let strays = self.stray_pins();
+            inner = self.lock();
+            strays
+        } else {
+            Vec::new()
+        };
         Ok(GetReply {
             host: self.parts.host.clone(),
             generation: inner.state.generation,
@@ -60,7 +69,35 @@ impl<K: Kernel> Engine<K> {
             started: clock::rfc3339(self.started),
             chains: chains.into_iter().map(|report| report.status).collect(),
             selectors,
+            stray_pins: stray_pins.iter().map(|path| path.display().to_string()).collect(),
         })
+    }
+
+    /// What lies among the pins and is nothing of ours; each is logged once.
+    pub(super) fn stray_pins(&self) -> Vec<PathBuf> {
+        let strays = self.parts.kernel.stray_pins().unwrap_or_else(|error| {
+            tracing::debug!(%error, "nobody looked for what is not ours");
+            Vec::new()
+        });
+        let mut inner = self.lock();
+        for path in strays.iter().filter(|path| !inner.strays.contains(*path)) {
+            tracing::warn!(path = %path.display(), "nothing of ours among the pins; left alone");
+        }
+        inner.strays = strays.iter().cloned().collect();
+        strays
+    }
+
+    /// Where attached chains stand among programs of others. Asks the kernel: for whoever wants to know.
+    pub(super) fn place(&self, reports: &mut [Report]) {
+        for status in reports.iter_mut().map(|report| &mut report.status) {
+            let Some(observed) = &status.observed else { continue };
+            match self.parts.kernel.placement(&status.key(), observed) {
+                Ok(placement) => status.placement = placement,
+                Err(error) => {
+                    tracing::debug!(key = %status.key(), %error, "its place is not known");
+                }
+            }
+        }
     }
 
     /// Every chain that is desired or observed, those that the request names.
@@ -72,7 +109,15 @@ impl<K: Kernel> Engine<K> {
             for (told, program) in report.status.programs.iter_mut().zip(&wanted) {
                 told.metrics = self.metrics(&key, generation, program);
             }
+            if report.status.observed.is_some() {
+                report.status.device_errors =
+                    self.parts.kernel.device_errors(&key).unwrap_or_else(|error| {
+                        tracing::debug!(%key, %error, "the device's counters are not read");
+                        BTreeMap::new()
+                    });
+            }
         }
+        self.place(&mut reports);
         reports.sort_by_key(|report| report.status.key());
         Ok(reports)
     }
@@ -154,12 +199,17 @@ impl<K: Kernel> Engine<K> {
             interface: key.interface.clone(),
             hook: key.hook,
             selector: chain.rule.clone(),
+            xdp_mode: chosen_xdp(&chain.wanted),
+            tc_mode: chosen_tc(&chain.wanted),
             state,
             reason,
             restored: chain.restored,
             changed: Some(clock::rfc3339(UNIX_EPOCH + Duration::from_secs(chain.changed))),
             changed_by: Some(chain.changed_by.to_string()),
             programs,
+            pin_problem: pin_problem(inner, key, seen),
+            placement: None,
+            device_errors: BTreeMap::new(),
             observed,
         };
         let since = chain
@@ -209,6 +259,10 @@ impl<K: Kernel> Engine<K> {
                 values.push(MetricValue {
                     name: declared.name.clone(),
                     help: declared.help.clone(),
+                    kind: match declared.kind {
+                        manifest::MetricKind::Counter => MetricKind::Counter,
+                        manifest::MetricKind::Gauge => MetricKind::Gauge,
+                    },
                     labels: sample.labels,
                     value: sample.value,
                 });
@@ -259,6 +313,14 @@ impl<K: Kernel> Engine<K> {
     pub fn generation(&self) -> (u64, bool) {
         let inner = self.lock();
         (inner.state.generation, inner.state.drained)
+    }
+
+    /// How many chains are desired, whatever the kernel says: those of the state, and those that a selector
+    /// gives to an interface and that are not built yet.
+    pub fn desired_chains(&self) -> usize {
+        let inner = self.lock();
+        let known = &inner.state.chains;
+        known.len() + inner.wanting.keys().filter(|key| !known.contains_key(*key)).count()
     }
 }
 
@@ -314,9 +376,22 @@ fn judge(
             (ChainState::Pending, Some(why), None)
         }
         Some(LinkState::Unseen { why }) => (ChainState::Diverged, Some(why.clone()), None),
+        None | Some(LinkState::Detached)
+            if inner.trouble.get(key).is_some_and(|trouble| trouble.pins_hidden) =>
+        {
+            (ChainState::Diverged, trouble, None)
+        }
         Some(LinkState::Detached) => pending("the link is detached; it is being restored"),
         None => pending("nothing is attached; it is being built again"),
     }
+}
+
+/// Why a chain that is attached has no pins.
+fn pin_problem(inner: &Inner, key: &ChainKey, seen: Option<&Observed>) -> Option<String> {
+    let hidden = inner.trouble.get(key).filter(|trouble| trouble.pins_hidden);
+    hidden
+        .map(|trouble| trouble.reason.clone())
+        .or_else(|| seen.and_then(|seen| seen.pin_problem.clone()))
 }
 
 fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
@@ -329,11 +404,21 @@ fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
         netns: target.netns.clone(),
         interface: target.interface.clone(),
         hook: target.hook,
+        xdp_mode: chosen_xdp(&rule.wanted),
+        tc_mode: chosen_tc(&rule.wanted),
         interfaces: inner.state.chains.iter().filter_map(mine).collect(),
         changed: clock::rfc3339(UNIX_EPOCH + Duration::from_secs(rule.changed)),
         changed_by: rule.changed_by.to_string(),
         programs: planned(&rule.wanted, target.hook),
     }
+}
+
+fn chosen_xdp(wanted: &Wanted) -> Option<XdpMode> {
+    (wanted.xdp_mode != XdpMode::Best).then_some(wanted.xdp_mode)
+}
+
+fn chosen_tc(wanted: &Wanted) -> Option<TcMode> {
+    (!wanted.tc_mode.is_best()).then_some(wanted.tc_mode)
 }
 
 /// A chain of ours that the state does not know.
@@ -343,6 +428,8 @@ fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
         interface: key.interface.clone(),
         hook: key.hook,
         selector: None,
+        xdp_mode: None,
+        tc_mode: None,
         state: ChainState::Diverged,
         reason: Some("attached, and not in the state of this host; delete it or apply it".into()),
         restored: 0,
@@ -350,6 +437,9 @@ fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
         changed_by: None,
         programs: Vec::new(),
         observed: Some(chain.clone()),
+        placement: None,
+        pin_problem: None,
+        device_errors: BTreeMap::new(),
     };
     Report { status, since: Vec::new() }
 }

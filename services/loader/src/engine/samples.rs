@@ -22,6 +22,7 @@ struct Sample {
     /// The generations that ran.
     of: BTreeMap<ChainKey, u64>,
     values: BTreeMap<(ChainKey, ProgramName), (Digest, Vec<MetricValue>)>,
+    device_errors: BTreeMap<ChainKey, BTreeMap<String, u64>>,
 }
 
 impl Samples {
@@ -48,13 +49,15 @@ impl<K: Kernel> Engine<K> {
             return Ok(false);
         }
         let mut values = BTreeMap::new();
+        let mut device_errors = BTreeMap::new();
         for report in self.report(&GetRequest::default())? {
             let key = report.status.key();
+            device_errors.insert(key.clone(), report.status.device_errors);
             for program in report.status.programs {
                 values.insert((key.clone(), program.name), (program.digest, program.metrics));
             }
         }
-        *self.samples.lock() = Some(Sample { taken: now, of, values });
+        *self.samples.lock() = Some(Sample { taken: now, of, values, device_errors });
         Ok(true)
     }
 
@@ -62,10 +65,14 @@ impl<K: Kernel> Engine<K> {
     /// was.
     pub fn sampled(&self) -> Result<(Vec<Report>, Option<Duration>), KernelError> {
         let (mut reports, _) = self.statuses(&GetRequest::default())?;
+        self.place(&mut reports);
         let samples = self.samples.lock();
         let Some(last) = samples.as_ref() else { return Ok((reports, None)) };
         for report in &mut reports {
             let key = report.status.key();
+            if let Some(errors) = last.device_errors.get(&key) {
+                report.status.device_errors.clone_from(errors);
+            }
             for program in &mut report.status.programs {
                 let read = last.values.get(&(key.clone(), program.name.clone()));
                 // Another version's are not this one's.

@@ -7,7 +7,7 @@ use crate::core::{
 };
 use canopy_api::{
     ApiError, ChainKey, Hook, Target, XdpMode,
-    wire::{Action, ChainOutcome, PlannedProgram},
+    wire::{Action, ChainOutcome, ObservedChain, PlannedProgram},
 };
 
 /// What a request does to a selector.
@@ -42,7 +42,7 @@ pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
 
 /// What is told of a chain that is as it was asked for.
 pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
-    let Item { asked, plan, build, prepared } = item;
+    let Item { asked, plan, build, prepared, hidden: _ } = item;
     let observed = after.get(&asked.key).cloned().flatten();
     let mut steps = plan.lines;
     match plan.step {
@@ -66,13 +66,10 @@ pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
     }
     let mut notes = asked.notes;
     notes.extend(prepared.into_iter().flat_map(|prepared| prepared.notes));
-    let generic = observed.as_ref().is_some_and(|chain| chain.mode == "generic");
+    let generic = observed.as_ref().filter(|chain| chain.mode == "generic");
     let mode = asked.wanted.as_ref().map(|wanted| wanted.xdp_mode);
-    if generic && asked.key.hook == Hook::Xdp && mode == Some(XdpMode::Best) {
-        notes.push(format!(
-            "{} runs XDP in generic mode (slower): its driver has no native XDP",
-            asked.key.interface
-        ));
+    if let (Some(chain), Hook::Xdp, Some(XdpMode::Best)) = (generic, asked.key.hook, mode) {
+        notes.push(generic_note(&asked.key, chain));
     }
     ChainOutcome {
         netns: asked.key.netns,
@@ -84,6 +81,17 @@ pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
         notes,
         programs: asked.wanted.as_ref().map_or_else(Vec::new, |w| planned(w, asked.key.hook)),
         observed,
+    }
+}
+
+/// That a chain runs in generic mode, and what the kernel said to native XDP, if that is known.
+fn generic_note(key: &ChainKey, chain: &ObservedChain) -> String {
+    let interface = &key.interface;
+    match &chain.native_refused {
+        Some(reason) => format!(
+            "{interface} runs XDP in generic mode (slower): the kernel refused native XDP: {reason}"
+        ),
+        None => format!("{interface} runs XDP in generic mode (slower)"),
     }
 }
 
@@ -119,5 +127,39 @@ pub(super) fn failure(
         notes,
         programs: asked.wanted.as_ref().map_or_else(Vec::new, |w| planned(w, asked.key.hook)),
         observed: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generic_mode_is_told_with_what_the_kernel_said() {
+        let key = ChainKey::new("eth0".parse().unwrap(), Hook::Xdp);
+        let mut chain = ObservedChain {
+            program_id: 1,
+            link_id: 1,
+            tag: String::new(),
+            ifindex: 1,
+            mode: "generic".to_owned(),
+            generation: 1,
+            verified_instructions: 0,
+            jited_bytes: 0,
+            memory_bytes: 0,
+            loaded: 0,
+            timed_runs: 0,
+            timed_ns: 0,
+            functions: Vec::new(),
+            function_bytes: Vec::new(),
+            native_refused: Some("Invalid argument (os error 22): MTU too large".to_owned()),
+        };
+        let note = generic_note(&key, &chain);
+        assert!(
+            note.ends_with("refused native XDP: Invalid argument (os error 22): MTU too large")
+        );
+        // Nobody asked: no cause.
+        chain.native_refused = None;
+        assert_eq!(generic_note(&key, &chain), "eth0 runs XDP in generic mode (slower)");
     }
 }

@@ -1,36 +1,103 @@
 //! Violations of a schema in words a person can act on.
 
-use crate::problem::{Problem, Problems};
+use super::{
+    Document, join,
+    placeholder::{is_placeholder, not_expanded},
+};
+use crate::{
+    near::nearest,
+    problem::{Problem, Problems},
+    prose,
+};
 use jsonschema::{
     JsonType, ValidationError,
     error::{TypeKind, ValidationErrorKind as Kind},
 };
 use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest quotation of a value, characters.
 const QUOTE: usize = 48;
 
-/// Every violation, in the order of the document's paths as the validator finds them.
+/// Every violation, in the order of the document's paths as the validator finds them; `written` is how
+/// values were written, by JSON pointer.
 pub(super) fn problems<'a>(
     schema: &Value,
     errors: impl Iterator<Item = ValidationError<'a>>,
+    written: &BTreeMap<String, String>,
 ) -> Problems {
     let mut out = Problems::default();
+    let source = Source { schema, written };
     for error in errors {
-        one(schema, &error, &mut out);
+        one(&source, &error, &mut out);
     }
     // Found twice where two parts of a schema say the same.
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     out.0.retain(|problem| seen.insert((problem.path.clone(), problem.message.clone())));
     out
 }
 
-fn one(schema: &Value, error: &ValidationError<'_>, out: &mut Problems) {
+/// What a type says of a value that its schema let pass. The type's own words are ours; those of the
+/// library that reads it are not for people.
+pub(super) fn of_type(path: String, text: &str, document: &Document) -> Problem {
+    const LIBRARY: [&str; 9] = [
+        "invalid type: ",
+        "invalid value: ",
+        "invalid length ",
+        "unknown variant ",
+        "unknown field ",
+        "missing field ",
+        "duplicate field ",
+        "number out of range",
+        "data did not match any variant",
+    ];
+    if !LIBRARY.iter().any(|known| text.starts_with(known)) {
+        return Problem::new(path, text);
+    }
+    let found = at_path(&document.value, &path);
+    let Some((found, number)) =
+        found.filter(|found| found.is_f64()).zip(found.and_then(Value::as_f64))
+    else {
+        let what = found.map_or_else(|| "this".to_owned(), quote);
+        return Problem::new(path, format!("{what} is not possible here"));
+    };
+    let shown = document.written(&path).map_or_else(|| found.to_string(), str::to_owned);
+    let problem = Problem::new(path, format!("must be a whole number, not the number {shown}"));
+    // Where a whole number and its f64 are the same (2^53).
+    if number.fract() == 0.0 && number.abs() < 9_007_199_254_740_992.0 {
+        problem.remedy(format!("write it as {number:.0}"))
+    } else {
+        problem
+    }
+}
+
+/// The value at `chains[0].programs[1].priority`.
+fn at_path<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    let mut here = value;
+    for part in path.split(['.', '[']).filter(|part| !part.is_empty()) {
+        here = match part.strip_suffix(']').and_then(|index| index.parse::<usize>().ok()) {
+            Some(index) => here.get(index)?,
+            None => here.get(part)?,
+        };
+    }
+    Some(here)
+}
+
+/// What violations are told from.
+struct Source<'a> {
+    schema: &'a Value,
+    /// How values were written, by JSON pointer.
+    written: &'a BTreeMap<String, String>,
+}
+
+fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
+    let schema = source.schema;
     let pointer = error.instance_path().as_str();
     let at = path(pointer);
     // The part of the schema that holds the violated keyword.
     let holder = parent(error.schema_path().as_str()).and_then(|pointer| schema.pointer(pointer));
     let found = error.instance().as_ref();
+    let as_written = source.written.get(pointer).map(String::as_str);
     let simple = |message: String| Problem::new(at.clone(), message);
     match error.kind() {
         Kind::Required { property } => {
@@ -46,19 +113,23 @@ fn one(schema: &Value, error: &ValidationError<'_>, out: &mut Problems) {
                 out.push(unknown_field(&at, name, &fields(schema, holder)));
             }
         }
-        Kind::Type { kind } => out.push(wrong_type(&at, kind, found)),
+        Kind::Type { kind } => out.push(wrong_type(&at, kind, found, as_written)),
         Kind::Enum { options } => {
             let options = options.as_array().map(Vec::as_slice).unwrap_or_default();
-            out.push(not_one_of(&at, found, options.iter()));
+            out.push(not_one_of(&at, found, as_written, options.iter()));
         }
         Kind::Constant { expected_value } => {
-            out.push(not_one_of(&at, found, std::iter::once(expected_value.as_ref())));
+            let only = std::iter::once(expected_value.as_ref());
+            out.push(not_one_of(&at, found, as_written, only));
+        }
+        Kind::Pattern { .. } if found.as_str().is_some_and(is_placeholder) => {
+            out.push(not_expanded(at.clone(), found.as_str().unwrap_or_default()));
         }
         Kind::Pattern { pattern } => {
             let problem = simple(format!("{} is not allowed", quote(found)));
             let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
             out.push(match rule {
-                Some(rule) => problem.remedy(rule),
+                Some(rule) => problem.remedy(prose::plain(rule)),
                 None => problem.remedy(format!("it must match {pattern}")),
             });
         }
@@ -92,7 +163,7 @@ fn one(schema: &Value, error: &ValidationError<'_>, out: &mut Problems) {
         Kind::PropertyNames { error } => {
             let name = quote(error.instance().as_ref());
             let mut inner = Problems::default();
-            one(schema, error, &mut inner);
+            one(source, error, &mut inner);
             let remedy = inner.0.into_iter().next().and_then(|problem| problem.remedy);
             let problem = simple(format!("{name} is not allowed as a name"));
             out.push(match remedy {
@@ -101,17 +172,25 @@ fn one(schema: &Value, error: &ValidationError<'_>, out: &mut Problems) {
             });
         }
         Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
-            alternatives(schema, &at, found, context, out);
+            alternatives(source, &at, (found, as_written), context, out);
         }
-        _ => out.push(simple(error.to_string().lines().next().unwrap_or_default().to_owned())),
+        // No schema of ours says more; another version of the library may.
+        _ => {
+            let problem = simple(format!("{} is not allowed here", quote(found)));
+            let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
+            out.push(match rule {
+                Some(rule) => problem.remedy(rule),
+                None => problem,
+            });
+        }
     }
 }
 
 /// None of several alternatives fits: says what is wrong with the one that was meant.
 fn alternatives(
-    schema: &Value,
+    source: &Source<'_>,
     at: &str,
-    found: &Value,
+    (found, written): (&Value, Option<&str>),
     context: &[Vec<ValidationError<'static>>],
     out: &mut Problems,
 ) {
@@ -121,20 +200,25 @@ fn alternatives(
     // A list of words.
     let words: Option<Vec<&Value>> = branches
         .iter()
-        .map(|branch| match branch.as_slice() {
-            [error] => match error.kind() {
-                Kind::Constant { expected_value } => Some(vec![expected_value.as_ref()]),
-                Kind::Enum { options } => options.as_array().map(|list| list.iter().collect()),
+        .map(|branch| {
+            // A value of another type is not the word either.
+            let mut errors = branch.iter().filter(|error| !is_type(error));
+            match (errors.next().map(ValidationError::kind), errors.next()) {
+                (Some(Kind::Constant { expected_value }), None) => {
+                    Some(vec![expected_value.as_ref()])
+                }
+                (Some(Kind::Enum { options }), None) => {
+                    options.as_array().map(|list| list.iter().collect())
+                }
                 _ => None,
-            },
-            _ => None,
+            }
         })
         .collect::<Option<Vec<_>>>()
         .map(|lists| lists.into_iter().flatten().collect());
     if let Some(words) = words
         && !words.is_empty()
     {
-        out.push(not_one_of(at, found, words.into_iter()));
+        out.push(not_one_of(at, found, written, words.into_iter()));
         return;
     }
     // The alternative that got furthest: whose tag fits, whose type fits, with fewest mistakes.
@@ -152,7 +236,7 @@ fn alternatives(
     match branches.iter().min_by_key(|branch| badness(branch)) {
         Some(best) => {
             for error in *best {
-                one(schema, error, out);
+                one(source, error, out);
             }
         }
         None => {
@@ -168,23 +252,55 @@ fn only_null(error: &ValidationError<'static>) -> bool {
     matches!(error.kind(), Kind::Type { kind: TypeKind::Single(JsonType::Null) })
 }
 
+fn is_type(error: &ValidationError<'static>) -> bool {
+    matches!(error.kind(), Kind::Type { .. })
+}
+
 fn at_depth(path: &str) -> usize {
     path.matches(['.', '[']).count() + usize::from(!path.is_empty())
 }
 
-fn wrong_type(at: &str, kind: &TypeKind, found: &Value) -> Problem {
+fn wrong_type(at: &str, kind: &TypeKind, found: &Value, written: Option<&str>) -> Problem {
     let kinds: Vec<JsonType> = match kind {
         TypeKind::Single(kind) => vec![*kind],
         TypeKind::Multiple(set) => set.iter().filter(|kind| *kind != JsonType::Null).collect(),
     };
     let expected: Vec<&str> = kinds.iter().copied().map(type_name).collect();
-    let problem =
-        Problem::new(at, format!("must be {}, not {}", expected.join(" or "), noun(found)));
-    if kinds.contains(&JsonType::String) && (found.is_number() || found.is_boolean()) {
-        problem.remedy(format!("write it in quotes: \"{found}\""))
-    } else {
-        problem
+    let expected = expected.join(" or ");
+    let problem = Problem::new(at, format!("must be {expected}, not {}", noun(found, written)));
+    let scalar =
+        found.is_number() || found.is_boolean() || (found.is_null() && written != Some(""));
+    if kinds.contains(&JsonType::String) && scalar {
+        // As it was written: quotes around what YAML made of it would be another text.
+        let text = written.map_or_else(|| found.to_string(), str::to_owned);
+        return problem.remedy(format!("write it in quotes: \"{text}\""));
     }
+    let wants_number = kinds.contains(&JsonType::Integer) || kinds.contains(&JsonType::Number);
+    match found.as_str() {
+        Some(text) if wants_number && is_zero_led(text) => {
+            let digits = text.trim_start_matches(['-', '+', '0']);
+            let sign = if text.starts_with('-') { "-" } else { "" };
+            let digits = if digits.is_empty() { "0" } else { digits };
+            problem.remedy(format!(
+                "write it without the leading zero: {sign}{digits}, or 0o… for an octal number"
+            ))
+        }
+        Some(text) if wants_number && is_digits(text) => problem.remedy("write it without quotes"),
+        Some("true" | "false") if kinds.contains(&JsonType::Boolean) => {
+            problem.remedy("write it without quotes")
+        }
+        _ => problem,
+    }
+}
+
+fn is_digits(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_zero_led(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    digits.len() > 1 && digits.starts_with('0') && is_digits(digits)
 }
 
 fn type_name(kind: JsonType) -> &'static str {
@@ -199,15 +315,19 @@ fn type_name(kind: JsonType) -> &'static str {
     }
 }
 
-/// What was found, in words.
-fn noun(found: &Value) -> String {
-    match found {
+/// What was found, in words; with how it was written, where YAML made something else of it.
+fn noun(found: &Value, written: Option<&str>) -> String {
+    let noun = match found {
         Value::Null => "nothing".to_owned(),
         Value::Bool(_) => quote(found),
         Value::Number(_) => format!("the number {found}"),
         Value::String(_) => format!("the text {}", quote(found)),
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "a set of fields".to_owned(),
+    };
+    match written {
+        Some(text) if !text.is_empty() => format!("{text}, which YAML reads as {noun}"),
+        _ => noun,
     }
 }
 
@@ -221,42 +341,40 @@ fn quote(found: &Value) -> String {
     short
 }
 
-fn not_one_of<'a>(at: &str, found: &Value, options: impl Iterator<Item = &'a Value>) -> Problem {
+fn not_one_of<'a>(
+    at: &str,
+    found: &Value,
+    written: Option<&str>,
+    options: impl Iterator<Item = &'a Value>,
+) -> Problem {
     let options: Vec<String> = options
         .filter(|option| !option.is_null())
         .map(|option| option.as_str().map_or_else(|| option.to_string(), str::to_owned))
         .collect();
     let list = options.join(", ");
+    let shown = written.filter(|text| !text.is_empty()).map_or_else(|| quote(found), str::to_owned);
     let message = match options.as_slice() {
-        [only] => format!("{} is not {only}", quote(found)),
-        _ => format!("{} is not one of {list}", quote(found)),
+        [only] => format!("{shown} is not {only}"),
+        _ => format!("{shown} is not one of {list}"),
     };
     let problem = Problem::new(at, message);
-    match found.as_str().and_then(|found| nearest(found, &options)) {
+    // A word of the list that YAML does not read as a text.
+    if let Some(text) = written.filter(|text| options.iter().any(|option| option == text)) {
+        return problem.remedy(format!("write it in quotes: \"{text}\""));
+    }
+    match found.as_str().and_then(|found| nearest(found, options.iter().map(String::as_str))) {
         Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
         None => problem,
     }
 }
 
-fn unknown_field(at: &str, name: &str, known: &[String]) -> Problem {
+pub(super) fn unknown_field(at: &str, name: &str, known: &[String]) -> Problem {
     let problem = Problem::new(join(at, name), format!("unknown field \"{name}\""));
-    match nearest(name, known) {
+    match nearest(name, known.iter().map(String::as_str)) {
         Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
         None if known.is_empty() => problem,
         None => problem.remedy(format!("known fields: {}", known.join(", "))),
     }
-}
-
-/// The known word most like `word`, if any is much like it.
-fn nearest<'a>(word: &str, known: &'a [String]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(slips, candidate)| {
-            *slips <= 1.max(candidate.len() / 3) || strsim::jaro_winkler(word, candidate) > 0.9
-        })
-        .min_by_key(|(slips, _)| *slips)
-        .map(|(_, candidate)| candidate.as_str())
 }
 
 /// Names of the fields a part of the schema knows.
@@ -281,12 +399,13 @@ fn about(schema: &Value, holder: Option<&Value>, name: &str) -> Option<String> {
         .take_while(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join(" ");
+    let text = prose::plain(&text);
     let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
     Some(sentence.trim_end_matches('.').to_owned())
 }
 
 /// Follows a `$ref` within the schema.
-fn resolve<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
+pub(super) fn resolve<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
     part.get("$ref")
         .and_then(Value::as_str)
         .and_then(|reference| schema.pointer(reference.strip_prefix('#')?))
@@ -295,10 +414,6 @@ fn resolve<'a>(schema: &'a Value, part: &'a Value) -> &'a Value {
 
 fn parent(pointer: &str) -> Option<&str> {
     pointer.rsplit_once('/').map(|(parent, _)| parent)
-}
-
-fn join(at: &str, name: &str) -> String {
-    if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") }
 }
 
 /// `/chains/0/interface` to `chains[0].interface`.

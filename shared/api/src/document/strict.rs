@@ -1,8 +1,9 @@
-//! A generic value in which no key is given twice.
+//! Generic values: one in which no key is given twice, and one that takes whatever there is.
 
+use base64::Engine as _;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -12,11 +13,32 @@ pub(super) struct Strict(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader).map(Self)
+        deserializer.deserialize_any(Reader { strict: true }).map(Self)
     }
 }
 
-struct Reader;
+/// As [`Value`], with bytes as base64 text, to tell what is wrong with a request. Of a repeated key the
+/// last one counts.
+pub struct Lenient(pub Value);
+
+impl<'de> Deserialize<'de> for Lenient {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader { strict: false }).map(Self)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Reader {
+    strict: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Reader {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
 impl<'de> Visitor<'de> for Reader {
     type Value = Value;
@@ -51,6 +73,10 @@ impl<'de> Visitor<'de> for Reader {
         Ok(value.into())
     }
 
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(base64::engine::general_purpose::STANDARD.encode(value).into())
+    }
+
     fn visit_unit<E>(self) -> Result<Value, E> {
         Ok(Value::Null)
     }
@@ -65,7 +91,7 @@ impl<'de> Visitor<'de> for Reader {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -74,10 +100,10 @@ impl<'de> Visitor<'de> for Reader {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = fields.next_key::<String>()? {
-            if map.contains_key(&key) {
+            if self.strict && map.contains_key(&key) {
                 return Err(de::Error::custom(format!("\"{key}\" is given twice")));
             }
-            let Strict(value) = fields.next_value()?;
+            let value = fields.next_value_seed(self)?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))

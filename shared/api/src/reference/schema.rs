@@ -1,5 +1,6 @@
 //! A JSON Schema as a list of fields a person can read.
 
+use crate::prose;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -141,16 +142,8 @@ fn named(name: &str, schema: &Value) -> String {
     }
 }
 
-/// What a schema says about itself, on one line, safe in a table. Links of the source's
-/// documentation become code.
+/// What a schema says about itself, on one line, safe in a table.
 fn about(schema: &Value) -> String {
     let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
-    let mut out = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
-    while let Some(start) = out.find("[`") {
-        let Some(length) = out.get(start..).and_then(|rest| rest.find("`]")) else { break };
-        let Some(inner) = out.get(start + 2..start + length) else { break };
-        let name = inner.rsplit("::").next().unwrap_or(inner).to_owned();
-        out.replace_range(start..start + length + 2, &format!("`{name}`"));
-    }
-    out
+    prose::plain(text).replace('|', "\\|")
 }

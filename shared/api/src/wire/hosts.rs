@@ -72,13 +72,28 @@ pub struct HostRevokeRequest {
     pub host: HostId,
 }
 
-/// `policy.read.host-list`: what is known about hosts.
+/// `policy.admin.host-forget`: removes what is kept of a host that was revoked. It may be enrolled again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostForgetRequest {
+    /// Which host.
+    pub host: HostId,
+}
+
+/// `policy.read.host-list`: what is known about hosts, page by page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostListRequest {
     /// This host only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// Only hosts behind this one, by id: `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<HostId>,
+    /// At most so many hosts; a page may have fewer. Default: as many as one answer holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub limit: Option<u32>,
 }
 
 /// What is known about hosts.
@@ -86,6 +101,9 @@ pub struct HostListRequest {
 pub struct HostListReply {
     /// By id.
     pub hosts: Vec<HostRecord>,
+    /// The last host of this page, where there are more behind it: `after` of the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<HostId>,
 }
 
 /// What is known about a host.

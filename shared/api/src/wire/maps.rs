@@ -8,7 +8,7 @@
 
 use crate::{
     desired::{ChainKey, Hook},
-    name::{HostId, InterfaceName, ProgramName},
+    name::{HostId, InterfaceName, Principal, ProgramName},
     netns::{self, Netns},
 };
 use schemars::JsonSchema;
@@ -345,4 +345,26 @@ pub struct MapRecords {
     /// Records taken from the buffer and dropped since the following began: the bus was too slow, or
     /// a record is larger than a message.
     pub dropped: u64,
+}
+
+/// `event.loader.map.changed.<host>`: a request wrote or removed entries of a map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MapChanged {
+    /// The host.
+    pub host: HostId,
+    /// Which map.
+    pub map: MapName,
+    /// What was asked: `map-set` or `map-delete`.
+    pub verb: String,
+    /// Entries written or removed.
+    pub entries: u64,
+    /// The chain's generation.
+    pub generation: u64,
+    /// Who asked for it.
+    pub by: Principal,
+    /// The id of the request, by which the audit trail has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// When.
+    pub time: String,
 }

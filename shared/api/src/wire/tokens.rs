@@ -87,13 +87,20 @@ pub struct TokenReply {
     pub record: TokenRecord,
 }
 
-/// `policy.read.token-list`: what is known about tokens.
+/// `policy.read.token-list`: what is known about tokens, page by page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenListRequest {
     /// This person's only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<Principal>,
+    /// Only people behind this one, by name: `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Principal>,
+    /// At most so many tokens; a page may have fewer. Default: as many as one answer holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub limit: Option<u32>,
 }
 
 /// What is known about tokens; never the tokens themselves.
@@ -101,6 +108,9 @@ pub struct TokenListRequest {
 pub struct TokenListReply {
     /// By person.
     pub tokens: Vec<TokenRecord>,
+    /// The last person of this page, where there are more behind: `after` of the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Principal>,
 }
 
 /// What is known about a person's token.
@@ -111,7 +121,7 @@ pub struct TokenRecord {
     /// What they may do.
     pub role: Role,
     /// Where, if not everywhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "Scope::told")]
     pub scope: Option<Scope>,
     /// Which certificate it goes with.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,7 @@
 //! A log: entries by subject, appended by compare and swap, never changed, removed by age and room only.
 
 use super::{LIMIT, failed};
-use crate::{config::BusError, connection::Bus};
+use crate::{config::BusError, connection::Bus, retry};
 use async_nats::{
     HeaderMap,
     jetstream::{
@@ -111,7 +111,10 @@ impl Log {
     /// # Errors
     /// When the store cannot be asked.
     pub async fn last(&self, subject: &str) -> Result<Option<LogEntry>, BusError> {
-        found(self.stream.get_last_raw_message_by_subject(subject).await)
+        retry::repeated(|_| async {
+            found(self.stream.get_last_raw_message_by_subject(subject).await)
+        })
+        .await
     }
 
     /// Appends, if the last entry of the subject has this number (0: there is none). `note` is kept
@@ -131,7 +134,21 @@ impl Log {
             async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
             after.to_string().as_str(),
         );
-        self.publish(subject, content, note, headers).await
+        retry::repeated(|again| {
+            let (subject, content, headers) = (subject.clone(), content.clone(), headers.clone());
+            async move {
+                let appended =
+                    self.publish(subject.clone(), content.clone(), note, headers).await?;
+                if appended != Append::Overtaken || !again {
+                    return Ok(appended);
+                }
+                // After an attempt of which no answer came that may have been this one.
+                let last = found(self.stream.get_last_raw_message_by_subject(&subject).await)?;
+                let own = last.filter(|last| *last.content == *content && last.note == note);
+                Ok(own.map_or(Append::Overtaken, |last| Append::Done(last.number)))
+            }
+        })
+        .await
     }
 
     /// Appends, unless there was an entry with this id within two minutes.
@@ -147,7 +164,9 @@ impl Log {
     ) -> Result<(), BusError> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
-        self.publish(subject, content, note, headers).await.map(drop)
+        retry::repeated(|_| self.publish(subject.clone(), content.clone(), note, headers.clone()))
+            .await
+            .map(drop)
     }
 
     async fn publish(
@@ -176,7 +195,10 @@ impl Log {
     /// # Errors
     /// When the store cannot be asked.
     pub async fn bounds(&self) -> Result<(u64, u64), BusError> {
-        let info = self.stream.get_info().await.map_err(|error| failed(&error))?;
+        let info = retry::repeated(|_| async {
+            self.stream.get_info().await.map_err(|error| failed(&error))
+        });
+        let info = info.await?;
         Ok((info.state.first_sequence, info.state.last_sequence))
     }
 
@@ -185,8 +207,14 @@ impl Log {
     /// # Errors
     /// When the store cannot be asked.
     pub async fn subjects(&self, pattern: &str) -> Result<BTreeMap<String, usize>, BusError> {
-        let info = self.stream.info_with_subjects(pattern).await;
-        info.map_err(|error| failed(&error))?.try_collect().await.map_err(|error| failed(&error))
+        retry::repeated(|_| async {
+            let info = self.stream.info_with_subjects(pattern).await;
+            info.map_err(|error| failed(&error))?
+                .try_collect()
+                .await
+                .map_err(|error| failed(&error))
+        })
+        .await
     }
 
     /// Entries from one number to before another whose subjects fit one of these patterns, at most
@@ -195,6 +223,15 @@ impl Log {
     /// # Errors
     /// When the store cannot be asked.
     pub async fn read(
+        &self,
+        patterns: Vec<String>,
+        (from, before): (u64, u64),
+        most: usize,
+    ) -> Result<Vec<LogEntry>, BusError> {
+        retry::repeated(|_| self.read_once(patterns.clone(), (from, before), most)).await
+    }
+
+    async fn read_once(
         &self,
         patterns: Vec<String>,
         (from, before): (u64, u64),

@@ -164,6 +164,7 @@ pub fn get_reply(host: &HostId) -> GetReply {
         started: String::new(),
         chains: Vec::new(),
         selectors: Vec::new(),
+        stray_pins: Vec::new(),
     }
 }
 

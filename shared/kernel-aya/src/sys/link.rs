@@ -202,8 +202,22 @@ struct QueryAttr {
     revision: u64,
 }
 
+/// The list of a TCX hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcxList {
+    /// Rises with each change of the list.
+    pub revision: u64,
+    /// The programs, in the order in which they run.
+    pub programs: Vec<TcxProgram>,
+}
+
 /// The programs of a TCX hook, in the order in which they run (`BPF_PROG_QUERY`).
 pub fn tcx_query(ifindex: u32, egress: bool) -> io::Result<Vec<TcxProgram>> {
+    tcx_list(ifindex, egress).map(|list| list.programs)
+}
+
+/// The same, with the revision of the list.
+pub fn tcx_list(ifindex: u32, egress: bool) -> io::Result<TcxList> {
     // BPF_MPROG_MAX: a hook has at most 64.
     let mut progs = [0_u32; 64];
     let mut links = [0_u32; 64];
@@ -222,10 +236,11 @@ pub fn tcx_query(ifindex: u32, egress: bool) -> io::Result<Vec<TcxProgram>> {
     };
     // SAFETY: the layout is the kernel's; both arrays have `count` places and outlive the call.
     unsafe { bpf(Cmd::ProgQuery, &mut attr) }?;
-    Ok(progs
+    let programs = progs
         .into_iter()
         .zip(links)
         .take(attr.count as usize)
         .map(|(prog_id, link_id)| TcxProgram { prog_id, link_id })
-        .collect())
+        .collect();
+    Ok(TcxList { revision: attr.revision, programs })
 }

@@ -5,7 +5,7 @@ use super::{
 };
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::OnceLock,
 };
 
@@ -30,6 +30,8 @@ pub struct MapCreate<'a> {
     pub btf: Option<(BorrowedFd<'a>, u32, u32)>,
     /// What some types take besides (`map_extra`).
     pub extra: u64,
+    /// The memory node to be made on, with `BPF_F_NUMA_NODE`.
+    pub numa_node: u32,
 }
 
 #[repr(C)]
@@ -61,7 +63,7 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
         max_entries: map.max_entries,
         map_flags: map.flags,
         inner_map_fd: map.inner.as_ref().map_or(0, raw),
-        numa_node: 0,
+        numa_node: map.numa_node,
         map_name: object_name(map.name),
         map_ifindex: 0,
         btf_fd: btf,
@@ -72,6 +74,24 @@ pub fn map_create(map: &MapCreate<'_>) -> io::Result<OwnedFd> {
     };
     // SAFETY: the layout is the kernel's and holds no address.
     unsafe { bpf_fd(Cmd::MapCreate, &mut attr) }
+}
+
+/// Gives an arena (`BPF_MAP_TYPE_ARENA`) its place in memory, which programs that use it are loaded for:
+/// that of its first mapping. It keeps it when the mapping goes.
+pub fn arena_place(map: &impl AsFd, pages: u32) -> io::Result<()> {
+    let length = super::page_size() as usize * pages as usize;
+    let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd().as_raw_fd());
+    // SAFETY: a new mapping, where the kernel likes; nothing refers to it.
+    let place =
+        unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, 0) };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping that was just made, of this length; nothing was put there.
+    match unsafe { libc::munmap(place, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What the kernel says about a map.
@@ -89,6 +109,8 @@ pub struct MapInfo {
     pub max_entries: u32,
     /// `BPF_F_…`.
     pub flags: u32,
+    /// What some types take besides (`map_extra`).
+    pub extra: u64,
     /// Its name.
     pub name: String,
     /// Id of its type information; 0 for none.
@@ -132,6 +154,7 @@ pub fn map_info(map: &impl AsFd) -> io::Result<MapInfo> {
         value_size: info.value_size,
         max_entries: info.max_entries,
         flags: info.map_flags,
+        extra: info.map_extra,
         name: text(&info.name),
         btf_id: info.btf_id,
         btf_key_type_id: info.btf_key_type_id,
@@ -221,6 +244,12 @@ impl Map {
             (info.value_size as usize, 1)
         };
         Ok(Self { fd, info, transfer, cpus })
+    }
+
+    /// The same map by another descriptor.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let fd = self.fd.try_clone()?;
+        Ok(Self { fd, info: self.info.clone(), transfer: self.transfer, cpus: self.cpus })
     }
 
     /// The map's shape.
@@ -345,26 +374,28 @@ impl Map {
         }
     }
 
-    /// The entries of some buckets of a hash map (`BPF_MAP_LOOKUP_BATCH`), values split, and where
-    /// the next buckets begin; `None` after the last. `ENOSPC` when one bucket has more than `most`.
+    /// Some entries (`BPF_MAP_LOOKUP_BATCH`), values split, and where the next begin; `None` after the
+    /// last. Of a hash map whole buckets: `ENOSPC` when one bucket has more than `most`.
     ///
-    /// For hash maps only: for others the kernel means something else by `from`.
+    /// For hash maps, arrays and tries; kernels before 5.13 know it for the first two only.
     pub fn lookup_batch(&self, from: Option<&[u8]>, most: usize) -> io::Result<Batch> {
-        // enum bpf_map_type: HASH, PERCPU_HASH, LRU_HASH, LRU_PERCPU_HASH
-        if !matches!(self.info.map_type, 1 | 5 | 9 | 10) {
-            return Err(io::ErrorKind::Unsupported.into());
+        // enum bpf_map_type: HASH, PERCPU_HASH, LRU_HASH, LRU_PERCPU_HASH give a bucket's number as
+        // the place; ARRAY, PERCPU_ARRAY, LPM_TRIE a key.
+        let place = match self.info.map_type {
+            1 | 5 | 9 | 10 => 4,
+            2 | 6 | 11 => self.info.key_size as usize,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        if let Some(from) = from.filter(|from| from.len() != place) {
+            return Err(wrong_length("place", place, from.len()));
         }
-        let from: Option<[u8; 4]> = from
-            .map(|from| from.try_into().map_err(|_| wrong_length("place", 4, from.len())))
-            .transpose()?;
-        let from = from.map(u32::from_ne_bytes);
         let key_size = self.info.key_size as usize;
         let room = |each: usize| most.checked_mul(each).ok_or(io::ErrorKind::OutOfMemory);
         let mut keys = vec![0_u8; room(key_size)?];
         let mut values = vec![0_u8; room(self.transfer)?];
-        let mut next = [0_u32];
+        let mut next = vec![0_u8; place];
         let mut attr = BatchAttr {
-            from: from.as_ref().map_or(0, |from| address(std::slice::from_ref(from))),
+            from: from.map_or(0, address),
             next: address_mut(&mut next),
             keys: address_mut(&mut keys),
             values: address_mut(&mut values),
@@ -373,8 +404,8 @@ impl Map {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the layout is the kernel's; `from` and `next` are the bucket numbers that a hash
-        // map takes and gives; `keys` and `values` have room for the `count` entries that the
+        // SAFETY: the layout is the kernel's; `from` and `next` have the length of the place that this
+        // type of map takes and gives; `keys` and `values` have room for the `count` entries that the
         // kernel writes at most, each of the lengths of this map's shape; all outlive the call.
         let ended = match unsafe { bpf(Cmd::MapLookupBatch, &mut attr) } {
             Ok(_) => false,
@@ -388,8 +419,7 @@ impl Map {
             .take(count)
             .map(|(key, value)| (key.to_vec(), self.split(value)))
             .collect();
-        let [next] = next;
-        Ok((entries, (!ended).then(|| next.to_ne_bytes().to_vec())))
+        Ok((entries, (!ended).then_some(next)))
     }
 
     /// Closes the map to writes from user space for good (`BPF_MAP_FREEZE`).

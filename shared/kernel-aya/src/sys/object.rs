@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -62,7 +62,7 @@ pub fn btf_load(btf: &[u8]) -> Result<OwnedFd, Rejected> {
         // the call.
         unsafe { bpf_fd(Cmd::BtfLoad, &mut attr) }
     };
-    super::prog::with_log(load)
+    super::prog::with_log(super::prog::LogPart::Whole, load)
 }
 
 #[repr(C)]
@@ -121,6 +121,22 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     // SAFETY: the layout is the kernel's; `path` is terminated and outlives the call.
     unsafe { bpf_fd(Cmd::ObjGet, &mut attr) }
+}
+
+/// What kind of object a descriptor is; `None` for what is none of these, and where `/proc` does not
+/// say.
+pub fn kind_of(object: &impl AsFd) -> Option<Kind> {
+    let path = format!("/proc/thread-self/fd/{}", object.as_fd().as_raw_fd());
+    let target = super::timed(|| std::fs::read_link(path)).ok()?;
+    // The names of the kernel's anonymous inodes; links have an underscore since Linux 5.7, and a
+    // hyphen nowhere.
+    match target.to_str()?.strip_prefix("anon_inode:")? {
+        "bpf-prog" => Some(Kind::Prog),
+        "bpf-map" => Some(Kind::Map),
+        "bpf_link" | "bpf-link" => Some(Kind::Link),
+        "btf" => Some(Kind::Btf),
+        _ => None,
+    }
 }
 
 #[repr(C)]

@@ -93,20 +93,23 @@ impl From<io::Error> for Rejected {
     }
 }
 
+/// How much of a log is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogPart {
+    /// All of it, as far as it fits the largest buffer.
+    Whole,
+    /// Its end. Since 6.4 the kernel keeps that of a log too long for the buffer; writing a longer one
+    /// takes seconds where the verifier walked to its limit.
+    End,
+}
+
 /// Tries without a log (loading with one is several times slower), then, when refused, once more
 /// for the log, in a buffer that grows until it fits.
 pub(super) fn with_log(
+    part: LogPart,
     load: impl Fn(&mut [u8]) -> io::Result<OwnedFd>,
 ) -> Result<OwnedFd, Rejected> {
-    // A pending signal interrupts the verifier; libbpf tries five times too.
-    let mut result = load(&mut []);
-    for _ in 0..5 {
-        match &result {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => result = load(&mut []),
-            _ => break,
-        }
-    }
-    let first = match result {
+    let first = match retried(|| load(&mut [])) {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
@@ -117,12 +120,31 @@ pub(super) fn with_log(
             Ok(fd) => return Ok(fd),
             Err(error) => error,
         };
-        if error.raw_os_error() == Some(libc::ENOSPC) && size < LOG_MAX {
+        let log = text(&log);
+        let enough = part == LogPart::End && is_ended(&log);
+        if error.raw_os_error() == Some(libc::ENOSPC) && size < LOG_MAX && !enough {
             size = (size * 4).min(LOG_MAX);
             continue;
         }
-        return Err(Rejected { error: first, log: text(&log) });
+        return Err(Rejected { error: first, log });
     }
+}
+
+/// A pending signal interrupts the verifier; libbpf tries five times too.
+fn retried(load: impl Fn() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    let mut result = load();
+    for _ in 0..5 {
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => result = load(),
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Whether a verifier's log goes to its end, which are its statistics.
+fn is_ended(log: &str) -> bool {
+    log.trim_end().lines().next_back().is_some_and(|line| line.starts_with("processed "))
 }
 
 #[repr(C)]
@@ -167,7 +189,17 @@ fn records(table: &[u8], size: usize) -> io::Result<(u32, u32)> {
 ///
 /// The kernel's error and the verifier's whole log (its end, when longer than 16 MiB).
 pub fn prog_load(prog: &ProgLoad<'_>) -> Result<OwnedFd, Rejected> {
-    with_log(|log| load(prog, u32::from(!log.is_empty()), log))
+    with_log(LogPart::Whole, |log| load(prog, u32::from(!log.is_empty()), log))
+}
+
+/// Loads a program once, without a log: where it is worth a try, and what the verifier says against it
+/// does not matter. A log costs several times as much as the verifying itself.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn prog_try_load(prog: &ProgLoad<'_>) -> io::Result<OwnedFd> {
+    retried(|| load(prog, 0, &mut []))
 }
 
 /// Loads a program and returns the verifier's statistics with it (`BPF_LOG_STATS`), which say how
@@ -175,14 +207,15 @@ pub fn prog_load(prog: &ProgLoad<'_>) -> Result<OwnedFd, Rejected> {
 ///
 /// # Errors
 ///
-/// As [`prog_load`].
+/// As [`prog_load`], with the end of the log.
 pub fn prog_load_with_stats(prog: &ProgLoad<'_>) -> Result<(OwnedFd, String), Rejected> {
     const BPF_LOG_STATS: u32 = 4;
     let mut log = vec![0; 16 << 10];
     match load(prog, BPF_LOG_STATS, &mut log) {
         Ok(fd) => Ok((fd, text(&log))),
-        // Once more, for the whole log; or it was the log that did not fit.
-        Err(_) => prog_load(prog).map(|fd| (fd, String::new())),
+        // Once more, for the log; or it was the log that did not fit.
+        Err(_) => with_log(LogPart::End, |log| load(prog, u32::from(!log.is_empty()), log))
+            .map(|fd| (fd, String::new())),
     }
 }
 
@@ -407,6 +440,20 @@ pub fn prog_info(prog: &impl AsFd) -> io::Result<ProgInfo> {
         loaded_at_ns: info.load_time,
         func_info: info.nr_func_info,
     })
+}
+
+/// Has a map live as long as a program, which need not use it (`BPF_PROG_BIND_MAP`, Linux 5.10): it
+/// is among the program's map ids from then on.
+pub fn prog_bind_map(prog: &impl AsFd, map: &impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        map_fd: u32,
+        flags: u32,
+    }
+    let mut attr = Attr { prog_fd: raw(prog), map_fd: raw(map), flags: 0 };
+    // SAFETY: the layout is the kernel's and holds no address.
+    unsafe { bpf(Cmd::ProgBindMap, &mut attr) }.map(drop)
 }
 
 /// A program's function table, as the kernel keeps it.

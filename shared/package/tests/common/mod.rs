@@ -56,6 +56,7 @@ config:
   - { name: label, type: string, description: label, default: "on", max: 15, bind: { global: label } }
   - { name: ports, type: ports, description: ports, default: [80, 443], max: 16, bind: { keys: ports } }
   - { name: blocked, type: prefixes, description: blocked, default: [], max: 16, bind: { lpm_v4: blocked4, lpm_v6: blocked6 } }
+  - { name: allowed, type: prefixes, description: allowed, default: [], max: 8, bind: { lpm_v4: allowed4, lpm_v6: allowed6, hash_v4: hosts4, hash_v6: hosts6, filled: allowed_in } }
 metrics:
   - { name: seen, help: seen, kind: counter, map: totals, select: { slot: 0 } }
   - { name: sources, help: sources, kind: gauge, map: sources, select: count }

@@ -62,7 +62,7 @@ struct {
 	__uint(max_entries, 16);
 	__uint(key_size, 8);
 	__type(value, struct rule);
-} blocked4 SEC(".maps");
+} blocked4 SEC(".maps"), allowed4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -70,10 +70,26 @@ struct {
 	__uint(max_entries, 16);
 	__uint(key_size, 20);
 	__type(value, struct rule);
-} blocked6 SEC(".maps");
+} blocked6 SEC(".maps"), allowed6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__uint(key_size, 4);
+	__type(value, struct rule);
+} hosts4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__uint(key_size, 16);
+	__type(value, struct rule);
+} hosts6 SEC(".maps");
 
 const volatile _Bool loud = 0;
 const volatile __u8 peer[6] = {};
+const volatile __u8 allowed_in = 0;
+const volatile __u32 wide = 0;
 volatile char label[16] = {};
 
 SEC("xdp")
@@ -100,6 +116,12 @@ int out_prog(struct __sk_buff *skb)
 	bpf_map_lookup_elem(&sources, &flow);
 	bpf_map_lookup_elem(&blocked4, &flow);
 	bpf_map_lookup_elem(&blocked6, &flow);
+	if (allowed_in && wide) {
+		bpf_map_lookup_elem(&allowed4, &flow);
+		bpf_map_lookup_elem(&allowed6, &flow);
+		bpf_map_lookup_elem(&hosts4, &flow);
+		bpf_map_lookup_elem(&hosts6, &flow);
+	}
 	return 0;
 }
 

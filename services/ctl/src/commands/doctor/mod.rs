@@ -1,6 +1,7 @@
 //! `canopy doctor`: looks at everything between the person and the kernel, nearest first.
 
 mod certificate;
+mod chains;
 mod clock_offset;
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 use canopy_api::{
     HostId,
     endpoint::{Endpoint, cert_monitor, enforcer, loader, policy, registry},
-    wire::{Empty, Health},
+    wire::{Empty, GetRequest, Health},
 };
 use canopy_runtime::clock;
 
@@ -162,6 +163,10 @@ async fn host_findings(remote: &Remote, host: &HostId, local: &[Finding]) -> Vec
             findings.extend(unless_same(facts, local));
         }
         Err(failure) => findings.push(failed("facts", &failure)),
+    }
+    match remote.ask_host::<loader::Get>(host, &GetRequest::default(), "asking").await {
+        Ok(state) => findings.extend(chains::findings(&state)),
+        Err(failure) => findings.push(failed("chains", &failure)),
     }
     findings
 }

@@ -3,7 +3,7 @@
 use super::{Found, View, few, place};
 use crate::{
     core::map_settings,
-    engine::{Engine, Inner, change::no_journal},
+    engine::{Engine, Inner, change::no_journal, in_time},
     error::LoaderError,
 };
 use canopy_api::{
@@ -13,7 +13,7 @@ use canopy_api::{
 use canopy_kernel::{Kernel, KernelError, MapAccess, MapKind, WriteWhen};
 use canopy_values::Variable;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
 /// Bytes of a request's entries as the kernel takes them: little JSON may mean much memory.
 const WRITTEN: usize = 64 << 20;
@@ -25,6 +25,15 @@ const TRIE: &str =
 impl<K: Kernel> Engine<K> {
     /// Writes entries.
     pub fn map_set(&self, request: &MapSetRequest) -> Result<MapChangeReply, LoaderError> {
+        self.map_set_before(request, None)
+    }
+
+    /// The same, if the first entry is written by then.
+    pub fn map_set_before(
+        &self,
+        request: &MapSetRequest,
+        until: Option<Instant>,
+    ) -> Result<MapChangeReply, LoaderError> {
         few(request.entries.len(), "entries")?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
@@ -40,6 +49,7 @@ impl<K: Kernel> Engine<K> {
         if let Some(variables) = view.section {
             let patches = patches(&view, variables, request)?;
             if !request.dry_run {
+                in_time(until)?;
                 self.patch(&found, &patches)?;
             }
             return Ok(self.changed(&found, request.dry_run, request.entries.len(), notes));
@@ -81,6 +91,7 @@ impl<K: Kernel> Engine<K> {
             MapWriteWhen::Present => WriteWhen::Present,
         };
         if !request.dry_run {
+            in_time(until)?;
             for (i, (key, values)) in writes.iter().enumerate() {
                 self.parts
                     .kernel
@@ -93,6 +104,15 @@ impl<K: Kernel> Engine<K> {
 
     /// Removes entries.
     pub fn map_delete(&self, request: &MapDeleteRequest) -> Result<MapChangeReply, LoaderError> {
+        self.map_delete_before(request, None)
+    }
+
+    /// The same, if the first entry is removed by then.
+    pub fn map_delete_before(
+        &self,
+        request: &MapDeleteRequest,
+        until: Option<Instant>,
+    ) -> Result<MapChangeReply, LoaderError> {
         few(request.keys.len(), "keys")?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
@@ -124,6 +144,9 @@ impl<K: Kernel> Engine<K> {
             }
         }
         problems.into_result()?;
+        if !request.dry_run {
+            in_time(until)?;
+        }
         let mut absent = Vec::new();
         for (i, (bytes, key)) in keys.iter().enumerate() {
             let there = if request.dry_run {

@@ -7,14 +7,17 @@ use crate::{
 };
 use canopy_api::{
     Code,
-    wire::{Action, ChainState},
+    wire::{Action, ChainState, DeleteRequest},
 };
 use canopy_kernel::{
     Kernel,
     fake::{Call, Fault},
 };
 use serde_json::json;
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 #[test]
 fn a_document_is_attached_and_told() {
@@ -343,4 +346,47 @@ fn a_disk_that_fills_between_intent_and_commit_changes_nothing() {
 
 thread_local! {
     static PATH: std::cell::RefCell<Option<std::path::PathBuf>> = const { std::cell::RefCell::new(None) };
+}
+
+/// A caller who waits no longer was told so: what is not in the journal by then does not come true, what
+/// is in it goes on.
+#[test]
+fn a_change_whose_caller_left_stops_before_the_journal() {
+    fn outlive(_: &canopy_kernel::fake::FakeKernel) {
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    let world = World::new();
+    let engine = world.start();
+    world.apply(&engine, document(&[chain("eth0", &[("b", "limit", &[])])])).unwrap();
+    let before = (get(&engine), world.kernel.pinned(&eth0()));
+    let soon = || Options { until: Some(Instant::now() + Duration::from_millis(50)), ..options() };
+    for stage in [Stage::Planned, Stage::Prepared] {
+        for atomic in [false, true] {
+            at_stage(stage, outlive);
+            let options = Options { atomic, ..soon() };
+            let late = world.apply_with(&engine, two_programs(), &options).unwrap_err();
+            assert!(matches!(late, LoaderError::Late), "{stage:?}: {late:?}");
+            let error = late.into_api();
+            assert_eq!((error.code, error.retryable), (Code::Unavailable, true));
+            assert_eq!((get(&engine), world.kernel.pinned(&eth0())), before, "{stage:?}");
+        }
+    }
+    let gone = Some(Instant::now());
+    engine.drain_before(false, false, gone).unwrap_err();
+    let request = DeleteRequest {
+        netns: None,
+        interface: "eth0".parse().unwrap(),
+        hook: canopy_api::Hook::Xdp,
+        program: None,
+        expected_generation: None,
+        dry_run: false,
+    };
+    engine.delete(&request, &Options { until: gone, ..options() }).unwrap_err();
+    engine.tick();
+    assert_eq!((get(&engine), world.kernel.pinned(&eth0())), before);
+
+    at_stage(Stage::Journalled, outlive);
+    let reply = world.apply_with(&engine, two_programs(), &soon()).unwrap();
+    assert_eq!(reply.chains[0].action, Action::Updated);
+    assert_eq!(get(&engine).generation, before.0.generation + 1);
 }

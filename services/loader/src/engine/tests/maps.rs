@@ -146,6 +146,20 @@ fn entries_are_written_and_read_by_the_types_of_the_object() {
 }
 
 #[test]
+fn a_write_whose_caller_left_writes_nothing() {
+    let (_world, engine) = running();
+    let gone = Some(std::time::Instant::now());
+    let request = set("counts", vec![entry(json!(80), count(5, "ON"))]);
+    let late = refusal(engine.map_set_before(&request, gone));
+    assert_eq!((late.code, late.retryable), (canopy_api::Code::Unavailable, true));
+    assert!(dump(&engine, "counts").entries.is_empty());
+    engine.map_set(&request).unwrap();
+    let request = MapDeleteRequest { map: request.map, keys: vec![json!(80)], dry_run: false };
+    assert_eq!(refusal(engine.map_delete_before(&request, gone)).code, late.code);
+    assert_eq!(dump(&engine, "counts").entries.len(), 1);
+}
+
+#[test]
 fn a_per_cpu_entry_has_a_value_for_each_cpu_and_their_sum() {
     let (_world, engine) = running();
     let cpus = MapWrite { key: json!(0), value: None, cpus: vec![json!(u64::MAX), json!(3)] };

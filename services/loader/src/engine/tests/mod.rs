@@ -10,6 +10,7 @@ mod maps;
 mod model;
 mod netns;
 mod profile;
+mod reached;
 mod samples;
 mod selector_model;
 mod selectors;

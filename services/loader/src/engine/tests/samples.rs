@@ -8,7 +8,7 @@ use canopy_kernel::{
     fake::{Call, FakeKernel, Fault},
 };
 use canopy_package::manifest::{KeyLabel, KeyType, Metric, MetricKind, PerCpu, Select, ValueType};
-use prometheus::core::Collector as _;
+use prometheus::{core::Collector as _, proto::MetricType};
 use std::{sync::Arc, time::Duration};
 
 const EVERY: Duration = Duration::from_secs(15);
@@ -90,6 +90,80 @@ fn a_scrape_gets_what_was_read_last_and_its_age() {
     // The person who asks gets what is so now.
     write(&world, &eth0(), 1, 7);
     assert!((status(&engine, &eth0()).programs[0].metrics[0].value - 7.0).abs() < f64::EPSILON);
+}
+
+/// What the manifest calls a counter is one, whatever its name; and nothing else is.
+#[test]
+fn a_counter_of_a_package_is_exported_as_one() {
+    let mut world = world();
+    world.publish_with("block", "1.0.0", b"kinds", |manifest| {
+        let metric = |name: &str, kind| Metric {
+            name: name.to_owned(),
+            help: "Packets".to_owned(),
+            kind,
+            map: "kept".to_owned(),
+            select: Select::Top { count: 10, labels: Vec::new() },
+            offset: 0,
+            value: ValueType::U64,
+            per_cpu: PerCpu::Sum,
+        };
+        manifest.metrics = vec![
+            metric("seen", MetricKind::Counter),
+            metric("lost_total", MetricKind::Counter),
+            metric("rules_total", MetricKind::Gauge),
+            metric("flows", MetricKind::Gauge),
+        ];
+    });
+    let engine = Arc::new(world.start());
+    world.apply(&engine, document(&[chain("eth0", &[("a", "block", &[])])])).unwrap();
+    write(&world, &eth0(), 1, 5);
+    engine.sample(EVERY).unwrap();
+    let families = LoaderCollector::new(Arc::clone(&engine)).unwrap().collect();
+    let told: Vec<_> = families
+        .iter()
+        .filter_map(|family| {
+            let name = family.name().strip_prefix("canopy_loader_package_block_")?;
+            let metric = &family.get_metric()[0];
+            let value = match family.get_field_type() {
+                MetricType::COUNTER => metric.get_counter().get_value(),
+                _ => metric.get_gauge().get_value(),
+            };
+            Some((name, family.get_field_type(), value.to_string()))
+        })
+        .collect();
+    let (counter, gauge) = (MetricType::COUNTER, MetricType::GAUGE);
+    assert_eq!(
+        told,
+        [
+            ("flows", gauge, "5".to_owned()),
+            ("lost_total", counter, "5".to_owned()),
+            ("rules_total", gauge, "5".to_owned()),
+            ("seen_total", counter, "5".to_owned()),
+        ]
+    );
+}
+
+/// What is desired does not depend on what can be read: fewer chains are as desired when one is not.
+#[test]
+fn desired_chains_are_counted_whatever_the_kernel_says() {
+    let world = world();
+    let engine = Arc::new(world.start());
+    let both =
+        document(&[chain("eth0", &[("a", "block", &[])]), chain("eth1", &[("a", "block", &[])])]);
+    world.apply(&engine, both).unwrap();
+    let counts = || {
+        let families = LoaderCollector::new(Arc::clone(&engine)).unwrap().collect();
+        ["desired", "active"].map(|what| {
+            let name = format!("canopy_loader_chains_{what}");
+            let family = families.iter().find(|family| family.name() == name).unwrap();
+            family.get_metric()[0].get_gauge().get_value().to_string()
+        })
+    };
+    assert_eq!(counts(), ["2", "2"]);
+    world.kernel.remove_interface(&eth1().interface);
+    assert_eq!(counts(), ["2", "1"]);
+    engine.drain(false, false).unwrap();
+    assert_eq!(counts(), ["2", "0"]);
 }
 
 #[test]

@@ -305,6 +305,8 @@ fn a_rename_waits_until_leftovers_of_the_new_name_are_swept() {
         xdp_mode: XdpMode::Best,
         tc_mode: TcMode::Best,
         members: Vec::new(),
+        together: Vec::new(),
+        left_entries: Vec::new(),
     };
     world.kernel.prepare(&leftover).unwrap();
     world.kernel.remove_interface(&name("wan0"));
@@ -440,4 +442,35 @@ fn a_selector_that_would_take_programs_back_says_so_for_each_interface() {
     world.publish("block", "2.1.0");
     let wishes = world.wishes(document(&[block("eth*", &[80])])).unwrap();
     assert!(engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap().0.is_empty());
+}
+
+#[test]
+fn the_document_of_a_host_applies_back_unchanged() {
+    let world = World::new();
+    let engine = world.start();
+    let mut native = chain("eth0", &[("a", "block", &[80, 443]), ("b", "limit", &[])]);
+    native["xdp_mode"] = json!("native");
+    native["programs"][0]["priority"] = json!(7);
+    native["programs"][1]["proceed_on"] = json!(["pass", "tx"]);
+    let mut tc = block("eth*", &[22]);
+    tc["hook"] = json!("tc-egress");
+    tc["tc_mode"] = json!("clsact");
+    let waiting = block("mac:02:00:00:00:00:99", &[]);
+    world.apply(&engine, document(&[native, tc, waiting])).unwrap();
+
+    let reply = get(&engine);
+    let state = reply.desired();
+    assert_eq!(state.chains.len(), 3, "{state:?}");
+    let again = world.apply(&engine, serde_json::to_value(&state).unwrap()).unwrap();
+    assert!(again.chains.iter().all(|chain| chain.action == Action::Unchanged), "{again:?}");
+    assert!(again.selectors.iter().all(|one| one.action == Action::Unchanged), "{again:?}");
+    assert_eq!(again.generation, reply.generation);
+
+    // A chain that comes from a selector, asked for alone.
+    let one = engine
+        .get(&canopy_api::wire::GetRequest { interface: Some(name("eth1")), ..Default::default() });
+    let state = one.unwrap().desired();
+    assert_eq!(state.chains[0].interface.to_string(), "eth*");
+    let again = world.apply(&engine, serde_json::to_value(&state).unwrap()).unwrap();
+    assert!(again.selectors.iter().all(|one| one.action == Action::Unchanged), "{again:?}");
 }

@@ -174,6 +174,7 @@ impl World {
                 priority: 100,
                 proceed_on: None,
                 frags: false,
+                tail_calls: None,
             }],
             config: vec![Parameter {
                 name: "ports".to_owned(),
@@ -210,7 +211,11 @@ impl World {
         let digest = Digest::of(object);
         let package = Arc::new(package);
         self.shelf.put(digest.clone(), Arc::clone(&package));
-        self.newest.insert(format!("{name}@*"), Located { digest, package, signed_by: None });
+        for requirement in ["*".to_owned(), format!("={}", package.manifest.version)] {
+            let located =
+                Located { digest: digest.clone(), package: Arc::clone(&package), signed_by: None };
+            self.newest.insert(format!("{name}@{requirement}"), located);
+        }
     }
 
     /// A loader starts here.
@@ -268,6 +273,7 @@ pub(super) fn options() -> Options {
         dry_run: false,
         atomic: false,
         by: "u-test".parse().unwrap(),
+        until: None,
     }
 }
 
