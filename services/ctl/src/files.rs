@@ -51,9 +51,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: Mode) -> Result<(), Failure
     })
 }
 
-/// Writes a file that must not be there yet.
+/// Writes a file that must not be there yet. What root writes into another user's directory is that
+/// user's: a service's, for example.
 pub fn write_new(path: &Path, bytes: &[u8], mode: Mode) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode.bits()).open(path)?;
+    canopy_secrets::inherit(&file, path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

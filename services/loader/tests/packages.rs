@@ -895,12 +895,12 @@ async fn what_lies_in_the_cache_is_verified_anew() {
     assert_eq!(located.signed_by, Some(world.key.public().unwrap()));
     assert!(note.unwrap().contains("cache"));
     let digest = located.digest.clone();
-    let refusals: [(&str, &dyn Fn(&mut Trust)); 4] = [
+    let refusals: [(&str, Change<'_>); 4] = [
         ("revoked", &|rule| rule.revoked.push(digest.clone())),
         ("revoked", &|rule| rule.keys[0].revoked = true),
         ("trusted only until", &|rule| rule.keys[0].not_after = Some(1)),
         ("not trusted", &|rule| {
-            rule.keys = vec![SecretKey::generate().unwrap().public().unwrap().into()]
+            rule.keys = vec![SecretKey::generate().unwrap().public().unwrap().into()];
         }),
     ];
     for (words, change) in refusals {
@@ -930,6 +930,9 @@ async fn what_lies_in_the_cache_is_verified_anew() {
     std::fs::write(file, "damaged").unwrap();
     assert_eq!(locate("wall@1.0.0", &|_| {}).await.unwrap_err().code, Code::Unavailable);
 }
+
+/// A change of what a host trusts.
+type Change<'a> = &'a dyn Fn(&mut Trust);
 
 /// Whose key signs the index and whose the package are two questions.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,18 +1,18 @@
 //! What is done on the policy service's own machine, before there is a service to ask: making its
 //! keys, and the first administrator's token.
 
-use crate::{Config, auth::open_tokens, connections::seconds, trust::Trust};
+use crate::{AuthConfig, Config, auth::open_tokens, connections::seconds, trust::Trust};
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use canopy_api::{
     Principal,
     permission::Role,
-    wire::tokens::{Binding, TokenIssueRequest},
+    wire::tokens::{Binding, TokenIssueRequest, TokenReply},
 };
 use canopy_audit::CheckpointKey;
 use canopy_bus::callout::CalloutKeys;
 use canopy_identity::{Certificate, SigningKey};
-use canopy_secrets::Secret;
+use canopy_secrets::{Account, Secret, SecretError, is_root};
 use ring::{rand::SystemRandom, signature::Ed25519KeyPair};
 use serde_json::json;
 use std::{
@@ -24,31 +24,33 @@ use std::{
 };
 
 const USAGE: &str = "\
-canopy-policy keys --output DIR
+canopy-policy keys --output DIR [--owner USER]
     Makes the service's keys in DIR: issuer.seed, xkey.seed, token-signing.pem, audit-signing.pem (each
     mode 0600), callout.json with the public keys the bus server's configuration names, and
-    audit-signing.pub, which canopy audit verify --key takes. Overwrites nothing.
+    audit-signing.pub, which canopy audit verify --key takes. Overwrites nothing. They belong to USER, whom
+    the service runs as; without --owner, to the owner of DIR.
 
-canopy-policy audit-key --output FILE
+canopy-policy audit-key --output FILE [--owner USER]
     Makes only the key that signs audit checkpoints, for a service that has the others: FILE (mode 0600),
-    and FILE with the ending .pub. Overwrites nothing.
+    and FILE with the ending .pub. Overwrites nothing. They belong to USER as above.
 
 canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --output FILE
     Writes a token with the role admin for this person, bound to this certificate, to a file of mode
     0600. For the first administrator, and for the day when every administrator has lost theirs: the
-    person's earlier token ends. Needs the bus, and the files the configuration names.
+    person's earlier token ends. Needs the bus, and the files the configuration names; root reads them as
+    the user they belong to.
 ";
 
 /// Runs one of these commands; `None` when the arguments are those of the service.
 pub fn run(args: &[String]) -> Option<ExitCode> {
     let (name, rest) = args.split_first()?;
     let done = match name.as_str() {
-        "keys" => options(rest, ["--output"]).and_then(|[output]| keys(Path::new(&output))),
-        "audit-key" => {
-            options(rest, ["--output"]).and_then(|[output]| audit_key(Path::new(&output)))
-        }
-        "bootstrap" => options(rest, ["--config", "--principal", "--certificate", "--output"])
-            .and_then(|[config, principal, certificate, output]| {
+        "keys" => options(rest, ["--output"], ["--owner"])
+            .and_then(|([output], [owner])| keys(Path::new(&output), owner.as_deref())),
+        "audit-key" => options(rest, ["--output"], ["--owner"])
+            .and_then(|([output], [owner])| audit_key(Path::new(&output), owner.as_deref())),
+        "bootstrap" => options(rest, ["--config", "--principal", "--certificate", "--output"], [])
+            .and_then(|([config, principal, certificate, output], [])| {
                 bootstrap(&config, &principal, &certificate, Path::new(&output))
             }),
         _ => return None,
@@ -76,13 +78,22 @@ pub fn run(args: &[String]) -> Option<ExitCode> {
 #[error("{0}")]
 struct Usage(String);
 
-/// The values of these options, each of which is needed.
-fn options<const N: usize>(args: &[String], names: [&str; N]) -> anyhow::Result<[String; N]> {
+/// The values of these options: those that are needed, and those that may be left out.
+fn options<const N: usize, const M: usize>(
+    args: &[String],
+    needed: [&str; N],
+    others: [&str; M],
+) -> anyhow::Result<([String; N], [Option<String>; M])> {
     let mut values: [Option<String>; N] = std::array::from_fn(|_| None);
+    let mut more: [Option<String>; M] = std::array::from_fn(|_| None);
     let mut rest = args.iter();
     while let Some(name) = rest.next() {
-        let place = names.iter().position(|one| one == name);
-        let place = place.and_then(|place| values.get_mut(place));
+        let place = needed
+            .iter()
+            .zip(&mut values)
+            .chain(others.iter().zip(&mut more))
+            .find(|(one, _)| *one == name)
+            .map(|(_, place)| place);
         match (place, rest.next()) {
             (None, _) => bail!(Usage(format!("there is no option {name}"))),
             (Some(_), None) => bail!(Usage(format!("{name} needs a value"))),
@@ -91,21 +102,55 @@ fn options<const N: usize>(args: &[String], names: [&str; N]) -> anyhow::Result<
         }
     }
     let missing: Vec<&str> =
-        names.iter().zip(&values).filter(|(_, value)| value.is_none()).map(|(n, _)| *n).collect();
+        needed.iter().zip(&values).filter(|(_, value)| value.is_none()).map(|(n, _)| *n).collect();
     if !missing.is_empty() {
         bail!(Usage(format!("{} missing", missing.join(", "))));
     }
-    Ok(values.map(Option::unwrap_or_default))
+    Ok((values.map(Option::unwrap_or_default), more))
 }
 
-fn keys(dir: &Path) -> anyhow::Result<String> {
+/// An error of a secret with what to do about it.
+#[expect(clippy::needless_pass_by_value, reason = "the form map_err wants")]
+fn with_remedy(error: SecretError) -> anyhow::Error {
+    anyhow::anyhow!("{error}; {}", error.remedy)
+}
+
+/// Whose new files in this directory are to be: the named user's, who is to be able to enter it; else its
+/// owner's.
+fn owner(dir: &Path, named: Option<&str>) -> anyhow::Result<Account> {
+    let looked = || format!("cannot look at {}", dir.display());
+    let Some(named) = named else { return Account::owner_of(dir).with_context(looked) };
+    let owner = Account::named(named).map_err(with_remedy)?;
+    if !owner.is_this_process() && !is_root() {
+        bail!("only root can make files of {owner}: run this with sudo, or as {owner}");
+    }
+    let enters = owner.act(|| dir.join(".").metadata().is_ok())?;
+    if !enters {
+        bail!(
+            "{owner} cannot enter {}: choose a directory that {owner} can reach, or give it to {owner} \
+             with chown",
+            dir.display()
+        );
+    }
+    Ok(owner)
+}
+
+fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let callout = CalloutKeys::generate();
     let (issuer, xkey) = callout.seeds()?;
     let pem = signing_key()?;
     let audit = signing_key()?;
     let audit_public = format!("{}\n", CheckpointKey::from_pem(&audit)?.public());
     let id = SigningKey::from_pem(&pem)?.id().to_owned();
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    if !dir.exists() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        if let Some(named) = named {
+            let owner = Account::named(named).map_err(with_remedy)?;
+            let made = fs::File::open(dir).and_then(|made| owner.give(&made));
+            made.with_context(|| format!("cannot give {} to {owner}", dir.display()))?;
+        }
+    }
+    let owner = owner(dir, named)?;
     let public = format!("{:#}\n", json!({ "issuer": callout.issuer(), "xkey": callout.xkey() }));
     let files: [(&str, &str, u32); 6] = [
         ("issuer.seed", &issuer, 0o600),
@@ -122,10 +167,17 @@ fn keys(dir: &Path) -> anyhow::Result<String> {
     let mut said = String::new();
     for (name, content, mode) in files {
         let path = dir.join(name);
-        write_new(&path, content, mode)?;
+        write_new(&path, content, mode, &owner)?;
         said = format!("{said}{}\n", path.display());
     }
-    Ok(format!("{said}tokens will be signed by the key {id}\n"))
+    Ok(format!("{said}tokens will be signed by the key {id}\n{}", belongs(&owner)))
+}
+
+/// Who can use what was written.
+fn belongs(owner: &Account) -> String {
+    format!(
+        "these files are {owner}'s: the service has to run as {owner} (--owner names another)\n"
+    )
 }
 
 /// A new Ed25519 key, PKCS#8 in PEM.
@@ -138,30 +190,37 @@ fn signing_key() -> anyhow::Result<Secret> {
     )))
 }
 
-fn audit_key(path: &Path) -> anyhow::Result<String> {
+fn audit_key(path: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let pem = signing_key()?;
     let public = CheckpointKey::from_pem(&pem)?.public();
     let beside = path.with_extension("pub");
     if let Some(there) = [path, &beside].into_iter().find(|path| path.exists()) {
         bail!("{} exists; choose another file", there.display());
     }
-    write_new(path, &pem, 0o600)?;
-    write_new(&beside, &format!("{public}\n"), 0o644)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let owner = owner(parent.unwrap_or(Path::new(".")), named)?;
+    write_new(path, &pem, 0o600, &owner)?;
+    write_new(&beside, &format!("{public}\n"), 0o644, &owner)?;
     Ok(format!(
-        "{}\n{}\ncheckpoints will be signed by the key {}\n",
+        "{}\n{}\ncheckpoints will be signed by the key {}\n{}",
         path.display(),
         beside.display(),
-        public.id()
+        public.id(),
+        belongs(&owner)
     ))
 }
 
-fn write_new(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
+fn write_new(path: &Path, content: &str, mode: u32, owner: &Account) -> anyhow::Result<()> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
         .and_then(|mut file| {
+            // Before there is anything in it.
+            if !owner.is_this_process() && is_root() {
+                owner.give(&file)?;
+            }
             file.write_all(content.as_bytes())?;
             file.sync_all()
         })
@@ -182,13 +241,31 @@ fn bootstrap(
     let pem = fs::read(certificate).with_context(|| format!("cannot read {certificate}"))?;
     let certificate =
         Certificate::from_pem(&pem).map_err(|error| anyhow::anyhow!("{certificate}: {error}"))?;
-    let trust = Trust::read(auth)?;
     if output.exists() {
         bail!("{} exists; choose another file", output.display());
     }
     let binding = Binding::Fingerprint(certificate.fingerprint);
+    // The service's files are its user's, and no secret of another user is read, not even by root.
+    let service = Account::owner_of(&auth.data.key)
+        .with_context(|| format!("auth.data.key: cannot read {}", auth.data.key.display()))?;
+    let issue = || issue(&config, auth, &principal, &binding);
+    let reply = if is_root() { service.act(issue)?? } else { issue()? };
+    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let owner = owner(parent.unwrap_or(Path::new(".")), None)?;
+    write_new(output, &format!("{}\n", reply.token.0), 0o600, &owner)?;
+    Ok(format!("{}: token {} of {principal}, role admin\n", output.display(), reply.record.id))
+}
+
+/// Issues a token with the service's own keys.
+fn issue(
+    config: &Config,
+    auth: &AuthConfig,
+    principal: &Principal,
+    binding: &Binding,
+) -> anyhow::Result<TokenReply> {
+    let trust = Trust::read(auth)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let reply = runtime.block_on(async {
+    runtime.block_on(async {
         let (data, tokens) = open_tokens(&config.bus, auth).await?;
         let (now, by) = (seconds(), "bootstrap");
         let issue = TokenIssueRequest {
@@ -199,14 +276,12 @@ fn bootstrap(
             expires_in: None,
         };
         // Who has lost theirs may have one in force.
-        let before = tokens.get(&principal).await?;
+        let before = tokens.get(principal).await?;
         if before.is_some_and(|before| before.value.is_active(now)) {
-            tokens.revoke(&principal, by, now).await?;
+            tokens.revoke(principal, by, now).await?;
         }
         let reply = tokens.issue(&trust, &issue, by, now).await?;
         data.close().await;
         anyhow::Ok(reply)
-    })?;
-    write_new(output, &format!("{}\n", reply.token.0), 0o600)?;
-    Ok(format!("{}: token {} of {principal}, role admin\n", output.display(), reply.record.id))
+    })
 }

@@ -5,9 +5,11 @@
 //!
 //! **Must not know:** what a secret is for.
 
+mod account;
 mod file;
 mod reference;
 
+pub use account::{Account, inherit, is_root};
 pub use file::{SecretError, read_private};
 pub use reference::SecretRef;
 

@@ -16,7 +16,7 @@ use canopy_api::{
     },
 };
 use canopy_identity::Certificate;
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{fs, path::Path};
 
 /// What has to be read before anything is asked: the certificate.
 pub fn read(command: &TokenCommand) -> Result<Option<Binding>, Failure> {
@@ -131,7 +131,5 @@ fn hand_over(reply: TokenReply, args: &TokenArgs, screen: &mut Screen) -> Result
 }
 
 fn save(file: &Path, token: &str) -> std::io::Result<()> {
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    writeln!(out, "{token}")?;
-    out.sync_all()
+    crate::files::write_new(file, format!("{token}\n").as_bytes(), crate::files::SECRET)
 }

@@ -9,8 +9,6 @@ use crate::{
 use canopy_api::{Principal, nats::spiffe_id, time};
 use canopy_identity::Certificate;
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::{Duration, UNIX_EPOCH},
 };
@@ -97,21 +95,11 @@ fn person(path: &Path, principal: &Principal, now: u64) -> Finding {
 }
 
 fn key(path: &Path) -> Finding {
-    let mode = match fs::metadata(path) {
-        Ok(meta) => meta.permissions().mode(),
-        Err(error) => {
-            return bad("key", path, &error.to_string(), "correct `key` in the context");
-        }
-    };
-    if let Err(error) = fs::File::open(path) {
-        let remedy = format!("its owner can: chown $USER {}", path.display());
-        return bad("key", path, &error.to_string(), &remedy);
+    // As the connection reads it.
+    match canopy_secrets::read_private(path) {
+        Ok(_) => Finding::new("key", Standing::Ok, path.display().to_string()),
+        Err(error) => bad("key", path, &error.reason, &error.remedy),
     }
-    if mode & 0o077 != 0 {
-        let why = format!("others can read it (mode {:04o})", mode & 0o7777);
-        return bad("key", path, &why, &format!("chmod 600 {}", path.display()));
-    }
-    Finding::new("key", Standing::Ok, format!("{}, mode {:04o}", path.display(), mode & 0o7777))
 }
 
 #[cfg(test)]
