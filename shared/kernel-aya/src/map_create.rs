@@ -3,7 +3,7 @@
 use crate::{
     chain_types::MapTypes,
     member::refused,
-    object_maps::{ARRAY, MapDef},
+    object_maps::{ARENA, ARRAY, MapDef},
     sys,
 };
 use canopy_api::ProgramName;
@@ -27,7 +27,6 @@ const DEVMAP_HASH: u32 = 25;
 const STRUCT_OPS: u32 = 26;
 const RINGBUF: u32 = 27;
 const USER_RINGBUF: u32 = 31;
-const ARENA: u32 = 33;
 
 /// Map types the kernel does not take type information for (libbpf, `bpf_object__create_map`).
 const WITHOUT_BTF: [u32; 15] = [
