@@ -91,6 +91,7 @@ fn member(
             .filter_map(|map| map.max_entries.map(|most| (map.name.clone(), most)))
             .collect(),
         shared_maps: Vec::new(),
+        settings: canopy_kernel::SettingsDetail::default(),
     })
 }
 
