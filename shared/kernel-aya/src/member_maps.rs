@@ -398,7 +398,7 @@ impl<'a> MapMaker<'a> {
         if def.map_type == PROG_ARRAY && !frags {
             return Ok(None);
         }
-        match self.difference(&map, object, number, def, name)? {
+        match self.difference(&map, object, number, def, name) {
             None => Ok(Some(map)),
             Some(difference) => {
                 notes.push(format!(
@@ -418,13 +418,13 @@ impl<'a> MapMaker<'a> {
         number: usize,
         def: &MapDef,
         name: &ProgramName,
-    ) -> Result<Option<String>, KernelError> {
+    ) -> Option<String> {
         let difference = differs(name, map, def);
         let layout = object.layout(number);
         let meta = self.old.as_ref().and_then(|(_, meta)| meta.as_ref());
         let was = meta.and_then(|meta| meta.layout(name, &def.name));
         let same = layout.is_some() && was == layout;
-        Ok(difference.or_else(|| (!same).then(|| "layout of its contents".to_owned())))
+        difference.or_else(|| (!same).then(|| "layout of its contents".to_owned()))
     }
 
     /// A map that others use too: theirs if it is there, else made and pinned for all.
@@ -543,7 +543,7 @@ impl<'a> MapMaker<'a> {
             .map(|(generation, _)| self.pins.map(&self.build.key, *generation, name, &def.name));
         let mine = mine.map(|path| shared_maps::id(&path)).transpose()?.flatten() == Some(id);
         let mut difference = if mine && !own {
-            self.difference(&old, object, number, def, name)?
+            self.difference(&old, object, number, def, name)
         } else {
             differs(name, &old, def)
         };
