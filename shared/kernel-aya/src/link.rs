@@ -318,7 +318,16 @@ pub(crate) fn clean_up(pins: &Pins) -> Result<(), KernelError> {
     for key in pins.chains()? {
         forget_unfinished(pins, &key);
     }
-    shared_maps::clean_up(pins)
+    match shared_maps::clean_up(pins) {
+        // On a file system that is mounted read-only nothing can be opened or removed; each chain says so.
+        Err(KernelError::Os { source, .. })
+            if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+        {
+            tracing::warn!(root = %pins.root().display(), "nothing is cleaned up: {source}");
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// Puts a program in the place of what our live link runs.

@@ -203,9 +203,17 @@ fn a_chain_below_a_fresh_bpffs_is_taken_over_with_its_counts() {
             assert!(counted >= runs(&before) + 5, "{hook}: {counted}");
         }
         // It is the loader's as before: changed in its link, and removed.
-        world.here(|| loader.apply(&chain(hook.as_str(), package, &json!({
-            "programs": [{ "name": "first", "package": package }, { "name": "second", "package": package }]
-        })))).unwrap();
+        world
+            .here(|| {
+                loader.apply(&chain(
+                    hook.as_str(),
+                    package,
+                    &json!({
+                        "programs": [{ "name": "second", "package": package }]
+                    }),
+                ))
+            })
+            .unwrap();
         let changed = world.status(&loader, hook).observed.unwrap();
         assert_eq!(changed.link_id, ids(&before).1);
         assert_eq!(world.on_hook(hook), [changed.program_id]);
