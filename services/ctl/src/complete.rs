@@ -6,6 +6,7 @@ use crate::{
     commands::{get, on_bus},
     context::{ContextFile, Settings, default_path},
     failure::Failure,
+    output::Answer as _,
     remote::Remote,
     view::{chains::Chains, programs::Programs},
 };
@@ -258,7 +259,6 @@ async fn from_bus(kind: Kind, hosts: &HostsArgs, remote: &Remote) -> Result<Vec<
         Some((_, rest)) if one => rest.to_owned(),
         _ => name,
     };
-    use crate::output::Answer as _;
     let names = match kind {
         Kind::Chains => Chains::of(states).names(),
         _ => Programs::of(states).names(),

@@ -353,8 +353,9 @@ impl Screen {
         }
     }
 
-    /// From now on errors are written as one JSON object.
+    /// From now on errors are written as one JSON object, and nothing else beside it.
     pub fn errors_as_json(&mut self) {
+        crate::progress::silence();
         self.json.get_or_insert_default();
     }
 

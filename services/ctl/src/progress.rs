@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -11,6 +14,14 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Where there is no terminal to redraw a line on, say it again this often.
 const REPEAT: u64 = 10;
+
+/// Whether nobody is told: standard error is for a program.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is said.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
 
 /// While this lives, a person who waits is told for what.
 pub struct Progress {
@@ -22,6 +33,9 @@ impl Progress {
     /// Begins; `what` reads as in "applying to web1".
     pub fn start(what: impl Into<String>) -> Self {
         let done = Arc::new((Mutex::new(false), Condvar::new()));
+        if SILENT.load(Ordering::Relaxed) {
+            return Self { done, thread: None };
+        }
         let theirs = Arc::clone(&done);
         let what = what.into();
         let thread = thread::Builder::new()

@@ -25,6 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Most hosts that are named in one message.
+const NAMED: usize = 20;
 /// How long the connection may take, unless `--timeout` says otherwise.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long hosts have to answer a question to all of them, unless `--timeout` says otherwise.
@@ -108,11 +110,11 @@ impl Remote {
             return Ok(host.clone());
         }
         let hosts = self.hosts().await;
-        let names: Vec<&str> = hosts.iter().map(HostId::as_str).collect();
-        let known = if names.is_empty() {
-            "none answers now".to_owned()
-        } else {
-            format!("there is {}", names.join(", "))
+        let names: Vec<&str> = hosts.iter().map(HostId::as_str).take(NAMED).collect();
+        let known = match (names.len(), hosts.len().saturating_sub(names.len())) {
+            (0, _) => "none answers now".to_owned(),
+            (_, 0) => format!("there is {}", names.join(", ")),
+            (_, more) => format!("there is {} and {more} more", names.join(", ")),
         };
         Err(Failure::new(Exit::Invalid, "no host was named, and the context has no default")
             .fix(format!("--host HOST ({known}), or `host:` in the context")))

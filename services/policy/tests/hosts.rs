@@ -517,7 +517,7 @@ async fn only_a_revoked_host_is_forgotten() {
     assert!(recorded, "the audit trail does not say it");
     let reply = scene.enrol(&new.request()).await.unwrap();
     assert_eq!(reply.record.generation, 1);
-    scene.refused(&files[&Service::Loader], "not_the_enrolled").await;
+    scene.refused(&files[&Service::Loader], "host_other_certificate").await;
     let files = scene.files(&new, &reply);
     scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;
 }

@@ -29,6 +29,21 @@ fn a_host_is_requested_enrolled_installed_renewed_and_revoked() {
     assert!(!carried.contains("PRIVATE"), "{carried}");
 
     let enrol = ["host", "enrol", "web9.request", "--label", "rack=7", "--save", "web9.enrolment"];
+    // Nothing is signed before the keys are confirmed.
+    let asked = admin(&enrol);
+    assert_eq!(asked.code, 2, "{}", asked.err);
+    for service in ["loader", "enforcer"] {
+        let key = keys["keys"][service].as_str().unwrap();
+        assert!(asked.err.contains(key), "{key} is not in {}", asked.err);
+    }
+    assert_eq!(admin(&["host", "show", "web9"]).code, 4);
+    let expected = keys["keys"]["loader"].as_str().unwrap();
+    let one = admin(&[&enrol[..], &["--expect-fingerprint", expected]].concat());
+    assert_eq!(one.code, 6, "{}", one.err);
+    assert_eq!(admin(&["host", "show", "web9"]).code, 4);
+    let other = keys["keys"]["enforcer"].as_str().unwrap();
+    let both = ["--expect-fingerprint", expected, "--expect-fingerprint", other];
+    let enrol = [&enrol[..], &both].concat();
     let denied = world.canopy_as("operator", &enrol).unwrap();
     assert_eq!(denied.code, 6, "{}", denied.err);
     let enrolled: Value = admin(&[&enrol[..], &["-o", "json"]].concat()).json().unwrap();
@@ -74,7 +89,7 @@ fn a_host_is_requested_enrolled_installed_renewed_and_revoked() {
     admin(&["host", "revoke", "web9"]).text().unwrap();
     assert_eq!(state("web9"), "revoked");
     let out = admin(&renew);
-    assert_eq!(out.code, 7, "{}", out.err);
+    assert_eq!(out.code, 6, "{}", out.err);
     let log =
         fs::read_to_string(world.stack().process(canopy_api::endpoint::Service::Policy).log())
             .unwrap();

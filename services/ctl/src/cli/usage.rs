@@ -131,7 +131,7 @@ mod tests {
             ),
             (
                 "canopy apply -f",
-                "error: --file <FILE>... needs a value\n  fix: canopy apply --help shows how it is written\n",
+                "error: --file <FILE>... needs a value\n  fix: canopy --help shows how it is written\n",
             ),
             (
                 "canopy apply -f x --atomc",
@@ -172,7 +172,7 @@ mod tests {
             ),
             (
                 "canopy completion tcsh",
-                "error: \"tcsh\" is not possible as <SHELL>\n  fix: one of bash, zsh, fish\n",
+                "error: \"tcsh\" is not possible as <SHELL>\n  fix: did you mean 'zsh'?\n",
             ),
             ("canopy --help", "help"),
         ] {

@@ -116,8 +116,8 @@ impl Signed {
         let text = fs::read_to_string(file).map_err(|error| Failure::io("read", file, &error))?;
         let mut all = Vec::new();
         for (i, line) in text.lines().enumerate() {
-            all.push(serde_json::from_str(line).map_err(|error| {
-                Failure::new(Exit::Invalid, format!("line {}: {error}", i + 1))
+            all.push(serde_json::from_str(line).map_err(|_| {
+                Failure::new(Exit::Invalid, format!("line {} is not a checkpoint", i + 1))
                     .at(file.display().to_string())
                     .fix("name a file that canopy audit checkpoints has printed")
             })?);

@@ -241,7 +241,7 @@ async fn dump(
 
 /// Types of key and value; nothing where they cannot be had: they are for the eyes only.
 async fn types(map: &MapPath, host: &HostArgs, remote: &Remote) -> (Declared, Declared) {
-    let Ok(found) = find(map, host, remote).await else { return Default::default() };
+    let Ok(found) = find(map, host, remote).await else { return <(Declared, Declared)>::default() };
     let declared = |ty: Option<String>| Declared::parse(ty.as_deref().unwrap_or_default());
     (declared(found.info.key_type), declared(found.info.value_type))
 }

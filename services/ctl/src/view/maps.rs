@@ -196,7 +196,7 @@ pub struct Entries {
 impl Entries {
     /// Of an answer.
     pub fn of(host: HostId, map: MapName, generation: u64, entries: Vec<MapEntry>) -> Self {
-        Self { host, map, generation, entries, types: Default::default() }
+        Self { host, map, generation, entries, types: <(Declared, Declared)>::default() }
     }
 }
 

@@ -130,6 +130,10 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
             let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
             out.push(match rule {
                 Some(rule) => problem.remedy(prose::plain(rule)),
+                // The schema of a semantic version (semver.org) has no words with it.
+                None if pattern.starts_with(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.") => {
+                    problem.remedy("write major.minor.patch, such as 1.2.3")
+                }
                 None => problem.remedy(format!("it must match {pattern}")),
             });
         }

@@ -8,7 +8,7 @@ use crate::{
     files,
     progress::Progress,
 };
-use canopy_api::{Digest, Problems};
+use canopy_api::{Digest, Problems, document};
 use canopy_package::{
     Limits,
     index::INDEX_LIMIT,
@@ -336,11 +336,8 @@ impl Bucket {
 
 fn read_config(file: &Path) -> Result<StoreConfig, Failure> {
     let text = files::read_text(file, 1 << 16)?;
-    serde_json::from_str(&text).map_err(|error| {
-        Failure::new(Exit::Invalid, error.to_string())
-            .at(file.display().to_string())
-            .fix("as `store` in the registry's configuration: docs/configuration.md")
-    })
+    document::load(&text, document::Format::Json)
+        .map_err(|problems| Failure::in_file(&file.display().to_string(), problems))
 }
 
 /// Every `<name>/<version>/*.cpkg` of a directory.
