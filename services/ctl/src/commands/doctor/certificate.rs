@@ -106,7 +106,7 @@ fn key(path: &Path) -> Finding {
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, KeyPair, SanType, date_time_ymd};
-    use std::{fs, path::PathBuf};
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     /// Valid from 2026-01-01 to 2027-01-01.
     fn certificate(dir: &Path, principal: &str) -> (PathBuf, PathBuf) {
