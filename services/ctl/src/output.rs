@@ -79,6 +79,7 @@ impl From<String> for Cell {
 
 /// A column.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "properties that do not depend on each other")]
 pub struct Column {
     title: &'static str,
     right: bool,

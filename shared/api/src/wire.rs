@@ -432,9 +432,18 @@ pub struct ForeignProgram {
     /// Kernel id of its link; absent where it has none, or where the kernel does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_id: Option<u32>,
-    /// Of a filter: its priority ("pref") and its handle.
+    /// Where a filter of clsact stands; absent for what is no filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub filter: Option<(u32, u32)>,
+    pub filter: Option<FilterPosition>,
+}
+
+/// Where a filter stands among those of a clsact hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FilterPosition {
+    /// Its priority (`pref`): lower ones run first.
+    pub priority: u32,
+    /// Its handle within the priority.
+    pub handle: u32,
 }
 
 impl fmt::Display for ForeignProgram {
@@ -449,7 +458,7 @@ impl fmt::Display for ForeignProgram {
         if let Some(link) = self.link_id {
             write!(f, ", link {link}")?;
         }
-        if let Some((priority, handle)) = self.filter {
+        if let Some(FilterPosition { priority, handle }) = self.filter {
             write!(f, ", pref {priority} handle {handle:#x}")?;
         }
         if let Some(program_type) = &self.program_type {

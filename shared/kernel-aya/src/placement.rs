@@ -7,7 +7,7 @@
 use crate::{AyaKernel, clsact, netif, netns, pins::os, sys};
 use canopy_api::{
     ChainKey, Hook,
-    wire::{ChainPlacement, ForeignProgram, ObservedChain},
+    wire::{ChainPlacement, FilterPosition, ForeignProgram, ObservedChain},
 };
 use canopy_kernel::KernelError;
 
@@ -68,7 +68,7 @@ fn of_tc(
         let Some(filters) = clsact::in_order(key, device)? else { return Ok(None) };
         let mut before = tcx(list.as_ref().map_or(&[], |list| &list.programs));
         before.extend(filters.before.iter().map(|filter| ForeignProgram {
-            filter: Some((filter.priority(), filter.handle())),
+            filter: Some(FilterPosition { priority: filter.priority(), handle: filter.handle() }),
             ..filter_program(filter)
         }));
         return Ok(Some(ChainPlacement {

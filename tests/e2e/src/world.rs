@@ -150,15 +150,19 @@ impl World {
         self.canopy_as("admin", arguments)
     }
 
-    /// Applies a document as an operator.
+    /// Applies a document as an operator; the answer is text.
     pub fn try_apply(&self, document: &str) -> Result<Answer> {
-        fs::write(self.dir.path().join("document.yaml"), document)?;
-        self.canopy_as("operator", &["apply", "-f", "document.yaml", "-o", "json"])
+        self.apply_with(document, &[])
     }
 
     /// Applies a document, which must work.
     pub fn apply(&self, document: &str) -> Result<ApplyReply> {
-        self.try_apply(document)?.json()
+        self.apply_with(document, &["-o", "json"])?.json()
+    }
+
+    fn apply_with(&self, document: &str, options: &[&str]) -> Result<Answer> {
+        fs::write(self.dir.path().join("document.yaml"), document)?;
+        self.canopy_as("operator", &[&["apply", "-f", "document.yaml"], options].concat())
     }
 
     /// A chain that blocks [`BLOCKED`] and lets everything else pass a limiter that never limits.

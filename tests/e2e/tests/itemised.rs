@@ -49,8 +49,11 @@ fn what_fails_on_one_interface_is_told_and_the_others_are_changed() {
         told,
         [(INTERFACE, Action::Created), ("lo", Action::Failed), ("gone0", Action::Failed)]
     );
-    assert!(answer.err.contains("error: lo/xdp: "), "{}", answer.err);
-    assert!(answer.err.contains("at: document.yaml: chains[2].interface"), "{}", answer.err);
+    let error: serde_json::Value = serde_json::from_str(&answer.err).unwrap();
+    let problems = error["error"]["problems"].as_array().unwrap();
+    let native = problems[0]["message"].as_str().unwrap();
+    assert!(native.starts_with("lo/xdp: native XDP is refused: "), "{native}");
+    assert_eq!(problems[1]["path"], "document.yaml: chains[2].interface", "{}", answer.err);
     assert_eq!(world.send(BLOCKED, 20).unwrap(), 0, "the firewall does its work");
     let link = world.kernel_link().unwrap().unwrap();
     let again = world.canopy_as("operator", &each).unwrap();

@@ -131,7 +131,7 @@ fn what_is_wrong_is_said_in_a_line_with_what_is_there() {
         (&["set", "limit", "rl_totals", "0", "-1"], 2, "-1 is out of range"),
         (&["delete", "limit", "rl_totals", "0"], 2, "entries of an array are always there"),
         (&["describe", "limit", "rl_sorces"], 4, "did you mean \"rl_sources\"?"),
-        (&["set", "limit", "rl_totals", "0"], 2, "<VALUE>"),
+        (&["set", "limit", "rl_totals", "0"], 2, "one key and one value are needed"),
     ] {
         let answer = map(&world, "operator", arguments[0], &arguments[1..]);
         assert_eq!(answer.code, code, "{arguments:?}: {}{}", answer.out, answer.err);

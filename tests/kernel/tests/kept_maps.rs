@@ -320,10 +320,9 @@ fn entries_that_others_put_into_a_filled_array_stay() {
 fn target(frags: bool) -> (std::os::fd::OwnedFd, u32) {
     // r0 = XDP_DROP; exit
     let code = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]].concat();
-    let flags = if frags { 1 << 5 } else { 0 };
     let load = sys::ProgLoad {
         expected_attach_type: 37,
-        flags,
+        flags: if frags { 1 << 5 } else { 0 },
         ..sys::ProgLoad::new(6, &code, "GPL", "a_target")
     };
     let prog = sys::prog_load(&load).map_err(|rejected| format!("{rejected:?}")).unwrap();

@@ -56,6 +56,7 @@ enum Mark {
 
 /// A kind of map.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_field_names, reason = "`kind` is the map's type in C")]
 struct Kind {
     name: &'static str,
     /// Type and flags in C; empty for data sections.
@@ -563,7 +564,7 @@ impl Case {
     }
 
     /// Whether a map has what was put there.
-    fn is_marked(&self, kind: &Kind, map: &Map) -> Option<bool> {
+    fn is_marked(kind: &Kind, map: &Map) -> Option<bool> {
         match kind.mark {
             Mark::None => None,
             Mark::Entry(key) => {
@@ -598,7 +599,7 @@ impl Case {
             let map = self.map(kind);
             let info = map.info();
             let same = before.get(kind.name) == Some(&info.id);
-            all.push(match (same, self.is_marked(kind, &map)) {
+            all.push(match (same, Self::is_marked(kind, &map)) {
                 (true, Some(true) | None) => Became::Kept,
                 (false, Some(true)) => Became::Copied,
                 (false, Some(false) | None) => Became::New,

@@ -9,7 +9,7 @@
 
 use canopy_api::{
     ChainKey, Hook, TcMode,
-    wire::{ChainPlacement, ForeignProgram, ObservedChain},
+    wire::{ChainPlacement, FilterPosition, ForeignProgram, ObservedChain},
 };
 use canopy_kernel::{Expect, Kernel as _};
 use canopy_kernel_aya::sys::{self, LinkOrder, LinkTarget};
@@ -135,7 +135,10 @@ fn a_clsact_chain_tells_tcx_programs_and_earlier_filters() {
         told.before.iter().map(|one| (one.attached.as_str(), one.program_id)).collect();
     assert_eq!(ids, [("tcx", id(&tcx)), ("clsact", id(&first))]);
     assert_eq!((told.position, told.programs), (1, 3));
-    assert!(matches!(told.before[1].filter, Some((1, handle)) if handle != 0), "{told:?}");
+    assert!(
+        matches!(told.before[1].filter, Some(FilterPosition { priority: 1, handle }) if handle != 0),
+        "{told:?}"
+    );
 }
 
 #[test]

@@ -55,12 +55,9 @@ pub async fn run(
                 let Some(event) = event else {
                     return Err(Failure::new(Exit::Unavailable, "the connection has ended"));
                 };
-                let records: MapRecords = match event.decode() {
-                    Ok(records) => records,
-                    Err(_) => {
-                        screen.note("note: an event of another version cannot be read");
-                        continue;
-                    }
+                let Ok(records) = event.decode::<MapRecords>() else {
+                    screen.note("note: an event of another version cannot be read");
+                    continue;
                 };
                 let mine = follow.map.clone();
                 if (records.map == mine || records.formerly.as_ref() == Some(&mine))

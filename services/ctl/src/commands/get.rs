@@ -58,14 +58,14 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
             let hosts = at(&names, &args.hosts)?;
             let states = states(&hosts, &wanted(&names, netns), remote).await?;
             if *document {
-                return as_document(states, &names, format, screen);
+                return as_document(&states, &names, format, screen);
             }
             let exit = states.tell(screen);
             let chains = Chains::of(states.replies);
             each_is_there(&chains, &names)?;
             let chains = picked(chains, &names);
-            let named = netns.is_some().then(|| "no such chain".to_owned());
-            require(!chains.0.is_empty(), named, "canopy get chains lists them")?;
+            let missing = netns.is_some().then(|| "no such chain".to_owned());
+            require(!chains.0.is_empty(), missing, "canopy get chains lists them")?;
             screen.show(&chains, format)?;
             remark(screen, format, chains.remarks());
             Ok(exit)
@@ -211,7 +211,7 @@ async fn all(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result<Exi
 
 /// `get chains --document`
 fn as_document(
-    states: States,
+    states: &States,
     names: &[ChainName],
     format: Format,
     screen: &mut Screen,

@@ -18,7 +18,11 @@ pub fn end(
     for (chain, error) in reply.failed() {
         let mut failure = Failure::from(error.clone());
         if let Some(first) = failure.problems.first_mut() {
-            first.message = format!("{}: {}", chain.key(), first.message);
+            // What the kernel refused begins with the chain.
+            let name = format!("{}: ", chain.key());
+            if !first.message.starts_with(&name) {
+                first.message.insert_str(0, &name);
+            }
         }
         screen.fail(&input.map_or(failure.clone(), |input| input.locate(failure)));
         exit = Exit::Partly;

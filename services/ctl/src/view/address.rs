@@ -135,7 +135,7 @@ fn declaration(rest: &mut &str, depth: usize) -> Option<Declared> {
     let (head, behind) = rest.split_at(end);
     let mut of = Declared::default();
     if let Some(mut inner) = behind.strip_prefix('{') {
-        of.head = head.trim().to_owned();
+        head.trim().clone_into(&mut of.head);
         loop {
             inner = inner.trim_start();
             if let Some(behind) = inner.strip_prefix('}') {
@@ -162,7 +162,7 @@ fn declaration(rest: &mut &str, depth: usize) -> Option<Declared> {
             }
             _ => (head.trim(), ""),
         };
-        of.head = head.trim().to_owned();
+        head.trim().clone_into(&mut of.head);
         (of.name, of.count) = named(name);
         *rest = behind;
     }

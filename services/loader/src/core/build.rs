@@ -202,8 +202,8 @@ fn moved_slots(manifest: &Manifest, old: &Bindings, now: &Bindings) -> Moved {
     }
     let mut moved = Moved::default();
     for (map, configs) in lists {
-        let differ = |config: &&str| old.effective.get(*config) != now.effective.get(*config);
-        if !configs.iter().any(|config| differ(&config)) {
+        let changed = |config: &&str| old.effective.get(*config) != now.effective.get(*config);
+        if !configs.iter().any(changed) {
             continue;
         }
         let only = configs.first().filter(|_| configs.len() == 1);
@@ -214,12 +214,12 @@ fn moved_slots(manifest: &Manifest, old: &Bindings, now: &Bindings) -> Moved {
         };
         let places: BTreeMap<String, u32> =
             (0..).zip(&before).map(|(place, item)| (item.to_string(), place)).collect();
-        let moves = (0..)
+        let pairs = (0..)
             .zip(&after)
             .filter_map(|(to, item)| Some((*places.get(&item.to_string())?, to)))
             .collect();
         let slots = u32::try_from(before.len().max(after.len())).unwrap_or(u32::MAX);
-        moved.known.push(MovedSlots { map: map.to_owned(), slots, moves });
+        moved.known.push(MovedSlots { map: map.to_owned(), slots, moves: pairs });
     }
     moved
 }

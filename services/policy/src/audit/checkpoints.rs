@@ -144,9 +144,8 @@ impl Signer {
 
     /// Signs again and again, and at the end, where `bus` still takes it.
     pub(super) async fn run(self, bus: Bus, stop: CancellationToken) {
-        match stop.run_until_cancelled(self.archive.look()).await {
-            Some(Err(error)) => tracing::warn!(%error, "not every stored chain was looked at"),
-            Some(Ok(())) | None => {}
+        if let Some(Err(error)) = stop.run_until_cancelled(self.archive.look()).await {
+            tracing::warn!(%error, "not every stored chain was looked at");
         }
         let mut timer = interval(self.every);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
