@@ -181,9 +181,9 @@ int firewall(struct xdp_md *ctx)
 		.at = (void *)(long)ctx->data,
 		.end = (void *)(long)ctx->data_end,
 	};
-	union canopy_header header;
+	union canopy_header header = {};
 	struct match match;
-	__u32 payload;
+	__u32 payload = 0;
 
 	switch (canopy_take_l3(&cursor, CANOPY_WIRE, &header, &payload)) {
 	case CANOPY_IPV4:

@@ -4,13 +4,15 @@ use crate::{
     archive::Package,
     bind,
     describe::kind_name,
-    elf::{MapShape, ObjectFile},
+    elf::{MapShape, ObjectFile, is_data},
     layout::{Field, Reading, contradiction},
-    manifest::{Bind, KeyType, Manifest, ManifestProgram, Metric, Parameter, Select, ValueType},
+    manifest::{
+        Bind, KeyType, Manifest, ManifestMap, ManifestProgram, Metric, Parameter, Select, ValueType,
+    },
     near,
 };
 use canopy_api::{
-    Problem, Problems,
+    Problem, Problems, map_kind,
     program_section::{SectionFit, section_fit},
 };
 use std::{
@@ -58,7 +60,7 @@ impl Package {
             check.metric(metric, &format!("metrics[{i}]"));
         }
         for (i, map) in self.manifest.maps.iter().enumerate() {
-            check.maps(&map.name, &format!("maps[{i}].name"));
+            check.declared(map, &format!("maps[{i}]"));
         }
         check.problems.into_result()
     }
@@ -184,8 +186,35 @@ impl Check<'_> {
         found
     }
 
+    /// What the manifest says of a map, or of a data section: those are maps of their names.
+    fn declared(&mut self, map: &ManifestMap, at: &str) {
+        let name = map.name.as_str();
+        if !is_data(name) {
+            self.maps(name, &format!("{at}.name"));
+            return;
+        }
+        let globals = self.objects.values().flat_map(|object| &object.globals);
+        let sections: BTreeSet<String> = globals.map(|global| global.section.clone()).collect();
+        // `.data` stands for `.data.x` too.
+        let stands_for = |section: &String| {
+            section.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if !sections.iter().any(stands_for) {
+            let known = sections.iter().map(String::as_str);
+            self.missing(&format!("{at}.name"), "data section", name, known);
+        }
+        if map.max_entries.is_some() {
+            self.push(
+                &format!("{at}.max_entries"),
+                format!("{name} is as large as its variables are"),
+                "leave max_entries out",
+            );
+        }
+    }
+
     fn kind(&mut self, map: &MapShape, kinds: &[u32], words: &str, at: &str) {
         if let Some(kind) = map.kind.filter(|kind| !kinds.contains(kind)) {
+            let kind = map_kind(kind).map_or_else(|| kind.to_string(), str::to_owned);
             let message = format!("map \"{}\" is of type {kind}, not {words}", map.name);
             self.push(at, message, "change the map in the source, or bind to another");
         }

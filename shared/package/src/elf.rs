@@ -187,7 +187,8 @@ fn bounded<'a>(file: &File<'a, &'a [u8]>, length: usize) -> Result<(), ElfError>
     Ok(())
 }
 
-fn is_data(section: &str) -> bool {
+/// Whether a section holds global variables.
+pub(crate) fn is_data(section: &str) -> bool {
     [".rodata", ".data", ".bss"].iter().any(|kind| {
         section
             .strip_prefix(kind)

@@ -133,6 +133,15 @@ fn the_manifest_s_size_of_a_map_counts() {
 }
 
 #[test]
+fn data_sections_are_maps_of_their_names() {
+    let from = "{ name: flows, carry_over: true, shared: interface, max_entries: 100 }";
+    assert_eq!(compare(from, "{ name: .bss, carry_over: true }"), [""; 0]);
+    assert_eq!(compare(from, "{ name: .bss, shared: interface }"), [""; 0]);
+    assert_eq!(compare(from, "{ name: .bss.x, carry_over: true }"), ["maps[0].name"]);
+    assert_eq!(compare(from, "{ name: .bss, max_entries: 3 }"), ["maps[0].max_entries"]);
+}
+
+#[test]
 fn what_is_not_an_ebpf_object_is_named() {
     let mut package = everything();
     package.objects.insert("main.o".to_owned(), std::fs::read("/proc/self/exe").unwrap());
