@@ -141,16 +141,16 @@ impl FromStr for PackageRef {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, requirement) = text.split_once('@').unwrap_or((text, "*"));
+        let (name, written) = text.split_once('@').unwrap_or((text, "*"));
         let name = name.parse().map_err(|error: crate::name::NameError| error.to_string())?;
-        let exact = semver::Version::parse(requirement).is_ok();
-        let requirement = if exact { format!("={requirement}") } else { requirement.to_owned() };
+        let exact = semver::Version::parse(written).is_ok();
+        let requirement = if exact { format!("={written}") } else { written.to_owned() };
         let requirement = semver::VersionReq::parse(&requirement).map_err(|_| {
-            if is_placeholder(text) {
+            if is_placeholder(text) || is_placeholder(written) {
                 return format!("\"{text}\" {NOT_EXPANDED}; expand it before, or write the version");
             }
             format!(
-                "\"{text}\" has no version requirement behind the @; write name@requirement, such as \
+                "\"{written}\" in \"{text}\" is not a version requirement; write name@requirement, such as \
                  firewall@^0.1 or firewall@0.1.0"
             )
         })?;

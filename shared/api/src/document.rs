@@ -311,7 +311,7 @@ mod tests {
     /// Each bad document, and everything that is said about it.
     const BAD: &[(&str, &[&str])] = &[
         ("", &["the document is empty"]),
-        ("# only a comment\n", &["must be a set of fields, not nothing"]),
+        ("# only a comment\n", &["the document is empty"]),
         ("- a\n- b\n", &["must be a set of fields, not a list"]),
         ("chains:\n  - {interface: eth0\n", &["not YAML: line "]),
         ("chains: []\n\tx: 1\n", &["not YAML: line 2", "indent with spaces"]),
@@ -323,8 +323,8 @@ mod tests {
         (
             "chains: [{}]\n",
             &[
-                "chains[0].interface: \"interface\" is missing (The interface, by name or by what it is)",
-                "chains[0].hook: \"hook\" is missing",
+                "chains[0].interface: \"interface\" is missing (add interface: The interface, by name or by what it is)",
+                "chains[0].hook: \"hook\" is missing (add hook: one of xdp, tc-ingress, tc-egress)",
                 "chains[0].programs: \"programs\" is missing",
             ],
         ),
@@ -371,7 +371,7 @@ mod tests {
         (
             "chains: [{interface: eth0, hook: xdp, programs: [{name: a, package: \"f@^x\"}]}]",
             &[
-                "chains[0].programs[0].package: \"f@^x\" has no version requirement behind the @; write name@requirement",
+                "chains[0].programs[0].package: \"^x\" in \"f@^x\" is not a version requirement; write name@requirement",
             ],
         ),
         (

@@ -1,5 +1,8 @@
 //! "Did you mean".
 
+/// At most this many names are listed in a hint.
+const FEW: usize = 12;
+
 /// The known word most like `word`, if it is near enough to be a slip: at most a third of its letters
 /// differ, or only its end does.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -14,9 +17,34 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
+/// A hint for a name that does not exist: the nearest of the known names, all of them where they are few,
+/// or `otherwise`.
+pub fn hint<'a>(word: &str, known: impl IntoIterator<Item = &'a str>, otherwise: &str) -> String {
+    let mut known: Vec<&str> = known.into_iter().collect();
+    known.sort_unstable();
+    known.dedup();
+    match nearest(word, known.iter().copied()) {
+        Some(name) => format!("did you mean \"{name}\"?"),
+        None if known.is_empty() => otherwise.to_owned(),
+        None if known.len() <= FEW => format!("there is {}", known.join(", ")),
+        None => otherwise.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_names_the_nearest_or_all_of_a_few() {
+        let known = ["blocklist", "limit", "flows"];
+        assert_eq!(hint("limt", known, "look"), "did you mean \"limit\"?");
+        assert_eq!(hint("zzz", known, "look"), "there is blocklist, flows, limit");
+        assert_eq!(hint("zzz", [], "look"), "look");
+        let many: Vec<String> = (0..=FEW).map(|number| format!("host-{number}")).collect();
+        assert_eq!(hint("zzz", many.iter().map(String::as_str), "look"), "look");
+        assert_eq!(hint("dve", ["dev"], "look"), "did you mean \"dev\"?");
+    }
 
     #[test]
     fn slips_are_recognised_and_other_words_are_not() {

@@ -103,10 +103,7 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
         Kind::Required { property } => {
             let name = property.as_str().unwrap_or_default();
             let problem = Problem::new(join(&at, name), format!("\"{name}\" is missing"));
-            out.push(match about(schema, holder, name) {
-                Some(about) => problem.remedy(about),
-                None => problem,
-            });
+            out.push(problem.remedy(missing(schema, holder, name)));
         }
         Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
             for name in unexpected {
@@ -342,6 +339,10 @@ fn quote(found: &Value) -> String {
     }
     let mut short: String = text.chars().take(QUOTE).collect();
     short.push('…');
+    // A text that is cut ends with its quotes all the same.
+    if found.is_string() {
+        short.push('"');
+    }
     short
 }
 
@@ -390,6 +391,30 @@ fn fields(schema: &Value, holder: Option<&Value>) -> Vec<String> {
             .unwrap_or_default()
     };
     holder.map(|holder| own(resolve(schema, holder))).unwrap_or_default()
+}
+
+/// What to write where a field is missing: one of its words, or what the schema says of it.
+fn missing(schema: &Value, holder: Option<&Value>, name: &str) -> String {
+    let words = words(schema, holder, name);
+    if !words.is_empty() {
+        return format!("add {name}: one of {}", words.join(", "));
+    }
+    match about(schema, holder, name) {
+        Some(about) => format!("add {name}: {about}"),
+        None => format!("add {name}"),
+    }
+}
+
+/// The words that a field may be.
+fn words(schema: &Value, holder: Option<&Value>, name: &str) -> Vec<String> {
+    let field = holder.and_then(|holder| resolve(schema, holder).get("properties")?.get(name));
+    let Some(field) = field.map(|field| resolve(schema, field)) else { return Vec::new() };
+    let text = |word: &Value| word.as_str().map(str::to_owned);
+    if let Some(words) = field.get("enum").and_then(Value::as_array) {
+        return words.iter().filter_map(text).collect();
+    }
+    let alternatives = field.get("oneOf").and_then(Value::as_array);
+    alternatives.into_iter().flatten().filter_map(|one| one.get("const").and_then(text)).collect()
 }
 
 /// First sentence about a field.

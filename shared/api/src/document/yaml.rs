@@ -44,13 +44,17 @@ pub(super) fn documents(text: &str) -> Result<Vec<Document>, Problems> {
         documents.push(Document { value, written: values.written, line: root.place.line });
     }
     problems.into_result()?;
+    // Comments, and lines that separate documents.
+    let nothing = |document: &Document| {
+        document.value.is_null() && document.written.get("").is_none_or(String::is_empty)
+    };
+    if documents.iter().all(nothing) {
+        return Err(Problem::new("", "the document is empty").into());
+    }
     if documents.iter().any(|document| !document.value.is_null()) {
         documents.retain(|document| !document.value.is_null());
     } else {
         documents.truncate(1);
-    }
-    if documents.is_empty() {
-        documents.push(Document { value: Value::Null, written: BTreeMap::new(), line: 1 });
     }
     Ok(documents)
 }
