@@ -288,16 +288,22 @@ fn kernel(error: KernelError) -> ApiError {
             ApiError::new(Code::Conflict, said).remedy(remedy)
         }
         KernelError::Os { source, .. } => {
-            let said = format!("{said}: {source}");
-            if source.kind() == std::io::ErrorKind::PermissionDenied {
-                ApiError::new(Code::Unavailable, said).remedy(
-                    "run the loader with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or as root",
-                )
-            } else {
-                ApiError::new(Code::Unavailable, said)
-                    .remedy("see the loader's log and `canopy doctor`")
-            }
+            let missing = canopy_kernel_aya::missing_capabilities().unwrap_or_default();
+            ApiError::new(Code::Unavailable, format!("{said}: {source}"))
+                .remedy(os_remedy(source.raw_os_error(), &missing))
         }
+    }
+}
+
+/// What helps against an error of the operating system. A capability is named only where the kernel
+/// refused for want of one (`EPERM`; a file's owner and mode are `EACCES`) and this process lacks it.
+fn os_remedy(errno: Option<i32>, missing: &[&str]) -> String {
+    const EPERM: i32 = 1;
+    if errno == Some(EPERM) && !missing.is_empty() {
+        let missing = missing.join(", ").to_uppercase();
+        format!("run the loader with {missing}, which it lacks, or as root")
+    } else {
+        "see the loader's log and `canopy doctor`".to_owned()
     }
 }
 
@@ -311,4 +317,25 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text.replace('\n', "; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::os_remedy;
+
+    #[test]
+    fn capabilities_are_blamed_only_where_one_is_missing() {
+        let lacks = ["cap_perfmon"];
+        for (errno, missing, said) in [
+            (Some(1), &lacks[..], "with CAP_PERFMON, which it lacks"),
+            (Some(1), &["cap_bpf", "cap_net_admin"], "with CAP_BPF, CAP_NET_ADMIN, which"),
+            (Some(1), &[], "see the loader's log"),
+            (Some(13), &lacks, "see the loader's log"),
+            (Some(12), &lacks, "see the loader's log"),
+            (None, &lacks, "see the loader's log"),
+        ] {
+            let remedy = os_remedy(errno, missing);
+            assert!(remedy.contains(said), "{errno:?}, {missing:?}: {remedy}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     metrics::PackageMetrics,
 };
 use canopy_api::{
-    Blob, Code, Digest, HostId, PackageName, PackageRef, Principal,
+    ApiError, Blob, Code, Digest, HostId, PackageName, PackageRef, Principal,
     endpoint::{Service, registry},
     subject::Target,
     time::rfc3339,
@@ -50,6 +50,19 @@ pub trait Memory: Send + Sync {
     fn locked(&self, reference: &PackageRef) -> Option<Located>;
     /// Seconds since the epoch.
     fn seconds(&self) -> u64;
+}
+
+/// Whether the registry says nothing of the package: its repository is away, or has an index that ran out.
+/// Any other refusal may be about the package itself (its file or key was revoked, it was withdrawn), and
+/// no copy on this host gets around it.
+fn without_word(said: &ApiError) -> bool {
+    match said.code {
+        Code::Unavailable => true,
+        Code::Denied => said.reason.as_deref() == Some("index_expired"),
+        Code::Invalid | Code::NotFound | Code::Conflict | Code::Unsupported | Code::Internal => {
+            false
+        }
+    }
 }
 
 /// An index and its digest.
@@ -235,8 +248,7 @@ impl Fetcher {
                     | CallError::Timeout { .. }
                     | CallError::Disconnected { .. }
                     | CallError::Refused { .. } => true,
-                    // Its repository is away, or its index has expired or is not to be believed.
-                    CallError::Api(api) => matches!(api.code, Code::Unavailable | Code::Denied),
+                    CallError::Api(api) => without_word(api),
                     CallError::NotPermitted { .. } | CallError::Codec { .. } => false,
                 };
                 let at_hand =

@@ -748,7 +748,40 @@ fn with_priority(reference: &str, priority: u32) -> Value {
 /// What the registry says of a repository whose index has expired.
 fn expired() -> ApiError {
     let said = "repository \"main\" cannot be used: the index expired on 2026-01-01T00:00:00Z";
-    ApiError::new(Code::Denied, said).remedy("have the publisher sign it again")
+    ApiError::new(Code::Denied, said)
+        .remedy("have the publisher sign it again")
+        .reason("index_expired")
+}
+
+/// What the registry will not give is not taken from this host either: only an expired index says nothing
+/// of the package.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_the_registry_is_not_evaded_by_the_cache() {
+    let world = World::new(SignatureCheck::Required).await;
+    world.apply("wall@1.0.0").await.unwrap();
+    world.kernel.take_log();
+    let running = world.kernel.running(&key());
+    for reason in [
+        Some("digest_revoked"),
+        Some("key_revoked"),
+        Some("key_expired"),
+        Some("untrusted_key"),
+        Some("tampered"),
+        Some("index_gone"),
+        Some("index_rolled_back"),
+        None,
+    ] {
+        let said = format!("wall 1.0.0 is refused: {reason:?}");
+        let mut refuses = ApiError::new(Code::Denied, &said);
+        refuses.reason = reason.map(str::to_owned);
+        world.bend(|answers| answers.refuses = Some(refuses));
+        for reference in ["wall@1.0.0", "wall@^1", "wall"] {
+            let error = world.apply_document(with_priority(reference, 9)).await.unwrap_err();
+            assert_eq!(error.code, Code::Denied, "{reference}: {error:?}");
+            assert!(error.message.contains(&said), "{reference}: {error:?}");
+            assert_eq!(world.kernel.running(&key()), running, "{reference}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

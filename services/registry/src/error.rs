@@ -365,7 +365,8 @@ impl From<RegistryError> for ApiError {
                 Self::new(Code::Unsupported, said).remedy("choose another version, or another host")
             }
             RegistryError::Repository { trouble, .. } | RegistryError::Artifact { trouble, .. } => {
-                let mut api = Self::new(trouble.code(), said).remedy(trouble.remedy());
+                let mut api =
+                    Self::new(trouble.code(), said).remedy(trouble.remedy()).reason(trouble.kind());
                 if let Trouble::Refused(error) = &trouble
                     && let PackageError::Manifest(problems) = &**error
                 {

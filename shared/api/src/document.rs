@@ -19,6 +19,7 @@ pub(crate) mod placeholder;
 mod strict;
 mod yaml;
 
+pub use json::not_json;
 pub use strict::Lenient;
 
 use crate::{

@@ -79,6 +79,9 @@ pub struct ApiError {
     /// What to do about it, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// The cause in one word, where programs decide by it: `index_expired`, `digest_revoked`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
     /// Every mistake, where there is more than one to tell.
@@ -94,6 +97,7 @@ impl ApiError {
             message: message.into(),
             path: String::new(),
             remedy: None,
+            reason: None,
             retryable: code.retryable(),
             problems: Vec::new(),
         }
@@ -113,6 +117,13 @@ impl ApiError {
         self
     }
 
+    /// With the cause in one word.
+    #[must_use]
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
     /// The same without what could pass for a line of its own, in a log or on a terminal: an error
     /// quotes what somebody else wrote. A list of mistakes keeps its line breaks and tabs (a
     /// verifier's log has many).
@@ -123,6 +134,7 @@ impl ApiError {
         clean(&mut self.message, line);
         clean(&mut self.path, line);
         self.remedy.iter_mut().for_each(|remedy| clean(remedy, line));
+        self.reason.iter_mut().for_each(|reason| clean(reason, line));
         for problem in &mut self.problems {
             clean(&mut problem.message, text);
             clean(&mut problem.path, line);
@@ -143,6 +155,7 @@ impl ApiError {
             message: first.message,
             path: first.path,
             remedy: first.remedy,
+            reason: None,
             retryable: false,
             problems: list,
         }

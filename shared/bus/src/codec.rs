@@ -3,10 +3,11 @@
 use canopy_api::{
     document,
     error::{ApiError, Code},
-    problem::Problems,
+    problem::{Problem, Problems},
 };
+use rmp_serde::decode::Error as Unread;
 use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 
 /// How deep a payload may nest; what `serde_json` allows. The library's own limit for MessagePack
 /// (1024) overflows the stack of a task.
@@ -91,8 +92,12 @@ impl Encoding {
             (Ok(_), Err(error)) => error.clone(),
             (Ok(_), Ok(_)) => String::new(),
         };
+        // What is no value at all has no fields that could be wrong.
+        if let Some(unreadable) = self.unreadable(bytes) {
+            return Err(ApiError::invalid(unreadable.into()));
+        }
         let mut problems = unknown.unwrap_or_default();
-        // If it is a value at all, the schema says where else it differs from what was expected.
+        // The schema says where else it differs from what was expected.
         if let Ok(document::Lenient(value)) = self.decode(bytes) {
             problems = document::violations::<T>(problems, &value);
             if problems.0.is_empty() {
@@ -102,12 +107,50 @@ impl Encoding {
         if !problems.0.is_empty() {
             return Err(ApiError::invalid(problems));
         }
-        let format = match self {
+        let name = self.name();
+        Err(ApiError::new(
+            Code::Invalid,
+            format!("the request is not the {name} expected: {error}"),
+        )
+        .remedy("send the fields of docs/subjects.md"))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
             Self::MessagePack => "MessagePack",
             Self::Json => "JSON",
-        };
-        Err(ApiError::new(Code::Invalid, format!("the request is not the {format} expected: {error}"))
-            .remedy("send MessagePack with field names, or JSON with Content-Type: application/json; docs/subjects.md has the schema"))
+        }
+    }
+
+    /// Why bytes are no value of this encoding, in our words; `None` where they are.
+    fn unreadable(self, bytes: &[u8]) -> Option<Problem> {
+        const OTHER: [&str; 2] = [
+            "send it as MessagePack, or with the header Content-Type: application/json",
+            "send it as JSON, or with the header Content-Type: application/msgpack",
+        ];
+        match self {
+            Self::MessagePack => {
+                let why = not_messagepack(bytes)?;
+                let json = bytes.trim_ascii_start().starts_with(b"{");
+                let (why, [remedy, _]) = match json && document::not_json(bytes).is_none() {
+                    true => ("it is JSON, and its Content-Type does not say so".to_owned(), OTHER),
+                    false => (why, OTHER),
+                };
+                Some(
+                    Problem::new("", format!("the request is not MessagePack: {why}"))
+                        .remedy(remedy),
+                )
+            }
+            Self::Json => {
+                let mut problem = document::not_json(bytes)?;
+                let [_, remedy] = OTHER;
+                problem.message = format!("the request is {}", problem.message);
+                if problem.remedy.is_none() && not_messagepack(bytes).is_none() {
+                    problem = problem.remedy(remedy);
+                }
+                Some(problem)
+            }
+        }
     }
 
     /// Fields in the bytes that a request does not have.
@@ -125,6 +168,31 @@ impl Encoding {
             }
         }
     }
+}
+
+/// Why bytes are no MessagePack, in our words; `None` where they are.
+fn not_messagepack(bytes: &[u8]) -> Option<String> {
+    let mut rest = bytes;
+    let mut reader = rmp_serde::Deserializer::new(&mut rest);
+    reader.set_max_depth(MAX_DEPTH);
+    let outcome = document::Lenient::deserialize(&mut reader);
+    Some(match outcome {
+        Ok(_) if rest.is_empty() => return None,
+        Ok(_) => format!("{} bytes follow behind its end", rest.len()),
+        Err(Unread::InvalidMarkerRead(_) | Unread::InvalidDataRead(_)) => {
+            "it ends in the middle of a value".to_owned()
+        }
+        Err(Unread::DepthLimitExceeded) => {
+            format!("values nest deeper than {MAX_DEPTH} levels")
+        }
+        Err(Unread::Utf8Error(_)) => "a text in it is not UTF-8".to_owned(),
+        Err(Unread::TypeMismatch(_) | Unread::OutOfRange | Unread::LengthMismatch(_)) => {
+            "a value in it is of no type that requests have".to_owned()
+        }
+        Err(Unread::Syntax(_) | Unread::Uncategorized(_)) => {
+            "the name of a field as text is expected where something else is".to_owned()
+        }
+    })
 }
 
 #[cfg(test)]
@@ -157,6 +225,46 @@ mod tests {
             let error = encoding.decode_request::<DeleteRequest>(&bytes).unwrap_err();
             assert_eq!((error.code, error.path.as_str()), (Code::Invalid, "interface"));
         }
+    }
+
+    /// What cannot be read is told as that, in our words, and not as a field that is missing.
+    #[test]
+    fn requests_that_are_no_value_are_told_as_such() {
+        let deep = format!("{}1{}", "{\"a\":".repeat(200), "}".repeat(200));
+        for (encoding, bytes, said) in [
+            (Encoding::Json, &b"{\"a\":"[..], "is not JSON: line 1, column 5: a value is expected"),
+            (Encoding::Json, b"{\"a\":\"\xff\"}", "is not JSON: byte 6 is not UTF-8 text"),
+            (Encoding::Json, b"{} {}", "is not JSON: line 1, column 4: '{' is not expected behind"),
+            (Encoding::Json, deep.as_bytes(), "too many levels within each other"),
+            (Encoding::Json, b"\xef\xbb\xbf{}", "is not JSON: line 1, column 1: '\\u{feff}' is"),
+            (Encoding::Json, b"\x80", "byte 0 is not UTF-8 text"),
+            (
+                Encoding::MessagePack,
+                b"{\"interface\":\"eth0\"}",
+                "it is JSON, and its Content-Type",
+            ),
+            (Encoding::MessagePack, b"\x80\x80", "1 bytes follow behind its end"),
+            (Encoding::MessagePack, b"\xdf\xff\xff\xff\xff", "ends in the middle of a value"),
+            (Encoding::MessagePack, b"\x81\xdb\xff\xff\xff\xff", "ends in the middle of a value"),
+            (
+                Encoding::MessagePack,
+                &[b"\x81\xa1a".repeat(500), vec![1]].concat(),
+                "deeper than 128",
+            ),
+            (Encoding::MessagePack, b"\x81\x01\x02", "the name of a field as text"),
+            (Encoding::MessagePack, b"\x81\xa1\xff\x02", "not UTF-8"),
+        ] {
+            for error in [
+                encoding.decode_request::<DeleteRequest>(bytes).unwrap_err(),
+                encoding.decode_request::<Empty>(bytes).unwrap_err(),
+            ] {
+                assert!(error.message.starts_with("the request is not "), "{error:?}");
+                assert!(error.message.contains(said), "{bytes:?}: {error:?}");
+                assert!(!error.message.contains("struct"), "{error:?}");
+            }
+        }
+        let other = Encoding::Json.decode_request::<Empty>(b"\x80").unwrap_err();
+        assert!(other.remedy.unwrap().contains("Content-Type: application/msgpack"));
     }
 
     /// What is said of a request as `T`, path by path.

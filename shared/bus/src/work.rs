@@ -9,7 +9,7 @@ use crate::{
     limits::Limits,
     micro::EndpointStatistics,
     retry,
-    server::{Caller, Noted, Notes, Registered},
+    server::{Caller, Noted, Notes, Registered, late},
     spool::Spool,
     trace,
 };
@@ -89,7 +89,7 @@ impl Shop {
                 spec.verb,
                 &message,
                 Decision::Denied,
-                format!("reply subject \"{reply}\" is not the caller's own inbox for {}", self.me),
+                &format!("reply subject \"{reply}\" is not the caller's own inbox for {}", self.me),
             );
             let shop = self.clone();
             self.tasks.spawn(async move {
@@ -149,7 +149,7 @@ impl Shop {
         // What was worked on is told by who worked on it, at its end.
         let record = (changes(spec.class) && !recorded).then(|| {
             let (decision, reason) = outcome(&answer);
-            self.record(&request.caller, spec.verb, &request.message, decision, reason)
+            self.record(&request.caller, spec.verb, &request.message, decision, &reason)
         });
         self.answer(&request.reply, reply_encoding, answer).await;
         if let Some(record) = record {
@@ -225,6 +225,10 @@ impl Shop {
             }
             _ => None,
         };
+        // A repeat is answered above: what it asks for may have been done.
+        if changes(spec.class) && until.is_some_and(|until| until <= Instant::now()) {
+            return Err(late());
+        }
         let caller = Caller {
             principal: request.caller.clone(),
             request_id,
@@ -297,7 +301,7 @@ impl Shop {
         let record = changes(spec.class).then(|| {
             let (decision, reason) = outcome(&answer);
             let reason = described(&about, &reason);
-            self.record(&principal, spec.verb, &message, decision, reason)
+            self.record(&principal, spec.verb, &message, decision, &reason)
         });
         // Who asked may have gone.
         let _ = tell.send(answer);
@@ -489,7 +493,7 @@ impl Shop {
         verb: &str,
         message: &Message,
         decision: Decision,
-        reason: String,
+        reason: &str,
     ) -> Audit {
         let request_id = header::get(message.headers.as_ref(), header::REQUEST_ID);
         Audit {
@@ -500,7 +504,7 @@ impl Shop {
             verb: verb.to_owned(),
             request_id: request_id.map(str::to_owned),
             decision,
-            reason,
+            reason: short(reason),
             place: None,
         }
     }

@@ -151,10 +151,13 @@ fn refused(what: &str, error: &io::Error) -> String {
     format!("{what}: {error}")
 }
 
-fn capabilities() -> Seen {
+/// Capabilities that the loader needs and this process lacks.
+///
+/// # Errors
+/// When the kernel does not say which it has.
+pub fn missing_capabilities() -> Result<Vec<&'static str>, String> {
     // linux/capability.h
     const SYS_ADMIN: u32 = 21;
-    const NEEDED: [(u32, &str); 3] = [(39, "cap_bpf"), (12, "cap_net_admin"), (38, "cap_perfmon")];
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|error| refused("read /proc/self/status", &error))?;
     let effective = status
@@ -163,11 +166,18 @@ fn capabilities() -> Seen {
         .ok_or_else(|| "/proc/self/status has no CapEff".to_owned())?;
     let has = |capability: u32| effective & (1 << capability) != 0;
     // cap_sys_admin stands for cap_bpf and cap_perfmon (capability.h, bpf_capable()).
-    let missing: Vec<_> = NEEDED
+    Ok(NEEDED
         .iter()
         .filter(|(number, name)| !has(*number) && (*name == "cap_net_admin" || !has(SYS_ADMIN)))
         .map(|(_, name)| *name)
-        .collect();
+        .collect())
+}
+
+/// Capabilities without which nothing is loaded and attached, by number (linux/capability.h).
+const NEEDED: [(u32, &str); 3] = [(39, "cap_bpf"), (12, "cap_net_admin"), (38, "cap_perfmon")];
+
+fn capabilities() -> Seen {
+    let missing = missing_capabilities()?;
     if missing.is_empty() {
         Ok("cap_bpf, cap_net_admin, cap_perfmon".to_owned())
     } else {

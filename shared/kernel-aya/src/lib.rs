@@ -62,6 +62,7 @@ mod verified;
 mod verifier_log;
 
 pub use check::{check_member, load_member};
+pub use facts::missing_capabilities;
 
 use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
 use canopy_api::{

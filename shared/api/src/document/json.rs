@@ -1,6 +1,10 @@
 //! JSON text to values in which no field is given twice, with our own words for what is wrong.
 
-use super::{Document, MAX_VALUES, strict::Strict, yaml};
+use super::{
+    Document, MAX_VALUES,
+    strict::{Lenient, Strict},
+    yaml,
+};
 use crate::problem::{Problem, Problems};
 use serde_json::error::Category;
 use std::collections::BTreeMap;
@@ -24,6 +28,19 @@ pub(super) fn documents(text: &str) -> Result<Vec<Document>, Problems> {
             return Err(Problem::new("", "there are too many documents").into());
         }
     }
+}
+
+/// Why bytes are no JSON, in our words; `None` where they are.
+pub fn not_json(bytes: &[u8]) -> Option<Problem> {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let at = error.valid_up_to();
+            return Some(Problem::new("", format!("not JSON: byte {at} is not UTF-8 text")));
+        }
+    };
+    let error = serde_json::from_str::<Lenient>(text).err()?;
+    problems(text, &error, error.to_string().starts_with("trailing")).0.into_iter().next()
 }
 
 /// Why the text cannot be read, in our words.
@@ -65,7 +82,9 @@ fn problems(text: &str, error: &serde_json::Error, behind: bool) -> Problems {
         "expected `:`" => at(&format!("{found} is not expected; a ':' is")),
         "expected `,` or `]`" => at(&format!("{found} is not expected; a ',' or ']' is")),
         "expected `,` or `}`" => at(&format!("{found} is not expected; a ',' or '}}' is")),
-        "expected value" if behind => at(&format!("{found} is not expected behind the document")),
+        "expected value" | "trailing characters" if behind => {
+            at(&format!("{found} is not expected behind the document"))
+        }
         "expected value" => at(&format!("{found} is not expected; a value is")),
         "key must be a string" => at("the name of a field has to be in double quotes"),
         "trailing comma" => at("a comma before a closing bracket").remedy("remove the comma"),
