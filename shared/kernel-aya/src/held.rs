@@ -28,6 +28,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Whether this is the kernel's id of its program.
+    pub(crate) fn runs(&self, program_id: u32) -> bool {
+        sys::prog_info(&self.prog).is_ok_and(|info| info.id == program_id)
+    }
+
     /// Holds a generation's link and program; what `before` knew of the same generation is kept.
     pub(crate) fn new(
         pins: &Pins,

@@ -260,7 +260,12 @@ impl Kernel for AyaKernel {
     }
 
     fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
-        member_maps::unmet_setting(&self.pins, build)
+        let running = member_maps::running_shares(&self.pins, build)?;
+        member_maps::unmet_setting(&self.pins, build, &running)
+    }
+
+    fn lost_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        member_maps::unmet_setting(&self.pins, build, &[])
     }
 
     fn switch(

@@ -238,8 +238,23 @@ pub(crate) fn discard(
     // First what makes it a generation: a crash half-way leaves nothing that looks whole.
     pins::remove_file(&kernel.pins.prog(key, generation))?;
     pins::remove_tree(&kernel.pins.generation(key, generation))?;
+    forget_dead_link(kernel, key)?;
     pins::prune(kernel.pins.root(), &kernel.pins.chain(key));
     shared_maps::collect(&kernel.pins)?;
+    Ok(())
+}
+
+/// Removes the pin of a link that was detached while its pin could not be seen, once none of its
+/// generations is left.
+fn forget_dead_link(kernel: &AyaKernel, key: &ChainKey) -> Result<(), KernelError> {
+    let path = kernel.pins.link(key);
+    if kernel.held().contains_key(key) || !kernel.pins.generations(key)?.is_empty() {
+        return Ok(());
+    }
+    let Some(link) = pins::open(&path)? else { return Ok(()) };
+    if link_index(&link, key)? == 0 {
+        pins::remove_file(&path)?;
+    }
     Ok(())
 }
 

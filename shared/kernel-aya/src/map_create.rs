@@ -6,7 +6,7 @@ use crate::{
     object_maps::{ARENA, ARRAY, MapDef},
     sys,
 };
-use canopy_api::ProgramName;
+use canopy_api::{ProgramName, map_kind};
 use canopy_kernel::KernelError;
 use std::{io, os::fd::AsFd};
 
@@ -55,8 +55,11 @@ pub(crate) fn differs(name: &ProgramName, map: &sys::Map, def: &MapDef) -> Optio
         let found = declared.iter().find(|(_, have, want)| have != want);
         found.map(|(what, have, want)| format!("{what} ({want}, was {have})"))
     };
+    if have.map_type != def.map_type {
+        let kind = |number| map_kind(number).map_or_else(|| format!("{number}"), str::to_owned);
+        return Some(format!("type ({}, was {})", kind(def.map_type), kind(have.map_type)));
+    }
     let fixed = difference(&[
-        ("type", have.map_type.into(), def.map_type.into()),
         ("key size", have.key_size.into(), def.key_size.into()),
         ("value size", have.value_size.into(), def.value_size.into()),
     ]);

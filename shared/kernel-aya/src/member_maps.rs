@@ -217,8 +217,8 @@ impl<'a> MapMaker<'a> {
                     &member.name,
                     format!(
                         "its map \"{}\" holds {}, which was loaded for multi-buffer packets \
-                         (xdp.frags) and runs from programs that were only; \"{small}\" does not \
-                         handle those packets, so that the chain cannot be loaded for them",
+                         (xdp.frags) and can be called only by programs loaded for them; \
+                         \"{small}\" does not handle such packets, so the chain cannot be",
                         def.name,
                         program_name(*program)
                     ),
@@ -829,11 +829,8 @@ pub(crate) fn fill(
     Ok(())
 }
 
-/// A setting that a pinned generation does not have; see [`canopy_kernel::Kernel::unmet_setting`].
-pub(crate) fn unmet_setting(
-    pins: &Pins,
-    build: &ChainBuild,
-) -> Result<Option<String>, KernelError> {
+/// The shared maps of a generation that others run with already.
+pub(crate) fn running_shares(pins: &Pins, build: &ChainBuild) -> Result<Vec<Share>, KernelError> {
     let (key, generation) = (&build.key, build.generation);
     let mut running = Vec::new();
     for share in shared_maps::read(pins, key, generation)?.into_iter().flatten() {
@@ -843,6 +840,17 @@ pub(crate) fn unmet_setting(
             running.push(share);
         }
     }
+    Ok(running)
+}
+
+/// A setting that a pinned generation does not have in its maps, but for these shared ones; see
+/// [`canopy_kernel::Kernel::unmet_setting`].
+pub(crate) fn unmet_setting(
+    pins: &Pins,
+    build: &ChainBuild,
+    known: &[Share],
+) -> Result<Option<String>, KernelError> {
+    let (key, generation) = (&build.key, build.generation);
     for member in &build.members {
         if member.globals.is_empty() && member.map_entries.is_empty() {
             continue;
@@ -852,7 +860,7 @@ pub(crate) fn unmet_setting(
             let settings = settings(member, &object, number, def)?;
             // What others share, and runs already, was read when it was taken over.
             let runs = |share: &Share| share.member == member.name && share.map == def.name;
-            if !settings.any() || running.iter().any(runs) {
+            if !settings.any() || known.iter().any(runs) {
                 continue;
             }
             let path = pins.map(key, generation, &member.name, &def.name);

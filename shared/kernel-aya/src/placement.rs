@@ -102,7 +102,9 @@ fn foreign_xdp(
         ("xdp-native", device.xdp_native),
         ("xdp-generic", device.xdp_generic),
     ] {
-        if id != 0 && kernel.pins.generation_of(&xdp, id)?.is_none() {
+        // Its own is held, also while its pins cannot be seen.
+        let held = || kernel.held().get(&xdp).is_some_and(|held| held.runs(id));
+        if id != 0 && !held() && kernel.pins.generation_of(&xdp, id)?.is_none() {
             found.push(program(attached, id));
         }
     }

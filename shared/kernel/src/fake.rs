@@ -1017,6 +1017,10 @@ impl Kernel for FakeKernel {
         Ok(None)
     }
 
+    fn lost_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError> {
+        self.unmet_setting(build)
+    }
+
     fn map_update(
         &self,
         place: MapPlace<'_>,

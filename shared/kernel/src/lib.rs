@@ -467,6 +467,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// from the kernel. `None` when it has all of them.
     fn unmet_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError>;
 
+    /// The same for a generation that was built a while ago: shared maps are read as well, which others
+    /// may have changed since.
+    fn lost_setting(&self, build: &ChainBuild) -> Result<Option<String>, KernelError>;
+
     /// Attaches a prepared generation, atomically, and reads back what is attached. A TC chain is
     /// attached as its generation was prepared for: where that changes, the new attachment is made
     /// before the old one goes.

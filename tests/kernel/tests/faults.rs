@@ -136,6 +136,9 @@ struct Case {
     /// How many marks (stages) came before.
     stage: usize,
     call: &'static str,
+    /// How many of these calls came before in the stage. Steps are found by this: how many entries are
+    /// copied depends on what packets counted meanwhile.
+    nth: usize,
     /// For what a fault leaves to chance.
     seed: u64,
 }
@@ -546,19 +549,18 @@ impl World {
         })
         .unwrap();
 
-        let (mut started, mut step, mut met) = (false, 0, false);
+        let (mut marks, mut calls, mut met) = (0, BTreeMap::new(), false);
         let ran = self.perform(case.operation, |now| match now {
             Step::Mark => {
-                started = true;
+                marks += 1;
                 Act::Go
             }
-            Step::Call(_) if !started => Act::Go,
             Step::Call(call) => {
-                step += 1;
-                if step - 1 != case.step {
+                let before = calls.entry((marks, call)).or_insert(0);
+                *before += 1;
+                if met || (marks, call, *before) != (case.stage + 1, case.call, case.nth + 1) {
                     return Act::Go;
                 }
-                assert_eq!(call, case.call, "{what}: the steps are not those that were recorded");
                 met = true;
                 self.bring_about(case.fault)
             }
@@ -679,27 +681,54 @@ fn pins(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The steps at which a new link is pinned where it does not stay: what follows is its move to its place.
+/// A directory may be made and an unfinished pin be removed between the link and its pin.
+fn half_attached(steps: &[(usize, &'static str)]) -> Vec<usize> {
+    let created = steps.iter().enumerate().filter(|(_, (_, call))| *call == "bpf link create");
+    created
+        .filter_map(|(created, _)| {
+            let mut behind = (created + 1..steps.len())
+                .skip_while(|step| ["mkdir", "unlink"].contains(&steps[*step].1));
+            let pin = behind.next().filter(|step| steps[*step].1 == "bpf pin")?;
+            Some(pin + 1).filter(|step| *step < steps.len())
+        })
+        .collect()
+}
+
+/// The steps without the middle of long rows of one call: thousands of entries are copied one by one.
+fn without_repeats(steps: &[(usize, &'static str)]) -> Vec<usize> {
+    let same = |step: usize, other: Option<usize>| {
+        other.and_then(|other| steps.get(other)).is_some_and(|other| *other == steps[step])
+    };
+    let inside = |step: usize| same(step, step.checked_sub(1)) && same(step, step.checked_add(1));
+    (0..steps.len()).filter(|step| !inside(*step)).collect()
+}
+
 /// The cells that are run.
 fn cases(recorded: &BTreeMap<Operation, Recorded>, full: bool) -> Vec<Case> {
     let seed = 0x00c0_ffee;
     println!("cases are drawn with seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut cases = Vec::new();
+    let (mut half_attached_cases, mut unwritten_cases) = (0, 0);
     for operation in OPERATIONS {
         let steps = &recorded[&operation].steps;
         let case = |fault, step: usize, seed| {
             let (stage, call) = steps[step];
-            Case { operation, fault, step, stage, call, seed }
+            let nth = steps[..step].iter().filter(|before| **before == steps[step]).count();
+            Case { operation, fault, step, stage, call, nth, seed }
         };
-        let all: Vec<usize> = (0..steps.len()).collect();
-        // Attached, and pinned where it does not stay.
-        let half = all.iter().copied().filter(|step| {
-            let before = |back| step.checked_sub(back).map(|step| steps[step].1);
-            before(2) == Some("bpf link create") && before(1) == Some("bpf pin")
-        });
-        cases.extend(half.map(|step| case(Fault::KilledBefore, step, 0)));
+        let all = without_repeats(steps);
+        let half = half_attached(steps);
+        // As many as there are links, but for those that the kernel refuses.
+        let refused = usize::from(operation == Operation::OneOfTwo);
+        let links = steps.iter().filter(|(_, call)| *call == "bpf link create").count() - refused;
+        assert_eq!(half.len(), links, "{operation:?}: links and their pins");
+        half_attached_cases += half.len();
+        cases.extend(half.into_iter().map(|step| case(Fault::KilledBefore, step, 0)));
         // The new chains run and have counted, and the state cannot be written.
         let commit = steps.iter().position(|step| *step == (4, "write"));
+        unwritten_cases += usize::from(commit.is_some());
         cases.extend(commit.map(|step| case(Fault::DiskFull, step, 0)));
         // What ran before is gone, and with it what it counted; then the state is damaged.
         cases.extend(all.last().map(|step| case(Fault::StateTorn, *step, 0)));
@@ -711,9 +740,13 @@ fn cases(recorded: &BTreeMap<Operation, Recorded>, full: bool) -> Vec<Case> {
                 (true, false) => all.choose_multiple(&mut rng, 12).copied().collect(),
                 (false, _) => all.choose_multiple(&mut rng, 1).copied().collect(),
             };
+            assert!(!drawn.is_empty(), "{operation:?}, {fault:?}: no step to meet it at");
             cases.extend(drawn.into_iter().map(|step| case(fault, step, rng.random())));
         }
     }
+    // An apply where nothing is attached makes two links.
+    assert!(half_attached_cases >= 2, "{half_attached_cases} deaths half-way through attaching");
+    assert!(unwritten_cases >= 4, "{unwritten_cases} states that cannot be written");
     cases
 }
 

@@ -431,3 +431,23 @@ fn a_bpffs_that_became_read_only_is_told() {
     assert_eq!((status.state, status.pin_problem), (ChainState::Active, None));
     drop(outer);
 }
+
+#[test]
+fn a_chain_removed_below_a_cover_leaves_no_pins() {
+    let world = World::new();
+    let loader = world.start();
+    world.here(|| loader.apply(&chain("xdp", "firewall", &json!({})))).unwrap();
+    world.here(|| loader.apply(&chain("tc-ingress", "flowmeter", &json!({})))).unwrap();
+    let cover = Cover::new("tmpfs", world.bpffs.path());
+    world.here(|| loader.engine.tick());
+    // Its own chain on the other hook is nobody else's for that.
+    assert_eq!(world.status(&loader, Hook::TcIngress).placement.unwrap().before, []);
+    world.here(|| loader.apply(&empty("xdp"))).unwrap();
+    assert_eq!(world.on_hook(Hook::Xdp), [0; 0]);
+    drop((loader, cover));
+    let loader = world.start();
+    world.here(|| loader.engine.tick());
+    let left = world.pins();
+    assert!(!left.iter().any(|pin| pin.to_string_lossy().contains("/xdp/")), "{left:?}");
+    assert_eq!(world.on_hook(Hook::TcIngress).len(), 1);
+}

@@ -166,6 +166,35 @@ fn a_setting_that_something_took_away_is_put_back() {
 }
 
 #[test]
+fn the_same_document_puts_back_what_was_written_over() {
+    for scope in ["", "interface", "host"] {
+        let mut bench = Bench::new();
+        let maps = match scope {
+            "" => String::new(),
+            scope => format!(
+                "maps:\n- {{ name: ports, shared: {scope} }}\n- {{ name: slots, shared: {scope} }}\n"
+            ),
+        };
+        bench.publish("p", "1.0.0", "f", &format!("{PORTS_CONFIG}{maps}"), PORTS);
+        let wanted = || json!([ports("one", &[443], 7)]);
+        bench.applied(wanted());
+        assert_eq!(bench.verdict(), PASS, "{scope}");
+        // The first four bytes are the setting.
+        bench.map("one", "slots").update(&[0; 4], &[200; 16], 0).unwrap();
+        assert_eq!(bench.verdict(), TX, "{scope}");
+        bench.applied(wanted());
+        assert_eq!(bench.verdict(), PASS, "{scope}: written over");
+        bench.map("one", "ports").delete(&443_u16.to_ne_bytes()).unwrap();
+        bench.applied(wanted());
+        assert_eq!(bench.keys("one", "ports"), keys(&[443, 9]), "{scope}: taken away");
+        // With nothing lost nothing is done.
+        let before = bench.map("one", "ports").info().id;
+        bench.applied(wanted());
+        assert_eq!(bench.map("one", "ports").info().id, before, "{scope}");
+    }
+}
+
+#[test]
 fn programs_that_share_a_map_agree_on_its_settings() {
     let mut bench = Bench::new();
     let maps = "maps:\n- { name: ports, shared: host }\n- { name: slots, shared: host }\n";

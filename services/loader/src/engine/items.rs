@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     core::{
+        build::build,
         group::group,
         plan::{Asked, ChainPlan, Step, plan},
         resolve::Wish,
@@ -158,7 +159,8 @@ impl<K: Kernel> Engine<K> {
         let plans = plan(&inner.state, &seen, &expanded.asked);
         let places = group(&inner.state, &expanded.asked, &expanded.rules, options.atomic);
         let mut items = Vec::new();
-        for (asked, plan) in expanded.asked.into_iter().zip(plans) {
+        for (mut asked, mut plan) in expanded.asked.into_iter().zip(plans) {
+            self.find_lost_settings(&inner, &mut asked, &mut plan);
             let build = match (&plan.step, &asked.wanted) {
                 (Step::Build, Some(wanted)) => {
                     Some(self.lay_out(&mut inner, &seen, &asked.key, wanted)?)
@@ -189,6 +191,35 @@ impl<K: Kernel> Engine<K> {
             after: After::new(),
         }));
         Ok(Plan { groups, rules: expanded.rules, selectors })
+    }
+
+    /// Has a chain built that would stay as it is, where the kernel no longer has the settings that it
+    /// was built with: somebody, or a program itself, wrote over them.
+    fn find_lost_settings(&self, inner: &Inner, asked: &mut Asked, plan: &mut ChainPlan) {
+        let action = match plan.step {
+            Step::Nothing | Step::Note(_) => Action::Updated,
+            Step::Attach(_) => plan.action,
+            Step::Build | Step::Remove => return,
+        };
+        let (Some(wanted), Some(chain)) = (&asked.wanted, inner.state.chains.get(&asked.key))
+        else {
+            return;
+        };
+        let packages = self.packages(wanted.programs.iter().map(|p| p.digest.clone()));
+        // Without its packages nothing could be built instead.
+        let Ok(running) = build(&asked.key, chain.running, wanted, None, &packages) else { return };
+        match self.parts.kernel.lost_setting(&running) {
+            Ok(None) => {}
+            Ok(Some(what)) => {
+                plan.action = action;
+                plan.step = Step::Build;
+                plan.lines.push(format!("put back the settings that {what} no longer has"));
+                asked.notes.push(format!("put back the settings that {what} no longer had"));
+            }
+            Err(error) => {
+                asked.notes.push(format!("the settings in effect cannot be read: {error}"));
+            }
+        }
     }
 
     /// Switches each group that can be, one after the other, each with a journal of its own. Rounds of

@@ -109,3 +109,24 @@ fn settings_that_something_overwrites_are_not_attached() {
     assert!(error.message.contains("\"ports\""), "{error:?}");
     assert!(world.kernel.running(&eth0()).is_none());
 }
+
+#[test]
+fn the_same_document_puts_back_settings_that_were_lost() {
+    for world in [World::new(), sharing()] {
+        let engine = world.start();
+        let wanted = document(&[chain("eth0", &[("a", "block", &[1, 2])])]);
+        world.apply(&engine, wanted.clone()).unwrap();
+        let key = eth0();
+        world.kernel.write_map(&key, &"a".parse().unwrap(), "ports", &1_u16.to_ne_bytes(), &[9; 4]);
+        // A rehearsal tells, and changes nothing.
+        let rehearsal = world.apply_with(&engine, wanted.clone(), &rehearsal()).unwrap();
+        assert_eq!(rehearsal.chains[0].action, Action::Updated);
+
+        let reply = world.apply(&engine, wanted.clone()).unwrap();
+        assert_eq!(reply.chains[0].action, Action::Updated);
+        let notes = reply.chains[0].notes.join("; ");
+        assert!(notes.contains("put back the settings that map \"ports\""), "{notes}");
+        let reply = world.apply(&engine, wanted).unwrap();
+        assert_eq!(reply.chains[0].action, Action::Unchanged, "{reply:?}");
+    }
+}
