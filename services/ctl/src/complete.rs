@@ -10,7 +10,7 @@ use crate::{
     remote::Remote,
     view::{chains::Chains, programs::Programs},
 };
-use canopy_api::wire::GetRequest;
+use canopy_api::{Hook, HostId, wire::GetRequest};
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use std::{path::PathBuf, time::Duration};
 
@@ -36,7 +36,12 @@ _canopy() {
         _files
     fi
 }
-compdef _canopy canopy
+if [[ \"$funcstack[1]\" == _canopy ]]; then
+    # Loaded by compinit: the first call completes, too.
+    _canopy \"$@\"
+else
+    compdef _canopy canopy
+fi
 ";
 
 const FISH: &str = "\
@@ -89,7 +94,8 @@ pub fn candidates(words: &[String], connection: &ConnectionArgs) -> Vec<String> 
         _ => (String::new(), last),
     };
     let position = position(&root, &words);
-    let names = position.names.map(|kind| named(kind, &position, connection)).unwrap_or_default();
+    let names = position.names.map(|kind| named(kind, &prefix, &position, connection));
+    let names = names.unwrap_or_default();
     let mut found: Vec<String> = position
         .fixed
         .into_iter()
@@ -121,6 +127,7 @@ fn position(root: &Command, words: &[String]) -> Position {
     let mut path = vec![root];
     let mut pending: Option<&Arg> = None;
     let mut positionals = 0;
+    let mut previous = "";
     let (last, before) =
         words.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
     for word in before.iter().skip(1) {
@@ -146,7 +153,10 @@ fn position(root: &Command, words: &[String]) -> Position {
                 path.push(command);
                 positionals = 0;
             }
-            None => positionals += 1,
+            None => {
+                positionals += 1;
+                previous = word;
+            }
         }
     }
     if pending.is_none()
@@ -172,6 +182,11 @@ fn position(root: &Command, words: &[String]) -> Position {
         if let Some(arg) = all.get(positionals).or_else(|| all.last()) {
             position.fixed.extend(values(arg));
             position.names = kind(arg, command);
+            // An interface is followed by a hook.
+            if position.names == Some(Kind::Chains) && positionals == 1 && !previous.contains('/') {
+                position.fixed.extend(Hook::ALL.map(|hook| hook.as_str().to_owned()));
+                position.names = None;
+            }
         }
     }
     position
@@ -218,7 +233,12 @@ fn kind(arg: &Arg, command: &Command) -> Option<Kind> {
 }
 
 /// The names; none where they cannot be had in time.
-fn named(kind: Kind, position: &Position, connection: &ConnectionArgs) -> Vec<String> {
+fn named(
+    kind: Kind,
+    prefix: &str,
+    position: &Position,
+    connection: &ConnectionArgs,
+) -> Vec<String> {
     let connection = ConnectionArgs {
         context: position.context.clone().or_else(|| connection.context.clone()),
         context_file: position.context_file.clone().or_else(|| connection.context_file.clone()),
@@ -236,11 +256,18 @@ fn named(kind: Kind, position: &Position, connection: &ConnectionArgs) -> Vec<St
     }
     let host = position.host.as_ref().and_then(|host| host.parse().ok());
     let hosts = HostsArgs { host, all_hosts: false };
-    on_bus(&settings, connection.timeout, async |remote| from_bus(kind, &hosts, remote).await)
-        .unwrap_or_default()
+    on_bus(&settings, connection.timeout, async |remote| {
+        from_bus(kind, prefix, &hosts, remote).await
+    })
+    .unwrap_or_default()
 }
 
-async fn from_bus(kind: Kind, hosts: &HostsArgs, remote: &Remote) -> Result<Vec<String>, Failure> {
+async fn from_bus(
+    kind: Kind,
+    prefix: &str,
+    hosts: &HostsArgs,
+    remote: &Remote,
+) -> Result<Vec<String>, Failure> {
     if kind == Kind::Packages {
         let request = canopy_api::wire::ListRequest::default();
         let reply = remote.ask_centre::<canopy_api::endpoint::registry::List>(&request).await?;
@@ -253,9 +280,12 @@ async fn from_bus(kind: Kind, hosts: &HostsArgs, remote: &Remote) -> Result<Vec<
         };
     }
     let states = get::states(hosts, &GetRequest::default(), remote).await?.replies;
-    let one = remote.one_of(hosts).is_some();
+    let one = remote.one_of(hosts);
+    let with_host =
+        |host: &HostId| prefix.split_once('/').is_some_and(|(of, _)| of == host.as_str());
+    let one = one.is_some_and(|host| !with_host(&host));
     let shown = |name: String| match name.split_once('/') {
-        // The host goes without saying.
+        // The host goes without saying, unless it is written.
         Some((_, rest)) if one => rest.to_owned(),
         _ => name,
     };
@@ -312,5 +342,11 @@ mod tests {
         let given = at("canopy --context prod get chains --host web1 ");
         assert_eq!((given.context.as_deref(), given.host.as_deref()), (Some("prod"), Some("web1")));
         assert_eq!(at("canopy apply -f ").names, None);
+        // Behind an interface comes a hook.
+        let hook = at("canopy get chains eth0 ");
+        assert_eq!(
+            (hook.names, hook.fixed),
+            (None, ["xdp", "tc-ingress", "tc-egress"].map(str::to_owned).to_vec())
+        );
     }
 }

@@ -4,9 +4,8 @@
 use crate::{
     cli::ConnectionArgs,
     failure::{Exit, Failure},
-    near,
 };
-use canopy_api::{HostId, Principal, document, san::SanPatterns};
+use canopy_api::{HostId, Principal, document, near, san::SanPatterns};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -134,7 +133,7 @@ impl ContextFile {
             let names = self.contexts.iter().map(|context| context.name.as_str());
             Failure::new(Exit::NotFound, format!("there is no context \"{name}\""))
                 .at(place)
-                .fix(near::remedy(name, names, "canopy config get-contexts lists them"))
+                .fix(near::hint(name, names, "canopy config get-contexts lists them"))
         })
     }
 }

@@ -86,16 +86,17 @@ pub struct Column {
     wide: bool,
     where_given: bool,
     long: bool,
+    name: bool,
 }
 
 /// A column of text.
 pub const fn text(title: &'static str) -> Column {
-    Column { title, right: false, wide: false, where_given: false, long: false }
+    Column { title, right: false, wide: false, where_given: false, long: false, name: false }
 }
 
 /// A column of numbers, aligned at the right.
 pub const fn number(title: &'static str) -> Column {
-    Column { title, right: true, wide: false, where_given: false, long: false }
+    Column { title, right: true, wide: false, where_given: false, long: false, name: false }
 }
 
 impl Column {
@@ -109,6 +110,12 @@ impl Column {
     #[must_use]
     pub const fn long(self) -> Self {
         Self { long: true, ..self }
+    }
+
+    /// Names the row together with others; cut short last.
+    #[must_use]
+    pub const fn name(self) -> Self {
+        Self { name: true, ..self }
     }
 
     /// Shown only where some row has something in it.
@@ -215,25 +222,50 @@ impl Table {
 }
 
 /// Columns as narrow as they have to be for lines of `within` characters: long texts first, then other
-/// texts but the first, which names the row. Numbers stay.
+/// texts, then names, and all of them, titles too, where a line is still too long. Numbers stay.
 fn narrow(widths: &mut [usize], columns: &[&Column], within: usize) {
     const GAP: usize = 2;
-    for (least, any) in [(12, false), (8, true)] {
+    for step in [Narrowing::Long, Narrowing::Others, Narrowing::Names, Narrowing::Everything] {
         loop {
             let all = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
             let Some(excess) = all.checked_sub(within).filter(|excess| *excess > 0) else { return };
-            let may = |i: usize, column: &Column| !column.right && (column.long || (any && i > 0));
             let widest = widths
                 .iter_mut()
                 .zip(columns)
                 .enumerate()
-                .filter(|(i, (width, column))| {
-                    may(*i, column) && **width > least.max(column.title.len())
+                .filter_map(|(i, (width, column))| {
+                    let least = step.least(i, column)?;
+                    (*width > least).then_some((width, least))
                 })
-                .max_by_key(|(_, (width, _))| **width);
-            let Some((_, (width, column))) = widest else { break };
+                .max_by_key(|(width, _)| **width);
+            let Some((width, least)) = widest else { break };
             // A step at a time, so that two wide columns share what is missing.
-            *width = width.saturating_sub(excess.min(4)).max(least.max(column.title.len()));
+            *width = width.saturating_sub(excess.min(4)).max(least);
+        }
+    }
+}
+
+/// What is made narrower, in this order.
+#[derive(Clone, Copy, Debug)]
+enum Narrowing {
+    Long,
+    Others,
+    Names,
+    Everything,
+}
+
+impl Narrowing {
+    /// How narrow a column may become in this step; `None` where it stays as it is.
+    fn least(self, index: usize, column: &Column) -> Option<usize> {
+        let title = column.title.len();
+        // The first column names the row.
+        let name = column.name || index == 0;
+        match self {
+            _ if column.right => None,
+            Self::Long => column.long.then_some(title.max(12)),
+            Self::Others => (!name).then_some(title.max(8)),
+            Self::Names => (index > 0).then_some(title.max(8)),
+            Self::Everything => Some(4),
         }
     }
 }

@@ -3,14 +3,13 @@
 use crate::{
     cli::{HostArgs, HostsArgs},
     context::Settings,
-    ended,
     failure::{Exit, Failure, io_reason},
-    near,
     progress::Progress,
 };
 use canopy_api::{
     ApiError, HostId, Principal,
     endpoint::{Endpoint, Service, loader, policy},
+    near,
     permission::{daemon_of, daemon_principal},
     subject::Target,
     wire::{
@@ -18,7 +17,9 @@ use canopy_api::{
         hosts::{HostListRequest, HostRecord, HostState},
     },
 };
-use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Events, Gather};
+use canopy_bus::{
+    Bus, BusConfig, BusError, CallError, CallOptions, Events, Gather, UnreachableCause,
+};
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
@@ -73,7 +74,6 @@ impl Remote {
         };
         let _progress = Progress::start(format!("connecting to {}", context.url));
         let place = format!("context {} of {}", context.name, settings.file.display());
-        let principal = context.principal.clone();
         let ready = async {
             let bus = Bus::connect(&config, context.principal.clone()).await?;
             bus.wait_ready(timeout.unwrap_or(CONNECT)).await?;
@@ -81,10 +81,7 @@ impl Remote {
         };
         let bus = match ready.await {
             Ok(bus) => bus,
-            Err(error) => {
-                let ended = ended::reason(&config, &principal);
-                return Err(ended.unwrap_or_else(|| refused(&error)).at(place));
-            }
+            Err(error) => return Err(refused(&error).at(place)),
         };
         Ok(Self { bus, host: context.host, timeout, enrolled: Mutex::default() })
     }
@@ -211,9 +208,18 @@ impl Remote {
 
     /// Asks a central service.
     pub async fn ask_centre<E: Endpoint>(&self, request: &E::Request) -> Result<E::Reply, Failure> {
+        self.ask_centre_as::<E>(request, None).await
+    }
+
+    /// The same, with a request id.
+    pub async fn ask_centre_as<E: Endpoint>(
+        &self,
+        request: &E::Request,
+        request_id: Option<String>,
+    ) -> Result<E::Reply, Failure> {
         let service = E::SPEC.service;
         let _progress = Progress::start(format!("asking the {service}"));
-        match self.call::<E>(&Target::Central, request, None).await {
+        match self.call::<E>(&Target::Central, request, request_id).await {
             Err(CallError::NoResponders { .. }) => Err(Failure::new(
                 Exit::Unavailable,
                 format!("the {service} service does not answer"),
@@ -283,7 +289,7 @@ impl Remote {
         let unknown =
             |names: Vec<&str>| {
                 Failure::new(Exit::NotFound, format!("there is no host \"{host}\""))
-                    .fix(near::remedy(host.as_str(), names, "canopy get hosts lists them"))
+                    .fix(near::hint(host.as_str(), names, "canopy get hosts lists them"))
             };
         let Ok(enrolled) = self.enrolled().await else {
             // Only who answers is known: a host that is away cannot be told from one that is none, unless
@@ -346,49 +352,53 @@ fn refused(error: &BusError) -> Failure {
         BusError::Refused { refusal, .. } => {
             Failure::new(Exit::of_refusal(refusal), error.to_string()).fix(refusal.remedy())
         }
-        BusError::Unreachable { url, reason, .. } => unreachable_bus(url, reason),
+        BusError::Unreachable { url, cause, .. } => unreachable_bus(url, *cause),
         other => {
             Failure::new(Exit::Unavailable, other.to_string()).fix("canopy doctor looks closer")
         }
     }
 }
 
-/// What kept a connection from being made, by what the attempt says of it.
-fn unreachable_bus(url: &str, reason: &str) -> Failure {
-    let lower = reason.to_ascii_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+/// What kept a connection from being made, and what to do about it.
+fn unreachable_bus(url: &str, cause: UnreachableCause) -> Failure {
     let unavailable = |message: String| Failure::new(Exit::Unavailable, message);
     let invalid = |message: String| Failure::new(Exit::Invalid, message);
-    if has(&["certificate expired", "notvalidafter", "certexpired"]) {
-        return invalid(format!("the certificate of the bus at {url} has expired"))
-            .fix("renew the server's certificate; is the clock of this machine right?");
+    match cause {
+        UnreachableCause::CertificateExpired => {
+            invalid(format!("the certificate of the bus at {url} has expired"))
+                .fix("renew the server's certificate; is the clock of this machine right?")
+        }
+        UnreachableCause::CertificateNotYetValid => {
+            invalid(format!("the certificate of the bus at {url} is not valid yet"))
+                .fix("is the clock of this machine right, and that of the certificate's authority?")
+        }
+        UnreachableCause::CertificateName => {
+            invalid(format!("the certificate of the bus at {url} is for another name"))
+                .fix("correct `url` in the context to a name in the server's certificate")
+        }
+        UnreachableCause::UnknownAuthority => {
+            invalid(format!("the bus at {url} and `ca` of the context do not belong together"))
+                .fix("`ca` must be the authority that signed the server's certificate and yours")
+        }
+        UnreachableCause::Tls => unavailable(format!("no TLS connection with the bus at {url}"))
+            .fix("is it the port of the bus, and are certificate and key of its authority?"),
+        UnreachableCause::ConnectionRefused => {
+            unavailable(format!("no bus at {url}: nothing listens there"))
+                .fix("is the bus running at that address? canopy doctor looks closer")
+        }
+        UnreachableCause::UnknownName => {
+            unavailable(format!("no bus at {url}: the name is not known"))
+                .fix("correct `url` in the context")
+        }
+        UnreachableCause::NoMessages => {
+            unavailable(format!("the bus at {url} answers, and messages do not come back"))
+                .fix("canopy doctor looks closer")
+        }
+        UnreachableCause::NoAnswer | UnreachableCause::Other => {
+            unavailable(format!("no bus at {url}: it does not answer"))
+                .fix("is the bus running at that address? canopy doctor looks closer")
+        }
     }
-    if has(&["notvalidforname", "not valid for name"]) {
-        return invalid(format!("the certificate of the bus at {url} is for another name"))
-            .fix("correct `url` in the context to a name in the server's certificate");
-    }
-    if has(&["unknownissuer", "unknown issuer", "badsignature", "unknown ca"]) {
-        return invalid(format!("the bus at {url} and `ca` of the context do not belong together"))
-            .fix("`ca` must be the authority that signed the server's certificate and yours");
-    }
-    if has(&["certificaterequired", "handshake", "alert", "tls", "certificate"]) {
-        return unavailable(format!("no TLS connection with the bus at {url}"))
-            .fix("is it the port of the bus, and are certificate and key of its authority?");
-    }
-    if has(&["connection refused"]) {
-        return unavailable(format!("no bus at {url}: nothing listens there"))
-            .fix("is the bus running at that address? canopy doctor looks closer");
-    }
-    if has(&["lookup", "name or service", "resolve", "dns"]) {
-        return unavailable(format!("no bus at {url}: the name is not known"))
-            .fix("correct `url` in the context");
-    }
-    if has(&["connected, but messages"]) {
-        return unavailable(format!("the bus at {url} answers, and messages do not come back"))
-            .fix("canopy doctor looks closer");
-    }
-    unavailable(format!("no bus at {url}: it does not answer"))
-        .fix("is the bus running at that address? canopy doctor looks closer")
 }
 
 #[cfg(test)]

@@ -342,7 +342,11 @@ fn check_life(life: Option<u64>) -> Result<(), ApiError> {
     match life {
         Some(life) if !LIFE.contains(&life) => Err(ApiError::new(
             Code::Invalid,
-            format!("{life} s is not between {} s and {} s", LIFE.start(), LIFE.end()),
+            format!(
+                "{life} s is not between {} s and {} days",
+                LIFE.start(),
+                LIFE.end() / (24 * 60 * 60)
+            ),
         )
         .at("expires_in")
         .remedy("leave it out for a token that is valid until regenerated or revoked")),

@@ -309,7 +309,7 @@ impl Bus {
                     principal: self.principal().to_string(),
                     refusal,
                 },
-                Why::Other(reason) => self.disconnected(reason),
+                Why::Other(_, reason) => self.disconnected(reason),
             });
         }
         let left = until.saturating_duration_since(Instant::now());

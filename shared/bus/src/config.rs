@@ -1,6 +1,6 @@
 //! How to reach the bus, and what can go wrong on the way.
 
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, unreachable::UnreachableCause};
 use canopy_api::san::SanPatterns;
 use canopy_secrets::SecretError;
 use schemars::JsonSchema;
@@ -82,6 +82,8 @@ pub enum BusError {
         url: String,
         /// How long was waited.
         waited: Duration,
+        /// The kind of it.
+        cause: UnreachableCause,
         /// What the last attempt met.
         reason: String,
     },

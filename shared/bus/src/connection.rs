@@ -5,6 +5,7 @@ use crate::{
     inbox::Inbox,
     refusal::{Refusal, diagnose},
     tls,
+    unreachable::UnreachableCause,
 };
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
@@ -70,8 +71,8 @@ impl fmt::Debug for Bus {
 pub(crate) enum Why {
     /// The server refuses.
     Refused(Refusal),
-    /// It does not get as far.
-    Other(String),
+    /// It does not get as far: the kind, and the words of the last attempt.
+    Other(UnreachableCause, String),
 }
 
 /// Attempts to connect: how long they take, and how many in a row were refused.
@@ -445,6 +446,7 @@ impl Bus {
             .map_err(|error| BusError::Unreachable {
                 url: config.url.clone(),
                 waited: Duration::ZERO,
+                cause: UnreachableCause::of(&error),
                 reason: error.to_string(),
             })?;
         Ok(Self { client, shared })
@@ -513,7 +515,9 @@ impl Bus {
             Why::Refused(refusal) => {
                 BusError::Refused { url, principal: self.principal().to_string(), refusal }
             }
-            Why::Other(reason) => BusError::Unreachable { url, waited: limit, reason },
+            Why::Other(cause, reason) => {
+                BusError::Unreachable { url, waited: limit, cause, reason }
+            }
         })
     }
 
@@ -578,33 +582,43 @@ impl Bus {
     /// error is not swallowed by the library's retries.
     pub(crate) async fn why_not(&self) -> Why {
         if self.link() == Link::Connected {
-            return Why::Other("connected, but messages do not come back".to_owned());
+            return Why::Other(
+                UnreachableCause::NoMessages,
+                "connected, but messages do not come back".to_owned(),
+            );
         }
         // Whoever is refused does not knock once more for the reason.
         if let Some(refusal) = self.shared.refusal() {
             return Why::Refused(refusal);
         }
         let Ok(addresses) = addresses(&self.shared.config.url) else {
-            return Why::Other("not an address".to_owned());
+            return Why::Other(UnreachableCause::Other, "not an address".to_owned());
         };
         let options = match options(&self.shared.config, &self.shared.principal) {
             Ok(options) => options,
-            Err(error) => return Why::Other(error.to_string()),
+            Err(error) => return Why::Other(UnreachableCause::Other, error.to_string()),
         };
         let begun = Instant::now();
         // Longer than the server waits for the policy service.
         match timeout(Duration::from_secs(3), options.connect(addresses)).await {
-            Ok(Ok(_)) => Why::Other("the connection came up only just now; try again".to_owned()),
+            Ok(Ok(_)) => Why::Other(
+                UnreachableCause::NoAnswer,
+                "the connection came up only just now; try again".to_owned(),
+            ),
             Ok(Err(error)) => {
+                let cause = UnreachableCause::of(&error);
                 let error = error.to_string();
                 match self.shared.diagnose(&error, begun.elapsed()) {
                     Some(refusal) => Why::Refused(refusal),
-                    None => Why::Other(error),
+                    None => Why::Other(cause, error),
                 }
             }
             Err(_) => {
                 let last = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-                Why::Other(last.clone().unwrap_or_else(|| "no answer".to_owned()))
+                Why::Other(
+                    UnreachableCause::NoAnswer,
+                    last.clone().unwrap_or_else(|| "no answer".to_owned()),
+                )
             }
         }
     }

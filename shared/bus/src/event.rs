@@ -96,6 +96,7 @@ impl Bus {
             return Err(BusError::Unreachable {
                 url: self.url().to_owned(),
                 waited: std::time::Duration::ZERO,
+                cause: crate::UnreachableCause::NoAnswer,
                 reason: "disconnected".to_owned(),
             });
         }

@@ -59,6 +59,7 @@ mod spool;
 pub mod system;
 mod tls;
 mod trace;
+mod unreachable;
 mod work;
 
 pub use blocking::{Panic, blocking};
@@ -71,3 +72,4 @@ pub use limits::Limits;
 pub use refusal::Refusal;
 pub use server::{Caller, Notes, Server};
 pub use spool::Spool;
+pub use unreachable::UnreachableCause;

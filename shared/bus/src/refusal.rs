@@ -25,6 +25,9 @@ pub enum Refusal {
     /// The certificate has ended.
     #[error("its certificate expired at {0}")]
     CertificateExpired(String),
+    /// The certificate is not valid yet.
+    #[error("its certificate is not valid before {0}")]
+    CertificateNotYetValid(String),
     /// The certificate names somebody else.
     #[error("its certificate is not spiffe://canopy/{0}'s")]
     OtherPrincipal(Principal),
@@ -80,6 +83,7 @@ impl Refusal {
                 "see that canopy-policy runs and is connected to the bus; who is connected goes on meanwhile"
             }
             Self::CertificateExpired(_) => "have the certificate renewed",
+            Self::CertificateNotYetValid(_) => "set the clock of this machine",
             Self::OtherPrincipal(_) => {
                 "`principal` must be the name in the certificate: spiffe://canopy/<principal>"
             }
@@ -121,10 +125,15 @@ pub(crate) fn diagnose(
     // The server ends the handshake then, with no more than an alert.
     if let Some(certificate) = &certificate
         && (is_refusal(error) || is_tls(error))
-        && let Ok(end) = u64::try_from(certificate.not_after)
-        && end < now
     {
-        return Some(Refusal::CertificateExpired(text(end)));
+        let seconds = |time| u64::try_from(time).unwrap_or_default();
+        let (begin, end) = (seconds(certificate.not_before), seconds(certificate.not_after));
+        if end < now {
+            return Some(Refusal::CertificateExpired(text(end)));
+        }
+        if begin > now {
+            return Some(Refusal::CertificateNotYetValid(text(begin)));
+        }
     }
     if !is_refusal(error) {
         return None;
@@ -212,7 +221,7 @@ mod tests {
             let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
             let uri = format!("spiffe://canopy/{name}");
             params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
-            params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+            params.not_before = rcgen::date_time_ymd(if end > 2040 { 2040 } else { 2000 }, 1, 1);
             params.not_after = rcgen::date_time_ymd(end, 1, 1);
             let file = dir.path().join(format!("{name}-{end}.pem"));
             fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
@@ -278,6 +287,14 @@ mod tests {
                 "io: received fatal alert: BadCertificate",
                 quick,
                 Some(Refusal::CertificateExpired("2020-01-01T00:00:00.000Z".to_owned())),
+            ),
+            (
+                "u-alice",
+                2041,
+                None,
+                "io: received fatal alert: BadCertificate",
+                quick,
+                Some(Refusal::CertificateNotYetValid("2040-01-01T00:00:00.000Z".to_owned())),
             ),
             ("h-web1-loader", 2040, None, REFUSED, quick, Some(Refusal::HostRevoked)),
             ("s-registry", 2040, None, REFUSED, quick, Some(Refusal::NotAService)),

@@ -461,11 +461,32 @@ impl Shop {
     }
 
     async fn answer(&self, reply: &str, encoding: Encoding, answer: Answer) {
+        let answer = self.carried(answer);
         let Err(error) = self.send(reply, encoding, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
         let _ = self.send(reply, encoding, Err(error)).await;
+    }
+
+    /// The answer, or an error in its place where the bus does not carry one of its size.
+    fn carried(&self, answer: Answer) -> Answer {
+        /// Room for subject and headers; no server is set up to carry less.
+        const ROOM: usize = 16 * 1024;
+        let payload = answer?;
+        if payload.len() <= ROOM {
+            return Ok(payload);
+        }
+        let most = self.bus.client.server_info().max_payload;
+        if most == 0 || payload.len().saturating_add(ROOM) <= most {
+            return Ok(payload);
+        }
+        let message = format!(
+            "the answer is {} bytes long, and the bus carries at most {most} in one message",
+            payload.len()
+        );
+        Err(ApiError::new(Code::Unsupported, message)
+            .remedy("ask for a part of it: name an interface, a chain, a program or a package"))
     }
 
     async fn send(&self, reply: &str, encoding: Encoding, answer: Answer) -> Result<(), String> {

@@ -12,11 +12,11 @@ mod common;
 
 use canopy_api::{
     Code, HostId,
-    endpoint::{Endpoint as _, loader, registry},
+    endpoint::{Endpoint as _, Service, loader, registry},
     subject::Target,
-    wire::{Empty, GetRequest, ListRequest},
+    wire::{Empty, GetRequest, ListReply, ListRequest, RepositoryTrouble},
 };
-use canopy_bus::{Bus, BusError, CallError, CallOptions, Encoding};
+use canopy_bus::{Bus, BusError, CallError, CallOptions, Encoding, Server, UnreachableCause};
 use canopy_test_support::nats::NatsServer;
 use common::{LIMIT, apply, config, connect, connect_off, loader, loader_on, registry};
 use serde_json::json;
@@ -511,6 +511,33 @@ async fn new_certificates_are_used_without_a_restart() {
     web1.stop().await;
 }
 
+/// The caller hears of an answer that is too large for the bus, at once, and the service goes on.
+#[tokio::test]
+async fn an_answer_the_bus_cannot_carry_is_told_apart() {
+    let server = NatsServer::start(&[]).unwrap();
+    let bus = connect(&server, "s-registry").await;
+    let service = Server::new(bus.clone(), Service::Registry, None).handle::<registry::List, _, _>(
+        |_, request| async move {
+            let reason =
+                if request == ListRequest::default() { "x".repeat(2 << 20) } else { String::new() };
+            let unavailable = vec![RepositoryTrouble { repository: "dev".to_owned(), reason }];
+            Ok(ListReply { packages: Vec::new(), unavailable })
+        },
+    );
+    let _central = common::Running::start(bus, service).wait_ready().await;
+    let viewer = connect(&server, "u-viewer").await;
+    let error = viewer
+        .call::<registry::List>(&Target::Central, &ListRequest::default())
+        .await
+        .unwrap_err()
+        .to_api_error();
+    assert_eq!(error.code, Code::Unsupported, "{error}");
+    assert!(error.message.contains("bytes long, and the bus carries at most 1"), "{error}");
+    assert!(error.remedy.is_some_and(|hint| hint.starts_with("ask for a part of it")));
+    let small = ListRequest { package: Some("firewall".parse().unwrap()) };
+    viewer.call::<registry::List>(&Target::Central, &small).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_bus_that_cannot_be_reached_says_why() {
     let mut server = NatsServer::start(&["web1"]).unwrap();
@@ -529,8 +556,17 @@ async fn a_bus_that_cannot_be_reached_says_why() {
     let files = server.client("u-viewer");
     server.kill();
     let bus = Bus::connect(&config(&files), "u-viewer".parse().unwrap()).await.unwrap();
-    let error = bus.wait_ready(short).await.unwrap_err().to_string();
+    let error = bus.wait_ready(short).await.unwrap_err();
+    let cause = UnreachableCause::ConnectionRefused;
+    assert!(matches!(&error, BusError::Unreachable { cause: found, .. } if *found == cause));
+    let error = error.to_string();
     assert!(error.contains(&files.url) && error.contains("refused"), "{error}");
+    let mut nowhere = config(&files);
+    nowhere.url = "tls://nohost.invalid:4222".to_owned();
+    let bus = Bus::connect(&nowhere, "u-viewer".parse().unwrap()).await.unwrap();
+    let error = bus.wait_ready(short).await.unwrap_err();
+    let cause = UnreachableCause::UnknownName;
+    assert!(matches!(&error, BusError::Unreachable { cause: found, .. } if *found == cause));
     // No file.
     let mut missing = config(&files);
     missing.key = "/nowhere/key.pem".into();

@@ -89,7 +89,7 @@ fn a_host_is_requested_enrolled_installed_renewed_and_revoked() {
     admin(&["host", "revoke", "web9"]).text().unwrap();
     assert_eq!(state("web9"), "revoked");
     let out = admin(&renew);
-    assert_eq!(out.code, 6, "{}", out.err);
+    assert_eq!(out.code, 11, "{}", out.err);
     let log =
         fs::read_to_string(world.stack().process(canopy_api::endpoint::Service::Policy).log())
             .unwrap();

@@ -1,6 +1,6 @@
 //! The grammar of `canopy host`.
 
-use crate::cli::{OutputArgs, duration, name};
+use crate::cli::{OutputArgs, RequestIdArgs, duration, name};
 use canopy_api::HostId;
 use clap::{Args, Subcommand};
 use std::{path::PathBuf, time::Duration};
@@ -45,6 +45,9 @@ pub enum HostCommand {
         /// name=value, or name- to take it away
         #[arg(required = true, value_name = "LABEL", value_parser = label)]
         labels: Vec<(String, Option<String>)>,
+        /// Names the request.
+        #[command(flatten)]
+        repeat: RequestIdArgs,
         /// The answer.
         #[command(flatten)]
         output: OutputArgs,
@@ -57,6 +60,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// Names the request.
+        #[command(flatten)]
+        repeat: RequestIdArgs,
         /// The answer.
         #[command(flatten)]
         output: OutputArgs,
@@ -66,6 +72,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// Names the request.
+        #[command(flatten)]
+        repeat: RequestIdArgs,
         /// The answer.
         #[command(flatten)]
         output: OutputArgs,
@@ -128,6 +137,9 @@ pub struct HostEnrolArgs {
     /// Write what the host needs to this new file
     #[arg(long, value_name = "FILE", required_unless_present = "certificate")]
     pub save: Option<PathBuf>,
+    /// Names the request.
+    #[command(flatten)]
+    pub repeat: RequestIdArgs,
     /// The answer.
     #[command(flatten)]
     pub output: OutputArgs,

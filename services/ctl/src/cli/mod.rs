@@ -140,6 +140,21 @@ pub struct ChangeArgs {
     pub request_id: Option<String>,
 }
 
+/// The id of a request.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RequestIdArgs {
+    /// Names the request: a repeated one with the same id gets the first answer again
+    #[arg(long, value_name = "ID")]
+    pub request_id: Option<String>,
+}
+
+impl RequestIdArgs {
+    /// The id, where one was given.
+    pub fn id(&self) -> Option<String> {
+        self.request_id.clone()
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -60,7 +60,7 @@ fn hook(text: &str) -> Result<Hook, Failure> {
     text.parse().map_err(|error: String| {
         let known = Hook::ALL.map(Hook::as_str);
         let failure = invalid(error);
-        match crate::near::nearest(text, known) {
+        match canopy_api::near::nearest(text, known) {
             Some(near) => failure.fix(format!("did you mean '{near}'?")),
             None => failure,
         }

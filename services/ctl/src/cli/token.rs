@@ -1,6 +1,6 @@
 //! The grammar of `canopy token`.
 
-use crate::cli::{OutputArgs, duration};
+use crate::cli::{OutputArgs, RequestIdArgs, duration};
 use canopy_api::{
     Principal, endpoint::Service, permission::Role, san::SanPattern, scope::HostPattern,
 };
@@ -21,6 +21,9 @@ pub enum TokenCommand {
     Revoke {
         /// Whose
         person: Principal,
+        /// Names the request.
+        #[command(flatten)]
+        repeat: RequestIdArgs,
         /// The answer.
         #[command(flatten)]
         output: OutputArgs,
@@ -94,6 +97,9 @@ pub struct TokenArgs {
     /// Write the token to this new file, mode 0600, instead of showing it
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
+    /// Names the request.
+    #[command(flatten)]
+    pub repeat: RequestIdArgs,
     /// The answer.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -7,7 +7,6 @@ use crate::{
     },
     commands::{policy, stored_audit},
     failure::{Exit, Failure},
-    near,
     output::{Format, Screen},
     remote::{Answers, Remote},
     seen::Seen,
@@ -24,6 +23,7 @@ use crate::{
 use canopy_api::{
     HostId, Netns, PackageRef,
     endpoint::{loader, registry},
+    near,
     wire::{Empty, GetReply, GetRequest, ListRequest, SearchRequest},
 };
 use canopy_runtime::clock;
@@ -406,7 +406,7 @@ pub fn nobody() -> Failure {
 /// There is no such program; perhaps one of a similar name.
 pub fn no_program(name: &ProgramPath, programs: &Programs) -> Failure {
     let names = programs.0.iter().map(|entry| entry.program.name.as_str());
-    Failure::new(Exit::NotFound, format!("there is no program \"{name}\"")).fix(near::remedy(
+    Failure::new(Exit::NotFound, format!("there is no program \"{name}\"")).fix(near::hint(
         name.program.as_str(),
         names,
         "canopy get programs -A lists them",
@@ -490,7 +490,7 @@ async fn hosts(
         if rows.iter().all(|row| row.host != **host) {
             let known: Vec<&str> = rows.iter().map(|row| row.host.as_str()).collect();
             let failure = Failure::new(Exit::NotFound, format!("there is no host \"{host}\""));
-            return Err(failure.fix(near::remedy(
+            return Err(failure.fix(near::hint(
                 host.as_str(),
                 known,
                 "canopy get hosts lists them",

@@ -116,9 +116,9 @@ pub fn run(
                 enrol(args, asked, ca, remote, screen).await
             })
         }
-        HostCommand::Forget { host, output } => connected(connection, async |remote| {
+        HostCommand::Forget { host, repeat, output } => connected(connection, async |remote| {
             let request = HostForgetRequest { host: host.clone() };
-            let record = remote.ask_centre::<policy::HostForget>(&request).await?;
+            let record = remote.ask_centre_as::<policy::HostForget>(&request, repeat.id()).await?;
             screen.show(&Enrolled(vec![record]), output.output)?;
             Ok(Exit::Done)
         }),
@@ -128,16 +128,19 @@ pub fn run(
         HostCommand::Show { host, output } => connected(connection, async |remote| {
             list(Some(host.clone()), output.output, remote, screen).await
         }),
-        HostCommand::Label { host, labels, output } => connected(connection, async |remote| {
-            let labels = labels.iter().cloned().collect();
-            let request = HostLabelRequest { host: host.clone(), labels };
-            let record = remote.ask_centre::<policy::HostLabel>(&request).await?;
-            screen.show(&Enrolled(vec![record]), output.output)?;
-            Ok(Exit::Done)
-        }),
-        HostCommand::Revoke { host, output } => connected(connection, async |remote| {
+        HostCommand::Label { host, labels, repeat, output } => {
+            connected(connection, async |remote| {
+                let labels = labels.iter().cloned().collect();
+                let request = HostLabelRequest { host: host.clone(), labels };
+                let record =
+                    remote.ask_centre_as::<policy::HostLabel>(&request, repeat.id()).await?;
+                screen.show(&Enrolled(vec![record]), output.output)?;
+                Ok(Exit::Done)
+            })
+        }
+        HostCommand::Revoke { host, repeat, output } => connected(connection, async |remote| {
             let request = HostRevokeRequest { host: host.clone() };
-            let record = remote.ask_centre::<policy::HostRevoke>(&request).await?;
+            let record = remote.ask_centre_as::<policy::HostRevoke>(&request, repeat.id()).await?;
             screen.show(&Enrolled(vec![record]), output.output)?;
             Ok(Exit::Done)
         }),
@@ -243,7 +246,7 @@ async fn enrol(
         expires_in: args.expires.map(|within| within.as_secs()),
         replace: args.replace,
     };
-    let reply = remote.ask_centre::<policy::HostEnrol>(&request).await?;
+    let reply = remote.ask_centre_as::<policy::HostEnrol>(&request, args.repeat.id()).await?;
     if let Some(save) = &args.save {
         let bus = args.bus_url.clone().unwrap_or_else(|| remote.url().to_owned());
         let given = EnrolmentFile { host, bus, ca, certificates: reply.certificates };
@@ -351,6 +354,9 @@ fn expected(given: &[String], keys: &BTreeMap<Service, String>) -> Result<(), Fa
 
 fn install(args: &HostInstallArgs, screen: &mut Screen) -> Result<Exit, Failure> {
     let given: EnrolmentFile = parse(&args.enrolment, "an enrolment that canopy host enrol saved")?;
+    // Daemons are started elsewhere: their configuration names files by absolute paths.
+    let dir =
+        std::path::absolute(&args.dir).map_err(|error| Failure::io("use", &args.dir, &error))?;
     // All are looked at before one is written.
     for (service, pem) in &given.certificates {
         let me = principal(*service, &given.host)?;
@@ -359,26 +365,26 @@ fn install(args: &HostInstallArgs, screen: &mut Screen) -> Result<Exit, Failure>
         if certificate.our_name() != Some(me.as_str()) {
             return Err(invalid(&args.enrolment, format!("the {service}'s is not {me}'s")));
         }
-        let key = file(&args.dir, *service, "key");
+        let key = file(&dir, *service, "key");
         if !belong_together(pem, &secret(&key)?) {
             return Err(invalid(&args.enrolment, format!("the {service}'s is of another key"))
                 .at(key.display().to_string())
                 .fix("it was signed for another request: enrol the host again, with its own"));
         }
     }
-    let ca = args.dir.join("ca.crt");
+    let ca = dir.join("ca.crt");
     files::write_atomic(&ca, given.ca.as_bytes(), files::PUBLIC)?;
     let mut daemons = BTreeMap::new();
     for (service, pem) in &given.certificates {
-        let cert = file(&args.dir, *service, "crt");
+        let cert = file(&dir, *service, "crt");
         files::write_atomic(&cert, pem.as_bytes(), files::PUBLIC)?;
-        let key = file(&args.dir, *service, "key");
+        let key = file(&dir, *service, "key");
         let config = DaemonConfig { url: given.bus.clone(), ca: ca.clone(), cert, key };
         daemons.insert(*service, config);
     }
     let place = PlaceFile { host: given.host.clone(), bus: given.bus };
     let text = crate::output::json(&place)?;
-    files::write_atomic(&args.dir.join(PLACE), text.as_bytes(), files::PUBLIC)?;
+    files::write_atomic(&dir.join(PLACE), text.as_bytes(), files::PUBLIC)?;
     screen.show(&Installed { host: given.host, daemons }, args.output.output)?;
     Ok(Exit::Done)
 }

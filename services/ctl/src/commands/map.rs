@@ -7,7 +7,7 @@ use crate::{
     },
     commands::follow::{self, Follow},
     failure::{Exit, Failure},
-    input, near,
+    input,
     output::{Format, Screen},
     remote::Remote,
     view::{
@@ -18,6 +18,7 @@ use crate::{
 use canopy_api::{
     HostId, Netns,
     endpoint::loader,
+    near,
     wire::{
         MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest,
         MapSetRequest, MapWrite, MapWriteWhen,
@@ -265,7 +266,7 @@ async fn find(map: &MapPath, host: &HostArgs, remote: &Remote) -> Result<HostMap
         .collect();
     let found = reply.maps.into_iter().find(|info| info.name == *name);
     found.map(|info| HostMap { host: reply.host, info }).ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("there is no map {name}")).fix(near::remedy(
+        Failure::new(Exit::NotFound, format!("there is no map {name}")).fix(near::hint(
             &name.map,
             known.iter().map(String::as_str),
             "canopy map list -A lists them",

@@ -65,7 +65,8 @@ pub async fn run(
                 binding,
                 expires_in: args.with.expires.map(|life| life.as_secs()),
             };
-            let reply = remote.ask_centre::<policy::TokenIssue>(&request).await?;
+            let reply =
+                remote.ask_centre_as::<policy::TokenIssue>(&request, args.with.repeat.id()).await?;
             hand_over(reply, &args.with, screen)
         }
         TokenCommand::Regenerate(args) => {
@@ -74,12 +75,14 @@ pub async fn run(
                 binding,
                 expires_in: args.with.expires.map(|life| life.as_secs()),
             };
-            let reply = remote.ask_centre::<policy::TokenRegenerate>(&request).await?;
+            let reply = remote
+                .ask_centre_as::<policy::TokenRegenerate>(&request, args.with.repeat.id())
+                .await?;
             hand_over(reply, &args.with, screen)
         }
-        TokenCommand::Revoke { person, output } => {
+        TokenCommand::Revoke { person, repeat, output } => {
             let request = TokenRevokeRequest { principal: person.clone() };
-            let record = remote.ask_centre::<policy::TokenRevoke>(&request).await?;
+            let record = remote.ask_centre_as::<policy::TokenRevoke>(&request, repeat.id()).await?;
             screen.show(&Tokens(vec![record]), output.output)?;
             Ok(Exit::Done)
         }

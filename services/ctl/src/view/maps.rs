@@ -56,11 +56,11 @@ impl Answer for Maps {
         let mut table = Table::new([
             text("HOST"),
             text("CHAIN"),
-            text("PROGRAM"),
-            text("MAP"),
+            text("PROGRAM").name(),
+            text("MAP").name(),
             text("TYPE"),
-            number("KEY"),
-            number("VALUE"),
+            number("KEY").wide(),
+            number("VALUE").wide(),
             number("MAX"),
             text("ACCESS"),
             text("SETTINGS").long(),
@@ -301,10 +301,10 @@ mod tests {
         assert_eq!(
             list().table().unwrap().render(false, false),
             "\
-HOST  CHAIN     PROGRAM  MAP          TYPE     KEY  VALUE  MAX  ACCESS      SETTINGS
-web1  eth0/xdp  limit    .data        array      4      8   16  read-write  -
-web1  eth0/xdp  limit    rl_settings  array      4      8   16  read        rate,burst
-web1  eth0/xdp  limit    events       ringbuf    4      8   16  none        -
+HOST  CHAIN     PROGRAM  MAP          TYPE     MAX  ACCESS      SETTINGS
+web1  eth0/xdp  limit    .data        array     16  read-write  -
+web1  eth0/xdp  limit    rl_settings  array     16  read        rate,burst
+web1  eth0/xdp  limit    events       ringbuf   16  none        -
 "
         );
         assert_eq!(list().names()[1], "web1/eth0/xdp/limit/rl_settings");

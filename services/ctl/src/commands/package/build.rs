@@ -7,11 +7,10 @@ use crate::{
     output::Screen,
     progress::Progress,
 };
-use canopy_api::{Digest, Problems, document::Format, wire::FACTS};
+use canopy_api::{Digest, Problems, document::Format, near, wire::FACTS};
 use canopy_package::{
     Limits, Manifest, Package, PublicKey, TrustedKey,
     archive::{LICENSE, MANIFEST, README},
-    near,
     sign::verify_package,
 };
 use canopy_runtime::clock;
