@@ -773,7 +773,7 @@ async fn a_refusal_of_the_registry_is_not_evaded_by_the_cache() {
     ] {
         let said = format!("wall 1.0.0 is refused: {reason:?}");
         let mut refuses = ApiError::new(Code::Denied, &said);
-        refuses.reason = reason.map(str::to_owned);
+        refuses.reason = reason.map(Box::from);
         world.bend(|answers| answers.refuses = Some(refuses));
         for reference in ["wall@1.0.0", "wall@^1", "wall"] {
             let error = world.apply_document(with_priority(reference, 9)).await.unwrap_err();

@@ -310,7 +310,7 @@ async fn an_index_that_is_not_believed_serves_nothing_at_first() {
         let registry = directory.registry();
         refused(&registry, "p", Code::Denied, part).await;
         // Hosts may go on with what they have where it has only expired.
-        let error = ApiError::from(resolve(&registry, "p", "*").await.unwrap_err());
+        let error = resolve(&registry, "p", "*").await.unwrap_err();
         assert_eq!(error.reason.as_deref() == Some("index_expired"), spoil == 3, "{error:?}");
         assert!(!registry.health()[0].usable, "{name}");
     }

@@ -24,8 +24,15 @@ use canopy_test_support::{
     wait_for,
 };
 use common::{Directory, package};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_canopy-registry");
 
@@ -292,4 +299,22 @@ fn an_ambiguous_configuration_does_not_start() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("repositories[1].packages[0]"), "{text}");
+}
+
+/// A bus that is gone keeps the process for no time, one that hangs for a short one.
+#[test]
+fn the_registry_ends_at_once_without_its_bus() {
+    for (sent, most) in
+        [(Signal::SIGKILL, Duration::from_secs(1)), (Signal::SIGSTOP, Duration::from_secs(3))]
+    {
+        let server = NatsServer::start(&[]).unwrap();
+        let directory = Directory::new();
+        let config = config(&server, &directory);
+        let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
+        process.wait_status(200).unwrap();
+        kill(Pid::from_raw(server.pid().unwrap().cast_signed()), sent).unwrap();
+        let begun = Instant::now();
+        assert!(process.end().unwrap().success());
+        assert!(begun.elapsed() < most, "{sent}: {:?}", begun.elapsed());
+    }
 }

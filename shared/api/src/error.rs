@@ -81,7 +81,7 @@ pub struct ApiError {
     pub remedy: Option<String>,
     /// The cause in one word, where programs decide by it: `index_expired`, `digest_revoked`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Box<str>>,
     /// Whether the same request may succeed later.
     pub retryable: bool,
     /// Every mistake, where there is more than one to tell.
@@ -119,7 +119,7 @@ impl ApiError {
 
     /// With the cause in one word.
     #[must_use]
-    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+    pub fn reason(mut self, reason: impl Into<Box<str>>) -> Self {
         self.reason = Some(reason.into());
         self
     }
@@ -134,7 +134,11 @@ impl ApiError {
         clean(&mut self.message, line);
         clean(&mut self.path, line);
         self.remedy.iter_mut().for_each(|remedy| clean(remedy, line));
-        self.reason.iter_mut().for_each(|reason| clean(reason, line));
+        self.reason = self.reason.map(|reason| {
+            let mut reason = reason.into_string();
+            clean(&mut reason, line);
+            reason.into()
+        });
         for problem in &mut self.problems {
             clean(&mut problem.message, text);
             clean(&mut problem.path, line);

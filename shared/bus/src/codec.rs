@@ -132,10 +132,12 @@ impl Encoding {
             Self::MessagePack => {
                 let why = not_messagepack(bytes)?;
                 let json = bytes.trim_ascii_start().starts_with(b"{");
-                let (why, [remedy, _]) = match json && document::not_json(bytes).is_none() {
-                    true => ("it is JSON, and its Content-Type does not say so".to_owned(), OTHER),
-                    false => (why, OTHER),
+                let why = if json && document::not_json(bytes).is_none() {
+                    "it is JSON, and its Content-Type does not say so".to_owned()
+                } else {
+                    why
                 };
+                let [remedy, _] = OTHER;
                 Some(
                     Problem::new("", format!("the request is not MessagePack: {why}"))
                         .remedy(remedy),

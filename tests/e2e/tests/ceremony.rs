@@ -2,12 +2,14 @@
 //! service, as docs/security.md says.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests: a failure is the message")]
 
+use canopy_api::endpoint::Service;
 use canopy_e2e::{Answer, Machine, Who};
 use canopy_test_support::wait_for;
 use std::{
     process::{Child, Stdio},
     time::Duration,
 };
+use xtask::{dev, stack};
 
 fn succeeded(what: &str, answer: Answer) -> String {
     assert_eq!(answer.code, 0, "{what}:\n{}\n{}", answer.out, answer.err);
@@ -136,15 +138,30 @@ fn keys_of_root_are_told_with_what_gives_them_away() {
     let bus = site.machine.stack_dir().join("config/nats-server.conf").display().to_string();
     site.start("tools/nats-server", &bus);
     let program = site.program("debug/canopy-policy");
-    let start = ["timeout", "5", &program, "--config", "/home/etc/policy.json"];
+    let place = Service::ALL.iter().position(|other| *other == Service::Policy).unwrap();
+    let port = dev::ADMIN_PORT + u16::try_from(place).unwrap();
+    let admin = ([127, 0, 0, 1], port).into();
     let mut told = Vec::new();
     loop {
-        let answer = site.machine.run(Who::User, &start).unwrap();
-        if answer.code == 124 {
-            // It runs, until it was stopped.
+        let mut command = site.machine.command(Who::User, &program);
+        command.args(["--config", "/home/etc/policy.json"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let runs = wait_for(Duration::from_secs(20), "the service to run or to end", || {
+            if child.try_wait().unwrap().is_some() {
+                return Ok(false);
+            }
+            match site.machine.netns().run(|| stack::http_get(admin, "/ready?verbose")) {
+                Ok((200, _)) => Ok(true),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        if runs.unwrap_or_else(|error| panic!("{error}\n{log}")) {
             break;
         }
-        let said = answer.err.lines().last().unwrap_or_default().to_owned();
+        let said = log.lines().last().unwrap_or_default().to_owned();
         let (_, remedy) = said.split_once("; as root: ").unwrap_or_else(|| panic!("{said}"));
         let why = "it belongs to user root (0) (mode 0600), this program runs as canopy-user";
         assert!(said.contains(why), "{said}");

@@ -21,6 +21,10 @@ use canopy_test_support::{
     service::ServiceProcess,
     wait_for,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -357,4 +361,32 @@ fn the_process_heals_within_a_second_and_a_half_with_no_bus_from_the_start() {
     assert!(metrics().contains("canopy_loader_program_packets_total"), "{}", metrics());
     assert!(process.end().unwrap().success());
     assert_eq!(host.pings(), 0, "the end of the process changes nothing");
+}
+
+/// The process, over its chains: a bus that is gone keeps it for no time, one that hangs for a short one.
+#[test]
+fn the_loader_ends_at_once_without_its_bus() {
+    for (sent, most) in
+        [(Signal::SIGKILL, Duration::from_secs(1)), (Signal::SIGSTOP, Duration::from_secs(3))]
+    {
+        let host = Host::new();
+        let loader = host.start();
+        host.apply(&loader, &chain(&[&PEER_IP.to_string()])).unwrap();
+        drop(loader);
+        let server = host.here(|| NatsServer::start(&["web1"])).unwrap();
+        let files = server.client("h-web1-loader");
+        let config = json!({
+            "host": "web1",
+            "bus": { "url": files.url, "ca": files.ca, "cert": files.cert, "key": files.key },
+            "state_dir": host.dir.path(),
+            "bpffs": host.bpffs.path(),
+        });
+        let process = host.here(|| ServiceProcess::start(&program(), config)).unwrap();
+        host.here(|| process.wait_status(200)).unwrap();
+        kill(Pid::from_raw(server.pid().unwrap().cast_signed()), sent).unwrap();
+        let begun = Instant::now();
+        assert!(process.end().unwrap().success());
+        assert!(begun.elapsed() < most, "{sent}: {:?}", begun.elapsed());
+        assert_eq!(host.pings(), 0, "the end of the process changes nothing");
+    }
 }
