@@ -148,15 +148,12 @@ fn position(root: &Command, words: &[String]) -> Position {
             }
             continue;
         }
-        match path.last().and_then(|command| command.find_subcommand(word)) {
-            Some(command) => {
-                path.push(command);
-                positionals = 0;
-            }
-            None => {
-                positionals += 1;
-                previous = word;
-            }
+        if let Some(command) = path.last().and_then(|command| command.find_subcommand(word)) {
+            path.push(command);
+            positionals = 0;
+        } else {
+            positionals += 1;
+            previous = word;
         }
     }
     if pending.is_none()
