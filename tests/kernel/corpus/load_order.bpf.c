@@ -13,8 +13,8 @@ struct {
 	__type(value, __u64);
 } known SEC(".maps");
 
-#define PACKET(ctx)                                     \
-	__u8 *data = (void *)(long)(ctx)->data;         \
+#define PACKET(ctx)                             \
+	__u8 *data = (void *)(long)(ctx)->data; \
 	__u8 *end = (void *)(long)(ctx)->data_end
 
 /* A loop over the payload with a way out in each round. */
@@ -125,10 +125,10 @@ int gather_flags(struct xdp_md *ctx)
 }
 
 /* A long comparison, each with its own way out. */
-#define IS(n)                   \
-	if (port == (n) * 7 + 1) \
+#define IS(n)                  \
+	if (port == (n)*7 + 1) \
 		return XDP_PASS;
-#define IS4(n) IS(n) IS(n + 1) IS(n + 2) IS(n + 3)
+#define IS4(n)  IS(n) IS(n + 1) IS(n + 2) IS(n + 3)
 #define IS16(n) IS4(n) IS4(n + 4) IS4(n + 8) IS4(n + 12)
 #define IS64(n) IS16(n) IS16(n + 16) IS16(n + 32) IS16(n + 48)
 
@@ -138,8 +138,7 @@ int long_list(struct xdp_md *ctx)
 	__u32 port = ctx->rx_queue_index;
 
 	barrier_var(port);
-	IS64(0) IS64(64) IS64(128)
-	return port == 77777 ? XDP_DROP : XDP_PASS;
+	IS64(0) IS64(64) IS64(128) return port == 77777 ? XDP_DROP : XDP_PASS;
 }
 
 /* Looks something up in each round. */

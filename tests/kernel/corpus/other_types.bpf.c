@@ -3,11 +3,11 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#define PROGRAM(section, name, context)  \
-	SEC(section)                     \
-	int name(context *ctx)           \
-	{                                \
-		return 0;                \
+#define PROGRAM(section, name, context) \
+	SEC(section)                    \
+	int name(context *ctx)          \
+	{                               \
+		return 0;               \
 	}
 
 PROGRAM("tracepoint/sched/sched_switch", on_switch, void)

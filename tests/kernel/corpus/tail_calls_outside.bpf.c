@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Tail calls through arrays that the object does not fill: its own, and one for all of an interface. */
+/* Tail calls through arrays that the object does not fill: its own, and one for all of an
+ * interface. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

@@ -64,12 +64,13 @@ int from_assertion(struct xdp_md *ctx)
 {
 	__u64 length = ctx->data_end - ctx->data;
 
-	asm volatile("if %[length] < %[most] goto +2\n"
-		     "r1 = 0\n"
-		     "call bpf_throw\n"
-		     :
-		     : [length] "r"(length), [most] "i"(100)
-		     : "r0", "r1", "r2", "r3", "r4", "r5");
+	asm volatile(
+		"if %[length] < %[most] goto +2\n"
+		"r1 = 0\n"
+		"call bpf_throw\n"
+		:
+		: [length] "r"(length), [most] "i"(100)
+		: "r0", "r1", "r2", "r3", "r4", "r5");
 	return XDP_PASS;
 }
 

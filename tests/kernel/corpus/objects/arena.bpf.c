@@ -14,12 +14,13 @@ int shape(struct xdp_md *ctx)
 	__u64 value;
 
 	/* r1 = addr_space_cast(0x1000, 0, 1); the kernel reads 0 where there is no page. */
-	asm volatile("%[value] = %[arena];"
-		     "r1 = 0x1000;"
-		     ".byte 0xbf, 0x11, 1, 0, 1, 0, 0, 0;"
-		     "%[value] = *(u64 *)(r1 + 0);"
-		     : [value] "=&r"(value)
-		     : [arena] "r"(&arena)
-		     : "r1");
+	asm volatile(
+		"%[value] = %[arena];"
+		"r1 = 0x1000;"
+		".byte 0xbf, 0x11, 1, 0, 1, 0, 0, 0;"
+		"%[value] = *(u64 *)(r1 + 0);"
+		: [value] "=&r"(value)
+		: [arena] "r"(&arena)
+		: "r1");
 	return value ? XDP_DROP : XDP_PASS;
 }

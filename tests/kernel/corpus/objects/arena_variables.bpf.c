@@ -17,12 +17,13 @@ int shape(struct xdp_md *ctx)
 	__u64 value, arenas;
 
 	/* r1 = addr_space_cast(&second, 0, 1) */
-	asm volatile("%[arenas] = %[arena];"
-		     "r1 = %[variable];"
-		     ".byte 0xbf, 0x11, 1, 0, 1, 0, 0, 0;"
-		     "%[value] = *(u64 *)(r1 + 0);"
-		     : [value] "=&r"(value), [arenas] "=&r"(arenas)
-		     : [arena] "r"(&arena), [variable] "r"(&second)
-		     : "r1");
+	asm volatile(
+		"%[arenas] = %[arena];"
+		"r1 = %[variable];"
+		".byte 0xbf, 0x11, 1, 0, 1, 0, 0, 0;"
+		"%[value] = *(u64 *)(r1 + 0);"
+		: [value] "=&r"(value), [arenas] "=&r"(arenas)
+		: [arena] "r"(&arena), [variable] "r"(&second)
+		: "r1");
 	return value == 7 ? XDP_PASS : XDP_DROP;
 }

@@ -11,8 +11,8 @@ extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct sk_buff *object = bpf_rdonly_cast(bpf_cast_to_kern_ctx(ctx),
-						 bpf_core_type_id_kernel(struct sk_buff));
+	struct sk_buff *object =
+		bpf_rdonly_cast(bpf_cast_to_kern_ctx(ctx), bpf_core_type_id_kernel(struct sk_buff));
 
 	/* What is there is no packet buffer; that it may be read is all that is asked. */
 	return object->len == 0x12345678 ? XDP_DROP : XDP_PASS;

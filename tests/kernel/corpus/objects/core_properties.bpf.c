@@ -13,9 +13,15 @@ SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
 	return 100000 + bpf_core_field_size(struct sk_buff, len) +
-	       __builtin_preserve_field_info(((struct sk_buff *)0)->skb_iif, BPF_FIELD_SIGNED) * 10 +
+	       __builtin_preserve_field_info(((struct sk_buff *)0)->skb_iif, BPF_FIELD_SIGNED) *
+		       10 +
 	       __builtin_preserve_field_info(((struct sk_buff *)0)->len, BPF_FIELD_SIGNED) * 100 +
-	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type, BPF_FIELD_RSHIFT_U64) * 7 +
-	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type, BPF_FIELD_LSHIFT_U64) * 11 +
-	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type, BPF_FIELD_BYTE_OFFSET);
+	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type,
+					     BPF_FIELD_RSHIFT_U64) *
+		       7 +
+	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type,
+					     BPF_FIELD_LSHIFT_U64) *
+		       11 +
+	       __builtin_preserve_field_info(((struct sk_buff *)0)->pkt_type,
+					     BPF_FIELD_BYTE_OFFSET);
 }

@@ -11,7 +11,8 @@ extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct net_device *device = bpf_rdonly_cast(ctx, bpf_core_type_id_kernel(struct net_device));
+	struct net_device *device =
+		bpf_rdonly_cast(ctx, bpf_core_type_id_kernel(struct net_device));
 
 	return device->mtu == 0x123456789 || device->flags == 0x1234 ? XDP_DROP : XDP_PASS;
 }

@@ -12,7 +12,7 @@ struct table {
 	__u32 *data;
 	__u32 number;
 };
-struct table table SEC(".data.table") = { target, &variable, 9 };
+struct table table SEC(".data.table") = {target, &variable, 9};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

@@ -2,7 +2,7 @@
 /* Texts: of the compiler, and arrays of them by value. */
 #include "shape.h"
 
-static const char words[3][8] = { "one", "two", "three" };
+static const char words[3][8] = {"one", "two", "three"};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)
@@ -11,6 +11,6 @@ int shape(struct xdp_md *ctx)
 	static const char format[] = "shape %d";
 	char out[16];
 
-	bpf_snprintf(out, sizeof(out), format, (__u64[]){ 42 }, 8);
+	bpf_snprintf(out, sizeof(out), format, (__u64[]){42}, 8);
 	return 1000 + words[which & 1][1] + out[6];
 }

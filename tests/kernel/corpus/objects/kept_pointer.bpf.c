@@ -14,8 +14,7 @@ int shape(struct xdp_md *ctx)
 	struct own_kept *node;
 	int verdict;
 
-
-	node = new(struct own_kept);
+	node = new_object(struct own_kept);
 	if (!node)
 		return XDP_ABORTED;
 	node->value = 9;

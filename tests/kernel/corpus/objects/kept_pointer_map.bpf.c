@@ -29,7 +29,7 @@ int shape(struct xdp_md *ctx)
 	if (!holder)
 		return XDP_ABORTED;
 
-	node = new(struct own_kept);
+	node = new_object(struct own_kept);
 	if (!node)
 		return XDP_ABORTED;
 	node->value = 9;

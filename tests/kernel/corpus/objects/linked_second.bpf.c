@@ -19,7 +19,7 @@ static volatile int start = 5;
 
 __noinline int second(int value)
 {
-	struct own_second *second = new(struct own_second);
+	struct own_second *second = new_object(struct own_second);
 	__u32 zero = 0;
 	int sum = start + value;
 

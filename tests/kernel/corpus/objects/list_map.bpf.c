@@ -22,7 +22,7 @@ struct {
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct node_data *node = new(struct node_data);
+	struct node_data *node = new_object(struct node_data);
 	struct bpf_list_node *popped;
 	int verdict = XDP_DROP;
 	__u32 one = 1;

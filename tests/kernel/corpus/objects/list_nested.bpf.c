@@ -22,8 +22,8 @@ private(B) struct bpf_list_head leaves __holds(leaf, link);
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct branch *branch = new(struct branch);
-	struct leaf *leaf = new(struct leaf);
+	struct branch *branch = new_object(struct branch);
+	struct leaf *leaf = new_object(struct leaf);
 	struct bpf_list_node *popped;
 
 	before++;

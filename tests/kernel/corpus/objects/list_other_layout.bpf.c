@@ -14,7 +14,7 @@ private(A) struct bpf_list_head head __holds(node_data, link);
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct node_data *node = new(struct node_data);
+	struct node_data *node = new_object(struct node_data);
 	struct bpf_list_node *popped;
 	int verdict = XDP_DROP;
 

@@ -22,7 +22,7 @@ int shape(struct xdp_md *ctx)
 {
 	struct {
 		__u32 length, address;
-	} key = { 32, 1 };
+	} key = {32, 1};
 	__u32 zero = 0;
 	__u64 *value = bpf_map_lookup_elem(&values, &zero);
 

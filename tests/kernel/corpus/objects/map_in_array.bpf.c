@@ -13,7 +13,7 @@ struct {
 	__uint(max_entries, 4);
 	__type(key, __u32);
 	__array(values, struct inner);
-} outer SEC(".maps") = { .values = { [1] = &one, [3] = &two } };
+} outer SEC(".maps") = {.values = {[1] = &one, [3] = &two}};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

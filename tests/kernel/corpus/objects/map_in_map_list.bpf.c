@@ -23,12 +23,12 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__array(values, struct inner);
-} outer SEC(".maps") = { .values = { [0] = &one } };
+} outer SEC(".maps") = {.values = {[0] = &one}};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct node_data *node = new(struct node_data);
+	struct node_data *node = new_object(struct node_data);
 	struct bpf_list_node *popped;
 	int verdict = XDP_DROP;
 	__u32 zero = 0;

@@ -17,7 +17,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__array(values, struct inner);
-} outer SEC(".maps") = { .values = { [0] = &one } };
+} outer SEC(".maps") = {.values = {[0] = &one}};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

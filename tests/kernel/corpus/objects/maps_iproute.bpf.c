@@ -5,8 +5,8 @@
 struct bpf_elf_map {
 	__u32 type, size_key, size_value, max_elem, flags, id, pinning, inner_id, inner_idx;
 };
-struct bpf_elf_map SEC("maps") values = { BPF_MAP_TYPE_ARRAY, 4, 8, 1, 0, 0, 2 };
-struct bpf_elf_map SEC("maps") others = { BPF_MAP_TYPE_HASH, 4, 8, 4 };
+struct bpf_elf_map SEC("maps") values = {BPF_MAP_TYPE_ARRAY, 4, 8, 1, 0, 0, 2};
+struct bpf_elf_map SEC("maps") others = {BPF_MAP_TYPE_HASH, 4, 8, 4};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

@@ -5,7 +5,7 @@
 struct old_definition {
 	unsigned int type, key_size, value_size, max_entries, flags, id, pinning;
 };
-struct old_definition values SEC("maps") = { BPF_MAP_TYPE_ARRAY, 4, 8, 1 };
+struct old_definition values SEC("maps") = {BPF_MAP_TYPE_ARRAY, 4, 8, 1};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

@@ -11,7 +11,7 @@ struct locked {
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct locked *locked = new(struct locked);
+	struct locked *locked = new_object(struct locked);
 	__u64 value;
 
 	if (!locked)

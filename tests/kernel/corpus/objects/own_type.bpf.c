@@ -9,7 +9,7 @@ struct own_node {
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct own_node *node = new(struct own_node);
+	struct own_node *node = new_object(struct own_node);
 	int verdict;
 
 	if (!node)

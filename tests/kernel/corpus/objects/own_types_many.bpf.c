@@ -11,7 +11,7 @@ struct own_large {
 
 static __noinline __u64 small(void)
 {
-	struct own_small *node = new(struct own_small);
+	struct own_small *node = new_object(struct own_small);
 	__u64 value;
 
 	if (!node)
@@ -24,7 +24,7 @@ static __noinline __u64 small(void)
 
 __noinline int large(int add)
 {
-	struct own_large *node = new(struct own_large);
+	struct own_large *node = new_object(struct own_large);
 	int value;
 
 	if (!node)

@@ -15,7 +15,7 @@ private(A) struct bpf_list_head head __holds(counted, link);
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct counted *node = new(struct counted), *other;
+	struct counted *node = new_object(struct counted), *other;
 	struct bpf_list_node *popped;
 
 	if (!node)

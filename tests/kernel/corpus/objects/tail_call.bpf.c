@@ -8,7 +8,7 @@ struct {
 	__uint(max_entries, 4);
 	__uint(key_size, 4);
 	__array(values, int(struct xdp_md *));
-} programs SEC(".maps") = { .values = { [2] = &tail } };
+} programs SEC(".maps") = {.values = {[2] = &tail}};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)

@@ -17,12 +17,12 @@ struct {
 	__uint(max_entries, 1);
 	__uint(key_size, 4);
 	__array(values, int(struct xdp_md *));
-} programs SEC(".maps") = { .values = { [0] = &tail } };
+} programs SEC(".maps") = {.values = {[0] = &tail}};
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct node_data *node = new(struct node_data);
+	struct node_data *node = new_object(struct node_data);
 
 	if (!node)
 		return XDP_ABORTED;

@@ -13,13 +13,14 @@ private(A) struct bpf_rb_root root __holds(tree_data, link);
 
 static bool less(struct bpf_rb_node *a, const struct bpf_rb_node *b)
 {
-	return holder_of(a, struct tree_data, link)->key < holder_of(b, struct tree_data, link)->key;
+	return holder_of(a, struct tree_data, link)->key <
+	       holder_of(b, struct tree_data, link)->key;
 }
 
 SEC("xdp")
 int shape(struct xdp_md *ctx)
 {
-	struct tree_data *node = new(struct tree_data);
+	struct tree_data *node = new_object(struct tree_data);
 	struct bpf_rb_node *first;
 	int verdict = XDP_DROP;
 

@@ -21,7 +21,8 @@ struct {
 
 static bool less(struct bpf_rb_node *a, const struct bpf_rb_node *b)
 {
-	return holder_of(a, struct tree_data, link)->key < holder_of(b, struct tree_data, link)->key;
+	return holder_of(a, struct tree_data, link)->key <
+	       holder_of(b, struct tree_data, link)->key;
 }
 
 SEC("xdp")
@@ -33,7 +34,7 @@ int shape(struct xdp_md *ctx)
 
 	if (!holder)
 		return XDP_ABORTED;
-	node = new(struct tree_data);
+	node = new_object(struct tree_data);
 	if (!node)
 		return XDP_ABORTED;
 	node->key = 1;
