@@ -17,9 +17,12 @@ const INSTRUCTIONS: usize = 512;
 const ALL_INSTRUCTIONS: usize = 24_000;
 /// Instructions that the verifier walks for all of them, each alone. In one function it walks more, up
 /// to twice as many for programs with loops, and how many depends on the order of the members; called
-/// ones it walks once each, in any order. What is inlined may therefore cost only a small part of its
-/// limit, so that no order takes much longer than another, let alone fails.
-const ALL_VERIFIED: u64 = 100_000;
+/// ones it walks once each, in any order. What is inlined may therefore cost only a part of its limit,
+/// so that no order takes much longer than another.
+const ALL_VERIFIED: u64 = 250_000;
+/// Instructions of the whole chain, those of inlined members counted twice: a tenth below the verifier's
+/// limit, so that inlining makes no chain fail that would load without.
+const CHAIN_VERIFIED: u64 = 900_000;
 /// Stack of a member at most, bytes: those that are called need room below `main`'s frame.
 const STACK: u32 = 256;
 /// The kernel's limit of a path of calls (`MAX_BPF_STACK`), bytes.
@@ -52,10 +55,12 @@ impl Inlined {
             })
             .collect();
         fitting.sort_by_key(|(verified, _, member, _)| (*verified, &member.name));
+        let chain: u64 = members.iter().map(|member| u64::from(member.verified_instructions)).sum();
+        let most = ALL_VERIFIED.min(CHAIN_VERIFIED.saturating_sub(chain));
         let (mut size, mut walked) = (0, 0);
         for (verified, stack, member, inside) in fitting {
             let length = member.code.instructions.len();
-            if size + length > ALL_INSTRUCTIONS || walked + verified > ALL_VERIFIED {
+            if size + length > ALL_INSTRUCTIONS || walked + verified > most {
                 continue;
             }
             size += length;
@@ -182,14 +187,19 @@ mod tests {
             ..member(vec![Insn::mov32_imm(0, 2), Insn::exit()], 0)
         };
         let chain = [
-            named("heavy", 90_000),
+            named("heavy", 240_000),
             named("light", 500),
-            named("too-heavy", 100_001),
+            named("too-heavy", 250_001),
             named("middling", 20_000),
         ];
         assert_eq!(Inlined::choose(&chain).members, [false, true, false, true]);
-        assert!(chosen(&named("alone", 100_000)));
-        assert!(!chosen(&named("alone", 100_001)));
+        assert!(chosen(&named("alone", 250_000)));
+        assert!(!chosen(&named("alone", 250_001)));
+        // Twice as many of what is inlined, and the chain still loads.
+        let long = [named("called", 840_000), named("fits", 30_000), named("second", 29_999)];
+        assert_eq!(Inlined::choose(&long).members, [false, false, false]);
+        let long = [named("called", 840_000), named("fits", 30_000)];
+        assert_eq!(Inlined::choose(&long).members, [false, true]);
     }
 
     #[test]
@@ -198,7 +208,7 @@ mod tests {
         let mut chain: Vec<Member> = (0..9)
             .map(|i| Member {
                 name: format!("m{i}").parse().unwrap(),
-                verified_instructions: [30_000, 40_000, 1_000][i % 3],
+                verified_instructions: [70_000, 90_000, 1_000][i % 3],
                 ..member(vec![Insn::mov32_imm(0, 2), Insn::exit()], 0)
             })
             .collect();
