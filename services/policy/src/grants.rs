@@ -59,7 +59,7 @@ impl Giver {
     pub(crate) fn may_change(&self, owner: &Principal, token: &Authority) -> Result<(), ApiError> {
         let Some(excess) = self.authority.excess_of(token) else { return Ok(()) };
         let message = format!(
-            "{owner}'s token reaches {excess}, which {}'s own does not ({})",
+            "{owner}'s last token reaches {excess}, which {}'s own does not ({})",
             self.principal, self.authority
         );
         Err(ApiError::new(Code::Denied, message)

@@ -214,6 +214,10 @@ impl Tokens {
         let principal = &request.principal;
         for _ in 0..TRIES {
             let before = self.get(principal).await?;
+            // A name that reached further is nobody's to take over, in force or not.
+            if let Some(before) = &before {
+                giver.may_change(principal, &before.value.authority())?;
+            }
             if before.as_ref().is_some_and(|before| before.value.is_active(now)) {
                 return Err(ApiError::new(
                     Code::Conflict,

@@ -190,8 +190,13 @@ async fn a_narrowed_admin_changes_no_token_that_reaches_further() {
         let request = TokenRevokeRequest { principal: other.parse().unwrap() };
         denied(ask::<policy::TokenRevoke>(&mallory, &request).await, "principal");
     }
+    // Nor is a name taken over whose token has ended.
+    let revoke = TokenRevokeRequest { principal: "u-peer".parse().unwrap() };
+    ask::<policy::TokenRevoke>(&fixture.admin, &revoke).await.unwrap();
+    let again = fixture.issue("u-peer", Role::Viewer, Some(json!({ "hosts": ["web1"] })));
+    denied(ask::<policy::TokenIssue>(&mallory, &again).await, "principal");
     assert_eq!(fixture.token("u-admin").await, Some(before));
-    assert_eq!(fixture.token("u-peer").await.unwrap().state, TokenState::Active);
+    assert_eq!(fixture.token("u-peer").await.unwrap().state, TokenState::Revoked);
     // Her own, and one within it.
     let own = TokenRegenerateRequest {
         principal: "u-mallory".parse().unwrap(),
