@@ -23,6 +23,7 @@ pub mod version;
 use crate::{
     cli::{
         Cli, Command, ConnectionArgs, GenerateCommand, MapCommand, PackageCommand, PolicyCommand,
+        TrustCommand,
     },
     complete,
     context::{ContextFile, Settings},
@@ -107,6 +108,11 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
         }
         Command::Package(PackageCommand::Refresh { output }) => {
             connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
+        }
+        Command::Package(PackageCommand::Trust(TrustCommand::ResetIndex(args))) => {
+            connected(&connection, async |remote| {
+                package::trust::reset_index(&args, remote, screen).await
+            })
         }
         Command::Package(command) => package::run(&command, &connection, screen),
         Command::Audit(command) => match audit::offline(&command, screen) {
