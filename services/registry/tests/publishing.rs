@@ -568,9 +568,11 @@ async fn an_index_that_uses_up_versions_is_refused_and_changes_nothing() {
         let outcome = me.publish(&new(), |index, _| index.expires = expires).await;
         liar.refused(outcome, Code::Denied, "at the latest");
     }
-    for repository in [None, Some(RepositoryId::generate())] {
+    for (repository, said) in [
+        (None, "does not say which repository it is of"),
+        (Some(RepositoryId::generate()), "not of the same repository as the one before"),
+    ] {
         let outcome = me.publish(&new(), |index, _| index.repository = repository).await;
-        let said = "not of the same repository as the one before";
         liar.refused(outcome, Code::Denied, said);
     }
     me.publish(&new(), |_, _| {}).await.unwrap();
