@@ -460,8 +460,11 @@ async fn a_reset_of_an_index_says_from_which_version_to_which() {
     let id = "5d41402abc4b2a76b9719d911017c592";
     let row = |place: &str, from: u64| json!({ "place": place, "repository": "starter", "id": id, "from": from, "to": 41 });
     assert_eq!(rows, json!([row("registry", u64::MAX), row("web1", 1 << 60)]));
+    // With all, a host that is enrolled and away is named as one that fails is.
+    fleet.policy(&[("web1", "active"), ("web3", "active"), ("web4", "revoked")]).await;
     let said = fleet.fails(9, &format!("{line} --all-hosts"));
-    assert!(said.contains("web2: the disk is full"), "{said}");
+    assert!(said.contains("web2: the disk is full") && said.contains("web3: "), "{said}");
+    assert!(!said.contains("web1") && !said.contains("web4"), "{said}");
     let said = fleet.fails(4, "package trust reset-index other");
     assert!(said.contains("there is no repository"), "{said}");
     let said = fleet.fails(6, &format!("{line} --context viewer"));

@@ -4,14 +4,15 @@ use crate::{
     cli::ResetIndexArgs,
     failure::{Exit, Failure},
     output::Screen,
-    remote::{Answers, Remote},
+    remote::Remote,
     view::trust::{ResetIndexes, ResetRow},
 };
 use canopy_api::{
-    ApiError, HostId,
-    endpoint::{loader, registry},
-    wire::{ResetHostRequest, ResetIndexReply, ResetRepositoryRequest},
+    HostId,
+    endpoint::{Service, loader, registry},
+    wire::{ResetHostRequest, ResetIndexReply, ResetRepositoryRequest, hosts::HostState},
 };
+use std::collections::BTreeSet;
 
 /// Has the registry, and hosts that are named, accept a repository's index as it is now.
 pub async fn reset_index(
@@ -38,18 +39,7 @@ pub async fn reset_index(
             failures.push(failure);
         }
     };
-    if args.all_hosts {
-        let Answers { answers, missing, .. } =
-            remote.ask_all::<loader::ResetIndex>(&request).await?;
-        for (host, answer) in answers {
-            take(&host, answer.map_err(|error: ApiError| Failure::from(error)));
-        }
-        for host in missing {
-            let silent = Failure::new(Exit::Partly, "the loader did not answer");
-            take(&host, Err(silent.fix("repeat it for that host: --host")));
-        }
-    }
-    for host in &args.hosts {
+    for host in &named(args, remote).await {
         let outcome = remote.ask_host::<loader::ResetIndex>(host, &request, "asking").await;
         take(host, outcome);
     }
@@ -59,4 +49,20 @@ pub async fn reset_index(
         screen.fail(failure);
     }
     Ok(exit)
+}
+
+/// The hosts that are named; or all that are enrolled and have connected, and whoever answers besides. What
+/// changes something is asked of one host after the other.
+async fn named(args: &ResetIndexArgs, remote: &Remote) -> BTreeSet<HostId> {
+    let mut hosts: BTreeSet<HostId> = args.hosts.iter().cloned().collect();
+    if args.all_hosts {
+        // Where policy is away, or enrols nobody, who answers is all that is known.
+        let enrolled = remote.enrolled().await.unwrap_or_default();
+        let active = enrolled.into_iter().filter(|record| {
+            record.state == HostState::Active && record.certificates.contains_key(&Service::Loader)
+        });
+        hosts.extend(active.map(|record| record.host));
+        hosts.extend(remote.hosts().await);
+    }
+    hosts
 }
