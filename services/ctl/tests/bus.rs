@@ -12,7 +12,8 @@ use canopy_api::{
     ApiError, Code,
     endpoint::{Service, loader, policy, registry},
     wire::{
-        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply,
+        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply, ResetHostRequest,
+        ResetIndexReply, ResetRepositoryRequest,
         hosts::{HostListReply, HostRecord},
     },
 };
@@ -130,8 +131,19 @@ impl Fleet {
         }
         let central = Server::new(bus(&server, "s-registry").await, Service::Registry, None)
             .handle::<registry::List, _, _>(|_, _| async {
-            Ok(ListReply { packages: Vec::new(), unavailable: Vec::new() })
-        });
+                Ok(ListReply { packages: Vec::new(), unavailable: Vec::new() })
+            })
+            .handle::<registry::ResetIndex, _, _>(
+                |_, request: ResetRepositoryRequest| async move {
+                    let ResetRepositoryRequest { repository } = request;
+                    if repository != "starter" {
+                        let unknown = format!("there is no repository \"{repository}\"");
+                        return Err(ApiError::new(Code::NotFound, unknown).at("repository"));
+                    }
+                    let id = Some("5d41402abc4b2a76b9719d911017c592".to_owned());
+                    Ok(ResetIndexReply { repository, id, from: u64::MAX, to: 41 })
+                },
+            );
         serve(central, &stop).await;
         let dir = TempDir::new().unwrap();
         let contexts: Vec<Value> = ["admin", "viewer"]
@@ -214,6 +226,13 @@ impl Fleet {
             })
             .handle::<loader::MapFollow, _, _>(|_, _| async {
                 Err(ApiError::new(Code::Unavailable, "nothing is followed here"))
+            })
+            .handle::<loader::ResetIndex, _, _>(move |_, request: ResetHostRequest| async move {
+                if host == "web2" {
+                    return Err(ApiError::new(Code::Unavailable, "the disk is full"));
+                }
+                let ResetHostRequest { repository, id, to } = request;
+                Ok(ResetIndexReply { repository, id, from: 1 << 60, to })
             })
             .handle::<loader::Delete, _, _>(move |_, request: DeleteRequest| async move {
                 if request.interface.to_string() == "eth0" {
@@ -426,6 +445,30 @@ async fn a_viewer_is_denied_and_a_wrong_name_is_explained() {
     assert!(fleet.asked.lock().unwrap().is_empty());
     let said = fleet.fails(6, "get hosts --principal u-operator");
     assert!(said.contains("`principal` must be the name in the certificate"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_an_index_says_from_which_version_to_which() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let line = "package trust reset-index starter";
+    let said = fleet.ok(line);
+    assert!(said.contains("18446744073709551615") && said.contains("41"), "{said}");
+    assert!(!said.contains("web1"), "{said}");
+    // Hosts are told the repository's id, and the version that the registry goes by.
+    let said = fleet.ok(&format!("{line} --host web1 -o json"));
+    let rows: Value = serde_json::from_str(&said).unwrap();
+    let id = "5d41402abc4b2a76b9719d911017c592";
+    let row = |place: &str, from: u64| json!({ "place": place, "repository": "starter", "id": id, "from": from, "to": 41 });
+    assert_eq!(rows, json!([row("registry", u64::MAX), row("web1", 1 << 60)]));
+    // With all, a host that is enrolled and away is named as one that fails is.
+    fleet.policy(&[("web1", "active"), ("web3", "active"), ("web4", "revoked")]).await;
+    let said = fleet.fails(9, &format!("{line} --all-hosts"));
+    assert!(said.contains("web2: the disk is full") && said.contains("web3: "), "{said}");
+    assert!(!said.contains("web1") && !said.contains("web4"), "{said}");
+    let said = fleet.fails(4, "package trust reset-index other");
+    assert!(said.contains("there is no repository"), "{said}");
+    let said = fleet.fails(6, &format!("{line} --context viewer"));
+    assert!(said.contains("u-viewer may not call registry.reset-index"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,7 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, CallError, CallOptions};
 use canopy_package::{
-    Index, Limits, Manifest, PackageError, PublicKey,
+    Index, IndexSource, Limits, Manifest, PackageError, PublicKey, TrustedKey,
     index::{INDEX_LIMIT, IndexEntry},
     sign::verify_package,
 };
@@ -42,10 +42,23 @@ const TRIES: u32 = 3;
 
 /// What the fetcher has to remember between requests.
 pub trait Memory: Send + Sync {
-    /// The highest index version seen for a package.
-    fn index_version(&self, package: &PackageName) -> u64;
-    /// Remembers one, durably.
-    fn remember_index(&self, package: &PackageName, version: u64) -> Result<(), LoaderError>;
+    /// The version that an index read for a package must have at least: `repository` is what the registry
+    /// calls it, `keys` are those whose indexes count for the package.
+    fn index_at_least(
+        &self,
+        package: &PackageName,
+        source: &IndexSource,
+        repository: &str,
+        keys: &[TrustedKey],
+    ) -> Result<u64, PackageError>;
+    /// Remembers a verified one, durably.
+    fn remember_index(
+        &self,
+        package: &PackageName,
+        source: &IndexSource,
+        repository: &str,
+        version: u64,
+    ) -> Result<(), LoaderError>;
     /// The exact version of a package this host has already, if it will do.
     fn locked(&self, reference: &PackageRef) -> Option<Located>;
     /// Seconds since the epoch.
@@ -437,7 +450,10 @@ impl Fetcher {
     ) -> Result<(IndexEntry, Option<String>), FetchError> {
         let memory = &self.memory;
         let had = memory.locked(reference);
-        let at_least = memory.index_version(&reply.package);
+        let at_least = |source: &IndexSource| {
+            let keys = rule.keys_of_index();
+            memory.index_at_least(&reply.package, source, &reply.repository, keys)
+        };
         let (entry, index) = match check_index(rule, reply, version, memory.seconds(), at_least) {
             Err(PackageError::IndexExpired { expires }) => {
                 let expired = || refused(what, PackageError::IndexExpired { expires });
@@ -454,9 +470,9 @@ impl Fetcher {
         if entry.yanked && had.as_ref().is_none_or(|had| had.digest != entry.digest) {
             return Err(FetchError::Yanked { what: what.to_owned() });
         }
-        let Some(index) = index else { return Ok((entry, None)) };
+        let Some((index, source)) = index else { return Ok((entry, None)) };
         memory
-            .remember_index(&reply.package, index.version)
+            .remember_index(&reply.package, &source, &reply.repository, index.version)
             .map_err(|error| FetchError::Remember(Box::new(error)))?;
         // The index says which versions there are; which of them is meant is the registry's
         // word alone, and must not take the host back to a hole that was mended.
@@ -489,8 +505,8 @@ impl Fetcher {
         had: Option<&Located>,
     ) -> Option<IndexEntry> {
         let (bytes, signature) = (reply.index.as_ref()?, reply.index_signature.as_ref()?);
-        let keys = if rule.index_keys.is_empty() { &rule.keys } else { &rule.index_keys };
-        let index = Index::open_to_extend(&bytes.0, signature, keys, self.memory.seconds()).ok()?;
+        let (keys, now) = (rule.keys_of_index(), self.memory.seconds());
+        let index = Index::open_to_extend(&bytes.0, signature, keys, now).ok()?;
         let entry = index.entry(&reply.package, version)?;
         let says_the_same = entry.digest == reply.version.digest;
         let revoked = entry.not_revoked(&rule.revoked).is_err();

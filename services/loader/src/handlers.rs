@@ -19,6 +19,7 @@ use canopy_api::{
     wire::{
         AdmissionVerb, ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply,
         GetReply, GetRequest, MapChangeReply, MapDeleteRequest, MapName, MapRecords, MapSetRequest,
+        ResetIndexReply,
     },
 };
 use canopy_bus::{Bus, Caller, Link, Server};
@@ -96,8 +97,23 @@ impl<K: Kernel> Handlers<K> {
     pub fn register(&self, server: Server) -> Server {
         let (get, facts, apply, delete, drain) =
             (self.clone(), self.clone(), self.clone(), self.clone(), self.clone());
-        let profile = self.clone();
+        let (profile, reset) = (self.clone(), self.clone());
         self.register_maps(server)
+            .handle::<loader::ResetIndex, _, _>(move |caller, request| {
+                let me = reset.clone();
+                async move {
+                    let reply =
+                        me.blocking(None, move |engine| engine.reset_index(&request)).await?;
+                    let ResetIndexReply { repository, from, to, .. } = &reply;
+                    tracing::warn!(
+                        %repository, from, to, by = %caller.principal, "highest index version reset"
+                    );
+                    caller.notes.about(format!(
+                        "highest index version of {repository} reset from {from} to {to}"
+                    ));
+                    Ok(reply)
+                }
+            })
             .handle::<loader::Get, _, _>(move |_, request| {
                 let me = get.clone();
                 async move { me.get(request).await }

@@ -17,7 +17,7 @@ use canopy_api::{HostId, PackageName, PackageRef, endpoint::Service, permission}
 use canopy_bus::{Bus, Server, Spool, forward};
 use canopy_kernel::Kernel;
 use canopy_kernel_aya::AyaKernel;
-use canopy_package::Limits;
+use canopy_package::{IndexSource, Limits, PackageError, TrustedKey};
 use canopy_runtime::{Context, Latch, VERSION, clock};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::{sync::Arc, time::Duration};
@@ -224,12 +224,24 @@ async fn alive(engine: Arc<Engine<AyaKernel>>, bus: Bus, cx: Context) {
 }
 
 impl<K: Kernel> Memory for Engine<K> {
-    fn index_version(&self, package: &PackageName) -> u64 {
-        Self::index_version(self, package)
+    fn index_at_least(
+        &self,
+        package: &PackageName,
+        source: &IndexSource,
+        repository: &str,
+        keys: &[TrustedKey],
+    ) -> Result<u64, PackageError> {
+        Self::index_at_least(self, package, source, repository, keys)
     }
 
-    fn remember_index(&self, package: &PackageName, version: u64) -> Result<(), LoaderError> {
-        Self::remember_index(self, package, version)
+    fn remember_index(
+        &self,
+        package: &PackageName,
+        source: &IndexSource,
+        repository: &str,
+        version: u64,
+    ) -> Result<(), LoaderError> {
+        Self::remember_index(self, package, source, repository, version)
     }
 
     fn locked(&self, reference: &PackageRef) -> Option<Located> {

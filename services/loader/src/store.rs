@@ -19,6 +19,9 @@ use std::{
 const OWN_NETNS: u32 = 1;
 /// The format of one with some: a version that knows none would take their chains for the host's own.
 const NETNS: u32 = 2;
+/// The format of one with index versions by repository, with or without other network namespaces: a version
+/// that knows none would forget them.
+const REPOSITORIES: u32 = 3;
 
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +41,7 @@ pub enum StoreError {
         mode: u32,
     },
     /// Another version of the loader wrote it.
-    #[error("{} has format {found}, this version reads {OWN_NETNS} and {NETNS}; run the loader that wrote it", path.display())]
+    #[error("{} has format {found}, this version reads {OWN_NETNS} to {REPOSITORIES}; run the loader that wrote it", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -264,7 +267,11 @@ impl Store {
 /// As it stands in a file.
 fn encode(state: &State) -> Result<Vec<u8>, StoreError> {
     let body = serde_json::to_vec(state).map_err(StoreError::Encode)?;
-    let format = if state.is_own_netns() { OWN_NETNS } else { NETNS };
+    let format = match (state.trusted_versions.is_empty(), state.is_own_netns()) {
+        (true, true) => OWN_NETNS,
+        (true, false) => NETNS,
+        (false, _) => REPOSITORIES,
+    };
     let header = Header { format, sha256: checksum(format, &body) };
     let mut bytes = serde_json::to_vec(&header).map_err(StoreError::Encode)?;
     bytes.push(b'\n');
@@ -336,7 +343,7 @@ fn read(path: &Path) -> Result<Found, StoreError> {
     if checksum(header.format, body) != header.sha256 {
         return damaged("the checksum does not match");
     }
-    if ![OWN_NETNS, NETNS].contains(&header.format) {
+    if !(OWN_NETNS..=REPOSITORIES).contains(&header.format) {
         return Err(StoreError::Format { path: path.to_owned(), found: header.format });
     }
     match serde_json::from_slice(body) {

@@ -10,13 +10,13 @@
 )]
 
 use canopy_api::{
-    ApiError, Blob, ChainKey, Code, Digest, Hook, PackageName,
+    ApiError, Blob, ChainKey, Code, Digest, Hook, HostId, PackageName,
     endpoint::{Service, loader, registry},
     subject::Target,
     wire::{
         ARTIFACT_CHUNK, Action, ApplyReply, ApplyRequest, ArtifactReply, ChainChanged,
-        DeleteRequest, DrainRequest, GetRequest, IndexAt, PackageDowngraded, ResolveReply,
-        VersionSummary,
+        DeleteRequest, DrainRequest, GetRequest, IndexAt, PackageDowngraded, ResetHostRequest,
+        ResolveReply, VersionSummary,
     },
 };
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions, Server, Spool};
@@ -24,19 +24,24 @@ use canopy_kernel::fake::{Call, FakeKernel};
 use canopy_loader::{
     admission::{Admission, AdmissionMode},
     cache::Cache,
-    core::trust::{SignatureCheck, Trust},
+    core::{
+        state::State,
+        trust::{SignatureCheck, Trust},
+    },
     engine::Engine,
     fake,
     fetch::{FetchError, Fetcher},
     handlers::Handlers,
+    store::Store,
 };
 use canopy_package::{
-    Index, IndexEntry, Limits, Package, SecretKey, TrustedKey,
+    Index, IndexEntry, IndexSource, Limits, Package, RepositoryId, SecretKey, TrustedKey,
     manifest::{Manifest, ManifestProgram, Requires},
 };
 use canopy_test_support::nats::NatsServer;
 use serde_json::{Value, json};
 use std::{
+    fs,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -143,7 +148,8 @@ fn honest_of(key: &SecretKey, version: &str, size: usize, index: u64, expires: u
         length: bytes.len() as u64,
         yanked: false,
     };
-    let listing = Index { version: index, expires, packages: vec![entry.clone()] };
+    let listing =
+        Index { version: index, expires, packages: vec![entry.clone()], repository: None };
     let (listing, listing_signature) = listing.sign(key).unwrap();
     let summary = VersionSummary {
         version: version.to_owned(),
@@ -494,6 +500,12 @@ const LIES: &[(&str, Code, &str, Lie)] = &[
     ("index rolled back", Code::Denied, "older than", |a, key| {
         *a = honest(key, "1.1.0", 4, seconds() + 3600);
     }),
+    ("index version used up", Code::Denied, "today it can be at most", |a, key| {
+        *a = honest(key, "1.1.0", u64::MAX, seconds() + 3600);
+    }),
+    ("index that counts for ever", Code::Denied, "at the latest", |a, key| {
+        *a = honest(key, "1.1.0", 6, u64::MAX);
+    }),
     ("index expired", Code::Denied, "expired", |a, key| {
         *a = honest(key, "1.1.0", 6, seconds() - 1);
     }),
@@ -543,6 +555,95 @@ async fn every_lie_of_a_registry_is_refused_and_the_chain_runs_on() {
     let reply = world.apply("wall@^1").await.unwrap();
     assert_eq!(reply.chains[0].action, Action::Updated);
     assert_eq!(reply.chains[0].programs[0].version, "1.1.0");
+}
+
+/// The index of a repository with this id, as a registry answers it for `wall`.
+fn of_repository(id: &RepositoryId, mut answers: Answers, key: &SecretKey) -> Answers {
+    let bytes = answers.resolve.index.take().unwrap().0;
+    let repository = Some(id.clone());
+    let listing = Index { repository, ..serde_json::from_slice(&bytes).unwrap() };
+    let (bytes, signature) = listing.sign(key).unwrap();
+    answers.resolve.index = Some(Blob(bytes));
+    answers.resolve.index_signature = Some(signature);
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_accepts_an_older_index_down_to_a_version_and_is_audited() {
+    let world = World::new(SignatureCheck::Required).await;
+    let id = RepositoryId::generate();
+    let index = |version: u64| {
+        of_repository(&id, honest(&world.key, "1.0.0", version, seconds() + 3600), &world.key)
+    };
+    world.answer(index(9));
+    world.apply("wall@^1").await.unwrap();
+    let reset = async |repository: &str, id: Option<&RepositoryId>, to: u64| {
+        let request = ResetHostRequest {
+            repository: repository.to_owned(),
+            id: id.map(ToString::to_string),
+            to,
+        };
+        let host = Target::Host("web1".parse().unwrap());
+        let reply = world.admin.call::<loader::ResetIndex>(&host, &request).await.unwrap();
+        (reply.from, reply.to)
+    };
+    // Of another repository nothing is forgotten.
+    assert_eq!(reset("other", None, 3).await, (0, 0));
+    world.answer(index(8));
+    let error = world.apply("wall@^1").await.unwrap_err();
+    assert!(error.message.contains("has version 8, older than version 9 seen"), "{error}");
+    assert!(error.remedy.unwrap().contains("reset-index"));
+    // By its id, whatever the registry calls it now; and no more than once.
+    assert_eq!(reset("renamed", Some(&id), 8).await, (9, 8));
+    assert_eq!(reset("main", Some(&id), 8).await, (8, 8));
+    world.apply("wall@^1").await.unwrap();
+    world.answer(index(7));
+    world.apply("wall@^1").await.unwrap_err();
+    // It never raises, and what is accepted has to be signed.
+    assert_eq!(reset("main", None, u64::MAX).await, (8, 8));
+    world.answer(honest(&SecretKey::generate().unwrap(), "1.0.0", 8, seconds() + 3600));
+    let error = world.apply("wall@^1").await.unwrap_err();
+    assert!(error.message.contains("not trusted"), "{error}");
+    let trail = fs::read_dir(world.dir.path().join("audit")).unwrap();
+    let records: String =
+        trail.filter_map(|file| fs::read_to_string(file.unwrap().path()).ok()).collect();
+    assert!(records.contains("highest index version of renamed reset from 9 to 8"), "{records}");
+}
+
+/// An older version of the loader remembered by package, and may have been used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_from_before_repositories_counts_on_and_can_be_reset() {
+    let world = World::new(SignatureCheck::Required).await;
+    let path = world.dir.path().join("before");
+    let store = Store::open(&path).unwrap();
+    let host: HostId = "web1".parse().unwrap();
+    let mut state = State::new(host.clone());
+    state.index_versions.insert("wall".parse().unwrap(), u64::MAX);
+    store.save(&state).unwrap();
+    let text = fs::read_to_string(path.join("state.json")).unwrap();
+    assert!(text.starts_with("{\"format\":1,") && !text.contains("trusted_versions"), "{text}");
+    drop(store);
+
+    let packages = Arc::clone(&world.cache) as _;
+    let engine = fake::engine(host.clone(), Arc::clone(&world.kernel), &path, packages).unwrap();
+    let key = world.key.public().unwrap();
+    let keys = [TrustedKey::from(key.clone())];
+    let source = IndexSource { repository: Some(RepositoryId::generate()), key };
+    let at_least =
+        |name: &str| engine.index_at_least(&name.parse().unwrap(), &source, "main", &keys).unwrap();
+    assert_eq!((at_least("wall"), at_least("other")), (u64::MAX, 0));
+    let request = ResetHostRequest { repository: "main".to_owned(), id: None, to: 4 };
+    let reply = engine.reset_index(&request).unwrap();
+    assert_eq!((reply.from, reply.to), (u64::MAX, 4));
+    engine.remember_index(&"wall".parse().unwrap(), &source, "main", 5).unwrap();
+    assert_eq!((at_least("wall"), at_least("other")), (5, 5));
+    drop(engine);
+    let text = fs::read_to_string(path.join("state.json")).unwrap();
+    assert!(text.starts_with("{\"format\":3,"), "{text}");
+    let packages = Arc::clone(&world.cache) as _;
+    let engine = fake::engine(host, Arc::clone(&world.kernel), &path, packages).unwrap();
+    let at_least = engine.index_at_least(&"new".parse().unwrap(), &source, "main", &keys);
+    assert_eq!(at_least.unwrap(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -607,7 +708,8 @@ async fn a_registry_takes_no_host_back_to_an_older_version() {
             serde_json::from_slice::<Index>(&bytes).unwrap().packages.remove(0)
         });
         let expires = seconds() + 3600;
-        let listing = Index { version: index, expires, packages: packages.to_vec() };
+        let listing =
+            Index { version: index, expires, packages: packages.to_vec(), repository: None };
         let (bytes, signature) = listing.sign(&world.key).unwrap();
         answers.resolve.index = Some(Blob(bytes));
         answers.resolve.index_signature = Some(signature);

@@ -296,9 +296,9 @@ impl Auth {
                 let this = issue.clone();
                 async move {
                     let trust = this.trust.borrow().clone();
-                    let by = caller.principal.as_str();
-                    let reply = this.tokens.issue(&trust, &request, by, seconds()).await?;
-                    tracing::warn!(principal = %request.principal, role = %request.role, by, "token issued");
+                    let giver = this.giver(&caller.principal).await?;
+                    let reply = this.tokens.issue(&trust, &request, &giver, seconds()).await?;
+                    tracing::warn!(principal = %request.principal, role = %request.role, by = %giver, "token issued");
                     caller.notes.about(told("issued", &reply.record));
                     Ok(reply)
                 }
@@ -307,9 +307,10 @@ impl Auth {
                 let this = regenerate.clone();
                 async move {
                     let trust = this.trust.borrow().clone();
-                    let by = caller.principal.as_str();
-                    let reply = this.tokens.regenerate(&trust, &request, by, seconds()).await?;
-                    tracing::warn!(principal = %request.principal, by, "token regenerated");
+                    let giver = this.giver(&caller.principal).await?;
+                    let reply =
+                        this.tokens.regenerate(&trust, &request, &giver, seconds()).await?;
+                    tracing::warn!(principal = %request.principal, by = %giver, "token regenerated");
                     caller.notes.about(told("regenerated", &reply.record));
                     this.end_connections(request.principal);
                     Ok(reply)
@@ -318,9 +319,9 @@ impl Auth {
             .handle::<policy::TokenRevoke, _, _>(move |caller, request| {
                 let this = revoke.clone();
                 async move {
-                    let by = caller.principal.as_str();
-                    let record = this.tokens.revoke(&request.principal, by, seconds()).await?;
-                    tracing::warn!(principal = %request.principal, by, "token revoked");
+                    let giver = this.giver(&caller.principal).await?;
+                    let record = this.tokens.revoke(&request.principal, &giver, seconds()).await?;
+                    tracing::warn!(principal = %request.principal, by = %giver, "token revoked");
                     caller.notes.about(told("revoked", &record));
                     this.end_connections(request.principal);
                     Ok(record)

@@ -1,7 +1,9 @@
 //! What is done on the policy service's own machine, before there is a service to ask: making its
 //! keys, and the first administrator's token.
 
-use crate::{AuthConfig, Config, auth::open_tokens, connections::seconds, trust::Trust};
+use crate::{
+    AuthConfig, Config, auth::open_tokens, connections::seconds, grants::Giver, trust::Trust,
+};
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use canopy_api::{
@@ -267,7 +269,7 @@ fn issue(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (data, tokens) = open_tokens(&config.bus, auth).await?;
-        let (now, by) = (seconds(), "bootstrap");
+        let (now, giver) = (seconds(), Giver::bootstrap());
         let issue = TokenIssueRequest {
             principal: principal.clone(),
             role: Role::Admin,
@@ -278,9 +280,9 @@ fn issue(
         // Who has lost theirs may have one in force.
         let before = tokens.get(principal).await?;
         if before.is_some_and(|before| before.value.is_active(now)) {
-            tokens.revoke(principal, by, now).await?;
+            tokens.revoke(principal, &giver, now).await?;
         }
-        let reply = tokens.issue(&trust, &issue, by, now).await?;
+        let reply = tokens.issue(&trust, &issue, &giver, now).await?;
         data.close().await;
         anyhow::Ok(reply)
     })

@@ -4,6 +4,7 @@ use crate::{
     auth::Auth,
     config::HostsRule,
     connections::seconds,
+    grants::Giver,
     hosts,
     trust::{HostAuthority, Trust},
 };
@@ -32,7 +33,8 @@ impl Auth {
             .handle::<policy::HostEnrol, _, _>(move |caller, request| {
                 let this = enrol.clone();
                 async move {
-                    let reply = this.enrol(&request, caller.principal.as_str()).await?;
+                    let giver = this.giver(&caller.principal).await?;
+                    let reply = this.enrol(&request, &giver).await?;
                     caller.notes.about(told("enrolled", &reply.record));
                     Ok(reply)
                 }
@@ -44,10 +46,13 @@ impl Auth {
             .handle::<policy::HostLabel, _, _>(move |caller, request| {
                 let this = label.clone();
                 async move {
-                    let kept = this.hosts.label(&request.host, &request.labels).await?;
+                    let giver = this.giver(&caller.principal).await?;
+                    let by = (&giver, &this.admission.configured_labels(&request.host));
+                    let kept = this.hosts.label(&request.host, &request.labels, by).await?;
                     this.admission.enrolled(&request.host, kept.labels().cloned());
-                    let by = caller.principal.as_str();
-                    tracing::warn!(host = %request.host, labels = ?kept.labels(), by, "host labelled");
+                    tracing::warn!(
+                        host = %request.host, labels = ?kept.labels(), by = %giver, "host labelled"
+                    );
                     let record = kept.record(seconds());
                     caller.notes.about(told("labelled", &record));
                     Ok(record)
@@ -56,7 +61,8 @@ impl Auth {
             .handle::<policy::HostRevoke, _, _>(move |caller, request| {
                 let this = revoke.clone();
                 async move {
-                    let record = this.revoke(&request.host, caller.principal.as_str()).await?;
+                    let giver = this.giver(&caller.principal).await?;
+                    let record = this.revoke(&request.host, &giver).await?;
                     caller.notes.about(told("revoked", &record));
                     Ok(record)
                 }
@@ -64,25 +70,28 @@ impl Auth {
             .handle::<policy::HostForget, _, _>(move |caller, request| {
                 let this = forget.clone();
                 async move {
-                    let record = this.forget(&request.host, caller.principal.as_str()).await?;
+                    let giver = this.giver(&caller.principal).await?;
+                    let record = this.forget(&request.host, &giver).await?;
                     caller.notes.about(format!("forgot host {}", request.host));
                     Ok(record)
                 }
             })
             .handle::<policy::HostList, _, _>(move |_, request| {
                 let hosts = list.clone();
-                async move {
-                    hosts.list(&request, seconds()).await
-                }
+                async move { hosts.list(&request, seconds()).await }
             })
     }
 
     async fn enrol(
         &self,
         request: &HostEnrolRequest,
-        by: &str,
+        giver: &Giver,
     ) -> Result<HostEnrolReply, ApiError> {
         hosts::check(request)?;
+        let configured = self.admission.configured_labels(&request.host);
+        // Before anything is signed, and again for what is replaced.
+        let before = self.hosts.get(&request.host).await?.map(|before| before.value);
+        hosts::may_enrol(giver, request, &configured, before.as_ref())?;
         let (trust, now) = (self.trust.borrow().clone(), seconds());
         let mut signed = BTreeMap::new();
         for (service, text) in &request.certificates {
@@ -94,26 +103,27 @@ impl Auth {
         }
         let certificates =
             signed.iter().map(|(service, one)| (*service, one.certificate.clone())).collect();
-        let kept = self.hosts.enrol(request, &certificates, by, now).await?;
+        let kept = self.hosts.enrol(request, &certificates, (giver, &configured), now).await?;
         self.admission.enrolled(&request.host, kept.labels().cloned());
         tracing::warn!(
-            host = %request.host, generation = kept.generation(), labels = ?kept.labels(), by,
-            "host enrolled"
+            host = %request.host, generation = kept.generation(), labels = ?kept.labels(),
+            by = %giver, "host enrolled"
         );
         self.end_hosts(request.host.clone());
         let certificates = signed.into_iter().map(|(service, one)| (service, one.pem)).collect();
         Ok(HostEnrolReply { record: kept.record(now), certificates })
     }
 
-    async fn revoke(&self, host: &HostId, by: &str) -> Result<HostRecord, ApiError> {
+    async fn revoke(&self, host: &HostId, giver: &Giver) -> Result<HostRecord, ApiError> {
+        let by = (giver, &self.admission.configured_labels(host));
         let kept = self.hosts.revoke(host, by, seconds()).await?;
         self.admission.enrolled(host, None);
-        tracing::warn!(%host, by, "host revoked");
+        tracing::warn!(%host, by = %giver, "host revoked");
         self.end_hosts(host.clone());
         Ok(kept.record(seconds()))
     }
 
-    async fn forget(&self, host: &HostId, by: &str) -> Result<HostRecord, ApiError> {
+    async fn forget(&self, host: &HostId, giver: &Giver) -> Result<HostRecord, ApiError> {
         // Where any certificate of the authority will do, what is kept of a revoked host is all that keeps
         // it out.
         if self.trust.borrow().hosts == HostsRule::Any {
@@ -122,8 +132,9 @@ impl Auth {
                 .at("host")
                 .remedy("keep it revoked, or set `auth.hosts: enrolled`"));
         }
-        let record = self.hosts.forget(host, seconds()).await?;
-        tracing::warn!(%host, by, "host forgotten");
+        let by = (giver, &self.admission.configured_labels(host));
+        let record = self.hosts.forget(host, by, seconds()).await?;
+        tracing::warn!(%host, by = %giver, "host forgotten");
         Ok(record)
     }
 

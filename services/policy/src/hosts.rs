@@ -2,6 +2,7 @@
 
 use crate::{
     connect::Refusal,
+    grants::Giver,
     page::{Wanted, page},
 };
 use canopy_admission::{Labels, is_label};
@@ -154,6 +155,11 @@ impl Kept {
         (!self.is_revoked()).then_some(&self.labels)
     }
 
+    /// The labels, whether it may connect or not.
+    pub(crate) fn kept_labels(&self) -> &Labels {
+        &self.labels
+    }
+
     /// When connections of before last became worth nothing.
     pub(crate) fn turned(&self) -> u64 {
         self.revoked.as_ref().map_or(self.enrolled, |(at, _)| *at)
@@ -245,12 +251,13 @@ impl Hosts {
         &self,
         request: &HostEnrolRequest,
         certificates: &BTreeMap<Service, Certificate>,
-        by: &str,
+        (giver, configured): (&Giver, &Labels),
         now: u64,
     ) -> Result<Kept, ApiError> {
         let host = &request.host;
         for _ in 0..TRIES {
             let before = self.get(host).await?;
+            may_enrol(giver, request, configured, before.as_ref().map(|before| &before.value))?;
             let taken = before.as_ref().filter(|before| {
                 matches!(before.value.state(now), HostState::Waiting | HostState::Active)
             });
@@ -272,7 +279,7 @@ impl Hosts {
                     .map(|(service, certificate)| (*service, vec![certificate.into()]))
                     .collect(),
                 enrolled: now,
-                enrolled_by: by.to_owned(),
+                enrolled_by: giver.name().to_owned(),
                 connect_before: now.saturating_add(first),
                 connected: None,
                 revoked: None,
@@ -352,18 +359,30 @@ impl Hosts {
     }
 
     /// Takes a host back.
-    pub(crate) async fn revoke(&self, host: &HostId, by: &str, now: u64) -> Result<Kept, ApiError> {
+    pub(crate) async fn revoke(
+        &self,
+        host: &HostId,
+        (giver, configured): (&Giver, &Labels),
+        now: u64,
+    ) -> Result<Kept, ApiError> {
         self.change(host, |kept| {
-            kept.revoked.get_or_insert_with(|| (now, by.to_owned()));
+            giver.may_change_whole_host(host, &together(configured, &kept.labels))?;
+            kept.revoked.get_or_insert_with(|| (now, giver.name().to_owned()));
             Ok(())
         })
         .await
     }
 
     /// Removes what is kept of a host that was revoked.
-    pub(crate) async fn forget(&self, host: &HostId, now: u64) -> Result<HostRecord, ApiError> {
+    pub(crate) async fn forget(
+        &self,
+        host: &HostId,
+        (giver, configured): (&Giver, &Labels),
+        now: u64,
+    ) -> Result<HostRecord, ApiError> {
         for _ in 0..TRIES {
             let before = self.get(host).await?.ok_or_else(|| none(host))?;
+            giver.may_change_whole_host(host, &together(configured, &before.value.labels))?;
             if !before.value.is_revoked() {
                 let state = before.value.state(now).as_str();
                 return Err(ApiError::new(
@@ -386,8 +405,11 @@ impl Hosts {
         &self,
         host: &HostId,
         labels: &BTreeMap<String, Option<String>>,
+        (giver, configured): (&Giver, &Labels),
     ) -> Result<Kept, ApiError> {
         self.change(host, |kept| {
+            // As it is before: nobody brings a host into their own reach.
+            giver.may_change_whole_host(host, &together(configured, &kept.labels))?;
             for (name, value) in labels {
                 match value {
                     Some(value) => kept.labels.insert(name.clone(), value.clone()),
@@ -398,6 +420,33 @@ impl Hosts {
         })
         .await
     }
+}
+
+/// The labels that count for a host: those of its enrolment before those of the configuration.
+fn together(configured: &Labels, enrolled: &Labels) -> Labels {
+    let mut labels = configured.clone();
+    labels.extend(enrolled.clone());
+    labels
+}
+
+/// That a host may be enrolled by this giver: as it is known, where it is, and as it will be.
+pub(crate) fn may_enrol(
+    giver: &Giver,
+    request: &HostEnrolRequest,
+    configured: &Labels,
+    before: Option<&Kept>,
+) -> Result<(), ApiError> {
+    let host = &request.host;
+    let old = before.map(|before| &before.labels);
+    if old.is_some() || !configured.is_empty() {
+        let old = old.map_or_else(|| configured.clone(), |old| together(configured, old));
+        giver.may_change_whole_host(host, &old)?;
+    }
+    let new = match old {
+        Some(old) if request.labels.is_empty() => old,
+        _ => &request.labels,
+    };
+    giver.may_change_host(host, &together(configured, new), request.certificates.keys().copied())
 }
 
 /// What can be said of a request before anything is signed.

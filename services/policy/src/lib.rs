@@ -16,6 +16,8 @@
 //!
 //! 8. Audit records that a writer was told are stored are stored once, whatever instances there are. What
 //!    does not follow from what is stored is stored as well, and told.
+//! 9. Nobody gives more than they have: a token, an enrolment or a label reaches no further than the token of
+//!    who asks, and nobody changes or ends what reaches further.
 //!
 //! **Owns:** tokens, enrolments, the answers to the bus server, the rules in force, the stored audit trail, roles
 //! of people and labels of hosts (a [`directory::Directory`]). **Must not know:** packages' contents, kernels,
@@ -30,6 +32,7 @@ mod connections;
 pub mod directory;
 mod enrol;
 mod follow;
+mod grants;
 mod handlers;
 mod hosts;
 mod metrics;

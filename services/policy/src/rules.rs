@@ -193,6 +193,11 @@ impl Admission {
         self.state().directory.role(principal)
     }
 
+    /// The labels that the configuration gives a host.
+    pub(crate) fn configured_labels(&self, host: &HostId) -> Labels {
+        self.state().directory.labels(host)
+    }
+
     /// Every host that is known, with its labels.
     pub(crate) fn hosts(&self) -> Vec<(HostId, Labels)> {
         let state = self.state();

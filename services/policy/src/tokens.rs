@@ -3,11 +3,13 @@
 
 use crate::{
     connect::Refusal,
+    grants::Giver,
     page::{Wanted, page},
     trust::Trust,
 };
 use canopy_api::{
     ApiError, Code, Principal,
+    authority::Authority,
     permission::Role,
     scope::Scope,
     time,
@@ -134,6 +136,16 @@ impl Kept {
         self.is_active(now).then_some(self.role)
     }
 
+    /// What it allows, in force or not.
+    fn authority(&self) -> Authority {
+        Authority::new(self.role, self.scope.as_ref())
+    }
+
+    /// What it allows, while it is in force.
+    pub(crate) fn authority_in_force(&self, now: u64) -> Option<Authority> {
+        self.is_active(now).then(|| self.authority())
+    }
+
     /// How many tokens the person has had.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
@@ -194,13 +206,18 @@ impl Tokens {
         &self,
         trust: &Trust,
         request: &TokenIssueRequest,
-        by: &str,
+        giver: &Giver,
         now: u64,
     ) -> Result<TokenReply, ApiError> {
         check_issue(request)?;
+        giver.may_give(&Authority::new(request.role, request.scope.as_ref()))?;
         let principal = &request.principal;
         for _ in 0..TRIES {
             let before = self.get(principal).await?;
+            // A name that reached further is nobody's to take over, in force or not.
+            if let Some(before) = &before {
+                giver.may_change(principal, &before.value.authority())?;
+            }
             if before.as_ref().is_some_and(|before| before.value.is_active(now)) {
                 return Err(ApiError::new(
                     Code::Conflict,
@@ -217,7 +234,7 @@ impl Tokens {
                 id: token_id(),
                 generation: before.as_ref().map_or(0, |before| before.value.generation) + 1,
                 issued: now,
-                issued_by: by.to_owned(),
+                issued_by: giver.name().to_owned(),
                 expires: request.expires_in.map(|life| now.saturating_add(life)),
                 key: trust.signing.id().to_owned(),
                 revoked: None,
@@ -234,13 +251,15 @@ impl Tokens {
         &self,
         trust: &Trust,
         request: &TokenRegenerateRequest,
-        by: &str,
+        giver: &Giver,
         now: u64,
     ) -> Result<TokenReply, ApiError> {
         check_life(request.expires_in)?;
         let principal = &request.principal;
         for _ in 0..TRIES {
             let before = self.get(principal).await?.ok_or_else(|| none(principal))?;
+            // Whoever names another certificate for it has it.
+            giver.may_change(principal, &before.value.authority())?;
             if before.value.revoked.is_some() {
                 return Err(ApiError::new(
                     Code::Conflict,
@@ -254,7 +273,7 @@ impl Tokens {
                 id: token_id(),
                 generation: before.value.generation + 1,
                 issued: now,
-                issued_by: by.to_owned(),
+                issued_by: giver.name().to_owned(),
                 expires: request.expires_in.map(|life| now.saturating_add(life)),
                 key: trust.signing.id().to_owned(),
                 ..before.value.clone()
@@ -270,15 +289,16 @@ impl Tokens {
     pub(crate) async fn revoke(
         &self,
         principal: &Principal,
-        by: &str,
+        giver: &Giver,
         now: u64,
     ) -> Result<TokenRecord, ApiError> {
         for _ in 0..TRIES {
             let before = self.get(principal).await?.ok_or_else(|| none(principal))?;
+            giver.may_change(principal, &before.value.authority())?;
             if before.value.revoked.is_some() {
                 return Ok(before.value.record(now));
             }
-            let kept = Kept { revoked: Some((now, by.to_owned())), ..before.value };
+            let kept = Kept { revoked: Some((now, giver.name().to_owned())), ..before.value };
             let swap = self.bucket.replace(principal.as_str(), &kept, before.revision).await?;
             if swap == Swap::Done {
                 return Ok(kept.record(now));

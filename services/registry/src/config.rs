@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 /// Where packages come from, and whose signatures count. The file is looked at every second: new
 /// `repositories`, `refresh_seconds` and `cache_bytes` are used without a restart, and a file with a
-/// mistake changes nothing; `bus`, `audit` and `runtime` are read at the start only.
+/// mistake changes nothing; `bus`, `state_dir`, `audit` and `runtime` are read at the start only.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -30,6 +30,12 @@ pub struct Config {
     #[serde(default = "default_refresh")]
     #[schemars(range(min = 1, max = 86400))]
     pub refresh_seconds: u64,
+    /// A directory of this instance's own for the highest index versions that it has verified, so that after
+    /// a restart it refuses older states of the repositories: `/var/lib/canopy/registry`. Default: beside the
+    /// directory of `audit`, with its name and `-indexes`; without `audit` they are forgotten when the process
+    /// ends.
+    #[serde(default)]
+    pub state_dir: Option<PathBuf>,
     /// Verified package files kept in memory, bytes. Default 256 MiB.
     #[serde(default = "default_cache")]
     pub cache_bytes: u64,
@@ -269,6 +275,16 @@ impl RepositoryConfig {
     }
 }
 
+impl Config {
+    /// Where the highest index versions are kept where nothing is said: beside the audit trail.
+    pub fn default_state_dir(&self) -> Option<PathBuf> {
+        let audit = self.audit.as_ref()?;
+        let mut name = audit.dir.file_name()?.to_owned();
+        name.push("-indexes");
+        Some(audit.dir.with_file_name(name))
+    }
+}
+
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
@@ -281,6 +297,10 @@ impl ServiceConfig for Config {
                 Problem::new("audit.bytes", format!("{} is less than {LEAST_AUDIT}", audit.bytes))
                     .remedy("leave it out for the default"),
             );
+        }
+        if let Some(dir) = self.state_dir.as_ref().filter(|dir| !dir.is_absolute()) {
+            let said = format!("{} is not an absolute path", dir.display());
+            problems.push(Problem::new("state_dir", said).remedy("write it from /"));
         }
         let mut names = BTreeMap::new();
         let mut patterns: Vec<(Pattern, usize)> = Vec::new();

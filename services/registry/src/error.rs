@@ -1,6 +1,7 @@
 //! Why a question has no answer, and how that is told over the bus.
 
 use crate::core::{choose::Absent, publication::Unasked};
+use crate::index_state::StateError;
 use canopy_api::{ApiError, Code, Digest, PackageName};
 use canopy_package::PackageError;
 use canopy_store::StoreError;
@@ -19,9 +20,18 @@ pub enum Trouble {
     /// The index was there before and is not any more.
     #[error("its index.signed is gone; version {0} was seen before")]
     IndexGone(u64),
+    /// Its version could not be written down.
+    #[error("the version of its index cannot be remembered: {}", .0.in_full())]
+    NotRemembered(Arc<StateError>),
     /// A task of ours ended early.
     #[error("its verification ended unexpectedly")]
     Defect,
+}
+
+impl From<StateError> for Trouble {
+    fn from(error: StateError) -> Self {
+        Self::NotRemembered(Arc::new(error))
+    }
 }
 
 impl From<StoreError> for Trouble {
@@ -43,6 +53,7 @@ impl Trouble {
             Self::Store(_) => "store",
             Self::Refused(error) => error.kind(),
             Self::IndexGone(_) => "index_gone",
+            Self::NotRemembered(_) => "not_remembered",
             Self::Defect => "defect",
         }
     }
@@ -64,6 +75,7 @@ impl Trouble {
             },
             // A package that is refused is refused whoever asks, and not the caller's mistake.
             Self::Refused(_) | Self::IndexGone(_) => Code::Denied,
+            Self::NotRemembered(_) => Code::Unavailable,
             Self::Defect => Code::Internal,
         }
     }
@@ -87,8 +99,12 @@ impl Trouble {
             },
             Self::Refused(error) => error.remedy(),
             Self::IndexGone(_) => {
-                "restore index.signed, or rebuild it with `canopy package publish --rebuild-index`"
+                "restore index.signed, or rebuild it with `canopy package publish --rebuild-index`; if \
+                 the repository is begun anew: canopy package trust reset-index"
                     .to_owned()
+            }
+            Self::NotRemembered(_) => {
+                "see that the registry's user can write to `state_dir` and that there is room".to_owned()
             }
             Self::Defect => "report this with the registry's log".to_owned(),
         }
@@ -194,6 +210,7 @@ impl PublishError {
             Self::Unasked(unasked) => match unasked {
                 Unasked::OtherBytes { .. } => Code::Conflict,
                 Unasked::Version { .. }
+                | Unasked::Repository
                 | Unasked::LeftOut { .. }
                 | Unasked::Changed { .. }
                 | Unasked::Missing { .. } => Code::Denied,
@@ -221,6 +238,9 @@ impl PublishError {
             Self::TooMuch(_) => "publish the files in several steps".to_owned(),
             Self::Overtaken => "read the index again and extend that".to_owned(),
             Self::Unasked(Unasked::OtherBytes { .. }) => "raise the version in package.yaml".to_owned(),
+            Self::Unasked(Unasked::Repository) => "sign it with a canopy that is not older than the one \
+                 which signed the index before, and keep the repository's id"
+                .to_owned(),
             Self::Unasked(_) => {
                 "extend the index as it is, by what is published and nothing else".to_owned()
             }

@@ -11,8 +11,8 @@ use canopy_api::{
     endpoint::{
         Service,
         registry::{
-            Artifact, Describe, List, Publish, PublishIndex, PublishUpload, Refresh, Resolve,
-            Search, Yank,
+            Artifact, Describe, List, Publish, PublishIndex, PublishUpload, Refresh, ResetIndex,
+            Resolve, Search, Yank,
         },
     },
     wire::{
@@ -29,8 +29,19 @@ pub(crate) fn register(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
     let server = register_publishing(server, current, bus);
     let of = || Arc::clone(current);
     let (list, describe, resolve, artifact) = (of(), of(), of(), of());
-    let (search, refresh) = (of(), of());
+    let (search, refresh, reset) = (of(), of(), of());
     server
+        .handle::<ResetIndex, _, _>(move |caller, request| {
+            let registry = reset.get();
+            async move {
+                let reply = registry.reset_index(&request, &caller.principal).await?;
+                caller.notes.about(format!(
+                    "highest index version of {} reset from {} to {}",
+                    reply.repository, reply.from, reply.to
+                ));
+                Ok(reply)
+            }
+        })
         .handle::<List, _, _>(move |_, request| {
             let registry = list.get();
             async move { Ok(registry.list(&request).await?) }

@@ -17,8 +17,8 @@
 //! are configured so (`writable`), and there only what their publishers signed, after verifying it as it
 //! does when reading; else publishing is done by whoever may write to the place.
 //!
-//! The highest index version seen is remembered while the process runs; across restarts the
-//! loaders remember it.
+//! The highest index versions seen are on disk (`state_dir`) before anything of the index is given out;
+//! loaders remember them for themselves.
 
 pub mod artifacts;
 pub mod config;
@@ -26,6 +26,7 @@ pub mod core;
 mod current;
 pub mod error;
 mod handlers;
+pub mod index_state;
 pub mod metrics;
 pub mod registry;
 pub mod repository;

@@ -9,6 +9,7 @@ use crate::{
         search::rank,
     },
     error::{PublishError, RegistryError, Trouble},
+    index_state::IndexState,
     metrics::Metrics,
     repository::{Change, Published, Repository, Snapshot},
 };
@@ -20,8 +21,8 @@ use canopy_api::{
         ARTIFACT_CHUNK, ArtifactReply, ArtifactRequest, DescribeReply, DescribeRequest,
         INDEX_INLINE, IndexAt, ListReply, ListRequest, MapSummary, PackageRefused, PackageSummary,
         PublishIndexReply, PublishIndexRequest, PublishUploadReply, PublishUploadRequest,
-        RepositoryTrouble, ResolveReply, ResolveRequest, SEARCH_LIMIT, SearchReply, SearchRequest,
-        VersionSummary,
+        RepositoryTrouble, ResetIndexReply, ResetRepositoryRequest, ResolveReply, ResolveRequest,
+        SEARCH_LIMIT, SearchReply, SearchRequest, VersionSummary,
     },
 };
 use canopy_package::{IndexEntry, describe::DescribedMap, near};
@@ -61,6 +62,8 @@ pub struct Registry {
     about: Mutex<BTreeMap<Digest, About>>,
     metrics: Metrics,
     now: Clock,
+    /// The highest index versions seen.
+    versions: Arc<IndexState>,
     /// Hears what was refused.
     tell: Option<Sender<PackageRefused>>,
 }
@@ -85,15 +88,29 @@ struct Found<'a> {
 }
 
 impl Registry {
-    /// A registry over these repositories, which were checked; nothing is read yet.
+    /// A registry over these repositories, which were checked; nothing is read yet. Index versions are
+    /// remembered as long as it lives.
     pub fn new(
         repositories: &[RepositoryConfig],
         cache_bytes: u64,
         metrics: Metrics,
         now: Clock,
     ) -> Self {
-        let opened = repositories.iter().map(|config| Arc::new(Repository::new(config))).collect();
-        Self::over(opened, cache_bytes, metrics, now)
+        Self::remembering(repositories, cache_bytes, metrics, now, IndexState::in_memory())
+    }
+
+    /// The same, with index versions remembered there.
+    pub fn remembering(
+        repositories: &[RepositoryConfig],
+        cache_bytes: u64,
+        metrics: Metrics,
+        now: Clock,
+        versions: IndexState,
+    ) -> Self {
+        let versions = Arc::new(versions);
+        let open = |config| Arc::new(Repository::new(config, Arc::clone(&versions)));
+        let opened = repositories.iter().map(open).collect();
+        Self::over(opened, cache_bytes, metrics, now, versions)
     }
 
     /// Tells of what is refused: of an index when that is new, of a package file each time.
@@ -104,8 +121,8 @@ impl Registry {
     }
 
     /// A registry over other repositories, which were checked. One whose configuration is the same
-    /// is taken over as it is, with what is known of it; one that is at the same place keeps the
-    /// highest index version seen there. No package file verified before is taken over: keys may
+    /// is taken over as it is, with what is known of it. The highest index versions are remembered:
+    /// of a repository wherever it is now, and of whatever is at the same place. No package file verified before is taken over: keys may
     /// have changed.
     #[must_use]
     pub fn successor(&self, repositories: &[RepositoryConfig], cache_bytes: u64) -> Self {
@@ -114,15 +131,13 @@ impl Registry {
             .iter()
             .map(|config| match known(&config.name) {
                 Some(same) if same.config() == config => Arc::clone(same),
-                Some(before) if before.config().url == config.url => {
-                    Arc::new(Repository::new(config).seen(before.highest()))
-                }
-                Some(_) | None => Arc::new(Repository::new(config)),
+                Some(_) | None => Arc::new(Repository::new(config, Arc::clone(&self.versions))),
             })
             .collect();
+        let versions = Arc::clone(&self.versions);
         Self {
             tell: self.tell.clone(),
-            ..Self::over(opened, cache_bytes, self.metrics.clone(), self.now)
+            ..Self::over(opened, cache_bytes, self.metrics.clone(), self.now, versions)
         }
     }
 
@@ -141,6 +156,7 @@ impl Registry {
         cache_bytes: u64,
         metrics: Metrics,
         now: Clock,
+        versions: Arc<IndexState>,
     ) -> Self {
         for repository in &repositories {
             let config = repository.config();
@@ -176,6 +192,7 @@ impl Registry {
             about: Mutex::default(),
             metrics,
             now,
+            versions,
             tell: None,
         }
     }
@@ -456,6 +473,33 @@ impl Registry {
                 .cloned()?;
             Some((repository, snapshot, entry))
         })
+    }
+
+    /// Forgets how high the versions of a repository's index were, down to that of the one that is there,
+    /// which has to be signed as ever.
+    ///
+    /// # Errors
+    /// When there is no such repository, or its index cannot be read or is not believed.
+    pub async fn reset_index(
+        &self,
+        request: &ResetRepositoryRequest,
+        by: &Principal,
+    ) -> Result<ResetIndexReply, PublishError> {
+        let ResetRepositoryRequest { repository: name } = request;
+        let Some(repository) = self.repositories.iter().find(|one| one.name == *name) else {
+            let known = self.repositories.iter().map(|one| one.name.clone()).collect();
+            return Err(PublishError::NoRepository { name: name.clone(), known });
+        };
+        let (from, to, id) = match repository.trust {
+            Trust::Signed => {
+                repository.reset_index((self.now)()).await.map_err(PublishError::Trouble)?
+            }
+            Trust::UnsignedDevelopment => (0, 0, None),
+        };
+        tracing::warn!(repository = %name, from, to, %by, "highest index version reset");
+        self.look(repository).await;
+        let id = id.map(|id| id.to_string());
+        Ok(ResetIndexReply { repository: name.clone(), id, from, to })
     }
 
     /// The repository of that name, if it is published to over the bus.

@@ -5,11 +5,12 @@ use crate::{
     config::{RepositoryConfig, Trust},
     core::route::Pattern,
     error::Trouble,
+    index_state::IndexState,
 };
 use bytes::Bytes;
 use canopy_api::Digest;
 use canopy_package::{
-    Index, IndexEntry, Limits, Package, PackageError, TrustedKey,
+    Index, IndexEntry, IndexSource, Limits, Package, PackageError, RepositoryId, TrustedKey,
     index::{INDEX_LIMIT, split},
     repository::{INDEX, artifact_path, signature_path},
     sign::verify_package,
@@ -64,6 +65,8 @@ pub struct Repository {
     /// How long looking at the repository may take, all reads together.
     patience: Duration,
     state: Mutex<State>,
+    /// The highest index versions verified.
+    versions: Arc<IndexState>,
     /// Number of looks begun.
     looks: AtomicU64,
     refreshing: AsyncMutex<()>,
@@ -76,8 +79,6 @@ pub struct Repository {
 struct State {
     snapshot: Option<Arc<Snapshot>>,
     trouble: Option<Trouble>,
-    /// The highest index version verified.
-    highest: u64,
 }
 
 /// What a repository held when it was last read and found good.
@@ -97,8 +98,9 @@ pub struct Snapshot {
 }
 
 impl Repository {
-    /// From its configuration, which was checked; nothing is read yet.
-    pub fn new(config: &RepositoryConfig) -> Self {
+    /// From its configuration, which was checked; nothing is read yet. An index older than `versions` say
+    /// is refused.
+    pub fn new(config: &RepositoryConfig, versions: Arc<IndexState>) -> Self {
         let limit = Duration::from_secs(config.timeout_seconds);
         let location = Location::parse(&config.url)
             .unwrap_or_else(|_| Location::Directory(PathBuf::from("/nonexistent")));
@@ -111,6 +113,7 @@ impl Repository {
             limits: Limits::default(),
             patience: limit,
             state: Mutex::default(),
+            versions,
             looks: AtomicU64::new(0),
             refreshing: AsyncMutex::new(()),
             flights: Mutex::default(),
@@ -123,16 +126,55 @@ impl Repository {
         &self.config
     }
 
-    /// The highest index version verified, 0 for none.
+    /// The highest index version verified at its place, 0 for none.
     pub fn highest(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).highest
+        self.versions.highest(&self.name, &self.config.url)
     }
 
-    /// As one of which an index of that version was seen: an older one is refused.
-    #[must_use]
-    pub fn seen(self, version: u64) -> Self {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).highest = version;
-        self
+    /// Takes the highest index version down to that of the index that is there, signed and within its
+    /// bounds, or to 0 where there is none. Says from which to which, and of which repository.
+    pub async fn reset_index(
+        self: &Arc<Self>,
+        now: u64,
+    ) -> Result<(u64, u64, Option<RepositoryId>), Trouble> {
+        let _one = self.refreshing.lock().await;
+        let there = async {
+            if self.store.tag(INDEX).await?.is_none() {
+                return Ok((0, None));
+            }
+            let file = self.store.read(INDEX, INDEX_LIMIT as u64 + SIGNATURE_LIMIT).await?;
+            let (json, signature) = split(&file)?;
+            let (json, signature) = (file.slice_ref(json), signature.to_owned());
+            let keys = self.config.keys.clone();
+            let read = move || {
+                let index = Index::open_to_extend(&json, &signature, &keys, now)?;
+                index.check_bounds(now)?;
+                Ok::<_, PackageError>((index.version, index.repository))
+            };
+            Ok::<_, Trouble>(spawn_blocking(read).await.map_err(|_| Trouble::Defect)??)
+        };
+        let (to, id) = timeout(self.patience, there).await.unwrap_or_else(|_| {
+            let (path, seconds) = (INDEX.to_owned(), self.patience.as_secs());
+            Err(StoreError::TimedOut { path, seconds }.into())
+        })?;
+        let (me, of) = (Arc::clone(self), id.clone());
+        let reset = move || {
+            let id = of.as_ref().map(RepositoryId::as_str);
+            me.versions.reset((&me.name, &me.config.url), id, to)
+        };
+        let from = spawn_blocking(reset).await.map_err(|_| Trouble::Defect)??;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
+        Ok((from, to.min(from), id))
+    }
+
+    /// Remembers the version of a verified index, before anything of it is given out.
+    async fn remember(&self, source: IndexSource, version: u64) -> Result<(), Trouble> {
+        let (versions, name) = (Arc::clone(&self.versions), self.name.clone());
+        let url = self.config.url.clone();
+        spawn_blocking(move || versions.remember((&name, &url), &source, version))
+            .await
+            .map_err(|_| Trouble::Defect)?
+            .map_err(Trouble::from)
     }
 
     /// What it holds as far as is known, and what is wrong with it. An index that has expired is
@@ -160,21 +202,18 @@ impl Repository {
             return state.trouble.clone().map_or(Ok(()), Err);
         }
         self.looks.fetch_add(1, Ordering::AcqRel);
-        let (known, highest) = {
+        let known = {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let good = state.snapshot.clone().filter(|_| state.trouble.is_none());
-            (good, state.highest)
+            state.snapshot.clone().filter(|_| state.trouble.is_none())
         };
-        let outcome =
-            timeout(self.patience, self.read(known, highest, now)).await.unwrap_or_else(|_| {
-                let (path, seconds) = (INDEX.to_owned(), self.patience.as_secs());
-                Err(StoreError::TimedOut { path, seconds }.into())
-            });
+        let outcome = timeout(self.patience, self.read(known, now)).await.unwrap_or_else(|_| {
+            let (path, seconds) = (INDEX.to_owned(), self.patience.as_secs());
+            Err(StoreError::TimedOut { path, seconds }.into())
+        });
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(None) => Ok(()),
             Ok(Some(snapshot)) => {
-                state.highest = state.highest.max(snapshot.index.version);
                 state.snapshot = Some(Arc::new(snapshot));
                 state.trouble = None;
                 Ok(())
@@ -190,7 +229,6 @@ impl Repository {
     async fn read(
         &self,
         known: Option<Arc<Snapshot>>,
-        highest: u64,
         now: u64,
     ) -> Result<Option<Snapshot>, Trouble> {
         let tag = self.store.tag(INDEX).await?;
@@ -203,16 +241,12 @@ impl Repository {
         if !changed {
             return Ok(None);
         }
-        self.read_index(tag, highest, now).await.map(Some)
+        self.read_index(tag, now).await.map(Some)
     }
 
-    async fn read_index(
-        &self,
-        tag: Option<String>,
-        highest: u64,
-        now: u64,
-    ) -> Result<Snapshot, Trouble> {
+    async fn read_index(&self, tag: Option<String>, now: u64) -> Result<Snapshot, Trouble> {
         if tag.is_none() {
+            let highest = self.highest();
             return match self.trust {
                 Trust::UnsignedDevelopment => self.read_loose(now).await,
                 Trust::Signed if highest > 0 => Err(Trouble::IndexGone(highest)),
@@ -226,16 +260,31 @@ impl Repository {
             Trust::UnsignedDevelopment => (Index::open_unsigned(json)?, None),
             Trust::Signed => {
                 let (bytes, signature) = (file.slice_ref(json), signature.to_owned());
-                let (keys, copy) = (self.config.keys.clone(), (bytes.clone(), signature.clone()));
-                let index =
-                    spawn_blocking(move || Index::open(&copy.0, &copy.1, &keys, now, highest))
-                        .await
-                        .map_err(|_| Trouble::Defect)??;
+                let (index, source) =
+                    self.open_index(bytes.clone(), signature.clone(), now).await?;
+                self.remember(source, index.version).await?;
                 (index, Some((bytes, signature)))
             }
         };
         let digest = signed.as_ref().map(|(bytes, _)| Digest::of(bytes));
         Ok(Snapshot { index, signed, digest, tag, loose: BTreeMap::new(), verified: now })
+    }
+
+    /// Verifies an index, also that none newer was seen.
+    async fn open_index(
+        &self,
+        json: Bytes,
+        signature: String,
+        now: u64,
+    ) -> Result<(Index, IndexSource), Trouble> {
+        let (keys, versions) = (self.config.keys.clone(), Arc::clone(&self.versions));
+        let (name, url) = (self.name.clone(), self.config.url.clone());
+        let open = move || {
+            Index::open_seen(&json, &signature, &keys, now, |source| {
+                versions.at_least((&name, &url), source, &keys)
+            })
+        };
+        Ok(spawn_blocking(open).await.map_err(|_| Trouble::Defect)??)
     }
 
     /// A directory of package files without an index, for development.

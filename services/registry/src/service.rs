@@ -4,6 +4,7 @@ use crate::{
     config::{AuditConfig, Config},
     current::Current,
     handlers,
+    index_state::{IndexState, StateError},
     metrics::Metrics,
     registry::{Registry, RepositoryHealth},
 };
@@ -11,6 +12,7 @@ use canopy_api::{endpoint::Service, permission, wire::PackageRefused};
 use canopy_bus::{Bus, Server, Spool, forward};
 use canopy_runtime::{ConfigFile, Context, Latch, clock};
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -30,9 +32,10 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let latch = cx.readiness.latch("repositories");
     let metrics = Metrics::register(&cx.metrics)?;
     let (tell, refused) = mpsc::channel(REFUSALS);
-    let registry =
-        Registry::new(&config.repositories, config.cache_bytes, metrics.clone(), seconds)
-            .telling(tell);
+    let (repositories, cache) = (&config.repositories, config.cache_bytes);
+    let versions = index_state(&config).await?;
+    let registry = Registry::remembering(repositories, cache, metrics.clone(), seconds, versions)
+        .telling(tell);
     let current = Arc::new(Current::new(registry, metrics, &config));
     let every = Duration::from_secs(config.refresh_seconds);
     cx.tasks.spawn(watch(Arc::clone(&current), every, latch, cx.clone()));
@@ -55,6 +58,35 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
     let ended = handlers::register(server, &current, &bus).serve(cx.shutdown.clone()).await;
     bus.close().await;
     Ok(ended?)
+}
+
+/// Reads which index versions were seen before the last restart.
+async fn index_state(config: &Config) -> anyhow::Result<IndexState> {
+    let open =
+        async |dir: PathBuf| tokio::task::spawn_blocking(move || IndexState::open(&dir)).await;
+    if let Some(dir) = &config.state_dir {
+        return Ok(open(dir.clone()).await??);
+    }
+    let Some(dir) = config.default_state_dir() else {
+        tracing::warn!(
+            "no `state_dir` in the configuration: after a restart an older state of a repository is not \
+             recognised here"
+        );
+        return Ok(IndexState::in_memory());
+    };
+    match open(dir).await? {
+        // What was remembered is not given up for nothing.
+        Err(error @ StateError::Damaged { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(
+                "{}: after a restart an older state of a repository is not recognised here; set \
+                 `state_dir` in the configuration",
+                error.in_full()
+            );
+            Ok(IndexState::in_memory())
+        }
+        Ok(versions) => Ok(versions),
+    }
 }
 
 /// Opens the audit trail, and has copies of it stored.

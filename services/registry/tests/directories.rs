@@ -13,21 +13,21 @@ mod common;
 use canopy_api::{
     ApiError, Code, Digest, Hook,
     wire::{
-        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, ResolveReply,
-        ResolveRequest, SearchRequest,
+        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, ResetRepositoryRequest,
+        ResolveReply, ResolveRequest, SearchRequest,
     },
 };
 use canopy_package::{
     Index, IndexEntry, SecretKey, TrustedKey,
-    index::join,
+    index::{join, split},
     repository::{INDEX, Publisher, artifact_path, signature_path},
     sign::verify_package,
 };
-use canopy_registry::Registry;
+use canopy_registry::{Registry, index_state::IndexState, metrics::Metrics};
 use common::{Directory, now, package, registry, write};
 use nix::fcntl::OFlag;
 use serde_json::json;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::{fs, os::unix::fs::OpenOptionsExt as _};
 
 fn request(name: &str, requirement: &str) -> ResolveRequest {
     ResolveRequest {
@@ -263,7 +263,8 @@ async fn another_package_under_the_right_name_is_refused() {
         length: bytes.len() as u64,
         yanked: false,
     };
-    let index = Index { version: 1, expires: now() + 1_000, packages: vec![entry] };
+    let packages = vec![entry];
+    let index = Index { version: 1, expires: now() + 1_000, packages, repository: None };
     let (index, index_signature) = index.sign(&directory.key).unwrap();
     let (artifact, artifact_signature) = paths();
     directory.write(&[
@@ -303,7 +304,7 @@ async fn an_index_that_is_not_believed_serves_nothing_at_first() {
                 sign(&index, &directory.key);
             }
             _ => {
-                let signature = directory.key.sign_index(b"garbage\n", 1).unwrap();
+                let signature = directory.key.sign_index(b"garbage\n", 1, None).unwrap();
                 write(&directory.path(INDEX), &join(b"garbage\n", &signature));
             }
         }
@@ -522,4 +523,74 @@ async fn packages_are_found_by_what_their_newest_version_says() {
     assert_eq!(search(&[], Some("acl")).await, [] as [&str; 0], "of an older version");
     let none = SearchRequest { hook: Some(Hook::TcIngress), ..SearchRequest::default() };
     assert_eq!(registry.search(&none).await.unwrap().packages, []);
+}
+
+fn yank(directory: &Directory, name: &str, version: &str) {
+    let publication = Publisher::new(&directory.key, now())
+        .yank(&directory.index().unwrap(), &name.parse().unwrap(), &version.parse().unwrap(), true)
+        .unwrap();
+    directory.write(&publication.files);
+}
+
+fn remembering(directory: &Directory, state: &std::path::Path) -> Registry {
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let repositories = [directory.config("test", &["*"], &json!({}))];
+    let versions = IndexState::open(state).unwrap();
+    Registry::remembering(&repositories, 256 << 20, metrics, now, versions)
+}
+
+/// A repository that is put back while the registry is away, asked for a package that it was never asked
+/// for before; then reset, because it was put back on purpose.
+#[tokio::test]
+async fn a_restarted_registry_refuses_an_older_index_until_it_is_reset() {
+    let (directory, state) = (Directory::new(), tempfile::tempdir().unwrap());
+    directory.publish(&package("wall", "1.0.0", ""));
+    directory.publish(&package("other", "1.0.0", ""));
+    let older = fs::read(directory.path(INDEX)).unwrap();
+    yank(&directory, "wall", "1.0.0");
+    let admin = "u-admin".parse().unwrap();
+    let reset = ResetRepositoryRequest { repository: "test".to_owned() };
+    {
+        let registry = remembering(&directory, state.path());
+        registry.resolve(&request("other", "*")).await.unwrap();
+    }
+    write(&directory.path(INDEX), &older);
+    let registry = remembering(&directory, state.path());
+    let error = ApiError::from(registry.resolve(&request("wall", "*")).await.unwrap_err());
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.message.contains("has version 2, older than version 3 seen"), "{error}");
+    assert!(error.remedy.unwrap().contains("canopy package trust reset-index"));
+
+    // Nothing is reset to what is not signed, or to a version that nobody can have come to.
+    let (json, signature) = split(&older).unwrap();
+    write(&directory.path(INDEX), json);
+    registry.reset_index(&reset, &admin).await.unwrap_err();
+    let mut used_up = Index::open_unsigned(json).unwrap();
+    used_up.version = u64::MAX;
+    let (bytes, signed) = used_up.sign(&directory.key).unwrap();
+    write(&directory.path(INDEX), &join(&bytes, &signed));
+    registry.reset_index(&reset, &admin).await.unwrap_err();
+    write(&directory.path(INDEX), &join(json, signature));
+    registry.resolve(&request("wall", "*")).await.unwrap_err();
+
+    let reply = registry.reset_index(&reset, &admin).await.unwrap();
+    assert_eq!((reply.from, reply.to), (3, 2));
+    assert!(reply.id.is_some());
+    registry.resolve(&request("wall", "*")).await.unwrap();
+    drop(registry);
+    let registry = remembering(&directory, state.path());
+    registry.resolve(&request("wall", "*")).await.unwrap();
+    drop(registry);
+    // What is gone is an attack, until somebody says that the repository begins anew.
+    fs::remove_file(directory.path(INDEX)).unwrap();
+    let registry = remembering(&directory, state.path());
+    let error = ApiError::from(registry.resolve(&request("wall", "*")).await.unwrap_err());
+    assert!(error.message.contains("version 2 was seen before"), "{error}");
+    let reply = registry.reset_index(&reset, &admin).await.unwrap();
+    assert_eq!((reply.from, reply.to), (2, 0));
+    let error = ApiError::from(registry.resolve(&request("wall", "*")).await.unwrap_err());
+    assert_eq!(error.code, Code::NotFound, "{error}");
+    let unknown = ResetRepositoryRequest { repository: "nobody".to_owned() };
+    let error = ApiError::from(registry.reset_index(&unknown, &admin).await.unwrap_err());
+    assert_eq!((error.code, error.path.as_str()), (Code::NotFound, "repository"));
 }

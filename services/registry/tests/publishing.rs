@@ -13,25 +13,24 @@ mod common;
 
 use canopy_api::{
     ApiError, Blob, Code, Digest,
-    endpoint::registry::{Publish, PublishIndex, PublishUpload, Resolve, Yank},
+    endpoint::registry::{Publish, PublishIndex, PublishUpload, ResetIndex, Resolve, Yank},
     subject::Target,
     wire::{
         ARTIFACT_CHUNK, PackagePublished, PackageRefused, PublishIndexRequest, PublishReply,
-        PublishRequest, PublishUploadRequest, PublishedPackage, ResolveRequest, YankRequest,
+        PublishRequest, PublishUploadRequest, PublishedPackage, ResetRepositoryRequest,
+        ResolveRequest, YankRequest,
     },
 };
 use canopy_bus::{Bus, BusConfig, CallError};
 use canopy_package::{
-    Index, IndexEntry, Package, SecretKey,
-    index::{join, split},
-    repository::artifact_path,
+    Index, IndexEntry, Package, RepositoryId, SecretKey, index::join, repository::artifact_path,
 };
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
     service::ServiceProcess,
     wait_for,
 };
-use common::{Directory, now, package};
+use common::{Directory, now, package, write};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -129,7 +128,7 @@ impl Publisher<'_> {
                     file.clear();
                     continue;
                 }
-                let index = Index::open_unsigned(split(&file).unwrap().0).unwrap();
+                let index = Index::read_unverified(&file).unwrap();
                 return Ok((Some(file), index));
             }
         }
@@ -154,6 +153,7 @@ impl Publisher<'_> {
         let (before, mut index) = self.index().await?;
         index.version += 1;
         index.expires = now() + 3600;
+        index.repository.get_or_insert_with(RepositoryId::generate);
         let mut named = Vec::new();
         for package in packages {
             let bytes = package.build().unwrap();
@@ -549,6 +549,70 @@ async fn an_index_that_lies_is_refused_and_changes_nothing() {
     liar.refused(outcome, Code::Denied, "changes p-old 0.1.0");
     let outcome = me.yank("p-none", true, |_| {}).await;
     liar.refused(outcome, Code::Denied, "does not name p-none 0.1.0 so");
+}
+
+#[tokio::test]
+async fn an_index_that_uses_up_versions_is_refused_and_changes_nothing() {
+    let (server, directory) = (NatsServer::start(&["web1"]).unwrap(), Directory::new());
+    let liar = Liar::new(&server, &directory, &json!({})).await;
+    let me = &liar.me;
+    for version in [3, 1 << 30] {
+        let outcome = me.publish(&new(), |index, _| index.version = version).await;
+        liar.refused(outcome, Code::Denied, "the one before has 1: over the bus it rises by one");
+    }
+    for version in [1 << 53, u64::MAX] {
+        let outcome = me.publish(&new(), |index, _| index.version = version).await;
+        liar.refused(outcome, Code::Denied, "today it can be at most");
+    }
+    for expires in [now() + 733 * 86_400, u64::MAX] {
+        let outcome = me.publish(&new(), |index, _| index.expires = expires).await;
+        liar.refused(outcome, Code::Denied, "at the latest");
+    }
+    for (repository, said) in [
+        (None, "does not say which repository it is of"),
+        (Some(RepositoryId::generate()), "not of the same repository as the one before"),
+    ] {
+        let outcome = me.publish(&new(), |index, _| index.repository = repository).await;
+        liar.refused(outcome, Code::Denied, said);
+    }
+    me.publish(&new(), |_, _| {}).await.unwrap();
+}
+
+/// With nothing said of it the registry remembers beside its audit trail.
+#[tokio::test]
+async fn a_repository_put_back_while_the_registry_is_away_is_refused() {
+    let (server, directory) = (NatsServer::start(&["web1"]).unwrap(), Directory::new());
+    let place = tempfile::tempdir().unwrap();
+    let mut config = config(&server, &directory, &json!({}));
+    config["audit"] = json!({ "dir": place.path().join("audit") });
+    let process = start(&config);
+    let me = Publisher { bus: connect(&server, "u-publisher").await, directory: &directory };
+    me.publish(&[package("p", "0.1.0", "")], |_, _| {}).await.unwrap();
+    let older = fs::read(directory.path("index.signed")).unwrap();
+    me.yank("p", true, |_| {}).await.unwrap();
+    assert!(process.end().unwrap().success());
+    write(&directory.path("index.signed"), &older);
+
+    let _process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
+    let admin = connect(&server, "u-admin").await;
+    let error = loop {
+        let refused = admin.call::<Resolve>(&Target::Central, &resolve("p")).await.unwrap_err();
+        match refused.to_api_error() {
+            error if error.code == Code::Unavailable => {}
+            error => break error,
+        }
+    };
+    assert_eq!(error.reason.as_deref(), Some("index_rolled_back"), "{error:?}");
+    let request = ResetRepositoryRequest { repository: "starter".to_owned() };
+    let denied = me.bus.call::<ResetIndex>(&Target::Central, &request).await.unwrap_err();
+    assert_eq!(denied.to_api_error().code, Code::Denied);
+    let reply = admin.call::<ResetIndex>(&Target::Central, &request).await.unwrap();
+    assert_eq!((reply.from, reply.to), (2, 1));
+    admin.call::<Resolve>(&Target::Central, &resolve("p")).await.unwrap();
+    let trail = fs::read_dir(place.path().join("audit")).unwrap();
+    let records: String =
+        trail.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    assert!(records.contains("highest index version of starter reset from 2 to 1"), "{records}");
 }
 
 #[tokio::test]

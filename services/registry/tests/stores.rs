@@ -21,7 +21,6 @@ use canopy_api::{
 };
 use canopy_package::{
     Index,
-    index::split,
     repository::{Publisher, artifact_path},
 };
 use canopy_registry::{Registry, error::PublishError, repository::Change};
@@ -331,8 +330,7 @@ async fn publish_through(
             break reply.digest;
         }
     };
-    let current =
-        (!file.is_empty()).then(|| Index::open_unsigned(split(&file).unwrap().0).unwrap());
+    let current = (!file.is_empty()).then(|| Index::read_unverified(&file).unwrap());
     let bytes = package.build().unwrap();
     let (name, version) = (&package.manifest.name, &package.manifest.version);
     let signature = directory.key.sign_package(&bytes, name, version).unwrap();

@@ -227,6 +227,7 @@ endpoints! {
         MapSet = Write "map-set" (30 s): wire::MapSetRequest => wire::MapChangeReply, "Writes entries of a map";
         MapFollow = Write "map-follow" (10 s, idempotent): wire::MapFollowRequest => wire::MapFollowReply, "Publishes what programs put into a ring buffer as events, for a while";
         MapDelete = Write "map-delete" (30 s): wire::MapDeleteRequest => wire::MapChangeReply, "Removes entries of a map";
+        ResetIndex = Admin "reset-index" (10 s): wire::ResetHostRequest => wire::ResetIndexReply, "Accepts indexes of a repository again that are older than one seen before";
     } planned {
         Internal "repair" "Restores one object after tampering";
     }
@@ -244,6 +245,7 @@ endpoints! {
         PublishUpload = Publish "publish-upload" (10 s, idempotent): wire::PublishUploadRequest => wire::PublishUploadReply, "Takes one chunk of a file that is going to be published";
         Publish = Publish "publish" (60 s, idempotent): wire::PublishRequest => wire::PublishReply, "Adds signed packages to a repository, with the index that names them";
         Yank = Publish "yank" (60 s, idempotent): wire::YankRequest => wire::PublishReply, "Withdraws a version from new resolutions, or brings it back";
+        ResetIndex = Admin "reset-index" (10 s): wire::ResetRepositoryRequest => wire::ResetIndexReply, "Accepts the index of a repository as it is now, though a higher version was seen before";
     } planned {
     }
     /// Tokens, roles, admission, audit.

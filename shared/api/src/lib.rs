@@ -16,6 +16,7 @@
 //! # Ok::<(), canopy_api::name::NameError>(())
 //! ```
 
+pub mod authority;
 pub mod blob;
 pub mod desired;
 pub mod document;

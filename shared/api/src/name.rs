@@ -3,7 +3,7 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
 
 /// Why a text is not a name of the kind asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -153,6 +153,67 @@ pub(crate) fn fits(pattern: &[u8], name: &[u8]) -> bool {
     pattern.get(at..).unwrap_or_default().iter().all(|one| *one == b'*')
 }
 
+/// Most states looked at by [`is_within`]; real patterns need a few dozen.
+const INCLUSION_STATES: usize = 4_096;
+
+/// Whether every name that fits the pattern `inner` fits `outer` too: inclusion of the two languages,
+/// over names that are not empty. Patterns made to be hard to compare are taken for not included.
+pub(crate) fn is_within(inner: &[u8], outer: &[u8]) -> bool {
+    // A set of places in `outer` is a bit mask; ids have at most 63 characters.
+    if outer.len() >= 128 {
+        return inner == outer;
+    }
+    let skip_stars = |mut places: u128| {
+        for (place, one) in outer.iter().enumerate() {
+            if *one == b'*' && places & (1 << place) != 0 {
+                places |= 1 << (place + 1);
+            }
+        }
+        places
+    };
+    let step = |places: u128, letter: u8| {
+        let mut next = 0;
+        for (place, one) in outer.iter().enumerate().filter(|(at, _)| places & (1 << at) != 0) {
+            match one {
+                b'*' => next |= 1 << place,
+                b'?' => next |= 1 << (place + 1),
+                one if *one == letter => next |= 1 << (place + 1),
+                _ => {}
+            }
+        }
+        skip_stars(next)
+    };
+    // Letters that `outer` names, and one that stands for all others.
+    let mut letters: Vec<u8> = outer.iter().copied().filter(|one| !b"*?".contains(one)).collect();
+    letters.sort_unstable();
+    letters.dedup();
+    letters.push(0);
+    let mut known = BTreeSet::new();
+    let mut waiting = vec![(0_usize, skip_stars(1), false)];
+    while let Some(state) = waiting.pop() {
+        if !known.insert(state) {
+            continue;
+        }
+        if known.len() > INCLUSION_STATES {
+            return false;
+        }
+        let (at, places, begun) = state;
+        match inner.get(at) {
+            None if begun && places & (1 << outer.len()) == 0 => return false,
+            None => {}
+            Some(b'*') => {
+                waiting.push((at + 1, places, begun));
+                waiting.extend(letters.iter().map(|letter| (at, step(places, *letter), true)));
+            }
+            Some(b'?') => {
+                waiting.extend(letters.iter().map(|letter| (at + 1, step(places, *letter), true)));
+            }
+            Some(letter) => waiting.push((at + 1, step(places, *letter), true)),
+        }
+    }
+    true
+}
+
 impl Principal {
     /// Whether it is a person's: `u-…`.
     pub fn is_person(&self) -> bool {
@@ -214,6 +275,43 @@ mod tests {
         // Tried in every way, this would not end.
         assert!(!fits("*a".repeat(24).as_bytes(), "a".repeat(23).as_bytes()));
         assert!(!fits(&[b"*a".repeat(40), b"b".to_vec()].concat(), &b"a".repeat(4000)));
+    }
+
+    #[test]
+    fn inclusion_of_patterns_is_exact() {
+        let texts = |letters: &[u8], most: usize| {
+            let mut all = vec![Vec::new()];
+            let mut last = all.clone();
+            for _ in 0..most {
+                last = last
+                    .iter()
+                    .flat_map(|text: &Vec<u8>| {
+                        letters.iter().map(move |one| [text.as_slice(), &[*one]].concat())
+                    })
+                    .collect();
+                all.extend(last.clone());
+            }
+            all
+        };
+        // Names of one letter more than the patterns have tell them apart, and a letter of neither.
+        let names: Vec<_> = texts(b"abc", 5).into_iter().filter(|name| !name.is_empty()).collect();
+        let patterns = texts(b"ab*?", 3);
+        let fitting: Vec<BTreeSet<&Vec<u8>>> = patterns
+            .iter()
+            .map(|pattern| names.iter().filter(|name| fits(pattern, name)).collect())
+            .collect();
+        let mut within = 0;
+        for (inner, names) in patterns.iter().zip(&fitting) {
+            for (outer, all) in patterns.iter().zip(&fitting) {
+                let expected = names.is_subset(all);
+                within += usize::from(expected);
+                assert_eq!(is_within(inner, outer), expected, "{inner:?} within {outer:?}");
+            }
+        }
+        assert!(within > patterns.len(), "{within}");
+        // Made to be hard: taken for not included, soon.
+        let hard = format!("*a{}", "?".repeat(60));
+        assert!(!is_within(format!("{hard}*b").as_bytes(), hard.as_bytes()));
     }
 
     #[test]

@@ -255,6 +255,8 @@ fn example(spec: &EndpointSpec) -> &'static str {
         (Service::Loader, Class::Write, "map-delete") => {
             r#"{"dry_run": true, "keys": [{"address": {"bytes": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]}, "kind": 4}], "map": {"interface": "eth0", "hook": "xdp", "program": "limit", "map": "rl_sources"}}"#
         }
+        (Service::Loader, Class::Admin, "reset-index") => r#"{"repository": "starter", "to": 41}"#,
+        (Service::Registry, Class::Admin, "reset-index") => r#"{"repository": "starter"}"#,
         (Service::Policy, Class::Read, "explain") => {
             r#"{"principal": "u-alice", "host": "web1", "item": {"verb": "apply", "interface": "eth0", "hook": "xdp", "package": "firewall", "version": "0.1.0"}}"#
         }

@@ -37,6 +37,43 @@ impl Scope {
         Ok(told.map(|Told { services, hosts }| Self { services, hosts }))
     }
 
+    /// The services of `inner` beyond this scope; none where it covers all of them.
+    pub fn services_beyond(&self, inner: &Self) -> Option<ServicesBeyond> {
+        let own = self.services.as_ref()?;
+        let Some(services) = &inner.services else { return Some(ServicesBeyond::All) };
+        let beyond: BTreeSet<_> = services.difference(own).copied().collect();
+        (!beyond.is_empty()).then_some(ServicesBeyond::These(beyond))
+    }
+
+    /// The hosts of `inner` beyond this scope, whatever hosts there are now or later and whatever labels
+    /// they have: each of its patterns has to be within one of these.
+    pub fn hosts_beyond(&self, inner: &Self) -> Option<HostsBeyond> {
+        let own = self.hosts.as_ref()?;
+        let Some(hosts) = &inner.hosts else { return Some(HostsBeyond::All) };
+        let beyond: BTreeSet<_> = hosts
+            .iter()
+            .filter(|pattern| !own.iter().any(|own| pattern.is_within(own)))
+            .cloned()
+            .collect();
+        (!beyond.is_empty()).then_some(HostsBeyond::These(beyond))
+    }
+
+    /// Whether this host with these labels is in it.
+    pub fn covers_host<'a>(
+        &self,
+        host: &HostId,
+        labels: impl Fn(&str) -> Option<&'a str> + Copy,
+    ) -> bool {
+        self.hosts
+            .as_ref()
+            .is_none_or(|patterns| patterns.iter().any(|pattern| pattern.fits(host, labels)))
+    }
+
+    /// Whether this service is in it.
+    pub fn covers_service(&self, service: Service) -> bool {
+        self.services.as_ref().is_none_or(|services| services.contains(&service))
+    }
+
     /// Where it counts, in a fleet of these hosts with their labels.
     pub fn reach<'a, L>(&self, fleet: impl IntoIterator<Item = (&'a HostId, L)>) -> Reach
     where
@@ -56,6 +93,24 @@ impl Scope {
             }),
         }
     }
+}
+
+/// Services of one scope that are not in another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServicesBeyond {
+    /// It is not narrowed to services, and the other is.
+    All,
+    /// These.
+    These(BTreeSet<Service>),
+}
+
+/// Hosts of one scope that are not in another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostsBeyond {
+    /// It is not narrowed to hosts, and the other is.
+    All,
+    /// Those that these patterns mean.
+    These(BTreeSet<HostPattern>),
 }
 
 /// Where a role counts, host by host: what the bus server understands.
@@ -115,6 +170,20 @@ impl HostPattern {
         match self {
             Self::Id(pattern) => name::fits(pattern.as_bytes(), host.as_str().as_bytes()),
             Self::Label { name, value } => labels(name) == Some(value),
+        }
+    }
+
+    /// Whether every host that this means is meant by `outer` too, whatever hosts and labels there are.
+    pub fn is_within(&self, outer: &Self) -> bool {
+        match (self, outer) {
+            (Self::Id(inner), Self::Id(outer)) => {
+                name::is_within(inner.as_bytes(), outer.as_bytes())
+            }
+            // Only what means every host means those of a label.
+            (Self::Label { .. }, Self::Id(outer)) => name::is_within(b"*", outer.as_bytes()),
+            (Self::Label { .. }, Self::Label { .. }) => self == outer,
+            // Whether a host has a label is not for good.
+            (Self::Id(_), Self::Label { .. }) => false,
         }
     }
 

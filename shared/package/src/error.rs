@@ -168,6 +168,30 @@ pub enum PackageError {
         /// The highest seen.
         at_least: u64,
     },
+    /// A version that no repository can have come to by now.
+    #[error(
+        "the index has version {version}; today it can be at most {limit}, one for each second since 1970"
+    )]
+    IndexVersionTooHigh {
+        /// Its version.
+        version: u64,
+        /// The highest that is accepted.
+        limit: u64,
+    },
+    /// It would count for longer than an index may.
+    #[error("the index expires on {}; today it can be {} at the latest", day(*.expires), day(*.limit))]
+    IndexExpiresTooLate {
+        /// Seconds since the epoch.
+        expires: u64,
+        /// The latest that is accepted.
+        limit: u64,
+    },
+    /// It does not say which repository it is of, though its signer does so by now.
+    #[error("the index does not say which repository it is of; newer ones signed by key {key} do")]
+    IndexWithoutId {
+        /// Id of the key.
+        key: String,
+    },
     /// A version can be published once.
     #[error("{name} {version} is already published with other bytes")]
     AlreadyPublished {
@@ -242,7 +266,10 @@ impl PackageError {
             | Self::WrongDigest { .. }
             | Self::WrongLength { .. }
             | Self::IndexExpired { .. }
-            | Self::IndexRolledBack { .. } => Code::Denied,
+            | Self::IndexRolledBack { .. }
+            | Self::IndexVersionTooHigh { .. }
+            | Self::IndexExpiresTooLate { .. }
+            | Self::IndexWithoutId { .. } => Code::Denied,
             Self::AlreadyPublished { .. } => Code::Conflict,
             Self::NotPublished { .. } => Code::NotFound,
             Self::Signing { .. } => Code::Internal,
@@ -275,6 +302,9 @@ impl PackageError {
             Self::IndexFormat { .. } => "index_format",
             Self::IndexExpired { .. } => "index_expired",
             Self::IndexRolledBack { .. } => "index_rolled_back",
+            Self::IndexVersionTooHigh { .. } => "index_version_too_high",
+            Self::IndexExpiresTooLate { .. } => "index_expires_too_late",
+            Self::IndexWithoutId { .. } => "index_without_id",
             Self::AlreadyPublished { .. } => "already_published",
             Self::NotPublished { .. } => "not_published",
         }
@@ -347,8 +377,23 @@ impl PackageError {
                 "sign the index again: `canopy package publish --refresh-index`".to_owned()
             }
             Self::IndexRolledBack { .. } => {
-                "restore the repository's newest index; an older one is not accepted".to_owned()
+                "restore the repository's newest index; an older one is not accepted. If the newer \
+                 one was a mistake: canopy package trust reset-index"
+                    .to_owned()
             }
+            Self::IndexVersionTooHigh { .. } => {
+                "restore the index before it, or make it anew: `canopy package publish \
+                 --rebuild-index`; if it is right, set this machine's clock"
+                    .to_owned()
+            }
+            Self::IndexExpiresTooLate { .. } => {
+                "sign the index again with a shorter --expires-in: `canopy package publish \
+                 --refresh-index`; if it is right, set this machine's clock"
+                    .to_owned()
+            }
+            Self::IndexWithoutId { .. } => "restore the repository's newest index, or sign it again \
+                 with a canopy that is not older: `canopy package publish --refresh-index`"
+                .to_owned(),
             Self::AlreadyPublished { .. } => "raise the version in package.yaml".to_owned(),
             Self::NotPublished { .. } => "see `canopy get packages` for what there is".to_owned(),
         }

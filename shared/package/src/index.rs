@@ -5,18 +5,22 @@
 //! { "version": 7, "expires": 1798761600, "packages": [ … ] }
 //! untrusted comment: signature from canopy
 //! RUQ…
-//! trusted comment: index version=7
+//! trusted comment: index version=7 repository=5d41402abc4b2a76b9719d911017c592
 //! mT8…
 //! ```
 //!
 //! It answers the attacks a signature on each file cannot: an older state of the repository
 //! (version), a frozen one (expiry), and a mixture of files from different times (name, version,
 //! digest and length of each file bound together).
+//!
+//! Version and expiry have bounds that depend on the clock alone, so that a single index, by mistake or by
+//! malice, cannot use up what is left for those after it: see [`highest_version`] and [`latest_expiry`].
 
 use crate::{
     archive::Limits,
     error::PackageError,
-    sign::{SecretKey, TrustedKey, verify_index},
+    sign::{SecretKey, TrustedKey, told_repository, verify_index},
+    trusted_versions::{IndexSource, RepositoryId},
 };
 use canopy_api::{Digest, PackageName};
 use schemars::JsonSchema;
@@ -32,6 +36,10 @@ pub struct Index {
     pub expires: u64,
     /// What the repository holds, by name, then version.
     pub packages: Vec<IndexEntry>,
+    /// Which repository it is of. It stands in the trusted comment of the signature, which readers from
+    /// before there were ids pass over; `None` in an index that they made.
+    #[serde(skip)]
+    pub repository: Option<RepositoryId>,
 }
 
 /// One package version in an index.
@@ -60,8 +68,28 @@ pub const INDEX_LIMIT: usize = 32 << 20;
 /// Days an index counts after it was signed, unless the publisher says otherwise.
 pub const DEFAULT_LIFETIME_DAYS: u64 = 90;
 
+/// Longest time an index may count for, days: more than anybody should leave a repository alone.
+pub const MOST_LIFETIME_DAYS: u64 = 731;
+
+/// By how much the clocks of signers and readers may differ before a bound refuses, seconds.
+const CLOCK_SLACK: u64 = 86_400;
+
+/// The highest version that an index can have at a time, given in seconds since the epoch: one for each
+/// second, and a day's more. A host that was away for years has to take any honest version, so a bound by how
+/// far it rises would refuse honest ones; nobody publishes once a second for fifty years, and where a
+/// version came near it there is room for another one a second later.
+pub fn highest_version(now: u64) -> u64 {
+    now.saturating_add(CLOCK_SLACK)
+}
+
+/// The latest expiry that an index can have at a time; both in seconds since the epoch.
+pub fn latest_expiry(now: u64) -> u64 {
+    now.saturating_add(MOST_LIFETIME_DAYS * 86_400).saturating_add(CLOCK_SLACK)
+}
+
 impl Index {
-    /// Verifies signature, expiry and version (`at_least` is the highest seen before) and parses.
+    /// Verifies signature, expiry, version (`at_least` is the highest seen before) and their bounds, and
+    /// parses.
     pub fn open(
         bytes: &[u8],
         signature: &str,
@@ -69,16 +97,55 @@ impl Index {
         now: u64,
         at_least: u64,
     ) -> Result<Self, PackageError> {
-        size(bytes)?;
-        verify_index(bytes, signature, keys, now)?;
-        let index = Self::open_unsigned(bytes)?;
+        Self::open_seen(bytes, signature, keys, now, |_| Ok(at_least)).map(|(index, _)| index)
+    }
+
+    /// The same, where the highest version seen before depends on where the index comes from.
+    pub fn open_seen(
+        bytes: &[u8],
+        signature: &str,
+        keys: &[TrustedKey],
+        now: u64,
+        at_least: impl FnOnce(&IndexSource) -> Result<u64, PackageError>,
+    ) -> Result<(Self, IndexSource), PackageError> {
+        let (index, source) = Self::open_signed(bytes, signature, keys, now)?;
+        index.check_bounds(now)?;
+        let at_least = at_least(&source)?;
         if index.version < at_least {
             return Err(PackageError::IndexRolledBack { version: index.version, at_least });
         }
         if index.expires < now {
             return Err(PackageError::IndexExpired { expires: index.expires });
         }
-        Ok(index)
+        Ok((index, source))
+    }
+
+    /// Refuses a version or an expiry that would leave those after it no room.
+    pub fn check_bounds(&self, now: u64) -> Result<(), PackageError> {
+        let (version, expires) = (self.version, self.expires);
+        let limit = highest_version(now);
+        if version > limit {
+            return Err(PackageError::IndexVersionTooHigh { version, limit });
+        }
+        let limit = latest_expiry(now);
+        if expires > limit {
+            return Err(PackageError::IndexExpiresTooLate { expires, limit });
+        }
+        Ok(())
+    }
+
+    /// Verifies the signature only, and says where the index comes from.
+    pub fn open_signed(
+        bytes: &[u8],
+        signature: &str,
+        keys: &[TrustedKey],
+        now: u64,
+    ) -> Result<(Self, IndexSource), PackageError> {
+        size(bytes)?;
+        let source = verify_index(bytes, signature, keys, now)?;
+        let repository = source.repository.clone();
+        let index = Self { repository, ..Self::open_unsigned(bytes)? };
+        Ok((index, source))
     }
 
     /// Verifies the signature only: for a publisher, who signs what is there anew and must not
@@ -89,9 +156,13 @@ impl Index {
         keys: &[TrustedKey],
         now: u64,
     ) -> Result<Self, PackageError> {
-        size(bytes)?;
-        verify_index(bytes, signature, keys, now)?;
-        Self::open_unsigned(bytes)
+        Self::open_signed(bytes, signature, keys, now).map(|(index, _)| index)
+    }
+
+    /// Parses an `index.signed` with what its signature says, and verifies nothing.
+    pub fn read_unverified(file: &[u8]) -> Result<Self, PackageError> {
+        let (json, signature) = split(file)?;
+        Ok(Self { repository: told_repository(signature), ..Self::open_unsigned(json)? })
     }
 
     /// Parses without any check of who wrote it or when: for `unsigned-development`.
@@ -127,7 +198,7 @@ impl Index {
     /// the two.
     pub fn sign(&self, key: &SecretKey) -> Result<(Vec<u8>, String), PackageError> {
         let bytes = self.to_bytes()?;
-        let signature = key.sign_index(&bytes, self.version)?;
+        let signature = key.sign_index(&bytes, self.version, self.repository.as_ref())?;
         Ok((bytes, signature))
     }
 

@@ -33,6 +33,7 @@ pub mod metric;
 pub mod near;
 pub mod repository;
 pub mod sign;
+pub mod trusted_versions;
 
 pub use archive::{Limits, Package};
 pub use bind::{Bindings, bind};
@@ -40,3 +41,4 @@ pub use error::PackageError;
 pub use index::{Index, IndexEntry};
 pub use manifest::Manifest;
 pub use sign::{PublicKey, SecretKey, TrustedKey};
+pub use trusted_versions::{IndexSource, RepositoryId, TrustedVersions};

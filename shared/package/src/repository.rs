@@ -18,6 +18,7 @@ use crate::{
     error::PackageError,
     index::{DEFAULT_LIFETIME_DAYS, Index, IndexEntry, join},
     sign::{SecretKey, TrustedKey, verify_package},
+    trusted_versions::RepositoryId,
 };
 use canopy_api::{Digest, PackageName};
 use semver::Version;
@@ -53,7 +54,8 @@ pub struct Publisher<'a> {
     pub key: &'a SecretKey,
     /// The time, seconds since the epoch.
     pub now: u64,
-    /// How long the index counts, seconds. See [`DEFAULT_LIFETIME_DAYS`].
+    /// How long the index counts, seconds. See [`DEFAULT_LIFETIME_DAYS`] and
+    /// [`MOST_LIFETIME_DAYS`](crate::index::MOST_LIFETIME_DAYS).
     pub lifetime: u64,
 }
 
@@ -120,7 +122,8 @@ impl<'a> Publisher<'a> {
         current: Option<&Index>,
         last: u64,
     ) -> Result<Publication, PackageError> {
-        let mut index = Index { version: last, ..Index::default() };
+        let repository = current.and_then(|index| index.repository.clone());
+        let mut index = Index { version: last, repository, ..Index::default() };
         for (artifact, signature) in artifacts {
             let mut entry = self.check(artifact, signature, keys)?;
             let known = current.and_then(|index| index.entry(&entry.name, &entry.version));
@@ -147,6 +150,9 @@ impl<'a> Publisher<'a> {
     fn sign(&self, mut index: Index) -> Result<Publication, PackageError> {
         index.version = index.version.saturating_add(1);
         index.expires = self.now.saturating_add(self.lifetime);
+        // What readers would refuse is not signed.
+        index.check_bounds(self.now)?;
+        index.repository.get_or_insert_with(RepositoryId::generate);
         let (bytes, signature) = index.sign(self.key)?;
         let files = vec![(INDEX.to_owned(), join(&bytes, &signature))];
         Ok(Publication { files, index })

@@ -10,7 +10,10 @@
 
 mod verified;
 
-use crate::error::PackageError;
+use crate::{
+    error::PackageError,
+    trusted_versions::{IndexSource, RepositoryId},
+};
 use canopy_api::{Digest, PackageName};
 use minisign::{KeyPair, SecretKeyBox, SignatureBox};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -19,6 +22,10 @@ use std::{borrow::Cow, fmt, io::Cursor, str::FromStr};
 
 /// Longest signature file that is read, bytes. A real one has about 300.
 const SIGNATURE_LIMIT: usize = 8 * 1024;
+
+/// What stands before a repository's id in the trusted comment of its index. Readers from before ids look
+/// at nothing there.
+const REPOSITORY: &str = " repository=";
 
 const PACKAGE: &str = "the package file";
 const INDEX: &str = "the index";
@@ -167,9 +174,19 @@ impl SecretKey {
         self.sign(bytes, &comment(name, version, &Digest::of(bytes)))
     }
 
-    /// Signs an index; returns the content of its `.minisig`.
-    pub fn sign_index(&self, bytes: &[u8], version: u64) -> Result<String, PackageError> {
-        self.sign(bytes, &format!("index version={version}"))
+    /// Signs an index of a repository; returns the content of its `.minisig`.
+    pub fn sign_index(
+        &self,
+        bytes: &[u8],
+        version: u64,
+        repository: Option<&RepositoryId>,
+    ) -> Result<String, PackageError> {
+        let mut comment = format!("index version={version}");
+        if let Some(repository) = repository {
+            comment.push_str(REPOSITORY);
+            comment.push_str(repository.as_str());
+        }
+        self.sign(bytes, &comment)
     }
 
     fn sign(&self, bytes: &[u8], trusted_comment: &str) -> Result<String, PackageError> {
@@ -227,14 +244,25 @@ pub fn verify_package(
     if found == wanted { Ok(key) } else { Err(PackageError::SignedForAnother { wanted, found }) }
 }
 
-/// Checks an index's signature. Returns the key that made it.
+/// Checks an index's signature. Returns the repository that it is of and the key that made it.
 pub fn verify_index(
     bytes: &[u8],
     signature: &str,
     keys: &[TrustedKey],
     now: u64,
-) -> Result<PublicKey, PackageError> {
-    verify(INDEX, bytes, signature, keys, now).map(|(key, _)| key)
+) -> Result<IndexSource, PackageError> {
+    let (key, comment) = verify(INDEX, bytes, signature, keys, now)?;
+    Ok(IndexSource { repository: repository_in(&comment)?, key })
+}
+
+/// The repository that an index's signature says it is of. **Nothing is verified**: [`verify_index`] does.
+pub fn told_repository(signature: &str) -> Option<RepositoryId> {
+    let comment = signature.lines().find_map(|line| line.strip_prefix("trusted comment: "))?;
+    repository_in(comment).ok().flatten()
+}
+
+fn repository_in(comment: &str) -> Result<Option<RepositoryId>, PackageError> {
+    comment.split_once(REPOSITORY).map(|(_, id)| id.trim_end().parse()).transpose()
 }
 
 /// Key and trusted comment of a good signature.

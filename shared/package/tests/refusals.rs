@@ -12,7 +12,10 @@ mod common;
 
 use canopy_api::Digest;
 use canopy_package::{
-    Index, IndexEntry, Limits, Package, PackageError, PublicKey, TrustedKey, error::EntryFault,
+    Index, IndexEntry, Limits, Package, PackageError, PublicKey, TrustedKey,
+    error::EntryFault,
+    index::{highest_version, latest_expiry, split},
+    repository::Publisher,
     sign::verify_package,
 };
 use common::{key, minimal};
@@ -318,7 +321,7 @@ fn index(version: u64, expires: u64) -> Index {
         length: 7,
         yanked: false,
     };
-    Index { version, expires, packages: vec![entry] }
+    Index { version, expires, packages: vec![entry], repository: None }
 }
 
 #[test]
@@ -339,15 +342,89 @@ fn an_expired_index_is_refused() {
     assert!(Index::open_to_extend(&bytes, &signature, &trusted, 1_001).is_ok());
 }
 
+/// A version or an expiry that would leave none for those after it, whatever was seen before.
+#[test]
+fn an_index_beyond_the_bounds_of_its_time_is_refused() {
+    const NOW: u64 = 1_767_225_600;
+    const DAY: u64 = 86_400;
+    let (key, trusted) = key();
+    let open = |version: u64, expires: u64, at_least: u64| {
+        let (bytes, signature) = index(version, expires).sign(&key).unwrap();
+        Index::open(&bytes, &signature, &trusted, NOW, at_least)
+    };
+    let (highest, latest) = (NOW + DAY, NOW + 731 * DAY + DAY);
+    assert_eq!((highest_version(NOW), latest_expiry(NOW)), (highest, latest));
+    for version in [1, 42, NOW, highest] {
+        for expires in [NOW, latest] {
+            // However far it rises: who was away long has to take it.
+            open(version, expires, 1).unwrap();
+        }
+    }
+    for version in [highest + 1, 1 << 53, u64::MAX - 1, u64::MAX] {
+        for at_least in [0, 1, u64::MAX] {
+            let error = open(version, NOW + DAY, at_least).unwrap_err();
+            assert!(
+                matches!(error, PackageError::IndexVersionTooHigh { version: v, limit }
+                    if v == version && limit == highest),
+                "{error}"
+            );
+        }
+    }
+    for expires in [latest + 1, 1 << 53, u64::MAX - 1, u64::MAX] {
+        let error = open(2, expires, 1).unwrap_err();
+        assert!(
+            matches!(error, PackageError::IndexExpiresTooLate { expires: e, limit }
+                if e == expires && limit == latest),
+            "{error}"
+        );
+        assert!(!error.remedy().is_empty());
+    }
+}
+
+#[test]
+fn a_publisher_signs_nothing_that_readers_refuse() {
+    const NOW: u64 = 1_767_225_600;
+    let (key, _) = key();
+    let publisher = Publisher::new(&key, NOW);
+    for version in [highest_version(NOW), u64::MAX - 1, u64::MAX] {
+        let error = publisher.refresh(&index(version, 1)).unwrap_err();
+        assert!(matches!(error, PackageError::IndexVersionTooHigh { .. }), "{error}");
+    }
+    let for_ever = Publisher { lifetime: u64::MAX, ..publisher };
+    let error = for_ever.refresh(&index(1, 1)).unwrap_err();
+    assert!(matches!(error, PackageError::IndexExpiresTooLate { .. }), "{error}");
+    publisher.refresh(&index(highest_version(NOW) - 1, 1)).unwrap();
+}
+
+#[test]
+fn a_repositorys_id_is_signed_and_kept() {
+    const NOW: u64 = 1_767_225_600;
+    let (key, trusted) = key();
+    let publisher = Publisher::new(&key, NOW);
+    let first = publisher.refresh(&index(1, 1)).unwrap();
+    let second = publisher.refresh(&first.index).unwrap();
+    let file = &second.files[0].1;
+    let (json, signature) = split(file).unwrap();
+    let (read, source) = Index::open_signed(json, signature, &trusted, NOW).unwrap();
+    assert!(read.repository.is_some());
+    assert_eq!([&first.index.repository, &source.repository], [&read.repository; 2]);
+    assert_eq!(Index::read_unverified(file).unwrap().repository, read.repository);
+    assert_ne!(publisher.refresh(&index(1, 1)).unwrap().index.repository, read.repository);
+    // Readers from before ids read the same JSON.
+    assert!(!String::from_utf8(json.to_vec()).unwrap().contains("repository"));
+    let other = signature.replace("repository=", "repository=f");
+    assert!(Index::open_signed(json, &other, &trusted, NOW).is_err());
+}
+
 #[test]
 fn an_index_of_another_key_or_with_changes_is_refused() {
     let (owner, trusted) = key();
     let (bytes, _) = index(1, 1_000).sign(&owner).unwrap();
-    let foreign = key().0.sign_index(&bytes, 1).unwrap();
+    let foreign = key().0.sign_index(&bytes, 1, None).unwrap();
     let error = Index::open(&bytes, &foreign, &trusted, 0, 0).unwrap_err();
     assert!(matches!(error, PackageError::UntrustedKey { .. }));
 
-    let good = owner.sign_index(&bytes, 1).unwrap();
+    let good = owner.sign_index(&bytes, 1, None).unwrap();
     let changed = index(2, 1_000).to_bytes().unwrap();
     let error = Index::open(&changed, &good, &trusted, 0, 0).unwrap_err();
     assert!(matches!(error, PackageError::Tampered { .. }));
@@ -367,7 +444,7 @@ fn a_path_cannot_be_put_into_a_name_or_a_version() {
     let text = String::from_utf8(index(1, 1_000).to_bytes().unwrap()).unwrap();
     for (from, to) in [("firewall", "../../etc"), ("0.1.0", "0.1.0/../..")] {
         let bytes = text.replace(from, to).into_bytes();
-        let signature = key.sign_index(&bytes, 1).unwrap();
+        let signature = key.sign_index(&bytes, 1, None).unwrap();
         let error = Index::open(&bytes, &signature, &trusted, 0, 0).unwrap_err();
         assert!(matches!(error, PackageError::IndexFormat { .. }), "{error}");
     }

@@ -12,9 +12,9 @@
 use canopy_api::{Code, Digest, document::Format};
 use canopy_attacks::{Attack, GENUINE, Lie, NAMES, NOW, Outcome, root};
 use canopy_package::{
-    Index, IndexEntry, Manifest, Package, PackageError, SecretKey, TrustedKey,
+    Index, IndexEntry, Manifest, Package, PackageError, RepositoryId, SecretKey, TrustedKey,
     error::EntryFault,
-    index::{join, split},
+    index::{highest_version, join, latest_expiry, split},
     repository::{INDEX, artifact_path, signature_path},
     sign::comment,
 };
@@ -157,6 +157,7 @@ impl World {
                 keys: vec![self.trusted()],
                 revoked: Vec::new(),
                 before: None,
+                asks_before: None,
                 lie: Lie::default(),
                 registry: given.clone(),
                 loader: given,
@@ -250,6 +251,35 @@ impl World {
                 attack.index(&PackageError::KeyExpired { what: index, key, not_after });
                 "A key whose time is over signs on"
             }
+            "index-counts-for-ever" => {
+                *files = repository(&self.owner, 2, u64::MAX, &[&self.old, &self.new]);
+                let (expires, limit) = (u64::MAX, latest_expiry(NOW));
+                attack.index(&PackageError::IndexExpiresTooLate { expires, limit });
+                "Who has the key once signs an index that no clock ends, to freeze the repository later"
+            }
+            "index-version-used-up" => {
+                *files = repository(&self.owner, u64::MAX, EXPIRES, &[&self.old, &self.new]);
+                let (version, limit) = (u64::MAX, highest_version(NOW));
+                attack.index(&PackageError::IndexVersionTooHigh { version, limit });
+                "A publisher signs the highest version there is, so that nobody publishes any more"
+            }
+            "older-index-for-another-package" => {
+                let mut withdrawn = self.old.clone();
+                withdrawn.entry.yanked = true;
+                let id = "5d41402abc4b2a76b9719d911017c592".parse().unwrap();
+                let of = |version: u64, wall: &Published| {
+                    repository_of(&self.owner, Some(&id), version, EXPIRES, &[&self.other, wall])
+                };
+                made.before = of(5, &withdrawn);
+                *files = of(3, &self.old);
+                attack.before = Some("before".to_owned());
+                attack.asks_before = Some("other@^1".parse().unwrap());
+                let older = PackageError::IndexRolledBack { version: 3, at_least: 5 };
+                attack.index(&older);
+                attack.loader = refused(older.code(), older.kind(), format!("wall 1.0.0: {older}"));
+                "An older state of the repository is put back, for hosts that never had the package which \
+                 was withdrawn since"
+            }
             "index-of-another-time" => {
                 let older = repository(&self.owner, 1, EXPIRES, &[&self.old]);
                 let (json, _) = split(&files[INDEX]).unwrap();
@@ -290,7 +320,7 @@ impl World {
             "path-in-package-name" => {
                 let text = str::from_utf8(split(&files[INDEX]).unwrap().0).unwrap();
                 let bytes = text.replacen("\"wall\"", "\"../../etc\"", 1).into_bytes();
-                let signature = self.owner.sign_index(&bytes, 2).unwrap();
+                let signature = self.owner.sign_index(&bytes, 2, None).unwrap();
                 attack.index(&Index::open_unsigned(&bytes).unwrap_err());
                 files.insert(INDEX.to_owned(), join(&bytes, &signature));
                 "A package in the index is named to be read from elsewhere"
@@ -428,10 +458,21 @@ fn paths(entry: &IndexEntry) -> (String, String) {
     (artifact_path(&entry.name, &entry.version), signature_path(&entry.name, &entry.version))
 }
 
-/// The files of a repository with these packages.
+/// The files of a repository with these packages, as it was before there were ids.
 fn repository(key: &SecretKey, version: u64, expires: u64, packages: &[&Published]) -> Files {
+    repository_of(key, None, version, expires, packages)
+}
+
+/// The files of a repository with this id.
+fn repository_of(
+    key: &SecretKey,
+    id: Option<&RepositoryId>,
+    version: u64,
+    expires: u64,
+    packages: &[&Published],
+) -> Files {
     let entries = packages.iter().map(|published| published.entry.clone()).collect();
-    let index = Index { version, expires, packages: entries };
+    let index = Index { version, expires, packages: entries, repository: id.cloned() };
     let (bytes, signature) = index.sign(key).unwrap();
     let mut files = Files::from([(INDEX.to_owned(), join(&bytes, &signature))]);
     for published in packages {

@@ -34,9 +34,12 @@ pub const NAMES: &[&str] = &[
     "endless-file",
     "expired-index",
     "expired-key",
+    "index-counts-for-ever",
     "index-of-another-time",
+    "index-version-used-up",
     "key-of-another-repository",
     "older-index",
+    "older-index-for-another-package",
     "path-in-file-name",
     "path-in-package-name",
     "registry-goes-back",
@@ -69,6 +72,9 @@ pub struct Attack {
     /// A directory that both have read before; none for the first time they look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
+    /// The package that they were asked for then, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks_before: Option<PackageRef>,
     /// What a registry or a bus that lies makes of `repository`; the loader alone sees it.
     #[serde(default, skip_serializing_if = "Lie::is_none")]
     pub lie: Lie,
@@ -120,6 +126,13 @@ pub enum Outcome {
         /// The message, whole.
         message: String,
     },
+}
+
+impl Attack {
+    /// The package that was asked for before.
+    pub fn asked_before(&self) -> &PackageRef {
+        self.asks_before.as_ref().unwrap_or(&self.asks)
+    }
 }
 
 /// Where the attacks are.

@@ -139,7 +139,12 @@ async fn the_registry_refuses_every_attack_with_its_own_error() {
         };
         if let Some(before) = &attack.before {
             copy(&root().join(name).join(before), &place);
-            registry.resolve(&request).await.unwrap();
+            let before = ResolveRequest {
+                package: attack.asked_before().name.clone(),
+                requirement: attack.asked_before().requirement.to_string(),
+                ..request.clone()
+            };
+            registry.resolve(&before).await.unwrap();
             // So that nothing but the index's version is left of what it knew.
             registry = registry.successor(&[config(5)], 1 << 24);
             fs::remove_dir_all(&place).unwrap();
@@ -303,9 +308,10 @@ async fn the_loader_refuses_every_attack_with_its_own_error_and_the_chain_runs_o
         let loader = Loader::start(&bus, &attack);
         until_served(&admin).await;
         if let Some(before) = &attack.before {
-            let (reply, bytes) = unchecked(&dir, before, &attack.asks, &Lie::default()).unwrap();
+            let asks = attack.asked_before();
+            let (reply, bytes) = unchecked(&dir, before, asks, &Lie::default()).unwrap();
             *answers.lock().unwrap() = (reply, bytes, false);
-            apply(&admin, &attack.asks.to_string()).await.unwrap();
+            apply(&admin, &asks.to_string()).await.unwrap();
         }
         loader.kernel.take_log();
         let (reply, bytes) = unchecked(&dir, "repository", &attack.asks, &attack.lie).unwrap();

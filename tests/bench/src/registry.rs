@@ -73,7 +73,7 @@ struct World {
 
 impl World {
     fn new() -> Result<Self> {
-        let index = Index { version: 1, expires: seconds() + 86_400, packages: Vec::new() };
+        let index = Index { version: 1, expires: seconds() + 86_400, ..Index::default() };
         Ok(Self { dir: TempDir::new()?, key: SecretKey::generate()?, index })
     }
 

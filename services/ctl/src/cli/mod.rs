@@ -13,7 +13,9 @@ pub mod usage;
 pub use audit::{AuditCommand, AuditFilterArgs, AuditShowArgs, AuditVerifyArgs};
 pub use host::{HostCommand, HostEnrolArgs, HostInstallArgs, HostRenewArgs, HostRequestArgs};
 pub use map::{MapArgs, MapChangeArgs, MapCommand, MapSetArgs};
-pub use package::{PackageCommand, PublishArgs, RepositoryArgs, YankArgs};
+pub use package::{
+    PackageCommand, PublishArgs, RepositoryArgs, ResetIndexArgs, TrustCommand, YankArgs,
+};
 pub use policy::{ExplainArgs, PolicyCommand};
 pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 

@@ -1,7 +1,7 @@
 //! The grammar of `canopy package`.
 
 use super::{OutputArgs, duration, hook};
-use canopy_api::{Hook, PackageName, PackageRef};
+use canopy_api::{Hook, HostId, PackageName, PackageRef};
 use clap::{Args, Subcommand};
 use semver::Version;
 use std::{path::PathBuf, time::Duration};
@@ -71,6 +71,9 @@ pub enum PackageCommand {
     },
     /// Add package files to a repository, a directory or a bucket, and sign its index
     Publish(PublishArgs),
+    /// What this fleet remembers of repositories, so that older states of them are refused
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Withdraw a published version: it is not chosen any more; hosts that run it keep it
     Yank(YankArgs),
     /// Look for packages by name, description, keyword and hook
@@ -111,6 +114,40 @@ pub enum PackageCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+}
+
+/// `package trust`
+#[derive(Debug, Subcommand)]
+pub enum TrustCommand {
+    /// Accept a repository's index as it is now, though one with a higher version was seen before
+    #[command(after_help = "\
+For when an index with a version that was a mistake was read, or a repository is begun anew. The
+index that is in the repository has to be rightly signed, and is the oldest that is accepted from
+then on; where there is none, any signed one is.
+
+Examples:
+  canopy package trust reset-index starter
+  canopy package trust reset-index starter --all-hosts
+  canopy package trust reset-index starter --host web1 --host web2
+
+Registries remember for themselves: where several run, repeat it until each has answered.")]
+    ResetIndex(ResetIndexArgs),
+}
+
+/// `package trust reset-index`
+#[derive(Debug, Args)]
+pub struct ResetIndexArgs {
+    /// The repository, as the registry's configuration calls it
+    pub repository: String,
+    /// A host that is to accept it too; may be repeated
+    #[arg(long = "host", value_name = "HOST", value_parser = super::name::host, conflicts_with = "all_hosts")]
+    pub hosts: Vec<HostId>,
+    /// All hosts are to accept it too
+    #[arg(short = 'A', long)]
+    pub all_hosts: bool,
+    /// The answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// `package publish`

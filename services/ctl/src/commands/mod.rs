@@ -23,6 +23,7 @@ pub mod version;
 use crate::{
     cli::{
         Cli, Command, ConnectionArgs, GenerateCommand, MapCommand, PackageCommand, PolicyCommand,
+        TrustCommand,
     },
     complete,
     context::{ContextFile, Settings},
@@ -89,26 +90,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             })
         }
         Command::Host(command) => host::run(&command, &connection, screen),
-        Command::Package(PackageCommand::Show { package, output }) => {
-            connected(&connection, async |remote| {
-                describe::package(&package, output.output, remote, screen).await
-            })
-        }
-        Command::Package(PackageCommand::List { package, output }) => {
-            connected(&connection, async |remote| {
-                get::packages(package.as_ref(), output.output, remote, screen).await
-            })
-        }
-        Command::Package(PackageCommand::Search { words, hook, keyword, output }) => {
-            let request = SearchRequest { words, hook, keyword };
-            connected(&connection, async |remote| {
-                get::search(&request, output.output, remote, screen).await
-            })
-        }
-        Command::Package(PackageCommand::Refresh { output }) => {
-            connected(&connection, async |remote| get::refresh(output.output, remote, screen).await)
-        }
-        Command::Package(command) => package::run(&command, &connection, screen),
+        Command::Package(command) => on_packages(command, &connection, screen),
         Command::Audit(command) => match audit::offline(&command, screen) {
             Some(done) => done,
             None => connected(&connection, async |remote| {
@@ -144,6 +126,37 @@ fn connected(
     work: impl AsyncFnOnce(&Remote) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
     on_bus(&Settings::gather(connection)?, connection.timeout, work)
+}
+
+/// `package`: what asks the registry needs a connection, the rest none.
+fn on_packages(
+    command: PackageCommand,
+    connection: &ConnectionArgs,
+    screen: &mut Screen,
+) -> Result<Exit, Failure> {
+    match command {
+        PackageCommand::Show { package, output } => connected(connection, async |remote| {
+            describe::package(&package, output.output, remote, screen).await
+        }),
+        PackageCommand::List { package, output } => connected(connection, async |remote| {
+            get::packages(package.as_ref(), output.output, remote, screen).await
+        }),
+        PackageCommand::Search { words, hook, keyword, output } => {
+            let request = SearchRequest { words, hook, keyword };
+            connected(connection, async |remote| {
+                get::search(&request, output.output, remote, screen).await
+            })
+        }
+        PackageCommand::Refresh { output } => {
+            connected(connection, async |remote| get::refresh(output.output, remote, screen).await)
+        }
+        PackageCommand::Trust(TrustCommand::ResetIndex(args)) => {
+            connected(connection, async |remote| {
+                package::trust::reset_index(&args, remote, screen).await
+            })
+        }
+        command => package::run(&command, connection, screen),
+    }
 }
 
 /// Connects, works, and ends the connection in order.

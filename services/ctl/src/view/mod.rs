@@ -17,6 +17,7 @@ pub mod programs;
 pub mod stored_audit;
 pub mod tokens;
 pub mod top;
+pub mod trust;
 
 use canopy_api::wire::MetricValue;
 use serde_json::Value;

@@ -7,6 +7,7 @@ use canopy_api::{
     TcMode, VerdictSet, XdpMode,
     wire::{ChosenVariant, PassedOver},
 };
+use canopy_package::TrustedVersions;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -34,9 +35,11 @@ pub struct State {
     pub totals: Totals,
     /// Generations that run no longer and whose counts are not in `totals` yet.
     pub retired: Vec<(ChainKey, u64)>,
-    /// The highest index version seen, by the package the index was read for. Not by the
-    /// repository's name: that name is only the registry's word.
+    /// The highest index version seen, by the package the index was read for.
     pub index_versions: BTreeMap<PackageName, u64>,
+    /// The same by the repository that the index is of, for packages that this host never had.
+    #[serde(default, skip_serializing_if = "TrustedVersions::is_empty")]
+    pub trusted_versions: TrustedVersions,
     /// The change that was begun and not committed.
     pub journal: Option<Journal>,
 }
@@ -54,6 +57,7 @@ impl State {
             totals: Totals::default(),
             retired: Vec::new(),
             index_versions: BTreeMap::new(),
+            trusted_versions: TrustedVersions::default(),
             journal: None,
         }
     }

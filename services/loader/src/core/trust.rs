@@ -3,7 +3,7 @@
 
 use canopy_api::{Digest, PackageName, Problem, Problems, wire::ResolveReply};
 use canopy_package::{
-    Index, Limits, Package, PackageError, PublicKey, TrustedKey, index::IndexEntry,
+    Index, IndexSource, Limits, Package, PackageError, PublicKey, TrustedKey, index::IndexEntry,
     sign::verify_package,
 };
 use schemars::JsonSchema;
@@ -45,6 +45,11 @@ pub enum SignatureCheck {
 }
 
 impl Trust {
+    /// Keys whose signatures count on the index that names the packages.
+    pub fn keys_of_index(&self) -> &[TrustedKey] {
+        if self.index_keys.is_empty() { &self.keys } else { &self.index_keys }
+    }
+
     /// What the schema cannot check.
     pub fn check(&self, at: &str) -> Result<(), Problems> {
         let mut problems = Problems::default();
@@ -85,20 +90,19 @@ fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// What the signed index says of a package version, and the index (`None` where signatures are
-/// skipped). `at_least` is the highest index version seen for this package: an older index is
+/// What the signed index says of a package version, and the index with where it comes from (`None` where
+/// signatures are skipped). `at_least` says the highest index version seen of a source: an older index is
 /// refused, however well signed.
 pub fn check_index(
     rule: &Trust,
     reply: &ResolveReply,
     version: &semver::Version,
     now: u64,
-    at_least: u64,
-) -> Result<(IndexEntry, Option<Index>), PackageError> {
-    let index = match (&reply.index, &reply.index_signature, rule.signatures) {
+    at_least: impl FnOnce(&IndexSource) -> Result<u64, PackageError>,
+) -> Result<(IndexEntry, Option<(Index, IndexSource)>), PackageError> {
+    let (index, source) = match (&reply.index, &reply.index_signature, rule.signatures) {
         (Some(index), Some(signature), SignatureCheck::Required) => {
-            let keys = if rule.index_keys.is_empty() { &rule.keys } else { &rule.index_keys };
-            Index::open(&index.0, signature, keys, now, at_least)?
+            Index::open_seen(&index.0, signature, rule.keys_of_index(), now, at_least)?
         }
         (None, _, SignatureCheck::Required) | (_, None, SignatureCheck::Required) => {
             return Err(PackageError::Unsigned { what: "the index" });
@@ -126,7 +130,7 @@ pub fn check_index(
         });
     }
     entry.not_revoked(&rule.revoked)?;
-    Ok((entry.clone(), Some(index)))
+    Ok((entry.clone(), Some((index, source))))
 }
 
 /// Checks the bytes of a package against the index's entry and its signature, and opens it, unless

@@ -8,6 +8,7 @@
 mod admission;
 mod change;
 mod drain;
+mod indexes;
 mod items;
 mod journal;
 mod maps;
@@ -41,7 +42,7 @@ use crate::{
     store::{Loaded, Store, StoreError},
 };
 use canopy_api::{
-    ApiError, ChainKey, DesiredState, Digest, HostId, PackageName, PackageRef, Principal, Target,
+    ApiError, ChainKey, DesiredState, Digest, HostId, PackageRef, Principal, Target,
     wire::{ChainRestored, ProgramVersion},
 };
 use canopy_kernel::{Kernel, MemberCells};
@@ -263,23 +264,6 @@ impl<K: Kernel> Engine<K> {
             versions.collect()
         };
         chains.chain(rules).map(|(target, wanted)| (target, versions(wanted))).collect()
-    }
-
-    /// The highest index version seen for a package.
-    pub fn index_version(&self, package: &PackageName) -> u64 {
-        self.lock().state.index_versions.get(package).copied().unwrap_or(0)
-    }
-
-    /// Remembers an index version, durably, so that an older index is refused from now on.
-    pub fn remember_index(&self, package: &PackageName, version: u64) -> Result<(), LoaderError> {
-        let mut inner = self.lock();
-        if inner.state.index_versions.get(package).is_none_or(|known| *known < version) {
-            let mut next = inner.state.clone();
-            next.index_versions.insert(package.clone(), version);
-            self.parts.store.save(&next)?;
-            inner.state = next;
-        }
-        Ok(())
     }
 
     /// The exact version of a package that a chain of this host has, if it will do; the highest of

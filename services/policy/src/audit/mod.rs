@@ -72,6 +72,7 @@ pub(crate) async fn store(
     let (append, query, checkpoints) =
         (Arc::clone(&archive), Arc::clone(&archive), Arc::clone(&archive));
     let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let (reading, checking) = (auth.clone(), auth.clone());
     let server = server
         .audit(trails.changes())
         .handle::<policy::AuditAppend, _, _>(move |caller, request| {
@@ -84,13 +85,19 @@ pub(crate) async fn store(
                 archive.append(&caller.principal, &request).await
             }
         })
-        .handle::<policy::Audit, _, _>(move |_, request| {
-            let archive = Arc::clone(&query);
-            async move { query::query(&archive.log, &request).await }
+        .handle::<policy::Audit, _, _>(move |caller, request| {
+            let (archive, auth) = (Arc::clone(&query), reading.clone());
+            async move {
+                auth.may_read_audit(&caller.principal, &request).await?;
+                query::query(&archive.log, &request).await
+            }
         })
-        .handle::<policy::AuditCheckpoints, _, _>(move |_, request| {
-            let (archive, key) = (Arc::clone(&checkpoints), public);
-            async move { archive.checkpoints.answer(&request, key).await }
+        .handle::<policy::AuditCheckpoints, _, _>(move |caller, request| {
+            let (archive, auth, key) = (Arc::clone(&checkpoints), checking.clone(), public);
+            async move {
+                auth.may_read_checkpoints(&caller.principal, &request).await?;
+                archive.checkpoints.answer(&request, key).await
+            }
         });
     Ok(Some(server))
 }

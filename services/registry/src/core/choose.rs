@@ -90,7 +90,7 @@ mod tests {
             })
             .collect();
         packages.sort_by(|a, b| a.version.cmp(&b.version));
-        Index { version: 1, expires: 0, packages }
+        Index { version: 1, packages, ..Index::default() }
     }
 
     fn first(index: &Index, requirement: &str) -> Option<String> {

@@ -23,14 +23,19 @@ pub enum Named<'a> {
 /// Why a new index is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unasked {
-    /// Its version does not rise.
-    #[error("the new index has version {new}, the one before has {old}")]
+    /// Its version does not rise by one.
+    #[error(
+        "the new index has version {new}, the one before has {old}: over the bus it rises by one"
+    )]
     Version {
         /// Of the index that is there.
         old: u64,
         /// Of the new one.
         new: u64,
     },
+    /// It is of another repository.
+    #[error("the new index is not of the same repository as the one before")]
+    Repository,
     /// Something is not in it any more.
     #[error("the new index leaves out {name} {version}")]
     LeftOut {
@@ -69,8 +74,11 @@ pub enum Unasked {
 ///
 /// When it says anything else that the one before does not say.
 pub fn changes(old: &Index, new: &Index, named: Named<'_>) -> Result<Vec<IndexEntry>, Unasked> {
-    if new.version <= old.version {
+    if old.version.checked_add(1) != Some(new.version) {
         return Err(Unasked::Version { old: old.version, new: new.version });
+    }
+    if old.repository.is_some() && new.repository != old.repository {
+        return Err(Unasked::Repository);
     }
     for IndexEntry { name, version, digest, .. } in &old.packages {
         let (name, version) = (name.clone(), version.clone());
@@ -127,7 +135,7 @@ mod tests {
     }
 
     fn index(version: u64, packages: &[IndexEntry]) -> Index {
-        Index { version, expires: 0, packages: packages.to_vec() }
+        Index { version, packages: packages.to_vec(), ..Index::default() }
     }
 
     #[test]

@@ -268,20 +268,20 @@ impl Repository {
             return Err(PublishError::Trouble(Trouble::IndexGone(highest)));
         }
         let keys = self.config.keys.clone();
-        let (file, before) = (file.to_vec(), seen.map(|seen| seen.bytes.clone()));
-        let read = spawn_blocking(move || {
-            let old = match &before {
-                None => Index::default(),
-                Some(before) => {
-                    let (json, signature) = split(before)?;
-                    Index::open_to_extend(json, signature, &keys, now)?
-                }
-            };
-            let (json, signature) = split(&file)?;
-            let new = Index::open(json, signature, &keys, now, highest)?;
-            Ok::<_, PackageError>((old, new))
+        let before = seen.map(|seen| seen.bytes.clone());
+        let read = spawn_blocking(move || match &before {
+            None => Ok(Index::default()),
+            Some(before) => {
+                let (json, signature) = split(before)?;
+                Index::open_to_extend(json, signature, &keys, now)
+            }
         });
-        Ok(read.await.map_err(|_| PublishError::Trouble(Trouble::Defect))??)
+        let old = read.await.map_err(|_| PublishError::Trouble(Trouble::Defect))??;
+        let (json, signature) = split(file)?;
+        let (json, signature) = (Bytes::copy_from_slice(json), signature.to_owned());
+        let (new, _) =
+            self.open_index(json, signature, now).await.map_err(PublishError::Trouble)?;
+        Ok((old, new))
     }
 
     /// Verifies every package file as it will be when it is read.

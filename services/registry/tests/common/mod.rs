@@ -5,7 +5,6 @@
 use canopy_api::document::Format;
 use canopy_package::{
     Index, Manifest, Package, SecretKey, TrustedKey,
-    index::split,
     repository::{INDEX, Publisher},
 };
 use canopy_registry::{Registry, config::RepositoryConfig, metrics::Metrics};
@@ -74,7 +73,7 @@ impl Directory {
 
     pub(crate) fn index(&self) -> Option<Index> {
         let bytes = std::fs::read(self.path(INDEX)).ok()?;
-        Some(Index::open_unsigned(split(&bytes).unwrap().0).unwrap())
+        Some(Index::read_unverified(&bytes).unwrap())
     }
 
     pub(crate) fn write(&self, files: &[(String, Vec<u8>)]) {

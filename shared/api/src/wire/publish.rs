@@ -96,6 +96,41 @@ pub struct YankRequest {
     pub replaces: Digest,
 }
 
+/// Forgets how high the versions of a repository's index were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResetRepositoryRequest {
+    /// The repository. Its index as it is now, which has to be rightly signed, is the oldest that is accepted
+    /// from now on; without one, any signed index is.
+    pub repository: String,
+}
+
+/// Forgets how high the versions of a repository's index were, on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResetHostRequest {
+    /// The repository, as the registry calls it.
+    pub repository: String,
+    /// Its id, as its index has it: what the registry's `reset-index` answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The oldest version that is accepted from now on: what the registry's `reset-index` answered. It is never
+    /// raised by this.
+    pub to: u64,
+}
+
+/// From which version to which.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResetIndexReply {
+    /// The repository.
+    pub repository: String,
+    /// Its id, where its index has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The highest version that was remembered; 0 where none was.
+    pub from: u64,
+    /// The oldest that is accepted now.
+    pub to: u64,
+}
+
 /// It is in the repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PublishReply {

@@ -8,6 +8,7 @@ mod place;
 pub mod publish;
 mod registry;
 mod repository;
+pub mod trust;
 mod verdict;
 pub mod yank;
 
@@ -46,6 +47,7 @@ pub fn run(
         PackageCommand::Show { .. }
         | PackageCommand::List { .. }
         | PackageCommand::Search { .. }
+        | PackageCommand::Trust(_)
         | PackageCommand::Refresh { .. } => {
             Err(Failure::new(Exit::Failed, "this needs a connection"))
         }

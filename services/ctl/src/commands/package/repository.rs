@@ -14,7 +14,7 @@ use crate::{
 use canopy_api::{Digest, PackageName};
 use canopy_package::{
     Index, IndexEntry, Limits, SecretKey, TrustedKey,
-    index::split,
+    index::{MOST_LIFETIME_DAYS, highest_version, split},
     repository::{INDEX, Publication, Publisher, artifact_path},
 };
 use canopy_runtime::clock;
@@ -44,6 +44,13 @@ impl Repository {
         args: &RepositoryArgs,
         connection: &ConnectionArgs,
     ) -> Result<(Self, SecretKey), Failure> {
+        if args.expires_in > Duration::from_secs(MOST_LIFETIME_DAYS * 86_400) {
+            let days = args.expires_in.as_secs() / 86_400;
+            let message = format!("{days} days; an index counts for {MOST_LIFETIME_DAYS} at most");
+            return Err(Failure::new(Exit::Invalid, message)
+                .at("--expires-in")
+                .fix("leave it out for 90 days, and have the index signed again by a timer"));
+        }
         let key = keys::secret_key(&args.key)?;
         let own = key.public().map_err(|error| refused(&args.key.display().to_string(), &error))?;
         let mut trusted = vec![TrustedKey::from(own)];
@@ -178,7 +185,9 @@ impl Repository {
         let current = before.found.as_ref().and_then(|found| self.open(found).ok());
         // An index that cannot be trusted cannot say how high its version was. The clock can: one
         // publication a second would be needed to overtake it.
-        let last = current.as_ref().map_or(publisher.now, |index| index.version);
+        // The same for a version that nobody can have come to.
+        let sound = current.as_ref().filter(|index| index.version < highest_version(publisher.now));
+        let last = sound.map_or(publisher.now, |index| index.version);
         let artifacts = found.iter().map(|(bytes, text)| (bytes.as_slice(), text.as_str()));
         publisher
             .rebuild(artifacts, &self.trusted, current.as_ref(), last)
