@@ -7,18 +7,21 @@ mod audit;
 mod desired;
 pub mod hosts;
 mod maps;
+mod pages;
 mod publish;
 pub mod tokens;
 
 pub use admission::*;
 pub use audit::*;
 pub use maps::*;
+pub use pages::*;
 pub use publish::*;
 
 use crate::{
     blob::Blob,
     desired::{ChainKey, Hook, TcMode, XdpMode},
     error::ApiError,
+    known::Fields,
     name::{Digest, HostId, InterfaceName, PackageName, Principal, ProgramName},
     netns::Netns,
     selector::{InterfaceSelector, Target},
@@ -58,6 +61,14 @@ pub struct Check {
     pub warning: bool,
 }
 
+/// Asks for the version of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VersionRequest {
+    /// Which fields the requests of its verbs may have, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fields: bool,
+}
+
 /// Answer to `version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
@@ -68,6 +79,10 @@ pub struct Version {
     /// The host it runs on; absent for central services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// The fields of its requests by verb, as paths such as `entries[].key`, where they were asked for. A
+    /// caller looks here before it sends a field that earlier releases do not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<Fields>,
 }
 
 // ---- loader ----------------------------------------------------------------------------------
@@ -143,6 +158,10 @@ pub struct ApplyReply {
     /// What admitted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<Admitted>,
+    /// What was left out because the bus does not carry a reply of that length. What was done, and what
+    /// failed, is complete unless it says `chains`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub omitted: Vec<Omitted>,
 }
 
 /// What happened to what is described for the interfaces of a selector.
@@ -294,9 +313,12 @@ pub struct GetRequest {
     /// Only this hook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
+    /// The `next` of the page before; absent for the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
-/// State of a host.
+/// State of a host, in pages: each reply fits into one message of the bus.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GetReply {
     /// The host.
@@ -311,7 +333,7 @@ pub struct GetReply {
     pub version: String,
     /// When the loader started.
     pub started: String,
-    /// Every chain that is desired or observed.
+    /// Every chain that is desired or observed, in order.
     pub chains: Vec<ChainStatus>,
     /// Every selector that is not a plain name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -319,6 +341,10 @@ pub struct GetReply {
     /// Paths in the loader's directory on bpffs that are nothing of Canopy's: they are left alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stray_pins: Vec<String>,
+    /// The state is longer than this page: `cursor` of the request for the next one. Absent on the last
+    /// page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// What is described for the interfaces of a selector.
@@ -345,6 +371,9 @@ pub struct SelectorStatus {
     pub changed_by: String,
     /// The programs, in order.
     pub programs: Vec<PlannedProgram>,
+    /// The selector is longer than a page: the rest of its programs and settings begins the next page.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
 }
 
 /// Desired and observed state of one chain.
@@ -395,7 +424,14 @@ pub struct ChainStatus {
     /// counter, since the chain was attached; zero ones left out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub device_errors: BTreeMap<String, u64>,
+    /// The chain is longer than a page: the rest of its programs, settings and metrics begins the next
+    /// page, under the same interface and hook.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
 }
+
+/// Programs before a chain that `get` lists at most.
+pub const LISTED_BEFORE: usize = 64;
 
 /// Where a chain stands among the programs that the same packets meet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -408,7 +444,7 @@ pub struct ChainPlacement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
     /// Programs of others that packets meet before the chain, in the order in which they run. Each can
-    /// end a packet's way.
+    /// end a packet's way. `get` lists at most [`LISTED_BEFORE`] of them; `position` is their number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<ForeignProgram>,
 }
@@ -684,16 +720,22 @@ pub struct ListRequest {
     /// Only this package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<PackageName>,
+    /// The `next` of the page before; absent for the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
-/// Packages and their versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Packages and their versions, in pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReply {
     /// Sorted by name.
     pub packages: Vec<PackageSummary>,
     /// Repositories that could not be read, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable: Vec<RepositoryTrouble>,
+    /// There are more packages: `cursor` of the request for the next page. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A repository that cannot be used now.
@@ -740,9 +782,12 @@ pub struct SearchRequest {
     /// It has this keyword.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyword: Option<String>,
+    /// The `next` of the page before; absent for the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
-/// Most packages a search gives.
+/// Most packages on a page of a search.
 pub const SEARCH_LIMIT: usize = 100;
 
 /// What was found.
@@ -750,11 +795,14 @@ pub const SEARCH_LIMIT: usize = 100;
 pub struct SearchReply {
     /// The best first, at most [`SEARCH_LIMIT`].
     pub packages: Vec<PackageSummary>,
-    /// How many more there are.
+    /// How many more there are behind this page.
     pub more: u64,
     /// Repositories that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unavailable: Vec<RepositoryTrouble>,
+    /// `cursor` of the request for the next page; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// The repositories as they stand now.
@@ -840,6 +888,10 @@ pub struct DescribeReply {
     /// The README of the package.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub readme: String,
+    /// Fields that are left out or cut short, because a message of the bus does not hold them; those of
+    /// the manifest as `manifest.metrics`. The package file has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub omitted: Vec<String>,
 }
 
 /// Asks which exact version a requirement means.

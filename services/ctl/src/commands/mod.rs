@@ -100,7 +100,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             })
         }
         Command::Package(PackageCommand::Search { words, hook, keyword, output }) => {
-            let request = SearchRequest { words, hook, keyword };
+            let request = SearchRequest { words, hook, keyword, cursor: None };
             connected(&connection, async |remote| {
                 get::search(&request, output.output, remote, screen).await
             })

@@ -172,6 +172,7 @@ pub(crate) mod tests {
             placement: None,
             pin_problem: None,
             device_errors: BTreeMap::new(),
+            continues: false,
         };
         let pending = ChainStatus {
             netns: None,
@@ -190,6 +191,7 @@ pub(crate) mod tests {
             placement: None,
             pin_problem: None,
             device_errors: BTreeMap::new(),
+            continues: false,
         };
         GetReply {
             host: "web1".parse().unwrap(),
@@ -201,6 +203,7 @@ pub(crate) mod tests {
             chains: vec![chain, pending],
             selectors: vec![],
             stray_pins: vec![],
+            next: None,
         }
     }
 

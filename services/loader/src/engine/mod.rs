@@ -12,6 +12,7 @@ mod items;
 mod journal;
 mod maps;
 mod mend;
+mod pages;
 mod preparing;
 mod profile;
 mod recovery;
