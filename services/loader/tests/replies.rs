@@ -71,13 +71,18 @@ fn key(interface: &str) -> ChainKey {
     ChainKey::new(interface.parse().unwrap(), Hook::Xdp)
 }
 
-fn prefixes(first: usize) -> Vec<String> {
+fn prefixes(first: usize, number: usize) -> Vec<String> {
     let prefix = |n: usize| format!("2001:db8:{first:x}:{n:x}:8000:1234:5678:0/112");
-    (0..PREFIXES).map(prefix).collect()
+    (0..number).map(prefix).collect()
 }
 
 impl Host {
     async fn start() -> Self {
+        Self::with(PREFIXES).await
+    }
+
+    /// With so many prefixes in each list.
+    async fn with(number: usize) -> Self {
         let nats = NatsServer::start(&["web1"]).unwrap();
         let kernel = Arc::new(FakeKernel::default());
         let dir = tempfile::tempdir().unwrap();
@@ -103,7 +108,7 @@ impl Host {
             let document: DesiredState = resolve::check(json!({ "chains": [{
                 "interface": interface, "hook": "xdp", "programs": [{
                     "name": "fw", "package": "firewall",
-                    "config": { "blocked": prefixes(n), "allowed": prefixes(n + 16) },
+                    "config": { "blocked": prefixes(n, number), "allowed": prefixes(n + 16, number) },
                 }],
             }]}))
             .unwrap();
@@ -118,7 +123,7 @@ impl Host {
             };
             engine.apply(wishes, &options).unwrap();
             for map in ["fw_blocked_hits", "fw_allowed_hits"] {
-                for slot in 0..u32::try_from(PREFIXES).unwrap() {
+                for slot in 0..u32::try_from(number).unwrap() {
                     let program = "fw".parse().unwrap();
                     let value = u64::from(slot).to_ne_bytes();
                     kernel.write_map(&key(interface), &program, map, &slot.to_ne_bytes(), &value);
@@ -186,20 +191,18 @@ async fn chains_longer_than_a_message_are_read_in_pages() {
     let whole = host.engine.get(&GetRequest::default()).unwrap();
     let length = json_length(&whole);
     assert!(json_length(&whole.chains[0]) > PAYLOAD, "one chain is longer than a message");
-    for encoding in [Encoding::MessagePack, Encoding::Json] {
-        let (state, pages) =
-            host.pages::<loader::Get>(GetRequest::default(), encoding).await.unwrap();
-        assert_eq!(comparable(&state), comparable(&whole), "{encoding:?}");
-        assert!((length / PAYLOAD..100).contains(&pages), "{pages} pages of {length} bytes");
-        assert_eq!(state.next, None);
-    }
+    let all = GetRequest::default();
+    let (state, pages) = host.pages::<loader::Get>(all, Encoding::MessagePack).await.unwrap();
+    assert_eq!(comparable(&state), comparable(&whole));
+    assert!((length / PAYLOAD..100).contains(&pages), "{pages} pages of {length} bytes");
+    assert_eq!(state.next, None);
     let chain = &whole.chains[1];
     assert_eq!(chain.programs[0].config["blocked"].as_array().unwrap().len(), PREFIXES);
     assert_eq!(chain.programs[0].metrics.len(), 2 * PREFIXES);
 
     // One chain alone is longer than a message, too.
     let one = GetRequest { interface: Some("eth1".parse().unwrap()), ..GetRequest::default() };
-    let (state, pages) = host.pages::<loader::Get>(one, Encoding::default()).await.unwrap();
+    let (state, pages) = host.pages::<loader::Get>(one, Encoding::Json).await.unwrap();
     assert!(pages > 1);
     assert_eq!(json!(state.chains), json!([chain]));
 
@@ -249,10 +252,10 @@ async fn the_reply_to_a_change_of_long_chains_is_shortened() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn maps_are_listed_in_pages() {
-    let host = Host::start().await;
+    let host = Host::with(1).await;
     for interface in ["eth0", "eth1", "eth2"] {
-        for n in 0..800 {
-            let (program, map) = ("fw".parse().unwrap(), format!("map_{n:0200}"));
+        for n in 0..300 {
+            let (program, map) = ("fw".parse().unwrap(), format!("map_{n:04}"));
             host.kernel.write_map(&key(interface), &program, &map, &[0; 4], &[0; 8]);
         }
     }

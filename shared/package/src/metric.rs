@@ -56,7 +56,7 @@ pub fn samples(
             // Looked up, not searched for: a list has tens of thousands of items.
             let by_key: HashMap<&[u8], &[Vec<u8>]> =
                 entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
-            let slot = |wanted: u32| value(*by_key.get(wanted.to_ne_bytes().as_slice())?);
+            let slot = |wanted: u32| value(by_key.get(wanted.to_ne_bytes().as_slice())?);
             let labelled = (*first..).zip(items.into_iter().flatten()).filter_map(|(at, item)| {
                 let text = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
                 Some((BTreeMap::from([(label.clone(), text)]), slot(at)?))

@@ -123,7 +123,7 @@ pub struct MapInfo {
     /// Settings of the program that fill the map, or variables in it: those are not written here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<String>,
-    /// Other names of the same map: it is shared.
+    /// Other names of the same map: it is shared. At most 64 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_with: Vec<String>,
 }

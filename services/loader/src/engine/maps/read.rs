@@ -15,6 +15,9 @@ use canopy_values::ObjectTypes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Other names of a shared map that are listed with it.
+const LISTED_SHARES: usize = 64;
+
 /// Entries of a page, where the caller does not say.
 const PAGE: u32 = 256;
 
@@ -73,7 +76,12 @@ impl<K: Kernel> Engine<K> {
             let mut info = describe(key, chain.running, map, of, package.as_deref());
             let own = info.name.to_string();
             let others = names.get(&map.id).into_iter().flatten();
-            info.shared_with = others.filter(|name| **name != own).cloned().collect();
+            let mut others = others.filter(|name| **name != own);
+            info.shared_with = others.by_ref().take(LISTED_SHARES).cloned().collect();
+            let more = others.count();
+            if more > 0 {
+                notes.insert(format!("{own} is shared with {more} more than are listed"));
+            }
             if json_length(&info) > room {
                 let note = format!("the types and variables of {own} are too long for a reply");
                 (info.key_type, info.value_type, info.variables) = (None, None, Vec::new());
