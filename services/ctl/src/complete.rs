@@ -342,25 +342,18 @@ async fn from_bus(
         Some((_, rest)) if one => rest.to_owned(),
         _ => name,
     };
-    let names = match kind {
-        Kind::Maps => {
-            let request = MapListRequest::default();
-            let replies = match remote.one_of(hosts) {
-                Some(host) => {
-                    vec![remote.read_host::<loader::MapList>(&host, &request, "asking").await?]
-                }
-                None => get::gathered(remote.read_all::<loader::MapList>(&request).await?)?.0,
-            };
-            Maps::of(replies).names()
-        }
-        _ => {
-            let states = get::states(hosts, &GetRequest::default(), remote).await?.replies;
-            if kind == Kind::Chains {
-                Chains::of(states).names()
-            } else {
-                Programs::of(states).names()
+    let names = if kind == Kind::Maps {
+        let request = MapListRequest::default();
+        let replies = match remote.one_of(hosts) {
+            Some(host) => {
+                vec![remote.read_host::<loader::MapList>(&host, &request, "asking").await?]
             }
-        }
+            None => get::gathered(remote.read_all::<loader::MapList>(&request).await?)?.0,
+        };
+        Maps::of(replies).names()
+    } else {
+        let states = get::states(hosts, &GetRequest::default(), remote).await?.replies;
+        if kind == Kind::Chains { Chains::of(states).names() } else { Programs::of(states).names() }
     };
     let names = names.into_iter();
     Ok(match (kind, within) {

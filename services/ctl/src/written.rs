@@ -8,7 +8,10 @@ use crate::{
 };
 use canopy_api::wire::MapInfo;
 use serde_json::{Map, Value, json};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// Whether there is an address anywhere in a value: only then the type of the map has to be known.
 pub fn has_address(value: &Value) -> bool {
@@ -116,7 +119,11 @@ fn length_in(address: IpAddr, length: u8, size: usize) -> u8 {
 }
 
 fn hexadecimal(bytes: &[u8]) -> Value {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.into()
 }
 
 fn untyped_prefix(key_size: u32, address: IpAddr, length: u8) -> Option<Value> {

@@ -532,12 +532,12 @@ impl Bus {
             Ok::<_, BusError>(false)
         };
         // The cause is looked for within the limit, while the connection may still come up.
-        let cause = async {
+        let mut cause = Box::pin(async {
             let time = DIAGNOSIS.min(limit / 2);
             tokio::time::sleep_until(until - time).await;
             self.why_not(time).await
-        };
-        tokio::pin!(ready, cause);
+        });
+        tokio::pin!(ready);
         let mut found = None;
         loop {
             tokio::select! {

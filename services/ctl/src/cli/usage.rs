@@ -124,15 +124,14 @@ fn takes_next_word(path: &[&Command], word: &str) -> bool {
         return false;
     }
     let mut arguments = path.iter().rev().flat_map(|command| command.get_arguments());
-    let found = match word.strip_prefix("--") {
-        Some(long) => arguments.find(|arg| arg.get_long() == Some(long)),
-        None => {
-            // The last of several letters may take a value; one with its value behind it takes no word.
-            let mut letters = word.chars().skip(1);
-            match (letters.next(), letters.next()) {
-                (Some(letter), None) => arguments.find(|arg| arg.get_short() == Some(letter)),
-                _ => None,
-            }
+    let found = if let Some(long) = word.strip_prefix("--") {
+        arguments.find(|arg| arg.get_long() == Some(long))
+    } else {
+        // The last of several letters may take a value; one with its value behind it takes no word.
+        let mut letters = word.chars().skip(1);
+        match (letters.next(), letters.next()) {
+            (Some(letter), None) => arguments.find(|arg| arg.get_short() == Some(letter)),
+            _ => None,
         }
     };
     found.is_some_and(|arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append))
