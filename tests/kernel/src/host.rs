@@ -26,7 +26,6 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs,
-    os::fd::IntoRawFd as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -34,18 +33,6 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
-
-/// A path by which a process without `CAP_DAC_OVERRIDE` can run a program, also where it lies in the home of
-/// a user who keeps that closed: by a descriptor, which the process inherits.
-///
-/// # Errors
-/// When the program cannot be opened.
-pub fn inherited_path(program: &str) -> Result<PathBuf> {
-    let file = fs::File::open(program).with_context(|| format!("open {program}"))?;
-    // A duplicate is not closed by exec. It stays open for as long as the test runs.
-    let descriptor = nix::unistd::dup(&file)?.into_raw_fd();
-    Ok(PathBuf::from(format!("/proc/self/fd/{descriptor}")))
-}
 
 /// The loader's directories, and the files of packages by what a document calls them.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 use canopy_api::wire::{ChainState, Fact, GetReply};
 use canopy_kernel_tests::{
     files,
-    host::{Site, Task, inherited_path},
+    host::{Site, Task},
 };
 use canopy_test_support::{
     bpffs::BpffsDir,
@@ -64,7 +64,7 @@ impl Host {
                     .arg(format!("--bounding-set={}", self.capabilities))
                     .arg(format!("--inh-caps={}", self.capabilities))
                     .arg("--no-new-privs")
-                    .arg(inherited_path(env!("CARGO_BIN_EXE_canopy-test-change")).unwrap())
+                    .arg(env!("CARGO_BIN_EXE_canopy-test-change"))
                     .arg(task)
                     .output()?)
             })

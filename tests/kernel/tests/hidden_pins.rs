@@ -14,7 +14,7 @@ use canopy_api::{
 use canopy_kernel_aya::{pins::Pins, sys};
 use canopy_kernel_tests::{
     files,
-    host::{Loader, Site, Task, attached, inherited_path},
+    host::{Loader, Site, Task, attached},
 };
 use canopy_test_support::{
     bpffs::BpffsDir,
@@ -104,7 +104,7 @@ impl World {
                 .arg(format!("--bounding-set={THREE}"))
                 .arg(format!("--inh-caps={THREE}"))
                 .arg("--no-new-privs")
-                .arg(inherited_path(env!("CARGO_BIN_EXE_canopy-test-change")).unwrap())
+                .arg(env!("CARGO_BIN_EXE_canopy-test-change"))
                 .arg(task)
                 .output()
                 .unwrap()
