@@ -8,7 +8,11 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{endpoint::cert_monitor, subject::Target, wire::Empty};
+use canopy_api::{
+    endpoint::cert_monitor,
+    subject::Target,
+    wire::{Empty, VersionRequest},
+};
 use canopy_bus::{Bus, BusConfig};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
@@ -40,7 +44,8 @@ async fn serves_over_the_bus_and_outlives_it() {
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
     let target = Target::Central;
-    let version = viewer.call::<cert_monitor::Version>(&target, &Empty {}).await.unwrap();
+    let version =
+        viewer.call::<cert_monitor::Version>(&target, &VersionRequest::default()).await.unwrap();
     assert_eq!(
         (version.service.as_str(), version.version.as_str()),
         ("cert-monitor", env!("CARGO_PKG_VERSION"))

@@ -8,9 +8,13 @@ use crate::{
     failure::Failure,
     output::Answer as _,
     remote::Remote,
-    view::{chains::Chains, programs::Programs},
+    view::{chains::Chains, maps::Maps, programs::Programs},
 };
-use canopy_api::{Hook, HostId, wire::GetRequest};
+use canopy_api::{
+    Hook, HostId,
+    endpoint::loader,
+    wire::{GetRequest, MapListRequest},
+};
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use std::{path::PathBuf, time::Duration};
 
@@ -45,7 +49,20 @@ fi
 ";
 
 const FISH: &str = "\
-complete -c canopy -a '(canopy __complete -- (commandline -opc) (commandline -ct) 2>/dev/null)'
+function __canopy_complete
+    set -l token (commandline -ct)
+    set -l found (canopy __complete -- (commandline -opc) $token 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\\n' $found
+        return
+    end
+    # Files, also behind --option=.
+    set -l option (string match -r '^--[^=]+=' -- $token)
+    for file in (__fish_complete_path (string replace -r '^--[^=]+=' '' -- $token))
+        printf '%s%s\\n' \"$option\" $file
+    end
+end
+complete -c canopy -f -a '(__canopy_complete)'
 ";
 
 /// The script that a shell reads.
@@ -63,6 +80,9 @@ enum Kind {
     Hosts,
     Chains,
     Programs,
+    /// Programs by name alone.
+    ProgramNames,
+    Maps,
     Packages,
     Contexts,
 }
@@ -74,6 +94,8 @@ struct Position {
     fixed: Vec<String>,
     /// What is there.
     names: Option<Kind>,
+    /// Only of this chain, or of this program of a chain.
+    chain: Option<String>,
     /// `--host`, `--context` and `--context-file`, where they were given.
     host: Option<String>,
     context: Option<String>,
@@ -126,8 +148,7 @@ fn position(root: &Command, words: &[String]) -> Position {
     let mut position = Position::default();
     let mut path = vec![root];
     let mut pending: Option<&Arg> = None;
-    let mut positionals = 0;
-    let mut previous = "";
+    let mut positionals: Vec<&str> = Vec::new();
     let (last, before) =
         words.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
     for word in before.iter().skip(1) {
@@ -150,10 +171,9 @@ fn position(root: &Command, words: &[String]) -> Position {
         }
         if let Some(command) = path.last().and_then(|command| command.find_subcommand(word)) {
             path.push(command);
-            positionals = 0;
+            positionals.clear();
         } else {
-            positionals += 1;
-            previous = word;
+            positionals.push(word);
         }
     }
     if pending.is_none()
@@ -164,7 +184,8 @@ fn position(root: &Command, words: &[String]) -> Position {
     let Some(command) = path.last() else { return position };
     if let Some(arg) = pending {
         position.fixed = values(arg);
-        position.names = kind(arg, command);
+        position.names = kind(arg, &path);
+        position.chain = chain_of(&positionals);
     } else if last.starts_with('-') {
         let all = path.iter().flat_map(|command| command.get_arguments());
         position.fixed = all
@@ -176,20 +197,48 @@ fn position(root: &Command, words: &[String]) -> Position {
         position.fixed = commands.map(|command| command.get_name().to_owned()).collect();
         let all: Vec<&Arg> = command.get_positionals().collect();
         // The last one may take all that is left.
-        if let Some(arg) = all.get(positionals).or_else(|| all.last()) {
+        if let Some(arg) = all.get(positionals.len()).or_else(|| all.last()) {
             position.fixed.extend(values(arg));
-            position.names = kind(arg, command);
-            // An interface is followed by a hook.
-            if position.names == Some(Kind::Chains) && positionals == 1 && !previous.contains('/') {
-                position.fixed.extend(Hook::ALL.map(|hook| hook.as_str().to_owned()));
-                position.names = None;
-            }
+            position.names = kind(arg, &path);
+            position.follow(&positionals);
         }
     }
     position
 }
 
+/// `eth0/xdp` of the words `eth0 xdp`, or of the name of a chain.
+fn chain_of(words: &[&str]) -> Option<String> {
+    match words {
+        [name, ..] if name.contains('/') => Some((*name).to_owned()),
+        [interface, hook, ..] => Some(format!("{interface}/{hook}")),
+        _ => None,
+    }
+}
+
 impl Position {
+    /// What comes behind words that name a thing in parts: `INTERFACE HOOK PROGRAM MAP`.
+    fn follow(&mut self, words: &[&str]) {
+        let in_parts = words.first().is_some_and(|word| !word.contains('/'));
+        let hooks = || Hook::ALL.map(|hook| hook.as_str().to_owned());
+        match (self.names, words.len()) {
+            (Some(Kind::Chains | Kind::Maps), 1) if in_parts => {
+                self.fixed.extend(hooks());
+                self.names = None;
+            }
+            (Some(Kind::Maps), 2) if in_parts => {
+                self.names = Some(Kind::ProgramNames);
+                self.chain = chain_of(words);
+            }
+            (Some(Kind::Maps), 3) if in_parts => {
+                let program = words.get(2).copied().unwrap_or_default();
+                self.chain = chain_of(words).map(|chain| format!("{chain}/{program}"));
+            }
+            // Keys and values.
+            (Some(Kind::Maps), number) if number > 0 => self.names = None,
+            _ => {}
+        }
+    }
+
     fn keep(&mut self, arg: &Arg, value: &str) {
         match arg.get_id().as_str() {
             "host" => self.host = Some(value.to_owned()),
@@ -218,8 +267,16 @@ fn values(arg: &Arg) -> Vec<String> {
 }
 
 /// Of what the names are that an argument takes.
-fn kind(arg: &Arg, command: &Command) -> Option<Kind> {
-    match (arg.get_id().as_str(), command.get_name()) {
+fn kind(arg: &Arg, path: &[&Command]) -> Option<Kind> {
+    let command = path.last().map_or("", |command| command.get_name());
+    if path.get(1).is_some_and(|command| command.get_name() == "map") {
+        match (arg.get_id().as_str(), command) {
+            ("words", _) | ("program", "list") => return Some(Kind::Maps),
+            _ => {}
+        }
+    }
+    match (arg.get_id().as_str(), command) {
+        ("program", _) if arg.get_long().is_some() => Some(Kind::ProgramNames),
         ("host" | "hosts", _) | ("name", "host" | "drain" | "undrain") => Some(Kind::Hosts),
         ("chains", _) => Some(Kind::Chains),
         ("programs", _) => Some(Kind::Programs),
@@ -254,20 +311,20 @@ fn named(
     let host = position.host.as_ref().and_then(|host| host.parse().ok());
     let hosts = HostsArgs { host, all_hosts: false };
     on_bus(&settings, connection.timeout, async |remote| {
-        from_bus(kind, prefix, &hosts, remote).await
+        from_bus(kind, (prefix, position.chain.as_deref()), &hosts, remote).await
     })
     .unwrap_or_default()
 }
 
 async fn from_bus(
     kind: Kind,
-    prefix: &str,
+    (prefix, within): (&str, Option<&str>),
     hosts: &HostsArgs,
     remote: &Remote,
 ) -> Result<Vec<String>, Failure> {
     if kind == Kind::Packages {
         let request = canopy_api::wire::ListRequest::default();
-        let reply = remote.ask_centre::<canopy_api::endpoint::registry::List>(&request).await?;
+        let reply = remote.read_centre::<canopy_api::endpoint::registry::List>(request).await?;
         return Ok(reply.packages.into_iter().map(|package| package.name.to_string()).collect());
     }
     if kind == Kind::Hosts {
@@ -276,7 +333,6 @@ async fn from_bus(
             Err(_) => Ok(remote.hosts().await.iter().map(ToString::to_string).collect()),
         };
     }
-    let states = get::states(hosts, &GetRequest::default(), remote).await?.replies;
     let one = remote.one_of(hosts);
     let with_host =
         |host: &HostId| prefix.split_once('/').is_some_and(|(of, _)| of == host.as_str());
@@ -286,16 +342,52 @@ async fn from_bus(
         Some((_, rest)) if one => rest.to_owned(),
         _ => name,
     };
-    let names = match kind {
-        Kind::Chains => Chains::of(states).names(),
-        _ => Programs::of(states).names(),
+    let names = if kind == Kind::Maps {
+        let request = MapListRequest::default();
+        let replies = match remote.one_of(hosts) {
+            Some(host) => {
+                vec![remote.read_host::<loader::MapList>(&host, &request, "asking").await?]
+            }
+            None => get::gathered(remote.read_all::<loader::MapList>(&request).await?)?.0,
+        };
+        Maps::of(replies).names()
+    } else {
+        let states = get::states(hosts, &GetRequest::default(), remote).await?.replies;
+        if kind == Kind::Chains { Chains::of(states).names() } else { Programs::of(states).names() }
     };
-    Ok(names.into_iter().map(shown).collect())
+    let names = names.into_iter();
+    Ok(match (kind, within) {
+        // Behind the words that name the rest.
+        (Kind::Maps | Kind::ProgramNames, Some(within)) => {
+            names.filter_map(|name| last_within(&name, within)).collect()
+        }
+        (Kind::ProgramNames, None) => {
+            names.filter_map(|name| Some(name.rsplit_once('/')?.1.to_owned())).collect()
+        }
+        _ => names.map(shown).collect(),
+    })
+}
+
+/// The last part of `web1/eth0/xdp/limit`, where `eth0/xdp` or `web1/eth0/xdp` stands before it.
+fn last_within(name: &str, within: &str) -> Option<String> {
+    let (before, last) = name.rsplit_once('/')?;
+    let fits =
+        before.strip_suffix(within).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+    fits.then(|| last.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_names_are_completed_behind_the_rest() {
+        let last = |name| last_within(name, "eth0/xdp");
+        assert_eq!(last("web1/eth0/xdp/limit").as_deref(), Some("limit"));
+        assert_eq!(last("eth0/xdp/limit").as_deref(), Some("limit"));
+        assert_eq!(last("web1/veth0/xdp/limit"), None);
+        assert_eq!(last("web1/eth0/xdp/limit/m"), None);
+    }
 
     fn at(line: &str) -> Position {
         let mut root = Cli::command();
@@ -336,6 +428,27 @@ mod tests {
         ] {
             assert_eq!(at(line).names, Some(kind), "{line}");
         }
+        for line in ["get", "set", "dump", "describe", "delete", "follow", "list"] {
+            assert_eq!(at(&format!("canopy map {line} ")).names, Some(Kind::Maps), "{line}");
+            let hook = at(&format!("canopy maps {line} eth0 "));
+            assert!(hook.names.is_none() && hook.fixed.contains(&"xdp".to_owned()), "{line}");
+            let program = at(&format!("canopy map {line} eth0 xdp "));
+            assert_eq!(
+                (program.names, program.chain.as_deref()),
+                (Some(Kind::ProgramNames), Some("eth0/xdp")),
+                "{line}"
+            );
+        }
+        let map = at("canopy map get eth0 xdp limit ");
+        assert_eq!((map.names, map.chain.as_deref()), (Some(Kind::Maps), Some("eth0/xdp/limit")));
+        assert_eq!(at("canopy map get web1/eth0/xdp/limit/m ").names, None);
+        assert_eq!(at("canopy map get eth0 xdp limit m ").names, None);
+        let option = at("canopy delete chain eth0 xdp --program ");
+        assert_eq!(
+            (option.names, option.chain.as_deref()),
+            (Some(Kind::ProgramNames), Some("eth0/xdp"))
+        );
+        assert_eq!(at("canopy package search ").names, None);
         let given = at("canopy --context prod get chains --host web1 ");
         assert_eq!((given.context.as_deref(), given.host.as_deref()), (Some("prod"), Some("web1")));
         assert_eq!(at("canopy apply -f ").names, None);

@@ -27,3 +27,4 @@ pub mod remote;
 pub mod seen;
 pub mod view;
 pub mod watch;
+pub mod written;

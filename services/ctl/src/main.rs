@@ -17,9 +17,9 @@ fn main() -> ExitCode {
     if usage::wants_json(&words) {
         screen.errors_as_json();
     }
-    let outcome = match Cli::try_parse_from(words) {
+    let outcome = match Cli::try_parse_from(&words) {
         Ok(cli) => commands::run(cli, &mut screen),
-        Err(error) => match usage::failure(&error) {
+        Err(error) => match usage::failure(&error, &root, &words) {
             Some(failure) => Err(failure),
             // Help, or the version.
             None => error.exit(),

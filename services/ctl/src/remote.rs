@@ -7,19 +7,20 @@ use crate::{
     progress::Progress,
 };
 use canopy_api::{
-    ApiError, HostId, Principal,
+    ApiError, Code, HostId, Principal,
     endpoint::{Endpoint, Service, loader, policy},
     near,
     permission::{daemon_of, daemon_principal},
     subject::Target,
     wire::{
-        Empty,
+        Paged, VersionRequest,
         hosts::{HostListRequest, HostRecord, HostState},
     },
 };
 use canopy_bus::{
     Bus, BusConfig, BusError, CallError, CallOptions, Events, Gather, UnreachableCause,
 };
+use futures::{StreamExt as _, stream};
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
@@ -36,6 +37,10 @@ const ALL_HOSTS: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(1);
 /// The same where it is not known who could answer.
 const QUIET_UNKNOWN: Duration = Duration::from_millis(700);
+/// How often a list is read again from its first page, when it was changed between two pages.
+const PAGE_TRIES: usize = 3;
+/// Hosts whose next pages are read at once.
+const HOSTS_AT_ONCE: usize = 16;
 /// How long a list of enrolled hosts is good for a command that asks again and again.
 const LIST_LIFE: Duration = Duration::from_secs(10);
 
@@ -56,6 +61,8 @@ pub struct Remote {
     bus: Bus,
     host: Option<HostId>,
     timeout: Option<Duration>,
+    /// When the time is over that `--timeout` gives.
+    until: Mutex<Option<Instant>>,
     /// When the list of enrolled hosts was read, and what it was.
     enrolled: Mutex<Option<(Instant, Vec<HostRecord>)>>,
 }
@@ -72,6 +79,7 @@ impl Remote {
             token: context.token,
             server_names: context.server_names,
         };
+        let until = timeout.map(|timeout| Instant::now() + timeout);
         let _progress = Progress::start(format!("connecting to {}", context.url));
         let place = format!("context {} of {}", context.name, settings.file.display());
         let ready = async {
@@ -83,7 +91,23 @@ impl Remote {
             Ok(bus) => bus,
             Err(error) => return Err(refused(&error).at(place)),
         };
-        Ok(Self { bus, host: context.host, timeout, enrolled: Mutex::default() })
+        let until = Mutex::new(until);
+        Ok(Self { bus, host: context.host, timeout, until, enrolled: Mutex::default() })
+    }
+
+    /// The time that `--timeout` gives begins now: for what asks again and again.
+    pub fn begin(&self) {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// What is left of the time that `--timeout` gives, all questions and the connection together.
+    fn left(&self) -> Option<Duration> {
+        /// A question that cannot be answered in time any more is put all the same: what is told then is
+        /// that it was not answered.
+        const LEAST: Duration = Duration::from_millis(1);
+        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.map(|until| until.saturating_duration_since(Instant::now()).max(LEAST))
     }
 
     /// Ends the connection in order.
@@ -128,7 +152,7 @@ impl Remote {
     /// Every host whose loader answers.
     pub async fn hosts(&self) -> Vec<HostId> {
         let gather = self.patience(QUIET_UNKNOWN, BTreeSet::new());
-        let answers = self.bus.gather::<loader::Version>(&Empty {}, &gather).await;
+        let answers = self.bus.gather::<loader::Version>(&VersionRequest::default(), &gather).await;
         answers
             .unwrap_or_default()
             .into_iter()
@@ -138,7 +162,7 @@ impl Remote {
 
     fn patience(&self, quiet: Duration, expected: BTreeSet<Principal>) -> Gather {
         Gather {
-            wait: self.timeout.unwrap_or(ALL_HOSTS),
+            wait: self.left().unwrap_or(ALL_HOSTS),
             quiet: self.timeout.is_none().then_some(quiet),
             expected,
         }
@@ -157,17 +181,7 @@ impl Remote {
         {
             return Ok(hosts);
         }
-        let mut hosts = Vec::new();
-        let mut request = HostListRequest::default();
-        loop {
-            let page = self.ask_centre::<policy::HostList>(&request).await?;
-            hosts.extend(page.hosts);
-            // A service that knows no pages names no next one.
-            request.after = page.next;
-            if request.after.is_none() {
-                break;
-            }
-        }
+        let hosts = self.read_centre::<policy::HostList>(HostListRequest::default()).await?.hosts;
         *self.enrolled.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((Instant::now(), hosts.clone()));
         Ok(hosts)
@@ -198,11 +212,113 @@ impl Remote {
     ) -> Result<E::Reply, Failure> {
         let outcome = {
             let _progress = Progress::start(format!("{doing} {host}"));
-            self.call::<E>(&Target::Host(host.clone()), request, request_id).await
+            let target = Target::Host(host.clone());
+            match self.bus.ensure_known::<E>(&target, request, self.left()).await {
+                Ok(()) => self.call::<E>(&target, request, request_id).await,
+                Err(error) => Err(error),
+            }
         };
         match outcome {
             Err(CallError::NoResponders { .. }) => Err(self.no_such_host::<E>(host).await),
             other => other.map_err(|error| error.to_api_error().into()),
+        }
+    }
+
+    /// Reads every page of what one host's service lists.
+    pub async fn read_host<E: Paged>(
+        &self,
+        host: &HostId,
+        request: &E::Request,
+        doing: &str,
+    ) -> Result<E::Reply, Failure>
+    where
+        E::Request: Clone,
+    {
+        let mut tries = 0;
+        loop {
+            let first = self.ask_host::<E>(host, request, doing).await?;
+            match self.following::<E>(&Target::Host(host.clone()), request, first).await {
+                Err(error) if tries < PAGE_TRIES && is_overtaken(&error) => tries += 1,
+                outcome => return outcome.map_err(Failure::from),
+            }
+        }
+    }
+
+    /// Reads every page of what a central service lists.
+    pub async fn read_centre<E: Paged>(&self, request: E::Request) -> Result<E::Reply, Failure>
+    where
+        E::Request: Clone,
+    {
+        let first = self.ask_centre::<E>(&request).await?;
+        self.following::<E>(&Target::Central, &request, first).await.map_err(Failure::from)
+    }
+
+    /// Asks the service of every host, as [`Self::ask_all`] does, then those whose list is longer than one
+    /// page for the rest of it.
+    pub async fn read_all<E: Paged>(
+        &self,
+        request: &E::Request,
+    ) -> Result<Answers<E::Reply>, Failure>
+    where
+        E::Request: Clone,
+    {
+        let mut all = self.ask_all::<E>(request).await?;
+        let rest = std::mem::take(&mut all.answers).into_iter().map(|(host, answer)| async move {
+            let answer = match answer {
+                Ok(first) => self.rest_of::<E>(&host, request, first).await,
+                Err(error) => Err(error),
+            };
+            (host, answer)
+        });
+        all.answers = stream::iter(rest).buffered(HOSTS_AT_ONCE).collect().await;
+        Ok(all)
+    }
+
+    async fn rest_of<E: Paged>(
+        &self,
+        host: &HostId,
+        request: &E::Request,
+        first: E::Reply,
+    ) -> Result<E::Reply, ApiError>
+    where
+        E::Request: Clone,
+    {
+        let target = Target::Host(host.clone());
+        let mut outcome = self.following::<E>(&target, request, first).await;
+        for _ in 0..PAGE_TRIES {
+            match outcome {
+                Err(error) if is_overtaken(&error) => {
+                    let first = self.call::<E>(&target, request, None).await;
+                    let first = first.map_err(|error| error.to_api_error())?;
+                    outcome = self.following::<E>(&target, request, first).await;
+                }
+                outcome => return outcome,
+            }
+        }
+        outcome
+    }
+
+    /// The pages behind the first one, added to it.
+    async fn following<E: Paged>(
+        &self,
+        target: &Target,
+        request: &E::Request,
+        mut reply: E::Reply,
+    ) -> Result<E::Reply, ApiError>
+    where
+        E::Request: Clone,
+    {
+        let mut request = request.clone();
+        if !E::advance(&mut request, &reply) {
+            return Ok(reply);
+        }
+        let _progress = Progress::start("reading the next page");
+        loop {
+            let page = self.call::<E>(target, &request, None).await;
+            E::append(&mut reply, page.map_err(|error| error.to_api_error())?);
+            if !E::advance(&mut request, &reply) {
+                return Ok(reply);
+            }
         }
     }
 
@@ -219,7 +335,12 @@ impl Remote {
     ) -> Result<E::Reply, Failure> {
         let service = E::SPEC.service;
         let _progress = Progress::start(format!("asking the {service}"));
-        match self.call::<E>(&Target::Central, request, request_id).await {
+        let known = self.bus.ensure_known::<E>(&Target::Central, request, self.left()).await;
+        let outcome = match known {
+            Ok(()) => self.call::<E>(&Target::Central, request, request_id).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
             Err(CallError::NoResponders { .. }) => Err(Failure::new(
                 Exit::Unavailable,
                 format!("the {service} service does not answer"),
@@ -238,7 +359,12 @@ impl Remote {
         let _progress = Progress::start("asking all hosts");
         let service = E::SPEC.service;
         // Where policy is away, or enrols nobody, who answers is all that is known.
-        let enrolled = self.enrolled().await.ok();
+        let enrolled = match self.left() {
+            // The hosts need time to answer, too.
+            Some(left) => tokio::time::timeout(left / 2, self.enrolled()).await.ok(),
+            None => Some(self.enrolled().await),
+        };
+        let enrolled = enrolled.and_then(Result::ok);
         let expected: Vec<(HostId, Principal)> = enrolled
             .iter()
             .flatten()
@@ -275,7 +401,7 @@ impl Remote {
         request: &E::Request,
         request_id: Option<String>,
     ) -> Result<E::Reply, CallError> {
-        let options = CallOptions { timeout: self.timeout, request_id, ..CallOptions::default() };
+        let options = CallOptions { timeout: self.left(), request_id, ..CallOptions::default() };
         self.bus.call_with::<E>(target, request, options).await
     }
 
@@ -323,6 +449,11 @@ impl Remote {
             }
         }
     }
+}
+
+/// What was read in part is another thing now.
+fn is_overtaken(error: &ApiError) -> bool {
+    error.code == Code::Conflict && error.path == "cursor"
 }
 
 /// `h-web1-loader` is web1's loader.

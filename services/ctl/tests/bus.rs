@@ -19,12 +19,15 @@ use canopy_api::{
 };
 use canopy_bus::{Bus, BusConfig, Server};
 use canopy_test_support::nats::NatsServer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     fs,
     path::Path,
     process::{Command, Output, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -90,6 +93,10 @@ fn change(host: &str, request: &ApplyRequest) -> Result<ApplyReply, ApiError> {
     .unwrap())
 }
 
+fn config(settings: &Value) -> Map<String, Value> {
+    settings.as_object().unwrap().clone()
+}
+
 /// A server, its stand-ins, and a directory with a context file.
 struct Fleet {
     server: NatsServer,
@@ -131,7 +138,7 @@ impl Fleet {
         }
         let central = Server::new(bus(&server, "s-registry").await, Service::Registry, None)
             .handle::<registry::List, _, _>(|_, _| async {
-                Ok(ListReply { packages: Vec::new(), unavailable: Vec::new() })
+                Ok(ListReply::default())
             })
             .handle::<registry::ResetIndex, _, _>(
                 |_, request: ResetRepositoryRequest| async move {
@@ -189,6 +196,41 @@ impl Fleet {
                 async move { Ok(HostListReply { hosts, next }) }
             },
         );
+        serve(stand_in, &self.stop).await;
+    }
+
+    /// A loader whose state takes two pages; the second begins in the middle of a chain. The first page of
+    /// the first question is overtaken by a change.
+    async fn paged(&self, host: &'static str) {
+        let bus = bus(&self.server, &format!("h-{host}-loader")).await;
+        let overtaken = Arc::new(AtomicBool::new(false));
+        let stand_in = Server::new(bus, Service::Loader, Some(host.parse().unwrap()))
+            .handle::<loader::Get, _, _>(move |_, request| {
+                let overtaken = Arc::clone(&overtaken);
+                async move {
+                    let mut page = state(host);
+                    let chain = &mut page.chains[0];
+                    let program = &mut chain.programs[0];
+                    match request.cursor.as_deref() {
+                        None => {
+                            program.config = config(&json!({ "list": [1, 2] }));
+                            chain.continues = true;
+                            page.next = Some("second".to_owned());
+                        }
+                        Some("second") if !overtaken.swap(true, Ordering::SeqCst) => {
+                            return Err(ApiError::new(Code::Conflict, "changed").at("cursor"));
+                        }
+                        Some("second") => {
+                            program.config = config(&json!({ "list": [3], "rate": 7 }));
+                            let mut other = chain.clone();
+                            other.interface = "eth1".parse().unwrap();
+                            page.chains.push(other);
+                        }
+                        Some(other) => panic!("{other}"),
+                    }
+                    Ok(page)
+                }
+            });
         serve(stand_in, &self.stop).await;
     }
 
@@ -344,6 +386,72 @@ async fn a_host_that_falls_silent_is_still_listed() {
     assert!(fleet.fails(7, "get chains").contains("no host answers"));
     fleet.server.kill();
     assert!(fleet.fails(7, "get hosts --timeout 500ms").contains("no bus at tls://"));
+}
+
+/// What does not fit into one message is the same to whoever looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_hosts_state_is_shown() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.paged("web2").await;
+    assert_eq!(fleet.ok("get chains -A -o name"), "web1/eth0/xdp\nweb2/eth0/xdp\nweb2/eth1/xdp\n");
+    for line in ["get programs -A", "get programs --host web2"] {
+        let all: Vec<Value> = serde_json::from_str(&fleet.ok(&format!("{line} -o json"))).unwrap();
+        let first = all.iter().find(|one| one["host"] == "web2" && one["interface"] == "eth0");
+        assert_eq!(first.unwrap()["config"], json!({ "list": [1, 2, 3], "rate": 7 }), "{line}");
+    }
+    let described = fleet.ok("describe chain web2/eth0/xdp -o json");
+    let described: Value = serde_json::from_str(&described).unwrap();
+    assert!(described.to_string().contains("\"list\":[1,2,3]"), "{described}");
+    let document = fleet.ok("get chains --host web2 --document -o json");
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["chains"].as_array().unwrap().len(), 2);
+    assert_eq!(document["chains"][0]["programs"][0]["config"]["rate"], 7);
+    let top: Value =
+        serde_json::from_str(&fleet.ok("top --interval 200ms --host web2 -o json")).unwrap();
+    assert_eq!(top["chains"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_do_not_answer_to_version_are_told_by_the_exit_code() {
+    let fleet = Fleet::start(&["web1"]).await;
+    let output = fleet.canopy("version");
+    assert_eq!(output.status.code(), Some(9));
+    let (told, said) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("registry") && told.contains("loader    web1"), "{told}");
+    for service in ["policy", "cert-monitor", "enforcer"] {
+        assert!(said.contains(&format!("the {service} ")), "{service}: {said}");
+    }
+    fleet.ok("version --client");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_out_is_that_of_the_whole_command() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.mute("web2").await;
+    fleet.write("a.yaml", &document("eth0"));
+    for line in ["get chains --host web2", "delete chain eth0 xdp --host web2", "version"] {
+        let begun = Instant::now();
+        fleet.canopy(&format!("{line} --timeout 2s"));
+        assert!(begun.elapsed() < Duration::from_millis(2_900), "{line}: {:?}", begun.elapsed());
+    }
+    // A bus that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("tls://{}", silent.local_addr().unwrap());
+    let begun = Instant::now();
+    let said = fleet.fails(7, &format!("get hosts --timeout 2s --url {url}"));
+    assert!(begun.elapsed() < Duration::from_millis(2_900), "{:?}", begun.elapsed());
+    assert!(said.contains("it does not answer"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_named_as_a_chain_is_pointed_out() {
+    let fleet = Fleet::start(&["web1"]).await;
+    for command in ["delete", "get", "describe"] {
+        let said = fleet.fails(2, &format!("{command} chain eth0/xdp/limit --host web1"));
+        assert!(said.contains("\"eth0/xdp/limit\" names a program, not a chain"), "{said}");
+        assert!(said.contains("delete program eth0/xdp/limit"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,6 +157,57 @@ fn completion_scripts_are_written_for_each_shell() {
     fails(2, &["completion", "tcsh"], dir.path());
 }
 
+/// What the shells themselves make of the scripts.
+#[test]
+fn bash_and_fish_complete_words() {
+    let dir = TempDir::new().unwrap();
+    let bin = Path::new(env!("CARGO_BIN_EXE_canopy")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    fs::write(dir.path().join("chain.yaml"), "").unwrap();
+    let complete = |shell: &str, line: &str| -> Option<Vec<String>> {
+        let script = match shell {
+            "bash" => format!(
+                "source <(canopy completion bash); COMP_WORDS=({line}); \
+                 COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _canopy; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+            ),
+            _ => format!(
+                "canopy completion fish | source; complete --do-complete '{}'",
+                line.replace("''", "")
+            ),
+        };
+        let arguments: &[&str] =
+            if shell == "bash" { &["--norc", "-c"] } else { &["--no-config", "-c"] };
+        let mut command = Command::new(shell);
+        command.args(arguments).arg(script).current_dir(dir.path());
+        command.env("PATH", &path).env("HOME", dir.path()).env_remove("CANOPY_CONFIG");
+        let output = command.output().ok()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{shell}: {line}: {said}");
+        let found = String::from_utf8(output.stdout).unwrap();
+        Some(found.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    };
+    for shell in ["bash", "fish"] {
+        if complete(shell, "canopy ver").is_none() {
+            assert_eq!(shell, "fish", "bash is everywhere");
+            println!("SKIPPED bash_and_fish_complete_words: fish is not installed");
+            continue;
+        }
+        let has = |line: &str, expected: &[&str]| {
+            let found = complete(shell, line).unwrap();
+            assert_eq!(found, expected, "{shell}: {line}");
+        };
+        has("canopy ver", &["version"]);
+        has("canopy get chain", &["chains"]);
+        has("canopy get hosts -o ''", &["json", "name", "table", "wide", "yaml"]);
+        has("canopy completion ''", &["bash", "fish", "zsh"]);
+        has("canopy map list eth0 x", &["xdp"]);
+    }
+    // Where nothing is known, files are.
+    if let Some(found) = complete("fish", "canopy apply -f cha") {
+        assert_eq!(found, ["chain.yaml"]);
+    }
+}
+
 #[test]
 fn nothing_is_coloured_where_there_is_no_terminal() {
     let dir = TempDir::new().unwrap();

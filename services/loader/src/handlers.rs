@@ -124,11 +124,11 @@ impl<K: Kernel> Handlers<K> {
             })
             .handle::<loader::Apply, _, _>(move |caller, request| {
                 let me = apply.clone();
-                async move { me.apply(caller, request).await }
+                async move { Ok(me.fitting(me.apply(caller, request).await?)) }
             })
             .handle::<loader::Delete, _, _>(move |caller, request| {
                 let me = delete.clone();
-                async move { me.delete(caller, request).await }
+                async move { Ok(me.fitting(me.delete(caller, request).await?)) }
             })
             .handle::<loader::Profile, _, _>(move |caller, request| {
                 let me = profile.clone();
@@ -140,7 +140,7 @@ impl<K: Kernel> Handlers<K> {
             })
             .handle::<loader::Drain, _, _>(move |caller, request| {
                 let me = drain.clone();
-                async move { me.drain(&caller, request).await }
+                async move { Ok(me.fitting(me.drain(&caller, request).await?)) }
             })
     }
 
@@ -152,7 +152,10 @@ impl<K: Kernel> Handlers<K> {
         server
             .handle::<loader::MapList, _, _>(move |_, request| {
                 let me = list.clone();
-                async move { me.blocking(None, move |engine| engine.map_list(&request)).await }
+                async move {
+                    let room = me.fetcher.bus().page_bytes();
+                    me.blocking(None, move |engine| engine.map_list(&request, room)).await
+                }
             })
             .handle::<loader::MapDump, _, _>(move |_, request| {
                 let me = dump.clone();
@@ -178,7 +181,15 @@ impl<K: Kernel> Handlers<K> {
     }
 
     async fn get(&self, request: GetRequest) -> Result<GetReply, ApiError> {
-        self.blocking(None, move |engine| engine.get(&request).map_err(LoaderError::kernel)).await
+        let room = self.fetcher.bus().page_bytes();
+        self.blocking(None, move |engine| engine.get_page(&request, room)).await
+    }
+
+    /// The reply to a change as the bus carries it.
+    fn fitting(&self, reply: ApplyReply) -> ApplyReply {
+        // Of one change there is one reply: it may take more of a message than a page.
+        let page = self.fetcher.bus().page_bytes();
+        reply.within(page.saturating_add(page / 2))
     }
 
     async fn facts(&self) -> Result<FactsReply, ApiError> {

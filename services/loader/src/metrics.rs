@@ -1,8 +1,9 @@
 //! What Prometheus sees: read from the kernel when it asks, but for the metrics that packages declare.
 
 use crate::engine::{Engine, Report};
-use canopy_api::wire::{Action, ApplyReply, ChainState, MetricKind, MetricValue};
+use canopy_api::wire::{Action, ApplyReply, ChainState, MetricKind};
 use canopy_kernel::Kernel;
+use canopy_package::{manifest::MetricKind as Declared, metric::exported_name};
 use canopy_runtime::{
     MetricKind as Kind, MetricSpec,
     metrics::{histogram_vec, int_counter_vec, int_gauge_vec},
@@ -336,7 +337,8 @@ fn chain(families: &mut Families, report: &Report) {
         }
         for metric in &program.metrics {
             let counts = metric.kind == MetricKind::Counter;
-            let family = series(package, &metric.name, counts, &program.metrics);
+            let kind = if counts { Declared::Counter } else { Declared::Gauge };
+            let family = exported_name(package, &metric.name, kind);
             let own =
                 [("netns", netns), ("interface", interface), ("hook", hook), ("program", name)];
             let declared = metric.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
@@ -344,15 +346,6 @@ fn chain(families: &mut Families, report: &Report) {
             families.put((&family, &metric.help, counts), labels, metric.value);
         }
     }
-}
-
-/// The name of a package's metric. That of a counter ends in `_total`, unless the package has another metric
-/// of that name.
-fn series(package: &str, name: &str, counts: bool, all: &[MetricValue]) -> String {
-    let total = format!("{name}_total");
-    let taken = all.iter().any(|other| other.name == total);
-    let name = if counts && !name.ends_with("_total") && !taken { total.as_str() } else { name };
-    format!("canopy_loader_package_{}_{name}", package.replace('-', "_"))
 }
 
 fn count(value: usize) -> f64 {
@@ -416,5 +409,21 @@ impl Families {
             metric.set_gauge(gauge);
         }
         family.mut_metric().push(metric);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canopy_package::metric::LOADER_METRICS;
+
+    #[test]
+    fn packages_may_not_take_names_of_the_loaders_metrics() {
+        let own: Vec<&str> = METRICS
+            .iter()
+            .map(|spec| spec.name)
+            .filter(|name| name.starts_with("canopy_loader_package_"))
+            .collect();
+        assert_eq!(own, LOADER_METRICS);
     }
 }

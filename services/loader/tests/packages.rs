@@ -295,7 +295,7 @@ impl World {
         for _ in 0..200 {
             let host = Target::Host("web1".parse().unwrap());
             let loader = self.admin.call::<loader::Get>(&host, &GetRequest::default()).await;
-            let empty = canopy_api::wire::Empty {};
+            let empty = canopy_api::wire::VersionRequest::default();
             let registry = self.admin.call::<registry::Version>(&Target::Central, &empty).await;
             if loader.is_ok() && registry.is_ok() {
                 return;

@@ -8,7 +8,11 @@
     reason = "a test fails by panicking"
 )]
 
-use canopy_api::{endpoint::policy, subject::Target, wire::Empty};
+use canopy_api::{
+    endpoint::policy,
+    subject::Target,
+    wire::{Empty, VersionRequest},
+};
 use canopy_bus::{Bus, BusConfig};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
@@ -45,7 +49,8 @@ async fn serves_over_the_bus_and_outlives_it() {
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
     let target = Target::Central;
-    let version = viewer.call::<policy::Version>(&target, &Empty {}).await.unwrap();
+    let version =
+        viewer.call::<policy::Version>(&target, &VersionRequest::default()).await.unwrap();
     assert_eq!(
         (version.service.as_str(), version.version.as_str()),
         ("policy", env!("CARGO_PKG_VERSION"))
@@ -147,7 +152,7 @@ async fn the_last_traces_are_exported_before_the_end() {
     let viewer = BusConfig::new(url, ca, cert, key);
     let viewer = Bus::connect(&viewer, "u-viewer".parse().unwrap()).await.unwrap();
     viewer.wait_ready(Duration::from_secs(10)).await.unwrap();
-    viewer.call::<policy::Version>(&Target::Central, &Empty {}).await.unwrap();
+    viewer.call::<policy::Version>(&Target::Central, &VersionRequest::default()).await.unwrap();
     let log = process.log();
     assert!(process.end().unwrap().success());
     let export = taken.join().unwrap();

@@ -281,6 +281,9 @@ impl From<PublishError> for ApiError {
 /// Why a question has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// A page begins where no page ends.
+    #[error("the cursor is not the \"next\" of a reply")]
+    Cursor,
     /// The text is not a semver requirement.
     #[error("\"{text}\" is not a version requirement: {reason}")]
     Requirement {
@@ -364,6 +367,9 @@ impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
         let said = error.to_string();
         match error {
+            RegistryError::Cursor => Self::new(Code::Invalid, said)
+                .at("cursor")
+                .remedy("leave it out for the first page"),
             RegistryError::Requirement { .. } => Self::new(Code::Invalid, said)
                 .at("requirement")
                 .remedy("write it as in Cargo: ^0.1, =0.1.2, >=0.1, <0.3, *"),

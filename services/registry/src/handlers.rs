@@ -30,6 +30,7 @@ pub(crate) fn register(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
     let of = || Arc::clone(current);
     let (list, describe, resolve, artifact) = (of(), of(), of(), of());
     let (search, refresh, reset) = (of(), of(), of());
+    let (list_bus, search_bus, describe_bus) = (bus.clone(), bus.clone(), bus.clone());
     server
         .handle::<ResetIndex, _, _>(move |caller, request| {
             let registry = reset.get();
@@ -43,16 +44,16 @@ pub(crate) fn register(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
             }
         })
         .handle::<List, _, _>(move |_, request| {
-            let registry = list.get();
-            async move { Ok(registry.list(&request).await?) }
+            let (registry, room) = (list.get(), list_bus.page_bytes());
+            async move { Ok(registry.list(&request, room).await?) }
         })
         .handle::<Describe, _, _>(move |_, request| {
-            let registry = describe.get();
-            async move { Ok(registry.describe(&request).await?) }
+            let (registry, room) = (describe.get(), describe_bus.page_bytes());
+            async move { Ok(registry.describe(&request).await?.within(room)) }
         })
         .handle::<Search, _, _>(move |_, request| {
-            let registry = search.get();
-            async move { Ok(registry.search(&request).await?) }
+            let (registry, room) = (search.get(), search_bus.page_bytes());
+            async move { Ok(registry.search(&request, room).await?) }
         })
         .handle::<Refresh, _, _>(move |_, _: Empty| {
             let registry = refresh.get();

@@ -22,7 +22,7 @@ use canopy_api::{
         INDEX_INLINE, IndexAt, ListReply, ListRequest, MapSummary, PackageRefused, PackageSummary,
         PublishIndexReply, PublishIndexRequest, PublishUploadReply, PublishUploadRequest,
         RepositoryTrouble, ResetIndexReply, ResetRepositoryRequest, ResolveReply, ResolveRequest,
-        SEARCH_LIMIT, SearchReply, SearchRequest, VersionSummary,
+        SEARCH_LIMIT, SearchReply, SearchRequest, VersionSummary, json_length,
     },
 };
 use canopy_package::{IndexEntry, describe::DescribedMap, near};
@@ -334,6 +334,7 @@ impl Registry {
             config_schema: found.artifact.manifest.config_schema(),
             maps: found.artifact.maps.iter().map(map).collect(),
             readme: found.artifact.readme.clone(),
+            omitted: Vec::new(),
         })
     }
 
@@ -581,8 +582,39 @@ impl Registry {
         }
     }
 
-    /// Every package and its versions.
-    pub async fn list(&self, request: &ListRequest) -> Result<ListReply, RegistryError> {
+    /// A page of the packages and their versions, by name: at most about `room` bytes of JSON, at least
+    /// one package.
+    pub async fn list(
+        &self,
+        request: &ListRequest,
+        room: usize,
+    ) -> Result<ListReply, RegistryError> {
+        let (all, unavailable) = self.offered(request.package.as_ref()).await;
+        if let (Some(name), []) = (&request.package, all.as_slice()) {
+            let trouble = unavailable.first().map(|t| (t.repository.clone(), t.reason.clone()));
+            let near = self.near(name);
+            return Err(RegistryError::UnknownPackage { name: name.clone(), near, trouble });
+        }
+        // How many versions are listed depends on the number of packages, not on the page.
+        let each = (VERSIONS / all.len().max(1)).clamp(1, 1_000);
+        let mut page = Page::new(room);
+        let behind = |name: &PackageName| {
+            request.cursor.as_ref().is_none_or(|cursor| name.as_str() > cursor.as_str())
+        };
+        for (repository, snapshot, name) in all.iter().filter(|(_, _, name)| behind(name)) {
+            let mut package = self.summary(repository, snapshot, name).await;
+            keep_versions(&mut package, each);
+            if !page.add(package) {
+                break;
+            }
+        }
+        let Page { packages, next, .. } = page;
+        Ok(ListReply { packages, unavailable, next })
+    }
+
+    /// Every package that is offered, or the one that is named, by name; and what is wrong with
+    /// repositories.
+    async fn offered(&self, only: Option<&PackageName>) -> (Vec<Offered>, Vec<RepositoryTrouble>) {
         self.refresh().await;
         let now = (self.now)();
         let mut packages = Vec::new();
@@ -597,25 +629,14 @@ impl Registry {
             }
             let Some(snapshot) = snapshot else { continue };
             for name in snapshot.index.names() {
-                let wanted = request.package.as_ref().is_none_or(|wanted| wanted == name);
+                let wanted = only.is_none_or(|wanted| wanted == name);
                 if wanted && route(&self.patterns, name) == Some(place) {
-                    packages.push(self.summary(repository, &snapshot, name).await);
+                    packages.push((Arc::clone(repository), Arc::clone(&snapshot), name.clone()));
                 }
             }
         }
-        packages.sort_by(|a, b| a.name.cmp(&b.name));
-        // An answer has to fit into a message.
-        let each = (VERSIONS / packages.len().max(1)).clamp(1, 1_000);
-        for package in &mut packages {
-            package.older = package.versions.len().saturating_sub(each) as u64;
-            package.versions.truncate(each);
-        }
-        if let (Some(name), []) = (&request.package, packages.as_slice()) {
-            let trouble = unavailable.first().map(|t| (t.repository.clone(), t.reason.clone()));
-            let near = self.near(name);
-            return Err(RegistryError::UnknownPackage { name: name.clone(), near, trouble });
-        }
-        Ok(ListReply { packages, unavailable })
+        packages.sort_by(|(_, _, a), (_, _, b)| a.cmp(b));
+        (packages, unavailable)
     }
 
     async fn summary(
@@ -671,20 +692,43 @@ impl Registry {
         }
     }
 
-    /// Packages that meet what is looked for, the best first.
-    pub async fn search(&self, request: &SearchRequest) -> Result<SearchReply, RegistryError> {
-        let all = self.list(&ListRequest::default()).await?;
-        let mut found: Vec<_> = all
-            .packages
-            .into_iter()
-            .filter_map(|package| Some((rank(request, &package)?, package)))
-            .collect();
+    /// A page of the packages that meet what is looked for, the best first: at most [`SEARCH_LIMIT`], and
+    /// about `room` bytes of JSON.
+    pub async fn search(
+        &self,
+        request: &SearchRequest,
+        room: usize,
+    ) -> Result<SearchReply, RegistryError> {
+        let from = request.cursor.as_deref().map(search_cursor).transpose()?;
+        let (all, unavailable) = self.offered(None).await;
+        let each = (VERSIONS / all.len().max(1)).clamp(1, 1_000);
+        let mut found = Vec::new();
+        for (repository, snapshot, name) in &all {
+            let mut package = self.summary(repository, snapshot, name).await;
+            if let Some(rank) = rank(request, &package) {
+                keep_versions(&mut package, each);
+                found.push((rank, package));
+            }
+        }
         // The list is by name, and stays so among equals.
         found.sort_by_key(|(rank, _)| *rank);
-        let more = found.len().saturating_sub(SEARCH_LIMIT) as u64;
-        found.truncate(SEARCH_LIMIT);
-        let packages = found.into_iter().map(|(_, package)| package).collect();
-        Ok(SearchReply { packages, more, unavailable: all.unavailable })
+        if let Some((rank, name)) = &from {
+            found.retain(|(of, package)| (*of, package.name.as_str()) > (*rank, *name));
+        }
+        let mut page = Page::new(room);
+        let number = found.len();
+        let mut last = 0;
+        for (rank, package) in found.into_iter().take(SEARCH_LIMIT) {
+            if !page.add(package) {
+                break;
+            }
+            last = rank;
+        }
+        let packages = page.packages;
+        let more = number.saturating_sub(packages.len()) as u64;
+        let next = packages.last().filter(|_| more > 0);
+        let next = next.map(|package| format!("{last} {}", package.name));
+        Ok(SearchReply { packages, more, unavailable, next })
     }
 
     /// A name like this one that exists.
@@ -701,6 +745,53 @@ impl Registry {
         }
         near::nearest(name.as_str(), names.iter().map(String::as_str)).map(str::to_owned)
     }
+}
+
+/// A package of a repository.
+type Offered = (Arc<Repository>, Arc<Snapshot>, PackageName);
+
+/// A page of packages.
+struct Page {
+    packages: Vec<PackageSummary>,
+    room: usize,
+    left: usize,
+    /// Behind which package the next page begins.
+    next: Option<String>,
+}
+
+impl Page {
+    fn new(room: usize) -> Self {
+        Self { packages: Vec::new(), room, left: room, next: None }
+    }
+
+    /// Puts a package on the page; false where it is full.
+    fn add(&mut self, mut package: PackageSummary) -> bool {
+        // A package that is longer than a page has fewer of its versions.
+        while json_length(&package) > self.room && package.versions.len() > 1 {
+            let half = package.versions.len() / 2;
+            keep_versions(&mut package, half);
+        }
+        let length = json_length(&package).saturating_add(1);
+        if let Some(last) = self.packages.last().filter(|_| length > self.left) {
+            self.next = Some(last.name.to_string());
+            return false;
+        }
+        self.left = self.left.saturating_sub(length);
+        self.packages.push(package);
+        true
+    }
+}
+
+/// Leaves out old versions, and says how many.
+fn keep_versions(package: &mut PackageSummary, number: usize) {
+    package.older += package.versions.len().saturating_sub(number) as u64;
+    package.versions.truncate(number);
+}
+
+/// Behind which package a page of a search begins: how well it answers, and its name.
+fn search_cursor(text: &str) -> Result<(u32, &str), RegistryError> {
+    let read = text.split_once(' ').and_then(|(rank, name)| Some((rank.parse().ok()?, name)));
+    read.ok_or(RegistryError::Cursor)
 }
 
 /// `firewall 0.1.0, firewall 0.2.0`

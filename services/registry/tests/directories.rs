@@ -13,8 +13,8 @@ mod common;
 use canopy_api::{
     ApiError, Code, Digest, Hook,
     wire::{
-        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, ResetRepositoryRequest,
-        ResolveReply, ResolveRequest, SearchRequest,
+        ARTIFACT_CHUNK, ArtifactRequest, DescribeRequest, ListRequest, PAGE_BYTES,
+        ResetRepositoryRequest, ResolveReply, ResolveRequest, SearchRequest,
     },
 };
 use canopy_package::{
@@ -330,7 +330,7 @@ async fn a_bad_newer_index_leaves_the_good_one_in_use_and_is_reported() {
     // Somebody puts the older index back.
     directory.write(&old);
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.2.0");
-    let list = registry.list(&ListRequest::default()).await.unwrap();
+    let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
     assert!(list.unavailable[0].reason.contains("older than version 2"), "{list:?}");
     assert_eq!(list.packages[0].versions.len(), 2);
     // And removes it.
@@ -367,7 +367,7 @@ async fn a_publication_under_way_is_never_an_error() {
     let done = std::cell::Cell::new(false);
     let reader = async {
         while !done.get() {
-            let list = registry.list(&ListRequest::default()).await.unwrap();
+            let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
             assert!(list.unavailable.is_empty(), "{:?}", list.unavailable);
             tokio::task::yield_now().await;
         }
@@ -391,7 +391,7 @@ async fn one_repository_s_trouble_is_its_own() {
         registry(&[good.config("good", &["*"], &json!({})), gone.config("gone", &["net-*"], &url)]);
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().repository, "good");
     refused(&registry, "net-meter", Code::Unavailable, "\"gone\" cannot be used").await;
-    let list = registry.list(&ListRequest::default()).await.unwrap();
+    let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
     assert_eq!(list.packages.len(), 1);
     assert_eq!(list.unavailable[0].repository, "gone");
 }
@@ -455,7 +455,7 @@ async fn a_package_comes_only_from_the_repository_that_is_for_it() {
     ]);
     let reply = resolve(&registry, "firewall", "*").await.unwrap();
     assert_eq!((reply.repository.as_str(), reply.version.version.as_str()), ("own", "0.1.0"));
-    let list = registry.list(&ListRequest::default()).await.unwrap();
+    let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
     assert_eq!(list.packages.len(), 1);
     assert_eq!(list.packages[0].repository, "own");
     let request = ArtifactRequest { digest: Digest::of(&stray), offset: 0 };
@@ -495,7 +495,7 @@ async fn a_package_is_described_with_who_signed_it() {
     assert_eq!(reply.manifest["description"], "The package p");
     assert_eq!(reply.readme, "# p 0.1.0\n");
     assert_eq!(reply.config_schema["additionalProperties"], false);
-    let list = registry.list(&ListRequest::default()).await.unwrap();
+    let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
     let names: Vec<_> =
         list.packages.iter().map(|p| (p.name.as_str(), p.description.as_str())).collect();
     assert_eq!(names, [("p", "The package p"), ("q", "The package q")]);
@@ -510,11 +510,12 @@ async fn packages_are_found_by_what_their_newest_version_says() {
     let registry = directory.registry();
     let search = async |words: &[&str], keyword: Option<&str>| {
         let request = SearchRequest {
+            cursor: None,
             words: words.iter().map(|word| (*word).to_owned()).collect(),
             hook: Some(Hook::Xdp),
             keyword: keyword.map(str::to_owned),
         };
-        let reply = registry.search(&request).await.unwrap();
+        let reply = registry.search(&request, PAGE_BYTES).await.unwrap();
         reply.packages.into_iter().map(|package| package.name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(search(&["WALL"], None).await, ["firewall"]);
@@ -522,7 +523,7 @@ async fn packages_are_found_by_what_their_newest_version_says() {
     assert_eq!(search(&[], Some("prefixes")).await, ["firewall"]);
     assert_eq!(search(&[], Some("acl")).await, [] as [&str; 0], "of an older version");
     let none = SearchRequest { hook: Some(Hook::TcIngress), ..SearchRequest::default() };
-    assert_eq!(registry.search(&none).await.unwrap().packages, []);
+    assert_eq!(registry.search(&none, PAGE_BYTES).await.unwrap().packages, []);
 }
 
 fn yank(directory: &Directory, name: &str, version: &str) {

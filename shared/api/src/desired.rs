@@ -346,6 +346,9 @@ impl DesiredState {
                     }
                 }
                 for (name, value) in &program.config {
+                    if is_placeholder(name) {
+                        problems.push(not_expanded(format!("{at}.config"), name));
+                    }
                     placeholders(value, &format!("{at}.config.{name}"), &mut problems);
                 }
             }

@@ -32,7 +32,7 @@ use serde::{Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
     any::TypeId,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -242,6 +242,11 @@ pub fn unknown_fields<'de, T: JsonSchema + 'static, D: Deserializer<'de>>(
 /// receiver is older than the caller.
 pub fn has_field<T: JsonSchema + 'static>(path: &str) -> bool {
     rules::<T>().is_ok_and(|rules| fields::has_field(&rules.schema, path))
+}
+
+/// Every field of a schema, as paths such as `entries[].key`.
+pub(crate) fn fields(schema: &Value) -> BTreeSet<String> {
+    fields::all(schema)
 }
 
 /// Every violation of the schema of `T`, after those in `known`; none is told twice, and a few dozen at

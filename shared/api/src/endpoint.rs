@@ -214,7 +214,7 @@ endpoints! {
     /// The host's loader.
     loader: Loader {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
-        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Version = Read "version" (3 s, idempotent): wire::VersionRequest => wire::Version, "Version and build of the service";
         Get = Read "get" (5 s, idempotent): wire::GetRequest => wire::GetReply, "Desired and observed state of the host, with counters";
         Facts = Read "facts" (5 s, idempotent): wire::Empty => wire::FactsReply, "What this host's kernel and set-up can and cannot do";
         Apply = Write "apply" (30 s): wire::ApplyRequest => wire::ApplyReply, "Makes the chains of a document so, or says what would change";
@@ -234,7 +234,7 @@ endpoints! {
     /// The package registry.
     registry: Registry {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
-        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Version = Read "version" (3 s, idempotent): wire::VersionRequest => wire::Version, "Version and build of the service";
         List = Read "list" (5 s, idempotent): wire::ListRequest => wire::ListReply, "Packages and their versions";
         Describe = Read "describe" (5 s, idempotent): wire::DescribeRequest => wire::DescribeReply, "One package version: manifest, signature, size";
         Resolve = Read "resolve" (5 s, idempotent, callers &[Service::Loader]): wire::ResolveRequest => wire::ResolveReply, "The exact version and digest a requirement means today";
@@ -251,7 +251,7 @@ endpoints! {
     /// Tokens, roles, admission, audit.
     policy: Policy {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
-        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Version = Read "version" (3 s, idempotent): wire::VersionRequest => wire::Version, "Version and build of the service";
         TokenIssue = Admin "token-issue" (10 s): wire::tokens::TokenIssueRequest => wire::tokens::TokenReply, "A token for a person";
         TokenRegenerate = Admin "token-regenerate" (10 s): wire::tokens::TokenRegenerateRequest => wire::tokens::TokenReply, "Another token for a person; the old one ends at once, with its connections";
         TokenRevoke = Admin "token-revoke" (10 s): wire::tokens::TokenRevokeRequest => wire::tokens::TokenRecord, "Ends a person's token, with its connections";
@@ -273,7 +273,7 @@ endpoints! {
     /// Certificates.
     cert_monitor: CertMonitor {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
-        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Version = Read "version" (3 s, idempotent): wire::VersionRequest => wire::Version, "Version and build of the service";
     } planned {
         Read "certs" "Every certificate watched, with days left and findings";
         Internal "report" "The certificates a service is using";
@@ -281,7 +281,7 @@ endpoints! {
     /// Tampering.
     enforcer: Enforcer {
         Health = Read "health" (3 s, idempotent): wire::Empty => wire::Health, "Is the service well, and if not, why";
-        Version = Read "version" (3 s, idempotent): wire::Empty => wire::Version, "Version and build of the service";
+        Version = Read "version" (3 s, idempotent): wire::VersionRequest => wire::Version, "Version and build of the service";
     } planned {
         Read "status" "Mode, detector tier and recent events of the host";
         Admin "mode" "Observe, enforce or secure, for a host or a chain";

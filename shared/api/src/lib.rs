@@ -22,6 +22,7 @@ pub mod desired;
 pub mod document;
 pub mod endpoint;
 pub mod error;
+pub mod known;
 mod map_kind;
 pub mod name;
 pub mod nats;

@@ -107,6 +107,7 @@ fn cases() -> Vec<(String, String, Format)> {
         "$(cat iface)",
         "\"{{ iface }}\"",
         "{{ iface }}",
+        "<interface>",
         "$5",
         "a$b",
     ] {
@@ -121,6 +122,11 @@ fn cases() -> Vec<(String, String, Format)> {
     add(
         "a placeholder as a setting",
         program("config: {rate: '${RATE}', list: ['${A}', 'x${B}']}"),
+        Yaml,
+    );
+    add(
+        "a placeholder as the name of a setting",
+        program("config: {'${NAME}': 1, '<name>': 2, rate: '<rate>'}"),
         Yaml,
     );
     add(

@@ -3,7 +3,7 @@
 use crate::{
     codec::Encoding,
     config::BusError,
-    connection::{Bus, Why, random_token},
+    connection::{Bus, DIAGNOSIS, Why, random_token},
     header,
     refusal::Refusal,
     trace,
@@ -190,6 +190,7 @@ impl Bus {
         mut options: CallOptions,
     ) -> Result<E::Reply, CallError> {
         let spec = E::SPEC;
+        self.ensure_newer_known::<E>(target, request, options.timeout).await?;
         let request_id = options.request_id.get_or_insert_with(random_token).clone();
         // Of what changes nothing, or the same again, there is nothing to ask for.
         let request_id = (!spec.idempotent).then_some(request_id);
@@ -303,7 +304,7 @@ impl Bus {
         // A request queued while disconnected would be executed after the reconnect, long after
         // its caller has gone: it is not queued.
         if !self.wait_connected(until).await {
-            return Err(match self.why_not().await {
+            return Err(match self.why_not(DIAGNOSIS).await {
                 Why::Refused(refusal) => CallError::Refused {
                     url: self.url().to_owned(),
                     principal: self.principal().to_string(),

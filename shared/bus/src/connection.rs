@@ -3,13 +3,14 @@
 use crate::{
     config::{BusConfig, BusError},
     inbox::Inbox,
+    peer::Peer,
     refusal::{Refusal, diagnose},
     tls,
     unreachable::UnreachableCause,
 };
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
-use canopy_api::{Code, name::Principal};
+use canopy_api::{Code, endpoint::Service, name::Principal};
 use futures::StreamExt as _;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -145,7 +146,13 @@ pub(crate) struct Shared {
     /// Whether the server said nothing when the connection was to end.
     silent: AtomicBool,
     pub(crate) inbox: Inbox,
+    /// What services said of themselves, by service and place.
+    peers: Mutex<HashMap<(Service, String), Peer>>,
 }
+
+/// How long an attempt to find out why there is no connection may take: longer than the server waits for the
+/// policy service.
+pub(crate) const DIAGNOSIS: Duration = Duration::from_secs(3);
 
 /// How long a server that says nothing is waited for when a service ends.
 pub(crate) const ENDING: Duration = Duration::from_millis(700);
@@ -182,6 +189,16 @@ impl Shared {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(subject.to_owned()).or_default().push((id, tell));
         Waiting { shared: self, subject, id, refused }
+    }
+
+    /// What a service said of itself.
+    pub(crate) fn peer(&self, name: &(Service, String)) -> Option<Peer> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Keeps what a service said of itself.
+    pub(crate) fn keep_peer(&self, name: (Service, String), peer: Peer) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).insert(name, peer);
     }
 
     /// Whether the server refused this subscription since the process started.
@@ -417,6 +434,7 @@ impl Bus {
             listeners: Mutex::default(),
             silent: AtomicBool::new(false),
             inbox: Inbox::default(),
+            peers: Mutex::default(),
         });
         // The connection lives as long as who uses it, not the other way round.
         let events = Arc::downgrade(&shared);
@@ -505,13 +523,35 @@ impl Bus {
     /// this certificate as somebody else.
     pub async fn wait_ready(&self, limit: Duration) -> Result<(), BusError> {
         let until = Instant::now() + limit;
-        while Instant::now() < until {
-            if self.wait_connected(until).await && self.echo(until).await? {
-                return Ok(());
+        let ready = async {
+            while Instant::now() < until {
+                if self.wait_connected(until).await && self.echo(until).await? {
+                    return Ok(true);
+                }
+            }
+            Ok::<_, BusError>(false)
+        };
+        // The cause is looked for within the limit, while the connection may still come up.
+        let mut cause = Box::pin(async {
+            let time = DIAGNOSIS.min(limit / 2);
+            tokio::time::sleep_until(until - time).await;
+            self.why_not(time).await
+        });
+        tokio::pin!(ready);
+        let mut found = None;
+        loop {
+            tokio::select! {
+                ready = &mut ready => if ready? { return Ok(()) } else { break },
+                why = &mut cause, if found.is_none() => found = Some(why),
             }
         }
+        let why = match (self.shared.refusal(), found) {
+            (Some(refusal), _) => Why::Refused(refusal),
+            (None, Some(why)) => why,
+            (None, None) => cause.await,
+        };
         let url = self.shared.config.url.clone();
-        Err(match self.why_not().await {
+        Err(match why {
             Why::Refused(refusal) => {
                 BusError::Refused { url, principal: self.principal().to_string(), refusal }
             }
@@ -579,8 +619,8 @@ impl Bus {
     }
 
     /// Why there is no connection: what the attempts in the background met last, or one of our own whose
-    /// error is not swallowed by the library's retries.
-    pub(crate) async fn why_not(&self) -> Why {
+    /// error is not swallowed by the library's retries, within this time.
+    pub(crate) async fn why_not(&self, time: Duration) -> Why {
         if self.link() == Link::Connected {
             return Why::Other(
                 UnreachableCause::NoMessages,
@@ -599,8 +639,7 @@ impl Bus {
             Err(error) => return Why::Other(UnreachableCause::Other, error.to_string()),
         };
         let begun = Instant::now();
-        // Longer than the server waits for the policy service.
-        match timeout(Duration::from_secs(3), options.connect(addresses)).await {
+        match timeout(time, options.connect(addresses)).await {
             Ok(Ok(_)) => Why::Other(
                 UnreachableCause::NoAnswer,
                 "the connection came up only just now; try again".to_owned(),

@@ -31,7 +31,7 @@
 //! # async fn example(bus: Bus) -> Result<(), canopy_bus::BusError> {
 //! Server::new(bus, Service::Registry, None)
 //!     .handle::<registry::List, _, _>(|_caller, _request| async {
-//!         Ok(ListReply { packages: Vec::new(), unavailable: Vec::new() })
+//!         Ok(ListReply::default())
 //!     })
 //!     .serve(CancellationToken::new())
 //!     .await
@@ -52,6 +52,7 @@ mod idempotency;
 mod inbox;
 mod limits;
 mod micro;
+mod peer;
 mod refusal;
 mod retry;
 mod server;

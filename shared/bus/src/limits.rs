@@ -1,6 +1,19 @@
 //! What a service takes on at most.
 
+use crate::Bus;
+use canopy_api::wire::PAGE_BYTES;
 use std::time::Duration;
+
+impl Bus {
+    /// Bytes of JSON that the items of one reply may take: half of what the server carries in one message,
+    /// at most [`PAGE_BYTES`].
+    pub fn page_bytes(&self) -> usize {
+        match self.client.server_info().max_payload {
+            0 => PAGE_BYTES,
+            most => PAGE_BYTES.min(most / 2),
+        }
+    }
+}
 
 /// Limits of a service on the bus.
 #[derive(Clone, Copy, Debug)]

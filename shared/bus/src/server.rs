@@ -15,11 +15,12 @@ use bytes::Bytes;
 use canopy_api::{
     endpoint::{self, Class, Endpoint, EndpointSpec, Service, Status},
     error::{ApiError, Code},
+    known,
     name::{HostId, Principal},
     permission::daemon_principal,
     subject::{self, Target},
     time,
-    wire::{Empty, Health, Version},
+    wire::{Empty, Health, Version, VersionRequest},
 };
 use futures::{StreamExt as _, future::BoxFuture, stream::SelectAll};
 use schemars::JsonSchema;
@@ -314,7 +315,9 @@ impl Server {
             service: self.service.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: self.host.clone(),
+            fields: None,
         };
+        let service = self.service;
         for spec in endpoint::all()
             .filter(|spec| spec.service == self.service && spec.status == Status::Works)
         {
@@ -328,8 +331,9 @@ impl Server {
                 }
                 "version" => {
                     let version = version.clone();
-                    runner(move |_, _: Empty| {
-                        let version = version.clone();
+                    runner(move |_, request: VersionRequest| {
+                        let fields = request.fields.then(|| known::served(service));
+                        let version = Version { fields, ..version.clone() };
                         async move { Ok(version) }
                     })
                 }

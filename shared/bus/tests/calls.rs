@@ -14,7 +14,7 @@ use canopy_api::{
     Code, HostId,
     endpoint::{Endpoint as _, Service, loader, registry},
     subject::Target,
-    wire::{Empty, GetRequest, ListReply, ListRequest, RepositoryTrouble},
+    wire::{Empty, GetRequest, ListReply, ListRequest, RepositoryTrouble, VersionRequest},
 };
 use canopy_bus::{Bus, BusError, CallError, CallOptions, Encoding, Server, UnreachableCause};
 use canopy_test_support::nats::NatsServer;
@@ -51,7 +51,8 @@ async fn both_encodings_reach_host_and_central_services() {
             .unwrap();
         assert!(reply.packages.is_empty());
     }
-    let version = viewer.call::<loader::Version>(&host("web1"), &Empty {}).await.unwrap();
+    let version =
+        viewer.call::<loader::Version>(&host("web1"), &VersionRequest::default()).await.unwrap();
     assert_eq!(
         (version.service.as_str(), version.version.as_str()),
         ("loader", env!("CARGO_PKG_VERSION"))
@@ -521,7 +522,7 @@ async fn an_answer_the_bus_cannot_carry_is_told_apart() {
             let reason =
                 if request == ListRequest::default() { "x".repeat(2 << 20) } else { String::new() };
             let unavailable = vec![RepositoryTrouble { repository: "dev".to_owned(), reason }];
-            Ok(ListReply { packages: Vec::new(), unavailable })
+            Ok(ListReply { unavailable, ..ListReply::default() })
         },
     );
     let _central = common::Running::start(bus, service).wait_ready().await;
@@ -534,7 +535,8 @@ async fn an_answer_the_bus_cannot_carry_is_told_apart() {
     assert_eq!(error.code, Code::Unsupported, "{error}");
     assert!(error.message.contains("bytes long, and the bus carries at most 1"), "{error}");
     assert!(error.remedy.is_some_and(|hint| hint.starts_with("ask for a part of it")));
-    let small = ListRequest { package: Some("firewall".parse().unwrap()) };
+    let small =
+        ListRequest { package: Some("firewall".parse().unwrap()), ..ListRequest::default() };
     viewer.call::<registry::List>(&Target::Central, &small).await.unwrap();
 }
 

@@ -5,13 +5,14 @@ use crate::{
     manifest::{
         Bind, Manifest, ManifestProgram, Metric, Parameter, ParameterType, Requires, Select,
     },
-    near,
+    metric, near,
 };
 use canopy_api::{Hook, Problem, Problems, desired::parse_proceed_on};
 use std::collections::BTreeMap;
 
 /// Names the loader itself gives to labels of a package's metrics.
-const RESERVED_LABELS: [&str; 6] = ["host", "interface", "hook", "program", "package", "version"];
+const RESERVED_LABELS: [&str; 7] =
+    ["host", "netns", "interface", "hook", "program", "package", "version"];
 
 /// Most keywords.
 const KEYWORDS: usize = 10;
@@ -36,6 +37,7 @@ impl Manifest {
             self.check_metric(metric, &format!("metrics[{i}]"), &mut problems);
         }
         unique(self.metrics.iter().map(|metric| metric.name.as_str()), "metrics", &mut problems);
+        self.check_exported_names(&mut problems);
         unique(self.maps.iter().map(|map| map.name.as_str()), "maps", &mut problems);
         for (i, map) in self.maps.iter().enumerate() {
             let at = format!("maps[{i}]");
@@ -213,6 +215,40 @@ impl Manifest {
                 )
                 .remedy("bind each setting to its own place"),
             );
+        }
+    }
+
+    /// That each metric is exported under a name of its own.
+    fn check_exported_names(&self, problems: &mut Problems) {
+        let mut exported: BTreeMap<String, (usize, &str)> = BTreeMap::new();
+        for (i, metric) in self.metrics.iter().enumerate() {
+            let name = metric::exported_name(self.name.as_str(), &metric.name, metric.kind);
+            let at = format!("metrics[{i}].name");
+            if metric::LOADER_METRICS.contains(&name.as_str()) {
+                let what = format!(
+                    "\"{}\" is exported as {name}, which is a metric of the loader itself",
+                    metric.name
+                );
+                problems.push(Problem::new(at, what).remedy("rename the metric"));
+                continue;
+            }
+            match exported.get(&name) {
+                // The same name twice is told already.
+                Some((_, other)) if *other == metric.name => {}
+                Some((first, other)) => problems.push(
+                    Problem::new(
+                        at,
+                        format!(
+                            "\"{}\" and \"{other}\" (metrics[{first}]) are both exported as {name}",
+                            metric.name
+                        ),
+                    )
+                    .remedy("rename one: \"_total\" is appended to the name of a counter"),
+                ),
+                None => {
+                    exported.insert(name, (i, &metric.name));
+                }
+            }
         }
     }
 

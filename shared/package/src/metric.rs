@@ -1,8 +1,24 @@
 //! Metrics from maps: what the entries of a map mean, by the manifest.
 
-use crate::manifest::{KeyLabel, KeyType, Metric, PerCpu, Select, ValueType};
+use crate::manifest::{KeyLabel, KeyType, Metric, MetricKind, PerCpu, Select, ValueType};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, net::Ipv6Addr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv6Addr,
+};
+
+/// Metrics of the loader itself whose names a package's metric could have.
+pub const LOADER_METRICS: [&str; 1] = ["canopy_loader_package_cache_bytes"];
+
+/// The name under which the loader exports a metric of a package: it follows from the manifest alone. That
+/// of a counter ends in `_total`.
+pub fn exported_name(package: &str, metric: &str, kind: MetricKind) -> String {
+    let total = match kind {
+        MetricKind::Counter if !metric.ends_with("_total") => "_total",
+        MetricKind::Counter | MetricKind::Gauge => "",
+    };
+    format!("canopy_loader_package_{}_{metric}{total}", package.replace('-', "_"))
+}
 
 /// One value of a metric.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +53,10 @@ pub fn samples(
         ),
         Select::Items { label, config, first } => {
             let items = effective.get(config).and_then(Value::as_array);
+            // Looked up, not searched for: a list has tens of thousands of items.
+            let by_key: HashMap<&[u8], &[Vec<u8>]> =
+                entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
+            let slot = |wanted: u32| value(by_key.get(wanted.to_ne_bytes().as_slice())?);
             let labelled = (*first..).zip(items.into_iter().flatten()).filter_map(|(at, item)| {
                 let text = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
                 Some((BTreeMap::from([(label.clone(), text)]), slot(at)?))

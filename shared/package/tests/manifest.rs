@@ -61,11 +61,43 @@ fn a_manifest_is_checked_in_itself() {
         ("config: blocked }", "config: blokced }", "metrics[3].select.items.config"),
         ("config: blocked }", "config: rate }", "metrics[3].select.items.config"),
         ("label: rule,", "label: hook,", "metrics[3].select.items.label"),
+        ("label: rule,", "label: netns,", "metrics[3].select.items.label"),
+        ("name: sources,", "name: seen_total,", "metrics[1].name"),
+        ("name: bytes, help", "name: seen_total, help", "metrics[2].name"),
         ("count: 5,", "count: 500,", "metrics[4].select.top.count"),
     ] {
         let paths = read(from, to);
         assert!(paths.iter().any(|found| found == path), "{from} → {to}: {paths:?}, not {path}");
     }
+}
+
+#[test]
+fn metrics_that_are_exported_under_one_name_are_both_named() {
+    let said = |changed: &str| match Manifest::read(changed, Format::Yaml) {
+        Ok(_) => Vec::new(),
+        Err(bad) => bad.0.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    };
+    let package = EVERYTHING.lines().find_map(|line| line.strip_prefix("name: ")).unwrap();
+    let said_twice = said(&EVERYTHING.replace("name: bytes, help", "name: seen_total, help"));
+    let exported = format!("canopy_loader_package_{}_seen_total", package.replace('-', "_"));
+    assert!(
+        said_twice[0].starts_with(&format!(
+            "metrics[2].name: \"seen_total\" and \"seen\" (metrics[0]) are both exported as {exported}"
+        )),
+        "{said_twice:?}"
+    );
+    // A gauge keeps its name.
+    let gauge = "name: seen, help: seen, kind: gauge";
+    let gauge = EVERYTHING.replace("name: seen, help: seen, kind: counter", gauge);
+    assert_eq!(said(&gauge.replace("name: sources,", "name: seen_total,")), [""; 0]);
+    // The loader exports canopy_loader_package_cache_bytes itself.
+    let cache = EVERYTHING.replace(&format!("name: {package}\n"), "name: cache\n");
+    assert_eq!(said(&cache), [""; 0], "its counter is exported as bytes_total");
+    let taken = said(&cache.replace("help: bytes, kind: counter", "help: bytes, kind: gauge"));
+    assert!(
+        taken[0].contains("canopy_loader_package_cache_bytes, which is a metric of the loader")
+    );
+    assert!(taken[0].starts_with("metrics[2].name: "), "{taken:?}");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use canopy_api::{
     endpoint::{Service, loader, registry},
     subject::Target,
     wire::{
-        ARTIFACT_CHUNK, ApplyRequest, ArtifactReply, ArtifactRequest, Empty, GetRequest,
-        PackageRefused, ResolveReply, ResolveRequest,
+        ARTIFACT_CHUNK, ApplyRequest, ArtifactReply, ArtifactRequest, GetRequest, PackageRefused,
+        ResolveReply, ResolveRequest, VersionRequest,
     },
 };
 use canopy_attacks::{Attack, GENUINE, Lie, NAMES, NOW, Outcome, read, root, unchecked};
@@ -279,7 +279,8 @@ async fn until_served(admin: &Bus) {
     let host = Target::Host("web1".parse().unwrap());
     for _ in 0..400 {
         let loader = admin.call::<loader::Get>(&host, &GetRequest::default()).await;
-        let registry = admin.call::<registry::Version>(&Target::Central, &Empty {}).await;
+        let registry =
+            admin.call::<registry::Version>(&Target::Central, &VersionRequest::default()).await;
         if loader.is_ok() && registry.is_ok() {
             return;
         }

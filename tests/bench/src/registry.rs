@@ -185,7 +185,7 @@ async fn measure(options: &Options) -> Result<Report<Row>> {
     row("first look at the repository", millis(begin.elapsed()), "ms");
     row("memory for its index", count(resident()?.saturating_sub(before)) / 1e6, "MB");
     let begin = Instant::now();
-    registry.list(&ListRequest::default()).await?;
+    registry.list(&ListRequest::default(), canopy_api::wire::PAGE_BYTES).await?;
     row("first list (opens every newest file)", millis(begin.elapsed()), "ms");
 
     let mut times = Vec::new();

@@ -13,6 +13,7 @@ use canopy_api::{
     wire::{
         MapAccess, MapDeleteRequest, MapDumpRequest, MapEntry, MapFollowRequest, MapGetRequest,
         MapInfo, MapListRequest, MapName, MapRecords, MapSetRequest, MapWrite, MapWriteWhen,
+        PAGE_BYTES,
     },
 };
 use canopy_kernel_aya::AyaKernel;
@@ -110,7 +111,7 @@ impl Host {
     }
 
     fn list(&self) -> BTreeMap<String, MapInfo> {
-        let list = self.loader.map_list(&MapListRequest::default()).unwrap();
+        let list = self.loader.map_list(&MapListRequest::default(), PAGE_BYTES).unwrap();
         assert_eq!(list.notes, [] as [&str; 0]);
         list.maps.into_iter().map(|info| (info.name.map.clone(), info)).collect()
     }

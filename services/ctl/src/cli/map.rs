@@ -11,7 +11,8 @@ const JSON: &str = "\
 Keys and values are JSON by the types of the program's object: numbers (network order as the host
 reads it), names of enumerations, text, objects for structs, one member for a union. What is not
 JSON is text, so names need no quotes. Without types: hexadecimal text, '\"0050\"'.
-canopy map describe shows the types.";
+Addresses are written as usual where the type has one, hardware addresses, too; keys of an LPM trie are
+prefixes: 192.0.2.0/24, 2001:db8::/32. canopy map describe shows the types.";
 
 /// `map`
 #[derive(Debug, Subcommand)]

@@ -96,7 +96,8 @@ pub struct ConnectionArgs {
     /// Who you are on the bus: the name in your certificate, such as u-alice
     #[arg(long, value_name = "NAME", env = "CANOPY_PRINCIPAL", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
     pub principal: Option<Principal>,
-    /// How long to wait for an answer, such as 10s [default: the endpoint's own]
+    /// How long the answer may take, connection included, such as 10s; with --watch, each answer
+    /// [default: 5s for the connection, then the endpoint's own]
     #[arg(long, value_name = "DURATION", value_parser = duration, global = true, help_heading = CONNECTION)]
     pub timeout: Option<Duration>,
 }

@@ -102,7 +102,18 @@ impl ChainName {
         let Some((before, last)) = text.rsplit_once('/') else {
             return Ok(Self { host: None, netns: None, interface: parsed(text)?, hook: None });
         };
-        let hook = Some(hook(last)?);
+        let hook = match hook(last) {
+            Ok(hook) => Some(hook),
+            // Behind a hook stands the name of a program.
+            Err(_)
+                if before.rsplit('/').next().is_some_and(|word| word.parse::<Hook>().is_ok()) =>
+            {
+                return Err(invalid(format!("\"{text}\" names a program, not a chain")).fix(
+                    format!("canopy get program, describe program or delete program {text}"),
+                ));
+            }
+            Err(failure) => return Err(failure),
+        };
         let (place_text, interface) = match before.rsplit_once('/') {
             Some((place, interface)) => (Some(place), interface),
             None => (None, before),
@@ -325,6 +336,11 @@ mod tests {
         }
         for bad in ["eth0/xpd", "a/b/c/xdp", "/xdp", "web1//xdp", "Web1/eth0/xdp"] {
             assert_eq!(ChainName::parse(bad).unwrap_err().exit, Exit::Invalid, "{bad}");
+        }
+        for program in ["eth0/xdp/limit", "chain/web1/eth0/tc-ingress/limit"] {
+            let said = ChainName::parse(program).unwrap_err().render("error");
+            assert!(said.contains("names a program, not a chain"), "{said}");
+            assert!(said.contains("or delete program "), "{said}");
         }
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let two = ChainName::list(&words("eth0/xdp web1/eth1/xdp"), None).unwrap();

@@ -2,6 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use clap::{ArgAction, Command};
 use std::{error::Error as _, ffi::OsString};
 
 /// Whether the words ask for answers as JSON: also those of a command line that cannot be understood.
@@ -22,8 +23,9 @@ pub fn wants_json(words: &[OsString]) -> bool {
     found
 }
 
-/// The error in our words; `None` where help or the version was asked for, which the library prints.
-pub fn failure(error: &Error) -> Option<Failure> {
+/// The error in our words; `None` where help or the version was asked for, which the library prints. `words`
+/// are those of the command line, `root` is its grammar.
+pub fn failure(error: &Error, root: &Command, words: &[OsString]) -> Option<Failure> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.join(", "),
@@ -86,35 +88,69 @@ pub fn failure(error: &Error) -> Option<Failure> {
     let fix = match suggested {
         Some(near) => format!("did you mean '{near}'?"),
         None if !valid.is_empty() => format!("one of {valid}"),
-        None => help(&text(ContextKind::Usage)),
+        None => format!("{} --help shows how it is written", command_path(root, words)),
     };
     Some(Failure::new(Exit::Invalid, message).fix(fix))
 }
 
-/// Where to read on: from `Usage: canopy get chains [OPTIONS]` the command.
-fn help(usage: &str) -> String {
-    let words = usage.trim_start_matches("Usage:").split_whitespace();
-    let command: Vec<&str> = words
-        .take_while(|word| {
-            word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') && !word.starts_with('-')
-        })
-        .collect();
-    let command = if command.is_empty() { "canopy".to_owned() } else { command.join(" ") };
-    format!("{command} --help shows how it is written")
+/// The command that the words name: `canopy get chains` of `canopy get -A chains eth0`.
+fn command_path(root: &Command, words: &[OsString]) -> String {
+    let mut path = vec![root];
+    let mut value_follows = false;
+    for word in words.iter().skip(1) {
+        let Some(word) = word.to_str() else { break };
+        if std::mem::take(&mut value_follows) {
+            continue;
+        }
+        if word == "--" {
+            break;
+        }
+        if word.starts_with('-') && word.len() > 1 {
+            value_follows = takes_next_word(&path, word);
+            continue;
+        }
+        match path.last().and_then(|command| command.find_subcommand(word)) {
+            Some(command) => path.push(command),
+            None => break,
+        }
+    }
+    let names = path.iter().skip(1).map(|command| command.get_name());
+    std::iter::once("canopy").chain(names).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether an option's value is the word behind it.
+fn takes_next_word(path: &[&Command], word: &str) -> bool {
+    if word.contains('=') {
+        return false;
+    }
+    let mut arguments = path.iter().rev().flat_map(|command| command.get_arguments());
+    let found = if let Some(long) = word.strip_prefix("--") {
+        arguments.find(|arg| arg.get_long() == Some(long))
+    } else {
+        // The last of several letters may take a value; one with its value behind it takes no word.
+        let mut letters = word.chars().skip(1);
+        match (letters.next(), letters.next()) {
+            (Some(letter), None) => arguments.find(|arg| arg.get_short() == Some(letter)),
+            _ => None,
+        }
+    };
+    found.is_some_and(|arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::Cli;
-    use clap::Parser as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     fn told(line: &str) -> String {
-        match Cli::try_parse_from(line.split(' ')) {
+        let mut root = Cli::command();
+        root.build();
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        match Cli::try_parse_from(&words) {
             Ok(_) => "fine".to_owned(),
-            Err(error) => {
-                failure(&error).map_or("help".to_owned(), |failure| failure.render("error"))
-            }
+            Err(error) => failure(&error, &root, &words)
+                .map_or("help".to_owned(), |failure| failure.render("error")),
         }
     }
 
@@ -131,7 +167,7 @@ mod tests {
             ),
             (
                 "canopy apply -f",
-                "error: --file <FILE>... needs a value\n  fix: canopy --help shows how it is written\n",
+                "error: --file <FILE>... needs a value\n  fix: canopy apply --help shows how it is written\n",
             ),
             (
                 "canopy apply -f x --atomc",
@@ -139,7 +175,7 @@ mod tests {
             ),
             (
                 "canopy apply -f x --host Web1",
-                "error: --host <HOST>: \"Web1\" is not a host id: 1 to 48 of a-z, 0-9, '_' and '-', starting with a letter or digit; \"all\" is reserved\n  fix: canopy --help shows how it is written\n",
+                "error: --host <HOST>: \"Web1\" is not a host id: 1 to 48 of a-z, 0-9, '_' and '-', starting with a letter or digit; \"all\" is reserved\n  fix: canopy apply --help shows how it is written\n",
             ),
             (
                 "canopy get chains -o jsn",
@@ -152,19 +188,19 @@ mod tests {
             ("canopy get chains eth0 tc-ingres", "fine"),
             (
                 "canopy get audit --limit 0",
-                "error: --limit <LIMIT>: \"0\" is not a number above 0\n  fix: canopy --help shows how it is written\n",
+                "error: --limit <LIMIT>: \"0\" is not a number above 0\n  fix: canopy get audit --help shows how it is written\n",
             ),
             (
                 "canopy get audit --limit x",
-                "error: --limit <LIMIT>: \"x\" is not a number above 0\n  fix: canopy --help shows how it is written\n",
+                "error: --limit <LIMIT>: \"x\" is not a number above 0\n  fix: canopy get audit --help shows how it is written\n",
             ),
             (
                 "canopy apply -f x --expected-generation x",
-                "error: --expected-generation <N>: \"x\" is not a whole number\n  fix: canopy --help shows how it is written\n",
+                "error: --expected-generation <N>: \"x\" is not a whole number\n  fix: canopy apply --help shows how it is written\n",
             ),
             (
                 "canopy --timeout 1 get hosts",
-                "error: --timeout <DURATION>: \"1\" is not a duration: a number and ms, s, m, h or d, such as 10s\n  fix: canopy --help shows how it is written\n",
+                "error: --timeout <DURATION>: \"1\" is not a duration: a number and ms, s, m, h or d, such as 10s\n  fix: canopy get hosts --help shows how it is written\n",
             ),
             (
                 "canopy map set eth0 xdp p m 1 2 --if-absent --if-present",
@@ -173,6 +209,10 @@ mod tests {
             (
                 "canopy completion tcsh",
                 "error: \"tcsh\" is not possible as <SHELL>\n  fix: did you mean 'zsh'?\n",
+            ),
+            (
+                "canopy map --context a dump eth0 xdp p m --limit x",
+                "error: --limit <N>: \"x\" is not a number above 0\n  fix: canopy map dump --help shows how it is written\n",
             ),
             ("canopy --help", "help"),
         ] {

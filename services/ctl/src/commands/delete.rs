@@ -15,7 +15,7 @@ use crate::{
 use canopy_api::{
     ChainSpec, DesiredState, HostId, ProgramName, Target,
     endpoint::loader,
-    wire::{Action, ApplyReply, ApplyRequest, DeleteRequest, GetRequest},
+    wire::{Action, ApplyReply, ApplyRequest, DeleteRequest, GetRequest, Omitted},
 };
 use serde_json::json;
 
@@ -109,7 +109,7 @@ async fn members(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Vec<(Target, Option<ProgramName>)>, Failure> {
-    let state = remote.ask_host::<loader::Get>(host, &GetRequest::default(), "asking").await?;
+    let state = remote.read_host::<loader::Get>(host, &GetRequest::default(), "asking").await?;
     let programs = Programs::of(vec![state]);
     let mut targets: Vec<(Target, Option<ProgramName>)> = Vec::new();
     for name in names {
@@ -200,7 +200,8 @@ fn absent(gone: &DesiredState, reply: &ApplyReply) -> Vec<(usize, Target)> {
         match (reply.chains.iter().find(chain), selector) {
             (Some(outcome), _) => outcome.action == Action::Unchanged,
             (None, Some(outcome)) => outcome.action == Action::Unchanged,
-            (None, None) => true,
+            // A reply that leaves out chains says nothing of those it has not.
+            (None, None) => !reply.omitted.contains(&Omitted::Chains),
         }
     };
     gone.chains

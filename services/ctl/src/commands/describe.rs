@@ -70,7 +70,7 @@ pub async fn run(
             let named = HostArgs { host: name.clone().or_else(|| args.hosts.host.clone()) };
             let host = remote.host(&named).await?;
             let state =
-                remote.ask_host::<loader::Get>(&host, &GetRequest::default(), "asking").await?;
+                remote.read_host::<loader::Get>(&host, &GetRequest::default(), "asking").await?;
             let facts = remote.ask_host::<loader::Facts>(&host, &Empty {}, "asking").await?;
             screen.show(&HostInFull { state, facts }, format)?;
         }

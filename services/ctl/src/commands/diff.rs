@@ -22,7 +22,7 @@ pub async fn run(
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
     let host = remote.host(&args.host).await?;
-    let now = remote.ask_host::<loader::Get>(&host, &GetRequest::default(), "asking").await?;
+    let now = remote.read_host::<loader::Get>(&host, &GetRequest::default(), "asking").await?;
     let request = ApplyRequest {
         document: input.document.clone(),
         // What is compared must be one state: if it moved between the two questions, say so.

@@ -66,6 +66,7 @@ pub async fn run(
                 }
             }
             () = sleep_until(due) => {
+                remote.begin();
                 due = Instant::now() + pause(&renew(follow, host, remote).await?);
             }
         }

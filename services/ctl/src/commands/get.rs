@@ -36,7 +36,10 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
         GetWhat::All => all(args, remote, screen).await,
         GetWhat::Hosts { hosts: only } => {
             if args.watch {
-                let ask = async |_: &mut Screen| Ok(hosts(only, args, remote).await?.0);
+                let ask = async |_: &mut Screen| {
+                    remote.begin();
+                    Ok(hosts(only, args, remote).await?.0)
+                };
                 return watch(format, screen, ask).await;
             }
             let (hosts, note) = hosts(only, args, remote).await?;
@@ -50,6 +53,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
             let names = ChainName::list(words, netns.as_ref())?;
             if args.watch && !document {
                 let ask = async |_: &mut Screen| {
+                    remote.begin();
                     let states = states(&args.hosts, &wanted(&names, netns), remote).await?;
                     Ok(picked(Chains::of(states.replies), &names))
                 };
@@ -73,10 +77,15 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
         GetWhat::Programs { programs: words, interface, hook, netns } => {
             let names =
                 words.iter().map(|word| ProgramPath::parse(word)).collect::<Result<Vec<_>, _>>()?;
-            let request =
-                GetRequest { netns: netns.clone(), interface: interface.clone(), hook: *hook };
+            let request = GetRequest {
+                netns: netns.clone(),
+                interface: interface.clone(),
+                hook: *hook,
+                cursor: None,
+            };
             if args.watch {
                 let ask = async |_: &mut Screen| {
+                    remote.begin();
                     let states = states(&args.hosts, &request, remote).await?;
                     Ok(only_programs(Programs::of(states.replies), &names))
                 };
@@ -149,6 +158,7 @@ pub fn wanted(names: &[ChainName], netns: &Option<Netns>) -> GetRequest {
             netns: name.netns.clone(),
             interface: name.interface.name().cloned(),
             hook: name.hook,
+            cursor: None,
         },
         _ => GetRequest { netns: netns.clone(), ..GetRequest::default() },
     }
@@ -252,8 +262,9 @@ pub async fn packages(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let request = ListRequest { package: package.map(|package| package.name.clone()) };
-    let mut reply = remote.ask_centre::<registry::List>(&request).await?;
+    let package_name = package.map(|package| package.name.clone());
+    let request = ListRequest { package: package_name, ..ListRequest::default() };
+    let mut reply = remote.read_centre::<registry::List>(request).await?;
     if let Some(package) = package {
         for summary in &mut reply.packages {
             summary.versions.retain(|one| {
@@ -282,11 +293,12 @@ async fn outdated(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let request = ListRequest { package: package.map(|package| package.name.clone()) };
-    let offered = remote.ask_centre::<registry::List>(&request).await?;
+    let package_name = package.map(|package| package.name.clone());
+    let request = ListRequest { package: package_name.clone(), ..ListRequest::default() };
+    let offered = remote.read_centre::<registry::List>(request).await?;
     let states = states(&args.hosts, &GetRequest::default(), remote).await?;
     let exit = states.tell(screen);
-    let outdated = Outdated::of(&states.replies, &offered, request.package.as_ref());
+    let outdated = Outdated::of(&states.replies, &offered, package_name.as_ref());
     screen.show(&outdated, args.output.output)?;
     remark(screen, args.output.output, Packages(offered).remarks());
     Ok(exit)
@@ -342,10 +354,10 @@ pub async fn states(
     remote: &Remote,
 ) -> Result<States, Failure> {
     if let Some(host) = remote.one_of(args) {
-        let reply = remote.ask_host::<loader::Get>(&host, request, "asking").await?;
+        let reply = remote.read_host::<loader::Get>(&host, request, "asking").await?;
         return Ok(States { replies: vec![reply], trouble: Vec::new() });
     }
-    let (replies, trouble) = gathered(remote.ask_all::<loader::Get>(request).await?)?;
+    let (replies, trouble) = gathered(remote.read_all::<loader::Get>(request).await?)?;
     Ok(States { replies, trouble })
 }
 
@@ -440,7 +452,7 @@ async fn hosts(
         (Some(host), false) if only.is_empty() => vec![host],
         _ => only.iter().collect(),
     };
-    let answers = remote.ask_all::<loader::Get>(&GetRequest::default()).await?.answers;
+    let answers = remote.read_all::<loader::Get>(&GetRequest::default()).await?.answers;
     let enrolled = remote.enrolled().await;
     let now = clock::rfc3339(clock::now());
     let mut seen = Seen::read();

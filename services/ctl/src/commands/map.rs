@@ -14,6 +14,7 @@ use crate::{
         address::Declared,
         maps::{Changed, Entries, HostMap, MapInFull, Maps},
     },
+    written,
 };
 use canopy_api::{
     HostId, Netns,
@@ -68,9 +69,10 @@ pub async fn run(
             screen.show(&entries, output.output)?;
         }
         MapCommand::Get { map, host, output } => {
-            let (map, keys) = map.split()?;
+            let (map, words) = map.split()?;
             let host = host_of(&map, host, remote).await?;
-            let request = MapGetRequest { map: map.name.clone(), keys: keys_of(keys)? };
+            let keys = taken_keys(&map, &host, words, remote).await?;
+            let request = MapGetRequest { map: map.name.clone(), keys: keys.clone() };
             let reply = remote.ask_host::<loader::MapGet>(&host, &request, "asking").await?;
             let absent = reply.absent.clone();
             let mut entries = Entries::of(reply.host, reply.map, reply.generation, reply.entries);
@@ -82,6 +84,9 @@ pub async fn run(
                 screen.show(&entries, output.output)?;
             }
             if let [first, ..] = absent.as_slice() {
+                // As it was written.
+                let word = keys.iter().position(|key| key == first).and_then(|at| words.get(at));
+                let first = word.map_or_else(|| first.to_string(), Clone::clone);
                 let more = match absent.len() - 1 {
                     0 => String::new(),
                     n => format!(", nor for {n} more"),
@@ -94,8 +99,8 @@ pub async fn run(
         MapCommand::Set(args) => {
             let (map, words) = args.map.split()?;
             let host = host_of(&map, &args.how.host, remote).await?;
-            let request = MapSetRequest {
-                map: map.name,
+            let written = MapSetRequest {
+                map: map.name.clone(),
                 entries: match (words, &args.file) {
                     ([key, value], None) => {
                         let (key, value) = (json(key), Some(json(value)));
@@ -121,6 +126,7 @@ pub async fn run(
                 },
                 dry_run: args.how.dry_run,
             };
+            let request = taken_entries(&map, &host, written, remote).await?;
             let id = args.how.request_id.clone();
             let reply =
                 remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await?;
@@ -146,6 +152,42 @@ fn keys_of(words: &[String]) -> Result<Vec<Value>, Failure> {
         return Err(Failure::new(Exit::Invalid, "a key is missing").fix("write it behind the map"));
     }
     Ok(words.iter().map(|key| json(key)).collect())
+}
+
+/// Keys as the host takes them: addresses by the type of the map's keys.
+async fn taken_keys(
+    map: &MapPath,
+    host: &HostId,
+    words: &[String],
+    remote: &Remote,
+) -> Result<Vec<Value>, Failure> {
+    let keys = keys_of(words)?;
+    if !keys.iter().any(written::has_address) {
+        return Ok(keys);
+    }
+    let info = find(map, &HostArgs { host: Some(host.clone()) }, remote).await?.info;
+    keys.iter().map(|key| written::key(&info, key)).collect()
+}
+
+/// The same of entries to write.
+async fn taken_entries(
+    map: &MapPath,
+    host: &HostId,
+    mut request: MapSetRequest,
+    remote: &Remote,
+) -> Result<MapSetRequest, Failure> {
+    let values = |entry: &MapWrite| entry.value.iter().chain(&entry.cpus).any(written::has_address);
+    if !request.entries.iter().any(|entry| written::has_address(&entry.key) || values(entry)) {
+        return Ok(request);
+    }
+    let info = find(map, &HostArgs { host: Some(host.clone()) }, remote).await?.info;
+    for entry in &mut request.entries {
+        entry.key = written::key(&info, &entry.key)?;
+        for value in entry.value.iter_mut().chain(&mut entry.cpus) {
+            *value = written::value(&info, value);
+        }
+    }
+    Ok(request)
 }
 
 /// The host that the map's name or the option speaks of.
@@ -184,6 +226,7 @@ fn wanted(
         interface: chain.as_ref().and_then(|chain| chain.interface.name().cloned()),
         hook: chain.as_ref().and_then(|chain| chain.hook),
         program,
+        cursor: None,
     };
     Ok((chain.and_then(|chain| chain.host), request))
 }
@@ -196,7 +239,8 @@ async fn delete(
 ) -> Result<Exit, Failure> {
     let (map, keys) = map.split()?;
     let host = host_of(&map, &how.host, remote).await?;
-    let request = MapDeleteRequest { keys: keys_of(keys)?, map: map.name, dry_run: how.dry_run };
+    let keys = taken_keys(&map, &host, keys, remote).await?;
+    let request = MapDeleteRequest { keys, map: map.name, dry_run: how.dry_run };
     let id = how.request_id.clone();
     let reply = remote.ask_host_as::<loader::MapDelete>(&host, &request, "removing on", id).await?;
     screen.show(&Changed { reply, done: "removed" }, how.output.output)?;
@@ -255,8 +299,9 @@ async fn find(map: &MapPath, host: &HostArgs, remote: &Remote) -> Result<HostMap
         interface: Some(name.interface.clone()),
         hook: Some(name.hook),
         program: Some(name.program.clone()),
+        cursor: None,
     };
-    let reply = remote.ask_host::<loader::MapList>(&host, &request, "asking").await?;
+    let reply = remote.read_host::<loader::MapList>(&host, &request, "asking").await?;
     let chain = name.key();
     let known: Vec<String> = reply
         .maps
@@ -283,9 +328,9 @@ async fn lists(
 ) -> Result<(Vec<MapListReply>, Exit), Failure> {
     let mut exit = Exit::Done;
     let replies = if let Some(host) = remote.one_of(hosts) {
-        vec![remote.ask_host::<loader::MapList>(&host, request, "asking").await?]
+        vec![remote.read_host::<loader::MapList>(&host, request, "asking").await?]
     } else {
-        let all = remote.ask_all::<loader::MapList>(request).await?;
+        let all = remote.read_all::<loader::MapList>(request).await?;
         let (replies, trouble) = super::get::gathered(all)?;
         for failure in &trouble {
             screen.fail(failure);

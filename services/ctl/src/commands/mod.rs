@@ -142,7 +142,7 @@ fn on_packages(
             get::packages(package.as_ref(), output.output, remote, screen).await
         }),
         PackageCommand::Search { words, hook, keyword, output } => {
-            let request = SearchRequest { words, hook, keyword };
+            let request = SearchRequest { words, hook, keyword, cursor: None };
             connected(connection, async |remote| {
                 get::search(&request, output.output, remote, screen).await
             })

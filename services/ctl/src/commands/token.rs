@@ -99,17 +99,8 @@ async fn list(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let mut request = TokenListRequest { principal, ..TokenListRequest::default() };
-    let mut tokens = Vec::new();
-    loop {
-        let page = remote.ask_centre::<policy::TokenList>(&request).await?;
-        tokens.extend(page.tokens);
-        // A service that knows no pages names no next one.
-        request.after = page.next;
-        if request.after.is_none() {
-            break;
-        }
-    }
+    let request = TokenListRequest { principal, ..TokenListRequest::default() };
+    let tokens = remote.read_centre::<policy::TokenList>(request).await?.tokens;
     screen.show(&Tokens(tokens), format)?;
     Ok(Exit::Done)
 }

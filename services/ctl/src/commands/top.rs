@@ -28,6 +28,7 @@ pub async fn run(args: &TopArgs, remote: &Remote, screen: &mut Screen) -> Result
     let (mut before, mut exit) = look(args, interval, remote, screen).await?;
     loop {
         tokio::time::sleep(interval).await;
+        remote.begin();
         let (after, of_after) = look(args, interval, remote, screen).await?;
         exit = exit.max(of_after);
         let top = Top::between(&before.1, &after.1, after.0.duration_since(before.0));

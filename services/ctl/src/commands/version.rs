@@ -2,18 +2,19 @@
 
 use crate::{
     cli::{ConnectionArgs, VersionArgs},
-    commands::on_bus,
+    commands::{get::gathered, on_bus},
     context::Settings,
     failure::{Exit, Failure},
     output::{Answer, Screen, Table, text},
 };
 use canopy_api::{
-    endpoint::{cert_monitor, enforcer, loader, policy, registry},
-    wire::{Empty, Version},
+    endpoint::{Service, cert_monitor, enforcer, loader, policy, registry},
+    wire::{Version, VersionRequest},
 };
 use serde::Serialize;
 
-/// This program's version, then every service's that answers.
+/// This program's version, then every service's that answers. Those that do not are named, and the exit code
+/// says so.
 pub fn run(
     args: &VersionArgs,
     connection: &ConnectionArgs,
@@ -23,6 +24,7 @@ pub fn run(
         service: "canopy".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: None,
+        fields: None,
     }];
     let settings = Settings::gather(connection)?;
     if args.client || settings.complete().is_err() {
@@ -31,25 +33,54 @@ pub fn run(
     }
     on_bus(&settings, connection.timeout, async |remote| {
         let central = [
-            remote.ask_centre::<registry::Version>(&Empty {}).await,
-            remote.ask_centre::<policy::Version>(&Empty {}).await,
-            remote.ask_centre::<cert_monitor::Version>(&Empty {}).await,
+            remote.ask_centre::<registry::Version>(&VersionRequest::default()).await,
+            remote.ask_centre::<policy::Version>(&VersionRequest::default()).await,
+            remote.ask_centre::<cert_monitor::Version>(&VersionRequest::default()).await,
         ];
+        let mut exit = Exit::Done;
+        let mut fail = |failure: &Failure| {
+            screen.fail(failure);
+            exit = Exit::Partly;
+        };
         for answer in central {
             match answer {
                 Ok(version) => versions.push(version),
-                Err(failure) => screen.fail(&failure),
+                Err(failure) => fail(&failure),
             }
         }
-        for (_, answer) in remote.ask_all::<loader::Version>(&Empty {}).await?.answers {
-            versions.extend(answer.ok());
-        }
-        for (_, answer) in remote.ask_all::<enforcer::Version>(&Empty {}).await?.answers {
-            versions.extend(answer.ok());
+        let loaders = remote.ask_all::<loader::Version>(&VersionRequest::default()).await;
+        let enforcers = remote.ask_all::<enforcer::Version>(&VersionRequest::default()).await;
+        for (service, all) in [(Service::Loader, loaders), (Service::Enforcer, enforcers)] {
+            let all = match all {
+                Ok(all) => all,
+                Err(failure) => {
+                    fail(&failure);
+                    continue;
+                }
+            };
+            // A fleet without hosts has none that could be missing.
+            if all.answers.is_empty() && all.missing.is_empty() {
+                if all.expected.is_none() {
+                    fail(&no_answer(service));
+                }
+                continue;
+            }
+            if all.answers.is_empty() {
+                fail(&no_answer(service));
+                continue;
+            }
+            let (found, trouble) = gathered(all)?;
+            versions.extend(found);
+            trouble.iter().for_each(&mut fail);
         }
         screen.show(&Versions(versions), args.output.output)?;
-        Ok(Exit::Done)
+        Ok(exit)
     })
+}
+
+fn no_answer(service: Service) -> Failure {
+    Failure::new(Exit::Unavailable, format!("the {service} of no host answers"))
+        .fix(format!("see that canopy-{service} runs on the hosts and is connected"))
 }
 
 #[derive(Debug, Serialize)]

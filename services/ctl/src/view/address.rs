@@ -47,8 +47,33 @@ impl Declared {
         }
     }
 
+    /// The type without name and count: `__be32`, `struct in6_addr`.
+    pub(crate) fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// Items, where it is an array.
+    pub(crate) fn count(&self) -> Option<usize> {
+        self.count
+    }
+
+    /// The name of the member.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The members of a struct or union.
+    pub(crate) fn fields(&self) -> &[Self] {
+        &self.fields
+    }
+
+    /// Whether it is of bytes.
+    pub(crate) fn is_byte(&self) -> bool {
+        matches!(self.head.as_str(), "__u8" | "u8" | "uint8_t" | "unsigned char")
+    }
+
     /// A member, also of a struct or union without a name, whose members belong to the outer one.
-    fn field(&self, name: &str) -> Option<&Self> {
+    pub(crate) fn field(&self, name: &str) -> Option<&Self> {
         self.fields.iter().find_map(|field| {
             if field.name.is_empty() {
                 field.field(name)
@@ -69,7 +94,7 @@ impl Declared {
         if self.head == "struct in_addr" && self.count.is_none() {
             return ipv4(value.get("s_addr")?);
         }
-        let byte = matches!(self.head.as_str(), "__u8" | "u8" | "uint8_t" | "unsigned char");
+        let byte = self.is_byte();
         match (self.head.as_str(), self.count) {
             ("__be32" | "be32", None) if is_address(&self.name) => ipv4(value),
             (_, Some(6)) if byte && is_mac(&self.name) => {

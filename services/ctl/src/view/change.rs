@@ -2,7 +2,7 @@
 
 use crate::output::{Answer, Table, Tone};
 use canopy_api::wire::{
-    Action, AdmissionBasis, Admitted, ApplyReply, ChainOutcome, SelectorOutcome,
+    Action, AdmissionBasis, Admitted, ApplyReply, ChainOutcome, Omitted, SelectorOutcome,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -50,6 +50,14 @@ impl Answer for Change {
         {
             let _ = writeln!(out, "{}", admission(admitted));
         }
+        if !reply.omitted.is_empty() {
+            let _ = writeln!(
+                out,
+                "{} {}; canopy get chains shows all",
+                Tone::Warn.paint("note:", colour),
+                left_out(&reply.omitted)
+            );
+        }
         let rehearsal = if reply.dry_run { "; nothing was changed" } else { "" };
         let _ = writeln!(out, "{}: generation {}{rehearsal}", reply.host, reply.generation);
         out
@@ -59,6 +67,12 @@ impl Answer for Change {
         let chains = &self.0.chains;
         chains.iter().map(|c| format!("{}/{}", self.0.host, c.key())).collect()
     }
+}
+
+/// What a reply leaves out.
+pub(crate) fn left_out(omitted: &[Omitted]) -> String {
+    let parts: Vec<&str> = omitted.iter().map(|part| part.as_str()).collect();
+    format!("the reply is too long and leaves out: {}", parts.join(", "))
 }
 
 /// What would admit a change.
@@ -168,6 +182,7 @@ pub(crate) mod tests {
             chains,
             selectors: Vec::new(),
             admission: None,
+            omitted: Vec::new(),
         }
     }
 

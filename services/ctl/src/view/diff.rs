@@ -1,14 +1,15 @@
 //! What a document would change: the rehearsal's outcome against what is desired now.
 
 use super::{
-    change::{selected, word},
+    change::{left_out, selected, word},
     value,
 };
 use crate::output::{Answer, Table, Tone};
 use canopy_api::{
     ApiError, ChainKey, Hook, HostId, InterfaceName, Netns, ProgramName,
     wire::{
-        Action, ApplyReply, ChosenVariant, GetReply, PlannedProgram, ProgramStatus, SelectorOutcome,
+        Action, ApplyReply, ChosenVariant, GetReply, Omitted, PlannedProgram, ProgramStatus,
+        SelectorOutcome,
     },
 };
 use serde::Serialize;
@@ -32,6 +33,9 @@ pub struct Diff {
     /// Selectors that change.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub selectors: Vec<SelectorOutcome>,
+    /// What was not compared, because the reply was too long to have it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub omitted: Vec<Omitted>,
 }
 
 /// Differences of one chain.
@@ -160,6 +164,7 @@ impl ChainDiff {
 impl Diff {
     /// Compares what is desired now with what a rehearsal says would be.
     pub fn between(now: &GetReply, rehearsal: ApplyReply) -> Self {
+        let omitted = rehearsal.omitted;
         let chains: Vec<ChainDiff> = rehearsal
             .chains
             .into_iter()
@@ -170,8 +175,13 @@ impl Diff {
                     .iter()
                     .find(|chain| chain.key() == outcome.key())
                     .map_or(&empty, |chain| &chain.programs);
+                let programs = if omitted.contains(&Omitted::Programs) {
+                    Vec::new()
+                } else {
+                    programs(old, &outcome.programs, !omitted.contains(&Omitted::Settings))
+                };
                 ChainDiff {
-                    programs: programs(old, &outcome.programs),
+                    programs,
                     netns: outcome.netns,
                     interface: outcome.interface,
                     hook: outcome.hook,
@@ -193,12 +203,19 @@ impl Diff {
                 || chains.iter().any(|chain| chain.action != Action::Unchanged),
             chains,
             selectors,
+            omitted,
         }
     }
 }
 
-fn programs(old: &[ProgramStatus], new: &[PlannedProgram]) -> Vec<ProgramDiff> {
+/// `settings` says whether the new programs' settings are known.
+fn programs(old: &[ProgramStatus], new: &[PlannedProgram], settings: bool) -> Vec<ProgramDiff> {
     let nothing = Flat::new();
+    let flat_status = |program: &ProgramStatus| {
+        let mut flat = flat_status(program);
+        flat.retain(|name, _| settings || !name.starts_with("config."));
+        flat
+    };
     let stay = new.iter().map(|program| {
         let to = flat_planned(program);
         match old.iter().find(|before| before.name == program.name) {
@@ -248,6 +265,10 @@ impl Answer for Diff {
         }
         for selector in &self.selectors {
             let _ = writeln!(out, "{}", selected(selector, true, colour));
+        }
+        if !self.omitted.is_empty() {
+            let note = Tone::Warn.paint("note:", colour);
+            let _ = writeln!(out, "{note} {}: they are not compared", left_out(&self.omitted));
         }
         if !self.differs {
             let _ = writeln!(out, "{}: no differences (generation {})", self.host, self.generation);

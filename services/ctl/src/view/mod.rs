@@ -173,6 +173,7 @@ pub(crate) mod tests {
             placement: None,
             pin_problem: None,
             device_errors: BTreeMap::new(),
+            continues: false,
         };
         let pending = ChainStatus {
             netns: None,
@@ -191,6 +192,7 @@ pub(crate) mod tests {
             placement: None,
             pin_problem: None,
             device_errors: BTreeMap::new(),
+            continues: false,
         };
         GetReply {
             host: "web1".parse().unwrap(),
@@ -202,6 +204,7 @@ pub(crate) mod tests {
             chains: vec![chain, pending],
             selectors: vec![],
             stray_pins: vec![],
+            next: None,
         }
     }
 

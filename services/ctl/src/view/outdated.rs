@@ -157,7 +157,7 @@ mod tests {
                 versions,
                 older: 0,
             }],
-            unavailable: Vec::new(),
+            ..ListReply::default()
         }
     }
 

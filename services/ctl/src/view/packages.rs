@@ -222,6 +222,9 @@ impl Answer for PackageInFull {
                 let _ = writeln!(out, "manifest: {}", value(&reply.manifest));
             }
         }
+        if !reply.omitted.is_empty() {
+            let _ = writeln!(out, "too long to show: {}", reply.omitted.join(", "));
+        }
         if !reply.readme.is_empty() {
             out.push_str("readme:\n");
             out.push_str(&indent(&reply.readme, 2));
@@ -368,6 +371,7 @@ mod tests {
                 repository: "far".to_owned(),
                 reason: "the index has expired".to_owned(),
             }],
+            next: None,
         });
         assert_eq!(
             packages.table().unwrap().render(false, false),
@@ -407,6 +411,7 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
                 max_entries: None,
             }],
             readme: "# ratelimit\n\nText.".to_owned(),
+            omitted: Vec::new(),
         })
         .text(false);
         assert!(

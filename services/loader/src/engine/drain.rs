@@ -108,6 +108,7 @@ impl<K: Kernel> Engine<K> {
             chains: outcomes,
             selectors: Vec::new(),
             admission: None,
+            omitted: Vec::new(),
         })
     }
 }

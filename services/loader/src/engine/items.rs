@@ -379,6 +379,7 @@ impl<K: Kernel> Engine<K> {
             chains,
             selectors,
             admission: None,
+            omitted: Vec::new(),
         }
     }
 }

@@ -13,6 +13,7 @@ mod items;
 mod journal;
 mod maps;
 mod mend;
+mod pages;
 mod preparing;
 mod profile;
 mod recovery;

@@ -34,9 +34,15 @@ pub struct Report {
 type Statuses = (Vec<Report>, Vec<(Vec<WantedProgram>, u64)>);
 
 impl<K: Kernel> Engine<K> {
-    /// State of the host.
+    /// State of the host, however long it is; [`Self::get_page`] is what a message of the bus carries.
     pub fn get(&self, request: &GetRequest) -> Result<GetReply, canopy_kernel::KernelError> {
-        let chains = self.report(request)?;
+        let reports = self.report(request)?;
+        let chains = reports.into_iter().map(|report| report.status).collect();
+        Ok(GetReply { chains, ..self.host_state(request) })
+    }
+
+    /// State of the host without its chains.
+    pub(super) fn host_state(&self, request: &GetRequest) -> GetReply {
         let mut inner = self.lock();
         let selectors = inner
             .state
@@ -52,7 +58,8 @@ impl<K: Kernel> Engine<K> {
             })
             .map(|(target, rule)| selector(&inner, target, rule))
             .collect();
-        let stray_pins = if *request == GetRequest::default() {
+        let everything = GetRequest { cursor: request.cursor.clone(), ..GetRequest::default() };
+        let stray_pins = if *request == everything {
             drop(inner);
             let strays = self.stray_pins();
             inner = self.lock();
@@ -60,17 +67,18 @@ impl<K: Kernel> Engine<K> {
         } else {
             Vec::new()
         };
-        Ok(GetReply {
+        GetReply {
             host: self.parts.host.clone(),
             generation: inner.state.generation,
             drained: inner.state.drained,
             kernel: self.parts.kernel.release(),
             version: self.parts.version.clone(),
             started: clock::rfc3339(self.started),
-            chains: chains.into_iter().map(|report| report.status).collect(),
+            chains: Vec::new(),
             selectors,
             stray_pins: stray_pins.iter().map(|path| path.display().to_string()).collect(),
-        })
+            next: None,
+        }
     }
 
     /// What lies among the pins and is nothing of ours; each is logged once.
@@ -103,23 +111,28 @@ impl<K: Kernel> Engine<K> {
     /// Every chain that is desired or observed, those that the request names.
     pub fn report(&self, request: &GetRequest) -> Result<Vec<Report>, canopy_kernel::KernelError> {
         let (mut reports, running) = self.statuses(request)?;
-        // Reading maps takes its time: nobody waits for it who mends or changes a chain.
         for (report, (wanted, generation)) in reports.iter_mut().zip(running) {
-            let key = report.status.key();
-            for (told, program) in report.status.programs.iter_mut().zip(&wanted) {
-                told.metrics = self.metrics(&key, generation, program);
-            }
-            if report.status.observed.is_some() {
-                report.status.device_errors =
-                    self.parts.kernel.device_errors(&key).unwrap_or_else(|error| {
-                        tracing::debug!(%key, %error, "the device's counters are not read");
-                        BTreeMap::new()
-                    });
-            }
+            self.complete(report, &wanted, generation);
         }
         self.place(&mut reports);
         reports.sort_by_key(|report| report.status.key());
         Ok(reports)
+    }
+
+    /// Adds the packages' metrics and the device's counters. Reading maps takes its time: nobody waits for
+    /// it who mends or changes a chain.
+    pub(super) fn complete(&self, report: &mut Report, wanted: &[WantedProgram], generation: u64) {
+        let key = report.status.key();
+        for (told, program) in report.status.programs.iter_mut().zip(wanted) {
+            told.metrics = self.metrics(&key, generation, program);
+        }
+        if report.status.observed.is_some() {
+            report.status.device_errors =
+                self.parts.kernel.device_errors(&key).unwrap_or_else(|error| {
+                    tracing::debug!(%key, %error, "the device's counters are not read");
+                    BTreeMap::new()
+                });
+        }
     }
 
     /// Everything but the packages' metrics; beside it, for each, the programs and the generation
@@ -211,6 +224,7 @@ impl<K: Kernel> Engine<K> {
             placement: None,
             device_errors: BTreeMap::new(),
             observed,
+            continues: false,
         };
         let since = chain
             .wanted
@@ -410,6 +424,7 @@ fn selector(inner: &Inner, target: &Target, rule: &Rule) -> SelectorStatus {
         changed: clock::rfc3339(UNIX_EPOCH + Duration::from_secs(rule.changed)),
         changed_by: rule.changed_by.to_string(),
         programs: planned(&rule.wanted, target.hook),
+        continues: false,
     }
 }
 
@@ -440,6 +455,7 @@ fn unknown(key: &ChainKey, chain: &ObservedChain) -> Report {
         placement: None,
         pin_problem: None,
         device_errors: BTreeMap::new(),
+        continues: false,
     };
     Report { status, since: Vec::new() }
 }

@@ -12,7 +12,11 @@ use serde::{
     de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use std::{cell::RefCell, collections::HashSet, fmt};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashSet},
+    fmt,
+};
 
 /// Problems that are listed; a request can hold many more.
 pub(super) const LISTED: usize = 32;
@@ -46,6 +50,27 @@ pub(super) fn has_field(schema: &Value, path: &str) -> bool {
         shape = (0..indexes.matches('[').count()).fold(field, |shape, _| shape.items());
     }
     true
+}
+
+/// Every field of the schema, as paths such as `entries[].key`.
+pub(super) fn all(schema: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    collect(&Shape::of(schema, [schema]), "", 8, &mut found);
+    found
+}
+
+fn collect(shape: &Shape<'_>, at: &str, depth: usize, found: &mut BTreeSet<String>) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for name in shape.fields() {
+        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        if let Some(field) = shape.field(&name) {
+            collect(&field, &path, depth, found);
+        }
+        found.insert(path);
+    }
+    if shape.is_list() {
+        collect(&shape.items(), &format!("{at}[]"), depth, found);
+    }
 }
 
 /// What may stand at one place: each alternative of the schema that applies there.

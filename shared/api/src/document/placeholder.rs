@@ -7,6 +7,10 @@ pub(crate) const NOT_EXPANDED: &str = "is a placeholder, and placeholders are no
 
 /// A placeholder where a value belongs.
 pub(crate) fn not_expanded(path: impl Into<String>, text: &str) -> Problem {
+    if is_bracketed(text) {
+        return Problem::new(path, format!("\"{text}\" is a placeholder"))
+            .remedy("write the value in its place, without the brackets");
+    }
     Problem::new(path, format!("\"{text}\" {NOT_EXPANDED}"))
         .remedy("expand it before, such as with envsubst, or write the value")
 }
@@ -20,6 +24,15 @@ pub(crate) fn is_placeholder(name: &str) -> bool {
         })
 }
 
+/// Whether a text stands for a value as in documentation: `<interface>`, `<your host>`.
+fn is_bracketed(text: &str) -> bool {
+    let inner = text.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+    inner.is_some_and(|inner| {
+        inner.starts_with(|c: char| c.is_ascii_alphabetic())
+            && inner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b' '))
+    })
+}
+
 /// Whether a text is a placeholder and nothing else.
 pub(crate) fn is_whole_placeholder(text: &str) -> bool {
     let between = |open, close| text.strip_prefix(open).and_then(|rest| rest.strip_suffix(close));
@@ -31,7 +44,10 @@ pub(crate) fn is_whole_placeholder(text: &str) -> bool {
         // `${NAME}`, `${NAME:-default}` and their like.
         variable(inner.split([':', '-', '?', '+', '=', '#', '%']).next().unwrap_or_default())
     });
-    braced || between("{{", "}}").is_some() || text.strip_prefix('$').is_some_and(variable)
+    is_bracketed(text)
+        || braced
+        || between("{{", "}}").is_some()
+        || text.strip_prefix('$').is_some_and(variable)
 }
 
 #[cfg(test)]
@@ -40,13 +56,15 @@ mod tests {
 
     #[test]
     fn placeholders_are_told_from_names() {
-        for text in ["${A}", "$A", "${A:-x}", "{{ a }}", "{{a}}"] {
+        for text in ["${A}", "$A", "${A:-x}", "{{ a }}", "{{a}}", "<interface>", "<your host>"] {
             assert!(is_whole_placeholder(text) && is_placeholder(text), "{text}");
         }
         for text in ["eth${N}", "$(cmd)", "a{{ b }}c", "p@${V}"] {
             assert!(!is_whole_placeholder(text) && is_placeholder(text), "{text}");
         }
-        for text in ["a$b", "$5", "$", "${", "{}", "eth0", "{a}", "${}", "$-"] {
+        for text in
+            ["a$b", "$5", "$", "${", "{}", "eth0", "{a}", "${}", "$-", "<", "<>", "a<b>", "<5>"]
+        {
             assert!(!is_whole_placeholder(text), "{text}");
         }
         for text in ["a$b", "$5", "$", "${", "{}", "eth0", "{a}"] {

@@ -61,18 +61,25 @@ pub struct MapListRequest {
     /// Only of this program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<ProgramName>,
+    /// The `next` of the page before; absent for the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
-/// The maps of a host's programs.
+/// The maps of a host's programs, in pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapListReply {
     /// The host.
     pub host: HostId,
     /// In order of chain, program and name.
     pub maps: Vec<MapInfo>,
-    /// Worth knowing: a package that is not at hand, types left out of an answer that is too long.
+    /// Worth knowing: a package that is not cached, types left out because they are too long, that
+    /// there are more pages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// There are more maps: `cursor` of the request for the next page. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// One map.
@@ -116,7 +123,7 @@ pub struct MapInfo {
     /// Settings of the program that fill the map, or variables in it: those are not written here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<String>,
-    /// Other names of the same map: it is shared.
+    /// Other names of the same map: it is shared. At most 64 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_with: Vec<String>,
 }

@@ -165,6 +165,7 @@ pub fn get_reply(host: &HostId) -> GetReply {
         chains: Vec::new(),
         selectors: Vec::new(),
         stray_pins: Vec::new(),
+        next: None,
     }
 }
 
@@ -203,6 +204,7 @@ pub async fn loader_on(bus: Bus, host: &str, more: impl FnOnce(Server) -> Server
                     chains: Vec::new(),
                     selectors: Vec::new(),
                     admission: None,
+                    omitted: Vec::new(),
                 })
             }
         });
@@ -213,9 +215,8 @@ pub async fn loader_on(bus: Bus, host: &str, more: impl FnOnce(Server) -> Server
 
 pub async fn registry(server: &NatsServer) -> Running {
     let bus = connect(server, "s-registry").await;
-    let service = Server::new(bus.clone(), Service::Registry, None).handle::<registry::List, _, _>(
-        |_, _| async { Ok(ListReply { packages: Vec::new(), unavailable: Vec::new() }) },
-    );
+    let service = Server::new(bus.clone(), Service::Registry, None)
+        .handle::<registry::List, _, _>(|_, _| async { Ok(ListReply::default()) });
     Running::start(bus, service).wait_ready().await
 }
 

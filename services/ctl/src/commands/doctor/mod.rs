@@ -164,7 +164,7 @@ async fn host_findings(remote: &Remote, host: &HostId, local: &[Finding]) -> Vec
         }
         Err(failure) => findings.push(failed("facts", &failure)),
     }
-    match remote.ask_host::<loader::Get>(host, &GetRequest::default(), "asking").await {
+    match remote.read_host::<loader::Get>(host, &GetRequest::default(), "asking").await {
         Ok(state) => findings.extend(chains::findings(&state)),
         Err(failure) => findings.push(failed("chains", &failure)),
     }

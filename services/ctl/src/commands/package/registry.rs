@@ -59,6 +59,8 @@ impl Registry {
     }
 
     fn ask<E: Endpoint>(&self, request: &E::Request) -> Result<E::Reply, Failure> {
+        // A publication is many requests: the time is each one's.
+        self.remote.begin();
         self.runtime.block_on(self.remote.ask_centre::<E>(request))
     }
 

@@ -3,10 +3,10 @@
 use super::{ANSWER, Found, MOST, View, few, readable, size};
 use crate::{core::map_settings, engine::Engine, error::LoaderError};
 use canopy_api::{
-    ApiError, ChainKey, Code, Problems,
+    ApiError, ChainKey, Code, Problems, ProgramName,
     wire::{
-        self, MapDumpReply, MapDumpRequest, MapEntry, MapGetReply, MapGetRequest, MapInfo,
-        MapListReply, MapListRequest, MapName, MapVariable,
+        self, MORE_MAPS, MapDumpReply, MapDumpRequest, MapEntry, MapGetReply, MapGetRequest,
+        MapInfo, MapListReply, MapListRequest, MapName, MapVariable, json_length,
     },
 };
 use canopy_kernel::{Kernel, MapAccess, MemberMap};
@@ -15,12 +15,23 @@ use canopy_values::ObjectTypes;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Other names of a shared map that are listed with it.
+const LISTED_SHARES: usize = 64;
+
 /// Entries of a page, where the caller does not say.
 const PAGE: u32 = 256;
 
 impl<K: Kernel> Engine<K> {
-    /// Which maps there are.
-    pub fn map_list(&self, request: &MapListRequest) -> Result<MapListReply, LoaderError> {
+    /// A page of the maps there are: at most about `room` bytes of JSON, at least one map.
+    ///
+    /// # Errors
+    /// When the cursor is none.
+    pub fn map_list(
+        &self,
+        request: &MapListRequest,
+        room: usize,
+    ) -> Result<MapListReply, LoaderError> {
+        let from = request.cursor.as_deref().map(map_cursor).transpose()?;
         let chains: Vec<_> = {
             let inner = self.lock();
             let chains = inner.state.chains.iter();
@@ -42,8 +53,11 @@ impl<K: Kernel> Engine<K> {
         for (key, _, map) in &all {
             names.entry(map.id).or_default().push(name(key, map).to_string());
         }
+        all.sort_by_cached_key(|(key, _, map)| position(&name(key, map)));
         let mut types = BTreeMap::new();
-        let mut told = Vec::new();
+        let mut told: Vec<MapInfo> = Vec::new();
+        let mut left = room;
+        let mut next = None;
         for (key, chain, map) in &all {
             let asked =
                 request.netns.as_ref().is_none_or(|netns| Some(netns) == key.netns.as_ref())
@@ -52,39 +66,47 @@ impl<K: Kernel> Engine<K> {
                     && request.program.as_ref().is_none_or(|name| *name == map.member);
             let program = chain.wanted.programs.iter().find(|p| p.name == map.member);
             let (true, Some(program)) = (asked, program) else { continue };
+            let here = name(key, map);
+            if from.as_ref().is_some_and(|from| position(&here) < position(from)) {
+                continue;
+            }
             let (package, of) = types
                 .entry((program.digest.clone(), program.object.clone()))
                 .or_insert_with(|| self.types(program));
+            let mut info = describe(key, chain.running, map, of, package.as_deref());
+            let own = info.name.to_string();
+            let others = names.get(&map.id).into_iter().flatten();
+            let mut others = others.filter(|name| **name != own);
+            info.shared_with = others.by_ref().take(LISTED_SHARES).cloned().collect();
+            let more = others.count();
+            if more > 0 {
+                notes.insert(format!("{own} is shared with {more} more than are listed"));
+            }
+            if json_length(&info) > room {
+                let note = format!("the types and variables of {own} are too long for a reply");
+                (info.key_type, info.value_type, info.variables) = (None, None, Vec::new());
+                notes.insert(note);
+            }
+            let length = json_length(&info).saturating_add(1);
+            if length > left && !told.is_empty() {
+                next = serde_json::to_string(&here).ok();
+                notes.insert(MORE_MAPS.to_owned());
+                break;
+            }
+            left = left.saturating_sub(length);
             if package.is_none() {
                 notes.insert(format!(
                     "the package of \"{}\" is not in this host's cache: its maps have no types",
                     program.name
                 ));
             }
-            let mut info = describe(key, chain.running, map, of, package.as_deref());
-            let own = info.name.to_string();
-            let others = names.get(&map.id).into_iter().flatten();
-            info.shared_with = others.filter(|name| **name != own).cloned().collect();
             told.push(info);
-        }
-        if size(&told) > ANSWER {
-            notes.insert("types are left out of so long a list; name a program".to_owned());
-            for info in &mut told {
-                (info.key_type, info.value_type, info.variables) = (None, None, Vec::new());
-            }
-        }
-        if size(&told) > ANSWER {
-            return Err(ApiError::new(
-                Code::Invalid,
-                "this host has more maps than one answer holds",
-            )
-            .remedy("name an interface, a hook or a program")
-            .into());
         }
         Ok(MapListReply {
             host: self.parts.host.clone(),
             maps: told,
             notes: notes.into_iter().collect(),
+            next,
         })
     }
 
@@ -285,6 +307,21 @@ fn describe(
         settings: settings.into_iter().map(str::to_owned).collect(),
         shared_with: Vec::new(),
     }
+}
+
+/// Where a page of the list begins.
+fn map_cursor(text: &str) -> Result<MapName, LoaderError> {
+    serde_json::from_str(text).map_err(|_| {
+        ApiError::new(Code::Invalid, "the cursor is not the \"next\" of a reply")
+            .at("cursor")
+            .remedy("leave it out for the first page")
+            .into()
+    })
+}
+
+/// Where a map stands in the list.
+fn position(name: &MapName) -> (ChainKey, ProgramName, String) {
+    (name.key(), name.program.clone(), name.map.clone())
 }
 
 /// What a map is called.

@@ -9,7 +9,7 @@ use canopy_api::{
     ApiError, Code,
     wire::{
         MapAccess, MapDeleteRequest, MapDumpReply, MapDumpRequest, MapEntry, MapGetRequest,
-        MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen,
+        MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen, PAGE_BYTES,
     },
 };
 use canopy_kernel::{
@@ -385,7 +385,7 @@ fn names_that_are_not_there_are_answered_with_those_that_are() {
 #[test]
 fn the_list_tells_types_settings_and_what_can_be_done() {
     let (_world, engine) = running();
-    let list = engine.map_list(&MapListRequest::default()).unwrap();
+    let list = engine.map_list(&MapListRequest::default(), PAGE_BYTES).unwrap();
     let info = |name: &str| list.maps.iter().find(|info| info.name.map == name).unwrap().clone();
     let counts = info("counts");
     assert_eq!((counts.kind.as_str(), counts.access), ("hash", MapAccess::ReadWrite));
@@ -406,7 +406,7 @@ fn the_list_tells_types_settings_and_what_can_be_done() {
         [("level", "__u32"), ("port", "__u16")].map(|(n, t)| (n.to_owned(), t.to_owned()))
     );
     let other = MapListRequest { program: Some(named("b")), ..MapListRequest::default() };
-    assert_eq!(engine.map_list(&other).unwrap().maps, []);
+    assert_eq!(engine.map_list(&other, PAGE_BYTES).unwrap().maps, []);
 }
 
 #[test]

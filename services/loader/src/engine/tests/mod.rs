@@ -9,6 +9,7 @@ mod items;
 mod maps;
 mod model;
 mod netns;
+mod pages;
 mod profile;
 mod reached;
 mod samples;

@@ -1,0 +1,174 @@
+//! What the service at the other end knows: asked before a change is sent that an earlier release would not
+//! understand as a whole.
+
+use crate::{
+    call::{CallError, CallOptions},
+    connection::Bus,
+};
+use canopy_api::{
+    endpoint::{Class, Endpoint, Service, cert_monitor, enforcer, loader, policy, registry},
+    error::{ApiError, Code},
+    known::{self, Fields},
+    subject::Target,
+    wire::{Version, VersionRequest},
+};
+use futures::future::BoxFuture;
+use std::time::{Duration, Instant};
+
+/// How long what a service says of itself is believed: it may be updated meanwhile.
+const BELIEVED: Duration = Duration::from_mins(1);
+
+/// How long a service has to say what it knows. Without an answer the request itself is the question.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A service, as it described itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    version: String,
+    fields: Fields,
+    pub(crate) asked: Instant,
+}
+
+impl Bus {
+    /// Refuses a change with fields that its receiver does not know, before it is sent. Where the receiver
+    /// does not say what it knows, nothing is refused: it refuses unknown fields itself.
+    ///
+    /// # Errors
+    /// `unsupported`, with the field and the version of the receiver.
+    pub async fn ensure_known<E: Endpoint>(
+        &self,
+        target: &Target,
+        request: &E::Request,
+        timeout: Option<Duration>,
+    ) -> Result<(), CallError> {
+        let spec = E::SPEC;
+        if spec.class == Class::Read || *target == Target::AllHosts {
+            return Ok(());
+        }
+        let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
+        let used = known::used(&request, &known::fields_of::<E>());
+        self.ensure(
+            spec.service,
+            (spec.verb, &used.into_iter().collect::<Vec<_>>()),
+            target,
+            timeout,
+        )
+        .await
+    }
+
+    /// The same of fields that came after services began to say what they know: of others nothing is asked.
+    pub(crate) async fn ensure_newer_known<E: Endpoint>(
+        &self,
+        target: &Target,
+        request: &E::Request,
+        timeout: Option<Duration>,
+    ) -> Result<(), CallError> {
+        let spec = E::SPEC;
+        let newer = known::newer::<E>();
+        if spec.class == Class::Read || newer.is_empty() || *target == Target::AllHosts {
+            return Ok(());
+        }
+        let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
+        let used = known::used(&request, &newer);
+        if used.is_empty() {
+            return Ok(());
+        }
+        self.ensure(
+            spec.service,
+            (spec.verb, &used.into_iter().collect::<Vec<_>>()),
+            target,
+            timeout,
+        )
+        .await
+    }
+
+    async fn ensure(
+        &self,
+        service: Service,
+        (verb, used): (&str, &[String]),
+        target: &Target,
+        timeout: Option<Duration>,
+    ) -> Result<(), CallError> {
+        let Some(peer) = self.peer(service, target, timeout).await else { return Ok(()) };
+        let who = match target {
+            Target::Host(host) => format!("host {host} runs canopy-{service} {}", peer.version),
+            Target::Central | Target::AllHosts => {
+                format!("the {service} service runs {}", peer.version)
+            }
+        };
+        let unsupported =
+            |message, remedy: &str| ApiError::new(Code::Unsupported, message).remedy(remedy);
+        let Some(known) = peer.fields.get(verb) else {
+            let message = format!("{who}, which does not serve \"{verb}\"; nothing was sent");
+            return Err(CallError::Api(unsupported(message, "upgrade it")));
+        };
+        match used.iter().find(|field| !known.contains(*field)) {
+            None => Ok(()),
+            Some(field) => {
+                let message =
+                    format!("{who}, which does not know the field \"{field}\"; nothing was sent");
+                let error = unsupported(message, "upgrade it, or leave the field out");
+                Err(CallError::Api(error.at(field)))
+            }
+        }
+    }
+
+    /// The service at the other end; nothing where it does not say.
+    async fn peer(
+        &self,
+        service: Service,
+        target: &Target,
+        timeout: Option<Duration>,
+    ) -> Option<Peer> {
+        let name = (service, target.to_string());
+        if let Some(peer) = self.shared.peer(&name).filter(|peer| peer.asked.elapsed() < BELIEVED) {
+            return Some(peer);
+        }
+        let patience = timeout.map_or(PATIENCE, |timeout| PATIENCE.min(timeout / 2));
+        let ask = |fields| self.version_of(service, target, fields, patience);
+        let version = match ask(true).await {
+            // A release that cannot say which fields it has.
+            Err(CallError::Api(error))
+                if error.code == Code::Unsupported || error.code == Code::Invalid =>
+            {
+                ask(false).await
+            }
+            outcome => outcome,
+        };
+        let Version { version, fields, .. } = version.ok()?;
+        let fields = fields.unwrap_or_else(|| known::before(service));
+        let peer = Peer { version, fields, asked: Instant::now() };
+        self.shared.keep_peer(name, peer.clone());
+        Some(peer)
+    }
+
+    fn version_of<'a>(
+        &'a self,
+        service: Service,
+        target: &'a Target,
+        fields: bool,
+        patience: Duration,
+    ) -> BoxFuture<'a, Result<Version, CallError>> {
+        let request = VersionRequest { fields };
+        let options = CallOptions { timeout: Some(patience), ..CallOptions::default() };
+        Box::pin(async move {
+            match service {
+                Service::Loader => {
+                    self.call_with::<loader::Version>(target, &request, options).await
+                }
+                Service::Registry => {
+                    self.call_with::<registry::Version>(target, &request, options).await
+                }
+                Service::Policy => {
+                    self.call_with::<policy::Version>(target, &request, options).await
+                }
+                Service::CertMonitor => {
+                    self.call_with::<cert_monitor::Version>(target, &request, options).await
+                }
+                Service::Enforcer => {
+                    self.call_with::<enforcer::Version>(target, &request, options).await
+                }
+            }
+        })
+    }
+}
