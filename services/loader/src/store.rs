@@ -37,6 +37,9 @@ pub enum StoreError {
         /// Its mode.
         mode: u32,
     },
+    /// Somebody else may put another directory in its place.
+    #[error("the state is not used: {0}; {remedy}", remedy = .0.remedy)]
+    Unprotected(canopy_files::Unprotected),
     /// Another version of the loader wrote it.
     #[error("{} has format {found}, this version reads {OWN_NETNS} and {NETNS}; run the loader that wrote it", path.display())]
     Format {
@@ -102,6 +105,9 @@ pub struct Store {
     _lock: Flock<File>,
 }
 
+/// Longest file of the state, bytes: far beyond what the most chains with the longest lists take.
+const LONGEST: u64 = 1 << 30;
+
 impl Store {
     /// Makes the directory if need be and locks it. One that others may write to is refused.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
@@ -118,14 +124,9 @@ impl Store {
         if mode & 0o022 != 0 {
             return Err(StoreError::Open { path: dir.to_owned(), mode });
         }
+        canopy_files::check_protected(dir).map_err(StoreError::Unprotected)?;
         let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(at("open", &path))?;
+        let file = canopy_files::open_lock(&path).map_err(at("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path }),
@@ -210,7 +211,7 @@ impl Store {
 
     /// What was written down of what is attached; nothing where that cannot be read.
     pub fn attached(&self) -> Attached {
-        let bytes = fs::read(self.attached_path()).unwrap_or_default();
+        let bytes = canopy_files::read(&self.attached_path(), LONGEST).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
@@ -319,7 +320,7 @@ enum Found {
 }
 
 fn read(path: &Path) -> Result<Found, StoreError> {
-    let bytes = match fs::read(path) {
+    let bytes = match canopy_files::read(path, LONGEST) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(source) => {
@@ -378,6 +379,13 @@ mod tests {
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Store::open(dir.path()).unwrap();
+        // Nor one that others could put another one in place of.
+        let inner = dir.path().join("state");
+        Store::open(&inner).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Store::open(&inner).unwrap_err();
+        assert!(matches!(error, StoreError::Unprotected(_)), "{error}");
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
     }
 
     #[test]

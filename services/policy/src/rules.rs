@@ -15,11 +15,13 @@ use canopy_api::{
 use canopy_runtime::Latch;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
+
+/// Longest file of rules, bytes.
+const LONGEST: u64 = 16 << 20;
 
 /// What is decided by.
 #[derive(Clone)]
@@ -300,8 +302,14 @@ impl RulesFile {
     /// Its text, if it is another one than the last time. Reads a file; not for a thread that others
     /// wait for.
     pub fn changed(&mut self) -> Option<Result<String, Problem>> {
-        let now = fs::read_to_string(&self.path)
-            .map_err(|error| Problem::new("", format!("cannot be read: {error}")));
+        let now = canopy_files::check_protected(&self.path)
+            .map_err(|open| {
+                Problem::new("", format!("the rules are not used: {open}")).remedy(open.remedy)
+            })
+            .and_then(|()| {
+                canopy_files::read_text(&self.path, LONGEST)
+                    .map_err(|error| Problem::new("", format!("cannot be read: {error}")))
+            });
         if self.seen.as_ref() == Some(&now) {
             return None;
         }

@@ -192,7 +192,10 @@ impl Registry {
             .iter()
             .map(|repository| {
                 let (snapshot, trouble) = repository.current((self.now)());
-                let detail = match (&snapshot, trouble) {
+                let hung = repository.hung();
+                // What is in memory is still given out; but no package can be had any more.
+                let usable = snapshot.is_some() && hung.is_none();
+                let detail = match (&snapshot, hung.or(trouble)) {
                     (_, Some(trouble)) => trouble.to_string(),
                     (None, None) => "not read yet".to_owned(),
                     (Some(snapshot), None) => format!(
@@ -210,7 +213,7 @@ impl Registry {
                     ),
                 };
                 let name = repository.name.clone();
-                RepositoryHealth { name, usable: snapshot.is_some(), detail }
+                RepositoryHealth { name, usable, detail }
             })
             .collect()
     }
@@ -552,10 +555,11 @@ impl Registry {
                 });
             }
             let Some(snapshot) = snapshot else { continue };
+            let mut lost = None;
             for name in snapshot.index.names() {
                 let wanted = request.package.as_ref().is_none_or(|wanted| wanted == name);
                 if wanted && route(&self.patterns, name) == Some(place) {
-                    packages.push(self.summary(repository, &snapshot, name).await);
+                    packages.push(self.summary(repository, &snapshot, name, &mut lost).await);
                 }
             }
         }
@@ -579,10 +583,11 @@ impl Registry {
         repository: &Arc<Repository>,
         snapshot: &Arc<Snapshot>,
         name: &PackageName,
+        lost: &mut Option<String>,
     ) -> PackageSummary {
         let newest = snapshot.index.versions(name).find(|entry| !entry.yanked);
         let about = match newest {
-            Some(entry) => self.about(repository, snapshot, entry).await,
+            Some(entry) => self.about(repository, snapshot, entry, lost).await,
             None => About::default(),
         };
         PackageSummary {
@@ -596,15 +601,21 @@ impl Registry {
         }
     }
 
+    /// What a list says of a package; `lost` is why its repository's files cannot be had any more.
     async fn about(
         &self,
         repository: &Arc<Repository>,
         snapshot: &Arc<Snapshot>,
         entry: &IndexEntry,
+        lost: &mut Option<String>,
     ) -> About {
         let known = || self.about.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(about) = known().get(&entry.digest) {
             return about.clone();
+        }
+        let unknown = |why: &str| About { description: format!("({why})"), ..About::default() };
+        if let Some(why) = lost {
+            return unknown(why);
         }
         match self.artifact_of(repository, snapshot, entry).await {
             Ok(artifact) => {
@@ -623,7 +634,11 @@ impl Registry {
                 known.insert(entry.digest.clone(), about.clone());
                 about
             }
-            Err(error) => About { description: format!("({error})"), ..About::default() },
+            Err(error) => {
+                // One answer waits for a store that hangs once, not once for every package.
+                *lost = error.store_hangs().then(|| error.to_string());
+                unknown(&error.to_string())
+            }
         }
     }
 

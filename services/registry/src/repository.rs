@@ -123,6 +123,12 @@ impl Repository {
         &self.config
     }
 
+    /// What is wrong where nothing can be read of it now, because what was asked of its store before has
+    /// not ended.
+    pub fn hung(&self) -> Option<Trouble> {
+        self.store.hung().map(Trouble::from)
+    }
+
     /// The highest index version verified, 0 for none.
     pub fn highest(&self) -> u64 {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).highest
@@ -243,13 +249,20 @@ impl Repository {
         let mut found = BTreeMap::new();
         let mut loose = BTreeMap::new();
         for path in self.store.list(".cpkg", LOOSE_FILES).await? {
-            let bytes = self.store.read(&path, self.limits.archive_bytes as u64).await?;
+            // One bad file must not hide the others from a developer.
+            let bytes = match self.store.read(&path, self.limits.archive_bytes as u64).await {
+                Ok(bytes) => bytes,
+                Err(error @ (StoreError::Failed { .. } | StoreError::TooLarge { .. })) => {
+                    tracing::warn!(repository = %self.name, "{error}; the file is left out");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let limits = self.limits;
             let opened = spawn_blocking(move || {
                 Package::open(&bytes, &limits)
                     .map(|package| (Digest::of(&bytes), bytes.len(), package))
             });
-            // One bad file must not hide the others from a developer.
             let (digest, length, package) = match opened.await.map_err(|_| Trouble::Defect)? {
                 Ok(opened) => opened,
                 Err(error) => {

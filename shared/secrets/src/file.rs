@@ -3,7 +3,6 @@
 use crate::Secret;
 use nix::unistd::{Uid, User};
 use std::{
-    fs::File,
     io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -56,7 +55,7 @@ pub(crate) fn read_credential(path: &Path) -> Result<Secret, SecretError> {
 
 fn read(path: &Path, keeper: Keeper) -> Result<Secret, SecretError> {
     let me = nix::unistd::geteuid();
-    let file = File::open(path).map_err(|error| not_opened(path, &error, me))?;
+    let file = canopy_files::open(path).map_err(|error| not_opened(path, &error, me))?;
     // Of the file that is open: another one may have the name by now.
     let found = file.metadata().map_err(|error| unreadable(path, &error))?;
     permitted(path, Uid::from_raw(found.uid()), found.mode(), me, keeper)?;
