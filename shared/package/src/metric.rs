@@ -37,6 +37,10 @@ pub fn samples(
         ),
         Select::Items { label, config, first } => {
             let items = effective.get(config).and_then(Value::as_array);
+            // Lists are long, and so are the arrays of their slots.
+            let slots: BTreeMap<&[u8], &[Vec<u8>]> =
+                entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
+            let slot = |at: u32| slots.get(at.to_ne_bytes().as_slice()).and_then(|all| value(all));
             let labelled = (*first..).zip(items.into_iter().flatten()).filter_map(|(at, item)| {
                 let text = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
                 Some((BTreeMap::from([(label.clone(), text)]), slot(at)?))
