@@ -60,9 +60,9 @@ impl Slots {
         if let Some(hung) = self.hung(limit) {
             return Err(hung);
         }
-        let permit = match timeout(limit, Arc::clone(&self.free).acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => return Err(self.hung(Duration::ZERO).unwrap_or(NONE_FREE)),
+        let free = Arc::clone(&self.free).acquire_owned();
+        let Ok(Ok(permit)) = timeout(limit, free).await else {
+            return Err(self.hung(Duration::ZERO).unwrap_or(NONE_FREE));
         };
         let mut busy = self.busy();
         let number = busy.next;
