@@ -307,8 +307,9 @@ impl Cache {
 
     fn write(&self, digest: &Digest, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let new = self.dir.join(format!("{}.new", digest.hex()));
-        fs::write(&new, bytes)?;
-        fs::File::open(&new)?.sync_all()?;
+        let mut file = canopy_files::create(&new, 0o644)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
         fs::rename(&new, path)
     }
 }
@@ -360,6 +361,24 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     const FLOWMETER: &str = include_str!("../../../ebpf/packages/flowmeter/package.yaml");
+
+    #[test]
+    fn pipes_in_place_of_packages_are_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), Limits::default()).unwrap();
+        let digest = Digest::of(b"package");
+        for path in [cache.file(&digest), cache.signature_file(&digest), cache.part_file(&digest)] {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        assert_eq!((cache.bytes(&digest), cache.signature(&digest)), (None, None));
+        assert!(!cache.has(&digest) && cache.package(&digest).is_err());
+        assert_eq!(cache.part(&digest), b"");
+        cache.add_part(&digest, b"pack").unwrap();
+        assert_eq!(cache.part(&digest), b"pack");
+        cache.keep(&digest, b"package", Some("signature!")).unwrap();
+        assert_eq!(cache.bytes(&digest).unwrap(), b"package");
+        assert_eq!(cache.signature(&digest).unwrap(), "signature!");
+    }
 
     /// A cache with room for so many files of 100 bytes, and files 0 to `files`, the lowest used
     /// longest ago.

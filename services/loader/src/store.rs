@@ -9,9 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -284,8 +284,7 @@ fn checksum(format: u32, body: &[u8]) -> String {
 
 fn write_new(path: &Path, bytes: &[u8], sync: bool) -> Result<(), StoreError> {
     let write = || {
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        let mut file = canopy_files::create(path, 0o600)?;
         file.write_all(bytes)?;
         if sync { file.sync_all() } else { Ok(()) }
     };
@@ -389,6 +388,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_in_place_of_the_state_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for path in [store.current(), store.attached_path(), store.next()] {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let error = store.load(&"web1".parse().unwrap()).unwrap_err();
+        assert!(crate::error::with_causes(&error).contains("named pipe"), "{error:?}");
+        store.attached();
+        let error = store.save(&state(1)).unwrap_err();
+        assert!(crate::error::with_causes(&error).contains("named pipe"), "{error:?}");
+    }
+
+    #[test]
     fn what_is_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -426,7 +439,7 @@ mod tests {
         store.keep_copy(&state(2)).unwrap();
         let mode = fs::metadata(store.previous()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        OpenOptions::new().write(true).open(store.current()).unwrap().set_len(20).unwrap();
+        File::options().write(true).open(store.current()).unwrap().set_len(20).unwrap();
         match store.load(&host()).unwrap() {
             Loaded::Previous { state: found, .. } => assert_eq!(found, state(2)),
             other => panic!("{other:?}"),

@@ -317,3 +317,28 @@ impl RulesFile {
         Some(now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt as _,
+    };
+
+    #[test]
+    fn rules_that_others_may_write_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rules.yaml");
+        fs::write(&path, "rules: []\n").unwrap();
+        let mut file = RulesFile::new(path.clone());
+        assert_eq!(file.changed().unwrap().unwrap(), "rules: []\n");
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let problem = file.changed().unwrap().unwrap_err();
+        let remedy = format!("chmod go-w {}", path.display());
+        assert_eq!(problem.remedy, Some(remedy), "{}", problem.message);
+        assert!(file.changed().is_none(), "it is told once");
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(file.changed().unwrap().is_ok());
+    }
+}

@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore},
+    sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
     task::spawn_blocking,
     time::timeout,
 };
@@ -46,6 +46,9 @@ const LOOSE_FILES: usize = 1_000;
 
 /// Files of one repository that are read and verified at once.
 const LOADING: usize = 4;
+
+/// How long a file waits for its turn: so many times the limit of one read.
+const QUEUE: u32 = 4;
 
 /// A file on its way, for all who wait for it.
 type Flight = Shared<BoxFuture<'static, Result<Arc<Artifact>, Trouble>>>;
@@ -309,7 +312,7 @@ impl Repository {
             let begin = || {
                 let (me, snapshot, entry) = (Arc::clone(self), Arc::clone(snapshot), entry.clone());
                 let loading = async move {
-                    let _turn = me.loading.acquire().await.map_err(|_| Trouble::Defect)?;
+                    let _turn = me.turn_to_load(&entry).await?;
                     me.load(&snapshot, &entry, now).await.map(Arc::new)
                 };
                 loading.boxed().shared()
@@ -326,6 +329,21 @@ impl Repository {
             flights.remove(&entry.digest);
         }
         outcome.map(|artifact| (artifact, false))
+    }
+
+    /// Waits until a file may be read: at most as long as some others take that hang.
+    async fn turn_to_load(&self, entry: &IndexEntry) -> Result<SemaphorePermit<'_>, Trouble> {
+        if let Some(hung) = self.hung() {
+            return Err(hung);
+        }
+        let limit = self.patience * QUEUE;
+        match timeout(limit, self.loading.acquire()).await {
+            Ok(turn) => turn.map_err(|_| Trouble::Defect),
+            Err(_) => {
+                let path = artifact_path(&entry.name, &entry.version);
+                Err(StoreError::TimedOut { path, seconds: limit.as_secs() }.into())
+            }
+        }
     }
 
     async fn load(

@@ -18,4 +18,4 @@ mod protected;
 mod regular;
 
 pub use protected::{Unprotected, accept_any_owner, accept_owner, check_protected};
-pub use regular::{open, open_lock, read, read_text, read_to_limit};
+pub use regular::{create, open, open_lock, read, read_text, read_to_limit};

@@ -46,6 +46,29 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Makes, or empties, a regular file to be written, with this mode where it is new. Never waits for whoever
+/// reads a pipe, and follows no symbolic link.
+///
+/// # Errors
+/// As [`open`].
+pub fn create(path: &Path, mode: u32) -> io::Result<File> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => regular(found.file_type())?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(mode)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    regular(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
 /// The whole regular file, if it is no longer than `limit` bytes.
 ///
 /// # Errors
@@ -144,12 +167,15 @@ mod tests {
             let error = in_time(move || read(&path, 100)).unwrap_err();
             assert!(error.to_string().contains(said), "{name}: {error}");
             in_time(move || open_lock(&lock)).unwrap_err();
+            let made = at(name);
+            in_time(move || create(&made, 0o600)).unwrap_err();
         }
         assert_eq!(read(&at("to-file"), 4).unwrap(), b"text");
         // A link to where it may lead is not locked, and nothing is made there.
         open_lock(&at("to-file")).unwrap_err();
         symlink(at("nothing"), at("dangling")).unwrap();
         open_lock(&at("dangling")).unwrap_err();
+        create(&at("dangling"), 0o600).unwrap_err();
         assert!(!at("nothing").exists());
         open_lock(&at("lock")).unwrap();
         open_lock(&at("lock")).unwrap();

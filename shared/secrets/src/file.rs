@@ -206,6 +206,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_in_place_of_a_key_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = read_private(&path).unwrap_err();
+        assert!(error.reason.contains("named pipe"), "{error}");
+    }
+
+    #[test]
     fn what_is_missing_or_too_long_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
