@@ -349,6 +349,11 @@ pub(crate) fn harmless(text: &str) -> String {
     out + rest
 }
 
+/// A remark: what it quotes must not look like another one, or like an error.
+fn remark(text: &str) -> String {
+    harmless(text).replace('\n', "\n  ")
+}
+
 fn unwritable(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, format!("the answer cannot be written: {error}"))
 }
@@ -466,7 +471,7 @@ impl Screen {
         match &mut self.json {
             Some(pending) => pending.notes.push(text.to_owned()),
             None => {
-                let _ = writeln!(self.err, "{}", harmless(text));
+                let _ = writeln!(self.err, "{}", remark(text));
             }
         }
     }
@@ -486,7 +491,7 @@ impl Screen {
         let Some(Pending { failures, notes }) = self.json.take() else { return };
         if failures.is_empty() {
             for note in notes {
-                let _ = writeln!(self.err, "{}", harmless(&note));
+                let _ = writeln!(self.err, "{}", remark(&note));
             }
             return;
         }
@@ -560,6 +565,12 @@ mod tests {
         assert_eq!(harmless(ours), ours);
         let theirs = "a\x1b[2Jb\u{9b}31mc\rd\x1b[1;1He\x1b[\u{202e}f\u{200b}";
         assert!(!harmless(theirs).contains(foreign::is_unprintable), "{:?}", harmless(theirs));
+    }
+
+    #[test]
+    fn what_a_remark_quotes_is_no_line_of_its_own() {
+        let said = remark("warning: web1 says x\nerror: all is lost\u{1b}[2J");
+        assert_eq!(said, "warning: web1 says x\n  error: all is lost\u{fffd}[2J");
     }
 
     #[test]

@@ -337,13 +337,11 @@ impl Repository {
             return Err(hung);
         }
         let limit = self.patience * QUEUE;
-        match timeout(limit, self.loading.acquire()).await {
-            Ok(turn) => turn.map_err(|_| Trouble::Defect),
-            Err(_) => {
-                let path = artifact_path(&entry.name, &entry.version);
-                Err(StoreError::TimedOut { path, seconds: limit.as_secs() }.into())
-            }
-        }
+        let Ok(turn) = timeout(limit, self.loading.acquire()).await else {
+            let path = artifact_path(&entry.name, &entry.version);
+            return Err(StoreError::TimedOut { path, seconds: limit.as_secs() }.into());
+        };
+        turn.map_err(|_| Trouble::Defect)
     }
 
     async fn load(
