@@ -138,7 +138,10 @@ impl Layout {
             pki::private_file(&self.service_config(service), &config)?;
         }
         let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-        let env = format!("CANOPY_DIR={}\nCANOPY_USER={user}:{group}\n", self.dir.display());
+        let env = format!(
+            "CANOPY_DIR={}\nCANOPY_USER={user}:{group}\nCANOPY_OWNER={user}\n",
+            self.dir.display()
+        );
         pki::private_file(&self.compose_env(), &env)?;
         pki::private_file(&self.contexts(), &serde_json::to_string_pretty(&self.cli(pki)?)?)
     }

@@ -15,6 +15,8 @@ const KEPT_IN: &[(&str, &[&str])] = &[
     ("aya", &["canopy-kernel-aya"]),
     ("aya-obj", &["canopy-kernel-aya"]),
     ("axum", &["canopy-runtime"]),
+    ("hyper", &["canopy-runtime"]),
+    ("hyper-util", &["canopy-runtime"]),
     ("tracing-subscriber", &["canopy-runtime"]),
     ("opentelemetry_sdk", &["canopy-runtime"]),
     ("opentelemetry-otlp", &["canopy-runtime"]),
@@ -35,10 +37,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("canopy-kernel-aya", &["canopy-api", "canopy-chain", "canopy-kernel"]),
     ("canopy-audit", &["canopy-api"]),
     ("canopy-identity", &["canopy-api"]),
-    ("canopy-secrets", &[]),
-    ("canopy-bus", &["canopy-api", "canopy-audit", "canopy-identity", "canopy-secrets"]),
-    ("canopy-runtime", &["canopy-api", "canopy-identity", "canopy-secrets"]),
-    ("canopy-store", &["canopy-api", "canopy-runtime", "canopy-secrets"]),
+    ("canopy-files", &[]),
+    ("canopy-secrets", &["canopy-files"]),
+    (
+        "canopy-bus",
+        &["canopy-api", "canopy-audit", "canopy-files", "canopy-identity", "canopy-secrets"],
+    ),
+    ("canopy-runtime", &["canopy-api", "canopy-files", "canopy-identity", "canopy-secrets"]),
+    ("canopy-store", &["canopy-api", "canopy-files", "canopy-runtime", "canopy-secrets"]),
 ];
 
 /// Bytes in, verdict out.

@@ -21,6 +21,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -34,6 +35,12 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 pub struct Stack {
     layout: Layout,
     nats_server: PathBuf,
+}
+
+/// Whose a file is that is not root's, by itself or by a directory on the way to it.
+fn owner(file: &Path) -> Option<u32> {
+    let mut owners = file.ancestors().filter_map(|place| Some(place.metadata().ok()?.uid()));
+    owners.find(|owner| *owner != 0)
 }
 
 impl Stack {
@@ -222,7 +229,12 @@ impl Stack {
                 .with_context(|| format!("cannot remove {}", address.display()))?;
         }
         let mut command = Command::new(compile::binary(format!("canopy-{service}"))?);
-        command.arg("--config").arg(self.layout.service_config(service));
+        let config = self.layout.service_config(service);
+        command.arg("--config").arg(&config);
+        // The developer's directory is trusted by root's services too; nobody else's is.
+        if let Some(owner) = owner(&config) {
+            command.arg("--config-owner").arg(owner.to_string());
+        }
         let privilege = if service.is_host_local() { Privilege::Root } else { Privilege::Own };
         self.process(service).start(&command, privilege)
     }

@@ -88,6 +88,13 @@ pub fn default_path() -> PathBuf {
 impl ContextFile {
     /// Reads a file. One that is not there is empty, unless it was asked for by name.
     pub fn read(path: &Path, asked_for: bool) -> Result<Self, Failure> {
+        // It names the bus, and the authority that vouches for it.
+        let protected = if path.exists() { canopy_files::check_protected(path) } else { Ok(()) };
+        protected.map_err(|open| {
+            Failure::new(Exit::Denied, "others may write the context file, or replace it")
+                .at(open.path.display().to_string())
+                .fix(format!("{}; then {}", open.reason, open.remedy))
+        })?;
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked_for => {

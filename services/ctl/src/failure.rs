@@ -1,6 +1,6 @@
 //! What went wrong, as a person reads it, and the exit code a script reads.
 
-use canopy_api::{ApiError, Code, Problem, Problems};
+use canopy_api::{ApiError, Code, Problem, Problems, text::shown};
 use canopy_bus::Refusal;
 use serde_json::{Map, Value};
 use std::{fmt::Write as _, path::Path};
@@ -157,10 +157,10 @@ impl Failure {
                 let _ = writeln!(text, "  {line}");
             }
             if !problem.path.is_empty() {
-                let _ = writeln!(text, "  at: {}", problem.path);
+                let _ = writeln!(text, "  at: {}", shown(&problem.path));
             }
             if let Some(remedy) = &problem.remedy {
-                let _ = writeln!(text, "  fix: {remedy}");
+                let _ = writeln!(text, "  fix: {}", shown(remedy));
             }
         }
         text

@@ -14,10 +14,15 @@ pub const PUBLIC: Mode = Mode::from_bits_truncate(0o644);
 /// Only the owner may read.
 pub const SECRET: Mode = Mode::from_bits_truncate(0o600);
 
-/// At most `limit` + 1 bytes of a file: enough for whoever checks the limit to see it is passed.
+/// At most `limit` + 1 bytes of a file: enough for whoever checks the limit to see it is passed. A pipe is
+/// read where the shell made it (`<(…)`), and nowhere else: others may have put one into a directory of
+/// packages, and nobody would ever write to it.
 pub fn read_bounded(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    File::open(path)
+    let of_the_shell =
+        ["/dev/fd", "/dev/stdin", "/proc/self/fd"].iter().any(|at| path.starts_with(at));
+    let opened = if of_the_shell { File::open(path) } else { canopy_files::open(path) };
+    opened
         .and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| Failure::io("read", path, &error))?;
     Ok(bytes)
@@ -95,5 +100,9 @@ mod tests {
         fs::write(&path, [b'x'; 100]).unwrap();
         assert_eq!(read_bounded(&path, 10).unwrap().len(), 11);
         assert!(read_text(&path, 10).is_err());
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, SECRET).unwrap();
+        let said = read_bounded(&pipe, 10).unwrap_err().render("error");
+        assert!(said.contains("named pipe"), "{said}");
     }
 }

@@ -1,6 +1,7 @@
 //! How answers are written: tables for people, JSON and YAML for programs, names for loops.
 
 use crate::failure::{Exit, Failure};
+use canopy_api::text as foreign;
 use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write};
 
@@ -183,7 +184,7 @@ impl Table {
         let cell = |row: &[Cell], i: usize| match row.get(i) {
             // A line break in what a host says must not look like another row.
             Some(cell) if !cell.text.is_empty() => {
-                Cell { text: cell.text.replace(char::is_control, "\u{fffd}"), tone: cell.tone }
+                Cell { text: foreign::shown(&cell.text).into_owned(), tone: cell.tone }
             }
             _ => Cell::toned("-", Tone::Dim),
         };
@@ -306,7 +307,9 @@ pub trait Answer: Serialize {
 
 /// Any value as JSON, indented, ending in a newline.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|e| unwritable(&e))
+    let text = serde_json::to_string_pretty(value).map_err(|e| unwritable(&e))?;
+    // Nothing is left out and nothing hidden: what has no sign of its own is written as an escape.
+    Ok(foreign::escaped_json(&text).into_owned() + "\n")
 }
 
 /// Any value as YAML, ending in a newline.
@@ -314,15 +317,20 @@ pub fn yaml<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
     // Through a JSON value, so that both formats show the same fields in the same way.
     let value = serde_json::to_value(value).map_err(|e| unwritable(&e))?;
     let text = serde_saphyr::to_string(&value).map_err(|e| unwritable(&e))?;
+    if foreign::shown_lines(&text) != text {
+        // JSON is YAML too, and has an escape for what would not be seen.
+        return json(&value);
+    }
     Ok(if text.ends_with('\n') { text } else { text + "\n" })
 }
 
-/// The text without what moves the cursor or talks to the terminal: hosts and packages may say
-/// anything. Lines, tabs and our own colours stay.
-fn harmless(text: &str) -> String {
+/// The text without what moves the cursor, talks to the terminal or hides what it says: hosts and packages
+/// may say anything. Lines, tabs and our own colours stay.
+pub(crate) fn harmless(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(|c: char| c.is_control() && c != '\n' && c != '\t') {
+    let bad = |c: char| foreign::is_unprintable(c) && c != '\n' && c != '\t';
+    while let Some(at) = rest.find(bad) {
         let (before, found) = rest.split_at(at);
         out.push_str(before);
         let colour = found.strip_prefix("\x1b[").and_then(|code| {
@@ -339,6 +347,11 @@ fn harmless(text: &str) -> String {
         rest = found.get(length..).unwrap_or_default();
     }
     out + rest
+}
+
+/// A remark: what it quotes must not look like another one, or like an error.
+fn remark(text: &str) -> String {
+    harmless(text).replace('\n', "\n  ")
 }
 
 fn unwritable(error: &dyn std::fmt::Display) -> Failure {
@@ -392,8 +405,26 @@ impl Screen {
         self.json.get_or_insert_default();
     }
 
-    /// Writes text to standard output. A reader that has gone (`| head`) is not an error.
+    /// Writes text to standard output, without what could harm or mislead who reads it.
     pub fn print(&mut self, text: &str) -> Result<(), Failure> {
+        self.write(&harmless(text))
+    }
+
+    /// Writes a line of JSON whose bytes are signed or chained, as it is; on a terminal with escapes for
+    /// what would not be seen.
+    pub fn print_json_line(&mut self, line: &str) -> Result<(), Failure> {
+        let shown = if self.terminal { foreign::escaped_json(line) } else { line.into() };
+        self.write(&format!("{shown}\n"))
+    }
+
+    /// Clears the terminal.
+    pub fn clear(&mut self) -> Result<(), Failure> {
+        // Cursor home, and erase from there (ECMA-48 CUP and ED).
+        self.write("\x1b[H\x1b[2J")
+    }
+
+    /// A reader that has gone (`| head`) is not an error.
+    fn write(&mut self, text: &str) -> Result<(), Failure> {
         match self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(&error)),
             _ => Ok(()),
@@ -420,7 +451,7 @@ impl Screen {
                 }
             },
         };
-        self.print(&harmless(&text))
+        self.print(&text)
     }
 
     /// A table as this screen shows it; what is asked for with all columns is not cut.
@@ -432,8 +463,7 @@ impl Screen {
     /// Writes one line of an answer that comes bit by bit.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
         // What a host says must not look like another line.
-        let text = text.replace(char::is_control, "\u{fffd}");
-        self.print(&(text + "\n"))
+        self.print(&(foreign::shown(text) + "\n"))
     }
 
     /// A remark to the person, on standard error.
@@ -441,7 +471,7 @@ impl Screen {
         match &mut self.json {
             Some(pending) => pending.notes.push(text.to_owned()),
             None => {
-                let _ = writeln!(self.err, "{}", harmless(text));
+                let _ = writeln!(self.err, "{}", remark(text));
             }
         }
     }
@@ -453,7 +483,7 @@ impl Screen {
             return;
         }
         let word = Tone::Bad.paint("error", self.error_colour);
-        let _ = self.err.write_all(failure.render(&word).as_bytes());
+        let _ = self.err.write_all(harmless(&failure.render(&word)).as_bytes());
     }
 
     /// Writes what was kept for the end: errors as JSON, or remarks where nothing failed.
@@ -461,12 +491,12 @@ impl Screen {
         let Some(Pending { failures, notes }) = self.json.take() else { return };
         if failures.is_empty() {
             for note in notes {
-                let _ = writeln!(self.err, "{}", harmless(&note));
+                let _ = writeln!(self.err, "{}", remark(&note));
             }
             return;
         }
-        let object = crate::failure::as_json(&failures, &notes, exit);
-        let _ = writeln!(self.err, "{object}");
+        let object = crate::failure::as_json(&failures, &notes, exit).to_string();
+        let _ = writeln!(self.err, "{}", foreign::escaped_json(&object));
     }
 }
 
@@ -533,8 +563,14 @@ mod tests {
 
         let ours = "\x1b[32mactive\x1b[0m\n\tü";
         assert_eq!(harmless(ours), ours);
-        let theirs = "a\x1b[2Jb\u{9b}31mc\rd\x1b[1;1He\x1b[";
-        assert!(!harmless(theirs).contains(char::is_control), "{:?}", harmless(theirs));
+        let theirs = "a\x1b[2Jb\u{9b}31mc\rd\x1b[1;1He\x1b[\u{202e}f\u{200b}";
+        assert!(!harmless(theirs).contains(foreign::is_unprintable), "{:?}", harmless(theirs));
+    }
+
+    #[test]
+    fn what_a_remark_quotes_is_no_line_of_its_own() {
+        let said = remark("warning: web1 says x\nerror: all is lost\u{1b}[2J");
+        assert_eq!(said, "warning: web1 says x\n  error: all is lost\u{fffd}[2J");
     }
 
     #[test]
@@ -543,5 +579,12 @@ mod tests {
         let back: serde_json::Value = serde_saphyr::from_str(&yaml(&value).unwrap()).unwrap();
         assert_eq!(back, value);
         assert!(json(&value).unwrap().ends_with("}\n"));
+        // What is not seen is in neither, and both say it.
+        let value = serde_json::json!({"a": "b\u{202e}c", "d\u{200b}": "\u{9b}2J"});
+        for text in [yaml(&value).unwrap(), json(&value).unwrap()] {
+            assert_eq!(text, harmless(&text));
+            let back: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+            assert_eq!(back, value);
+        }
     }
 }

@@ -37,7 +37,7 @@ impl Progress {
             return Self { done, thread: None };
         }
         let theirs = Arc::clone(&done);
-        let what = what.into();
+        let what = canopy_api::text::shown(&what.into()).into_owned();
         let thread = thread::Builder::new()
             .name("progress".to_owned())
             .spawn(move || report(&what, &theirs));

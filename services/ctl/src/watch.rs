@@ -110,7 +110,7 @@ fn show<A: Answer>(
             for (what, name, shown) in events {
                 let event = json!({ "type": what, "name": name, "object": shown.object });
                 if format == Format::Json {
-                    screen.print(&format!("{event}\n"))?;
+                    screen.print_json_line(&event.to_string())?;
                 } else {
                     screen.print(&format!("---\n{}", crate::output::yaml(&event)?))?;
                 }

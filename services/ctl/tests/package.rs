@@ -476,3 +476,44 @@ fn check_and_build_refuse_what_no_loader_takes() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && said.contains("frags: true"), "{said}");
 }
+
+#[test]
+fn text_that_nobody_sees_is_told_and_not_shown() {
+    let dir = workshop();
+    let manifest = dir.path().join("demo/package.yaml");
+    let readme = dir.path().join("demo/README.md");
+    fs::write(&readme, "# demo\n\nfine ⚠\u{fe0f}\nnot \u{202e}enif\u{1b}[2J\n").unwrap();
+    let output = canopy(&["package", "check", "demo"], dir.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("README.md line 4: a character that nobody sees (U+202E)"), "{said}");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let changed: Vec<_> = text
+        .lines()
+        .map(|line| match line.strip_prefix("description: ") {
+            Some(_) => "description: \"sa\\u202efe\"".to_owned(),
+            None => line.to_owned(),
+        })
+        .collect();
+    fs::write(&manifest, changed.join("\n")).unwrap();
+    let said = fails(2, &["package", "check", "demo"], dir.path());
+    assert!(said.contains("at: demo/package.yaml: description"), "{said}");
+    assert!(said.contains("U+202E") && !said.contains('\u{202e}'), "{said}");
+    // What a file of somebody else is quoted with harms nobody either.
+    fs::write(&manifest, "name: \"x\\e[2J\\u202e\"\n").unwrap();
+    let said = fails(2, &["package", "check", "demo"], dir.path());
+    assert!(!said.contains(['\u{202e}', '\u{1b}']), "{said:?}");
+}
+
+#[test]
+fn a_context_file_that_others_may_write_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("config.yaml");
+    fs::write(&file, "contexts: []\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    let args = ["--context-file", "config.yaml", "get", "hosts"];
+    let said = fails(6, &args, dir.path());
+    assert!(said.contains("others may write the context file"), "{said}");
+    assert!(said.contains("chmod go-w "), "{said}");
+}

@@ -32,6 +32,10 @@ pub trait PackageSource: Send + Sync {
 /// Bytes of packages kept on disk unless the configuration says otherwise.
 pub const DEFAULT_BYTES: u64 = 512 << 20;
 
+/// Longest package file and longest signature that are read from it, bytes.
+const ARCHIVE: u64 = 64 << 20;
+const SIGNATURE: u64 = 64 * 1024;
+
 /// A directory of package files named by digest, each with its signature beside it. Files are
 /// checked against their name at each reading; whoever puts one there has checked its signature.
 #[derive(Debug)]
@@ -159,13 +163,18 @@ impl Cache {
 
     /// What is there already of a download that broke off.
     pub fn part(&self, digest: &Digest) -> Vec<u8> {
-        fs::read(self.part_file(digest)).unwrap_or_default()
+        canopy_files::read(&self.part_file(digest), ARCHIVE).unwrap_or_default()
     }
 
     /// Adds to a download.
     pub fn add_part(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
         self.fits.store(false, Ordering::Relaxed);
-        let file = fs::File::options().create(true).append(true).open(self.part_file(digest));
+        let path = self.part_file(digest);
+        if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+            // Whatever it is, what is written to it does not stay.
+            remove(&path);
+        }
+        let file = fs::File::options().create(true).append(true).open(path);
         file?.write_all(bytes)
     }
 
@@ -234,10 +243,11 @@ impl Cache {
     /// The bytes of a package, if they are here and whole.
     pub fn bytes(&self, digest: &Digest) -> Option<Vec<u8>> {
         let path = self.file(digest);
-        let bytes = fs::read(&path).ok().filter(|bytes| Digest::of(bytes) == *digest)?;
+        let read = canopy_files::read(&path, ARCHIVE).ok();
+        let bytes = read.filter(|bytes| Digest::of(bytes) == *digest)?;
         // When it was used last is the file's time. A file system that cannot say so is no reason
         // not to use the package.
-        let _ = fs::File::open(&path).and_then(|file| file.set_modified(clock::now()));
+        let _ = canopy_files::open(&path).and_then(|file| file.set_modified(clock::now()));
         self.kept().in_hand.insert(digest.clone());
         Some(bytes)
     }
@@ -248,7 +258,7 @@ impl Cache {
 
     /// The signature a package was kept with, to be checked again: keys may have been revoked.
     pub fn signature(&self, digest: &Digest) -> Option<String> {
-        fs::read_to_string(self.signature_file(digest)).ok()
+        canopy_files::read_text(&self.signature_file(digest), SIGNATURE).ok()
     }
 
     /// Whether the file of a package is here.
@@ -297,8 +307,9 @@ impl Cache {
 
     fn write(&self, digest: &Digest, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let new = self.dir.join(format!("{}.new", digest.hex()));
-        fs::write(&new, bytes)?;
-        fs::File::open(&new)?.sync_all()?;
+        let mut file = canopy_files::create(&new, 0o644)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
         fs::rename(&new, path)
     }
 }
@@ -350,6 +361,24 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     const FLOWMETER: &str = include_str!("../../../ebpf/packages/flowmeter/package.yaml");
+
+    #[test]
+    fn pipes_in_place_of_packages_are_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), Limits::default()).unwrap();
+        let digest = Digest::of(b"package");
+        for path in [cache.file(&digest), cache.signature_file(&digest), cache.part_file(&digest)] {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        assert_eq!((cache.bytes(&digest), cache.signature(&digest)), (None, None));
+        assert!(!cache.has(&digest) && cache.package(&digest).is_err());
+        assert_eq!(cache.part(&digest), b"");
+        cache.add_part(&digest, b"pack").unwrap();
+        assert_eq!(cache.part(&digest), b"pack");
+        cache.keep(&digest, b"package", Some("signature!")).unwrap();
+        assert_eq!(cache.bytes(&digest).unwrap(), b"package");
+        assert_eq!(cache.signature(&digest).unwrap(), "signature!");
+    }
 
     /// A cache with room for so many files of 100 bytes, and files 0 to `files`, the lowest used
     /// longest ago.

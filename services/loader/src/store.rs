@@ -9,9 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -40,6 +40,9 @@ pub enum StoreError {
         /// Its mode.
         mode: u32,
     },
+    /// Somebody else may put another directory in its place.
+    #[error("the state is not used: {0}; {remedy}", remedy = .0.remedy)]
+    Unprotected(canopy_files::Unprotected),
     /// Another version of the loader wrote it.
     #[error("{} has format {found}, this version reads {OWN_NETNS} to {REPOSITORIES}; run the loader that wrote it", path.display())]
     Format {
@@ -105,6 +108,9 @@ pub struct Store {
     _lock: Flock<File>,
 }
 
+/// Longest file of the state, bytes: far beyond what the most chains with the longest lists take.
+const LONGEST: u64 = 1 << 30;
+
 impl Store {
     /// Makes the directory if need be and locks it. One that others may write to is refused.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
@@ -121,14 +127,9 @@ impl Store {
         if mode & 0o022 != 0 {
             return Err(StoreError::Open { path: dir.to_owned(), mode });
         }
+        canopy_files::check_protected(dir).map_err(StoreError::Unprotected)?;
         let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(at("open", &path))?;
+        let file = canopy_files::open_lock(&path).map_err(at("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::Locked { path }),
@@ -213,7 +214,7 @@ impl Store {
 
     /// What was written down of what is attached; nothing where that cannot be read.
     pub fn attached(&self) -> Attached {
-        let bytes = fs::read(self.attached_path()).unwrap_or_default();
+        let bytes = canopy_files::read(&self.attached_path(), LONGEST).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
@@ -290,8 +291,7 @@ fn checksum(format: u32, body: &[u8]) -> String {
 
 fn write_new(path: &Path, bytes: &[u8], sync: bool) -> Result<(), StoreError> {
     let write = || {
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        let mut file = canopy_files::create(path, 0o600)?;
         file.write_all(bytes)?;
         if sync { file.sync_all() } else { Ok(()) }
     };
@@ -326,7 +326,7 @@ enum Found {
 }
 
 fn read(path: &Path) -> Result<Found, StoreError> {
-    let bytes = match fs::read(path) {
+    let bytes = match canopy_files::read(path, LONGEST) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(source) => {
@@ -385,6 +385,27 @@ mod tests {
         }
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Store::open(dir.path()).unwrap();
+        // Nor one that others could put another one in place of.
+        let inner = dir.path().join("state");
+        Store::open(&inner).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Store::open(&inner).unwrap_err();
+        assert!(matches!(error, StoreError::Unprotected(_)), "{error}");
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_state_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for path in [store.current(), store.attached_path(), store.next()] {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let error = store.load(&"web1".parse().unwrap()).unwrap_err();
+        assert!(crate::error::with_causes(&error).contains("named pipe"), "{error:?}");
+        store.attached();
+        let error = store.save(&state(1)).unwrap_err();
+        assert!(crate::error::with_causes(&error).contains("named pipe"), "{error:?}");
     }
 
     #[test]
@@ -425,7 +446,7 @@ mod tests {
         store.keep_copy(&state(2)).unwrap();
         let mode = fs::metadata(store.previous()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        OpenOptions::new().write(true).open(store.current()).unwrap().set_len(20).unwrap();
+        File::options().write(true).open(store.current()).unwrap().set_len(20).unwrap();
         match store.load(&host()).unwrap() {
             Loaded::Previous { state: found, .. } => assert_eq!(found, state(2)),
             other => panic!("{other:?}"),

@@ -15,11 +15,13 @@ use canopy_api::{
 use canopy_runtime::Latch;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
+
+/// Longest file of rules, bytes.
+const LONGEST: u64 = 16 << 20;
 
 /// What is decided by.
 #[derive(Clone)]
@@ -305,12 +307,43 @@ impl RulesFile {
     /// Its text, if it is another one than the last time. Reads a file; not for a thread that others
     /// wait for.
     pub fn changed(&mut self) -> Option<Result<String, Problem>> {
-        let now = fs::read_to_string(&self.path)
-            .map_err(|error| Problem::new("", format!("cannot be read: {error}")));
+        let now = canopy_files::check_protected(&self.path)
+            .map_err(|open| {
+                Problem::new("", format!("the rules are not used: {open}")).remedy(open.remedy)
+            })
+            .and_then(|()| {
+                canopy_files::read_text(&self.path, LONGEST)
+                    .map_err(|error| Problem::new("", format!("cannot be read: {error}")))
+            });
         if self.seen.as_ref() == Some(&now) {
             return None;
         }
         self.seen = Some(now.clone());
         Some(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt as _,
+    };
+
+    #[test]
+    fn rules_that_others_may_write_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rules.yaml");
+        fs::write(&path, "rules: []\n").unwrap();
+        let mut file = RulesFile::new(path.clone());
+        assert_eq!(file.changed().unwrap().unwrap(), "rules: []\n");
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let problem = file.changed().unwrap().unwrap_err();
+        let remedy = format!("chmod go-w {}", path.display());
+        assert_eq!(problem.remedy, Some(remedy), "{}", problem.message);
+        assert!(file.changed().is_none(), "it is told once");
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(file.changed().unwrap().is_ok());
     }
 }

@@ -5,7 +5,10 @@ use crate::config::{AuthConfig, CaConfig, HostsRule};
 use canopy_api::san::SanPatterns;
 use canopy_identity::{Authority, SigningKey, VerifyingKeys};
 use ring::digest::{Context, SHA256};
-use std::{fs, time::Duration};
+use std::time::Duration;
+
+/// Longest file of a certificate, bytes.
+const LONGEST: u64 = 1 << 20;
 
 /// Keys, patterns, tolerance.
 #[derive(Debug)]
@@ -37,7 +40,9 @@ pub(crate) struct HostAuthority {
 
 impl HostAuthority {
     fn read(config: &CaConfig, seen: &mut Context) -> anyhow::Result<Self> {
-        let certificate = fs::read_to_string(&config.cert).map_err(|error| {
+        canopy_files::check_protected(&config.cert)
+            .map_err(|open| anyhow::anyhow!("auth.ca.cert: {open}; {}", open.remedy))?;
+        let certificate = canopy_files::read_text(&config.cert, LONGEST).map_err(|error| {
             anyhow::anyhow!("auth.ca.cert: cannot read {}: {error}", config.cert.display())
         })?;
         let key = config

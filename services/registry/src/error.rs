@@ -69,6 +69,7 @@ impl Trouble {
                 StoreError::TooLarge { .. } => Code::Denied,
                 StoreError::NotFound { .. }
                 | StoreError::TimedOut { .. }
+                | StoreError::Hung { .. }
                 | StoreError::Credentials { .. }
                 | StoreError::Failed { .. }
                 | StoreError::Unwritten { .. } => Code::Unavailable,
@@ -94,6 +95,9 @@ impl Trouble {
                 | StoreError::Failed { .. }
                 | StoreError::Unwritten { .. } => {
                     "see whether the registry's user can reach and read the repository".to_owned()
+                }
+                StoreError::Hung { .. } => {
+                    "see whether the file system or network of the repository hangs".to_owned()
                 }
                 StoreError::Credentials { remedy, .. } => remedy.clone(),
             },
@@ -361,6 +365,27 @@ pub enum RegistryError {
     /// A manifest that was read cannot be written.
     #[error("the manifest cannot be written")]
     Defect,
+}
+
+impl RegistryError {
+    /// Whether a store did not answer in time, so that the next question to it would not be either.
+    pub(crate) fn store_hangs(&self) -> bool {
+        match self {
+            Self::Repository { trouble, .. } | Self::Artifact { trouble, .. } => match trouble {
+                Trouble::Store(error) => {
+                    matches!(**error, StoreError::TimedOut { .. } | StoreError::Hung { .. })
+                }
+                Trouble::Refused(_) | Trouble::IndexGone(_) | Trouble::Defect => false,
+            },
+            Self::Requirement { .. }
+            | Self::UnknownPackage { .. }
+            | Self::NoVersion { .. }
+            | Self::Unfit { .. }
+            | Self::UnknownDigest { .. }
+            | Self::Offset { .. }
+            | Self::Defect => false,
+        }
+    }
 }
 
 impl From<RegistryError> for ApiError {

@@ -209,7 +209,10 @@ impl Registry {
             .iter()
             .map(|repository| {
                 let (snapshot, trouble) = repository.current((self.now)());
-                let detail = match (&snapshot, trouble) {
+                let hung = repository.hung();
+                // What is in memory is still given out; but no package can be had any more.
+                let usable = snapshot.is_some() && hung.is_none();
+                let detail = match (&snapshot, hung.or(trouble)) {
                     (_, Some(trouble)) => trouble.to_string(),
                     (None, None) => "not read yet".to_owned(),
                     (Some(snapshot), None) => format!(
@@ -227,7 +230,7 @@ impl Registry {
                     ),
                 };
                 let name = repository.name.clone();
-                RepositoryHealth { name, usable: snapshot.is_some(), detail }
+                RepositoryHealth { name, usable, detail }
             })
             .collect()
     }
@@ -601,8 +604,10 @@ impl Registry {
         let behind = |name: &PackageName| {
             request.cursor.as_ref().is_none_or(|cursor| name.as_str() > cursor.as_str())
         };
+        let mut lost = BTreeMap::new();
         for (repository, snapshot, name) in all.iter().filter(|(_, _, name)| behind(name)) {
-            let mut package = self.summary(repository, snapshot, name).await;
+            let lost = lost.entry(repository.name.as_str()).or_default();
+            let mut package = self.summary(repository, snapshot, name, lost).await;
             keep_versions(&mut package, each);
             if !page.add(package) {
                 break;
@@ -644,10 +649,11 @@ impl Registry {
         repository: &Arc<Repository>,
         snapshot: &Arc<Snapshot>,
         name: &PackageName,
+        lost: &mut Option<String>,
     ) -> PackageSummary {
         let newest = snapshot.index.versions(name).find(|entry| !entry.yanked);
         let about = match newest {
-            Some(entry) => self.about(repository, snapshot, entry).await,
+            Some(entry) => self.about(repository, snapshot, entry, lost).await,
             None => About::default(),
         };
         PackageSummary {
@@ -661,15 +667,21 @@ impl Registry {
         }
     }
 
+    /// What a list says of a package; `lost` is why its repository's files cannot be had any more.
     async fn about(
         &self,
         repository: &Arc<Repository>,
         snapshot: &Arc<Snapshot>,
         entry: &IndexEntry,
+        lost: &mut Option<String>,
     ) -> About {
         let known = || self.about.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(about) = known().get(&entry.digest) {
             return about.clone();
+        }
+        let unknown = |why: &str| About { description: format!("({why})"), ..About::default() };
+        if let Some(why) = lost {
+            return unknown(why);
         }
         match self.artifact_of(repository, snapshot, entry).await {
             Ok(artifact) => {
@@ -688,7 +700,11 @@ impl Registry {
                 known.insert(entry.digest.clone(), about.clone());
                 about
             }
-            Err(error) => About { description: format!("({error})"), ..About::default() },
+            Err(error) => {
+                // One answer waits for a store that hangs once, not once for every package.
+                *lost = error.store_hangs().then(|| error.to_string());
+                unknown(&error.to_string())
+            }
         }
     }
 
@@ -703,8 +719,10 @@ impl Registry {
         let (all, unavailable) = self.offered(None).await;
         let each = (VERSIONS / all.len().max(1)).clamp(1, 1_000);
         let mut found = Vec::new();
+        let mut lost = BTreeMap::new();
         for (repository, snapshot, name) in &all {
-            let mut package = self.summary(repository, snapshot, name).await;
+            let lost = lost.entry(repository.name.as_str()).or_default();
+            let mut package = self.summary(repository, snapshot, name, lost).await;
             if let Some(rank) = rank(request, &package) {
                 keep_versions(&mut package, each);
                 found.push((rank, package));

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore},
+    sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
     task::spawn_blocking,
     time::timeout,
 };
@@ -47,6 +47,9 @@ const LOOSE_FILES: usize = 1_000;
 
 /// Files of one repository that are read and verified at once.
 const LOADING: usize = 4;
+
+/// How long a file waits for its turn: so many times the limit of one read.
+const QUEUE: u32 = 4;
 
 /// A file on its way, for all who wait for it.
 type Flight = Shared<BoxFuture<'static, Result<Arc<Artifact>, Trouble>>>;
@@ -124,6 +127,12 @@ impl Repository {
     /// As it was configured.
     pub fn config(&self) -> &RepositoryConfig {
         &self.config
+    }
+
+    /// What is wrong where nothing can be read of it now, because what was asked of its store before has
+    /// not ended.
+    pub fn hung(&self) -> Option<Trouble> {
+        self.store.hung().map(Trouble::from)
     }
 
     /// The highest index version verified at its place, 0 for none.
@@ -292,13 +301,20 @@ impl Repository {
         let mut found = BTreeMap::new();
         let mut loose = BTreeMap::new();
         for path in self.store.list(".cpkg", LOOSE_FILES).await? {
-            let bytes = self.store.read(&path, self.limits.archive_bytes as u64).await?;
+            // One bad file must not hide the others from a developer.
+            let bytes = match self.store.read(&path, self.limits.archive_bytes as u64).await {
+                Ok(bytes) => bytes,
+                Err(error @ (StoreError::Failed { .. } | StoreError::TooLarge { .. })) => {
+                    tracing::warn!(repository = %self.name, "{error}; the file is left out");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let limits = self.limits;
             let opened = spawn_blocking(move || {
                 Package::open(&bytes, &limits)
                     .map(|package| (Digest::of(&bytes), bytes.len(), package))
             });
-            // One bad file must not hide the others from a developer.
             let (digest, length, package) = match opened.await.map_err(|_| Trouble::Defect)? {
                 Ok(opened) => opened,
                 Err(error) => {
@@ -345,7 +361,7 @@ impl Repository {
             let begin = || {
                 let (me, snapshot, entry) = (Arc::clone(self), Arc::clone(snapshot), entry.clone());
                 let loading = async move {
-                    let _turn = me.loading.acquire().await.map_err(|_| Trouble::Defect)?;
+                    let _turn = me.turn_to_load(&entry).await?;
                     me.load(&snapshot, &entry, now).await.map(Arc::new)
                 };
                 loading.boxed().shared()
@@ -362,6 +378,19 @@ impl Repository {
             flights.remove(&entry.digest);
         }
         outcome.map(|artifact| (artifact, false))
+    }
+
+    /// Waits until a file may be read: at most as long as some others take that hang.
+    async fn turn_to_load(&self, entry: &IndexEntry) -> Result<SemaphorePermit<'_>, Trouble> {
+        if let Some(hung) = self.hung() {
+            return Err(hung);
+        }
+        let limit = self.patience * QUEUE;
+        let Ok(turn) = timeout(limit, self.loading.acquire()).await else {
+            let path = artifact_path(&entry.name, &entry.version);
+            return Err(StoreError::TimedOut { path, seconds: limit.as_secs() }.into());
+        };
+        turn.map_err(|_| Trouble::Defect)
     }
 
     async fn load(

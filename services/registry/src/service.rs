@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{
     sync::mpsc::{self, Receiver},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 /// Refusals that wait to be told.
@@ -122,25 +122,35 @@ async fn watch(current: Arc<Current>, mut every: Duration, latch: Latch, cx: Con
     let mut timer = interval(CONFIGURATION);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due = clock::monotonic();
+    let mut looking = None;
     loop {
         tokio::select! {
             () = cx.shutdown.cancelled() => return,
             _ = timer.tick() => {}
         }
-        let looked = tokio::task::spawn_blocking(move || {
-            let changed = file.as_mut().and_then(ConfigFile::changed::<Config>);
-            (file, changed)
+        let look = looking.get_or_insert_with(|| {
+            let mut file = file.take();
+            tokio::task::spawn_blocking(move || {
+                let changed = file.as_mut().and_then(ConfigFile::changed::<Config>);
+                (file, changed)
+            })
         });
-        let Ok((kept, changed)) = looked.await else {
-            tracing::error!("the configuration is not followed any more; restart the registry");
-            return;
-        };
-        file = kept;
-        if let Some(loaded) = changed
-            && let Some(config) = current.change(loaded).await
-        {
-            every = Duration::from_secs(config.refresh_seconds);
-            due = clock::monotonic();
+        match timeout(CONFIGURATION, look).await {
+            // A file system that hangs keeps the repositories from nothing; the look goes on meanwhile.
+            Err(_) => {}
+            Ok(Err(_)) => {
+                tracing::error!("the configuration is not followed any more; restart the registry");
+                return;
+            }
+            Ok(Ok((kept, changed))) => {
+                (file, looking) = (kept, None);
+                if let Some(loaded) = changed
+                    && let Some(config) = current.change(loaded).await
+                {
+                    every = Duration::from_secs(config.refresh_seconds);
+                    due = clock::monotonic();
+                }
+            }
         }
         if clock::monotonic() >= due {
             let registry = current.get();

@@ -17,7 +17,11 @@ use canopy_api::{
     wire::{ArtifactRequest, DescribeRequest, Empty, ListRequest, ResolveRequest, SearchRequest},
 };
 use canopy_bus::{Bus, BusConfig, CallError, CallOptions};
-use canopy_package::{IndexEntry, SecretKey, index::join, repository::INDEX};
+use canopy_package::{
+    IndexEntry, SecretKey,
+    index::join,
+    repository::{INDEX, LOCK, artifact_path},
+};
 use canopy_test_support::{
     nats::{ClientFiles, NatsServer},
     service::{ServiceProcess, check},
@@ -167,6 +171,68 @@ async fn one_of_two_registries_is_killed_in_the_middle_of_a_file() {
         }
     }
     panic!("the second registry does not answer");
+}
+
+/// Pipes in place of files once kept a thread each for good.
+#[tokio::test]
+async fn pipes_in_place_of_packages_hurt_nobody_else() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let directory = Directory::new();
+    let bytes = directory.publish(&package("good", "1.0.0", ""));
+    let mut paths = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let package = package(name, "1.0.0", "");
+        directory.publish(&package);
+        let (name, version) = (&package.manifest.name, &package.manifest.version);
+        paths.push(directory.path(&artifact_path(name, version)));
+    }
+    let whole: Vec<_> = paths.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    for path in &paths {
+        std::fs::remove_file(path).unwrap();
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    nix::unistd::mkfifo(&directory.path(LOCK), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut config = config(&server, &directory);
+    config["repositories"][0]["writable"] = json!(true);
+    let process = ServiceProcess::start(Path::new(PROGRAM), config).unwrap();
+    process.wait_status(200).unwrap();
+    let (central, loader) = (Target::Central, connect(&server, "h-web1-loader").await);
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap().count();
+    for _ in 0..20 {
+        let asked = ["a", "b", "c", "d", "e", "f"].map(async |name| {
+            let error = loader.call::<Resolve>(&central, &resolve(name)).await.unwrap_err();
+            error.to_api_error()
+        });
+        for error in futures::future::join_all(asked).await {
+            assert_eq!(error.code, Code::Unavailable, "{error:?}");
+            assert!(error.message.contains("named pipe"), "{error:?}");
+        }
+        let good = loader.call::<Resolve>(&central, &resolve("good")).await.unwrap();
+        let request = ArtifactRequest { digest: good.version.digest, offset: 0 };
+        assert_eq!(loader.call::<Artifact>(&central, &request).await.unwrap().data.0, bytes);
+    }
+    assert!(threads() < 64, "{} threads", threads());
+    // When they are gone all is well at once.
+    for (path, bytes) in paths.iter().zip(whole) {
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    loader.call::<Resolve>(&central, &resolve("a")).await.unwrap();
+    // So it is of the index, which is looked at before every answer.
+    let index = directory.path(INDEX);
+    let text = std::fs::read(&index).unwrap();
+    std::fs::remove_file(&index).unwrap();
+    nix::unistd::mkfifo(&index, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let viewer = connect(&server, "u-viewer").await;
+    let list = viewer.call::<List>(&central, &ListRequest::default()).await.unwrap();
+    assert!(list.unavailable[0].reason.contains("named pipe"), "{list:?}");
+    std::fs::remove_file(&index).unwrap();
+    std::fs::write(&index, text).unwrap();
+    let list = viewer.call::<List>(&central, &ListRequest::default()).await.unwrap();
+    assert_eq!(list.unavailable, []);
+    let asked = Instant::now();
+    assert!(process.end().unwrap().success());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
 }
 
 /// Longer than a message of the bus can be.

@@ -1,6 +1,9 @@
 //! The error every service answers with.
 
-use crate::problem::{Problem, Problems};
+use crate::{
+    problem::{Problem, Problems},
+    text,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -129,8 +132,8 @@ impl ApiError {
     /// verifier's log has many).
     #[must_use]
     pub fn plain(mut self) -> Self {
-        let line = |c: char| c.is_control();
-        let text = |c: char| c.is_control() && c != '\n' && c != '\t';
+        let line = text::is_unprintable;
+        let lines = |c: char| text::is_unprintable(c) && c != '\n' && c != '\t';
         clean(&mut self.message, line);
         clean(&mut self.path, line);
         self.remedy.iter_mut().for_each(|remedy| clean(remedy, line));
@@ -140,7 +143,7 @@ impl ApiError {
             reason.into()
         });
         for problem in &mut self.problems {
-            clean(&mut problem.message, text);
+            clean(&mut problem.message, lines);
             clean(&mut problem.path, line);
             problem.remedy.iter_mut().for_each(|remedy| clean(remedy, line));
         }
@@ -184,13 +187,13 @@ mod tests {
 
     #[test]
     fn a_quoted_name_cannot_write_a_line_of_its_own() {
-        let forged = "x\n2026-01-01 INFO audit principal=u-admin\u{1b}[2J";
+        let forged = "x\n2026-01-01 INFO audit principal=u-admin\u{1b}[2J\u{202e}\u{200b}";
         let mut error = ApiError::new(Code::Invalid, forged).at(forged).remedy(forged);
         error.problems = vec![Problem::new(forged, "verifier: 0: r0 = 0\n\t1: exit\u{1b}[2J")];
         let error = error.plain();
-        for text in [&error.message, &error.path, error.remedy.as_ref().unwrap()] {
-            assert!(!text.contains(char::is_control), "{text:?}");
-            assert!(text.contains("u-admin"), "{text:?}");
+        for said in [&error.message, &error.path, error.remedy.as_ref().unwrap()] {
+            assert!(!said.contains(text::is_unprintable), "{said:?}");
+            assert!(said.contains("u-admin"), "{said:?}");
         }
         assert!(!error.problems[0].path.contains(char::is_control));
         assert_eq!(error.problems[0].message, "verifier: 0: r0 = 0\n\t1: exit\u{fffd}[2J");

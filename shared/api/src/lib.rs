@@ -37,6 +37,7 @@ pub mod san;
 pub mod scope;
 pub mod selector;
 pub mod subject;
+pub mod text;
 pub mod time;
 pub mod verdict;
 pub mod wire;

@@ -452,9 +452,10 @@ impl From<BusError> for ApiError {
             | BusError::Closed => Code::Unavailable,
             BusError::Refused { refusal, .. } => refusal.code(),
             BusError::NotPermitted { .. } => Code::Denied,
-            BusError::Address { .. } | BusError::File { .. } | BusError::Secret { .. } => {
-                Code::Invalid
-            }
+            BusError::Address { .. }
+            | BusError::File { .. }
+            | BusError::Unprotected { .. }
+            | BusError::Secret { .. } => Code::Invalid,
             BusError::Remembering { .. } | BusError::Defect(_) => Code::Internal,
         };
         Self::new(code, error.to_string())

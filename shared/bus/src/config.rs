@@ -61,6 +61,14 @@ pub enum BusError {
         #[source]
         source: io::Error,
     },
+    /// Others may write what is trusted.
+    #[error("{field} is not used: {open}; {}", open.remedy)]
+    Unprotected {
+        /// Field of the configuration that names it.
+        field: &'static str,
+        /// What is open to whom.
+        open: canopy_files::Unprotected,
+    },
     /// A key or a token is missing, or others may use it.
     #[error("{field} cannot be used: {error}; {}", error.remedy)]
     Secret {

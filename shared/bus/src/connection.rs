@@ -337,11 +337,16 @@ pub(crate) fn random_token() -> String {
 }
 
 fn readable(field: &'static str, path: &std::path::Path) -> Result<(), BusError> {
-    std::fs::File::open(path).map(drop).map_err(|source| BusError::File {
+    canopy_files::open(path).map(drop).map_err(|source| BusError::File {
         field,
         path: path.to_owned(),
         source,
     })
+}
+
+/// That nobody else decides whom this process takes for the bus.
+fn protected(field: &'static str, path: &std::path::Path) -> Result<(), BusError> {
+    canopy_files::check_protected(path).map_err(|open| BusError::Unprotected { field, open })
 }
 
 fn private(field: &'static str, path: &std::path::Path) -> Result<(), BusError> {
@@ -409,6 +414,7 @@ impl Bus {
     ) -> Result<Self, BusError> {
         // Fails when it is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        protected("bus.ca", &config.ca)?;
         readable("bus.ca", &config.ca)?;
         readable("bus.cert", &config.cert)?;
         private("bus.key", &config.key)?;

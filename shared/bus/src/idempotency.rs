@@ -98,7 +98,7 @@ impl Table {
         let mut state = State::default();
         let mut store = None;
         if let Some(path) = path {
-            if let Ok(file) = File::open(path) {
+            if let Ok(file) = canopy_files::open(path) {
                 for line in BufReader::new(file).lines() {
                     let Ok(line) = line else { break };
                     let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };

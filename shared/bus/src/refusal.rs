@@ -120,7 +120,7 @@ pub(crate) fn diagnose(
     now: SystemTime,
 ) -> Option<Refusal> {
     let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let certificate = std::fs::read(&config.cert).ok();
+    let certificate = canopy_files::read(&config.cert, 1 << 20).ok();
     let certificate = certificate.and_then(|pem| Certificate::from_pem(&pem).ok());
     // The server ends the handshake then, with no more than an alert.
     if let Some(certificate) = &certificate

@@ -20,6 +20,9 @@ use tokio::sync::Notify;
 
 /// Segments a full trail has, about.
 const SEGMENTS: u64 = 8;
+
+/// Longest segment that is read, bytes: of any limit that a disk has room for.
+const LONGEST: u64 = 4 << 30;
 /// Lines that are kept in memory for whoever sends them on.
 const RECENT: usize = 256;
 
@@ -167,7 +170,7 @@ impl Spool {
         let mut found = Vec::new();
         for path in files {
             let Some(first) = first_of(&path) else { continue };
-            let text = match fs::read_to_string(&path) {
+            let text = match canopy_files::read_text(&path, LONGEST) {
                 // Removed meanwhile, as there is no more room.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 text => text?,
@@ -326,7 +329,7 @@ impl Spool {
 
 /// Reads a segment; a last line without its break was never acted on, and goes.
 fn read(path: PathBuf, verifier: &mut Verifier) -> io::Result<Segment> {
-    let mut bytes = fs::read(&path)?;
+    let mut bytes = canopy_files::read(&path, LONGEST)?;
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     if whole < bytes.len() {
         let file = OpenOptions::new().write(true).open(&path)?;

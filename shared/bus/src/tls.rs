@@ -15,7 +15,10 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use std::{fs, sync::Arc};
+use std::sync::Arc;
+
+/// Longest file of certificates, bytes.
+const LONGEST: u64 = 1 << 20;
 
 /// A configuration that lets no server in but those of `server_names`.
 pub(crate) fn client(config: &BusConfig) -> Result<ClientConfig, Error> {
@@ -44,7 +47,8 @@ impl Files {
             Error::General(format!("{} (bus.ca): {error}", self.config.ca.display()))
         };
         let mut roots = RootCertStore::empty();
-        let pem = fs::read(&self.config.ca).map_err(|error| general(&error))?;
+        canopy_files::check_protected(&self.config.ca).map_err(|open| general(&open))?;
+        let pem = canopy_files::read(&self.config.ca, LONGEST).map_err(|error| general(&error))?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             roots.add(certificate.map_err(|error| general(&error))?)?;
         }
@@ -55,7 +59,7 @@ impl Files {
 
     fn key(&self) -> Result<CertifiedKey, String> {
         let at = |error: &dyn std::fmt::Display| error.to_string();
-        let pem = fs::read(&self.config.cert).map_err(|error| at(&error))?;
+        let pem = canopy_files::read(&self.config.cert, LONGEST).map_err(|error| at(&error))?;
         let chain = CertificateDer::pem_slice_iter(&pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| at(&error))?;

@@ -576,6 +576,27 @@ async fn a_bus_that_cannot_be_reached_says_why() {
     assert!(error.starts_with("bus.key cannot be used: /nowhere/key.pem: No such file"), "{error}");
 }
 
+#[tokio::test]
+async fn an_authority_that_others_may_write_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let server = NatsServer::start(&[]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&server.client("u-viewer"));
+    let ca = dir.path().join("ca.crt");
+    std::fs::copy(&config.ca, &ca).unwrap();
+    config.ca = ca.clone();
+    let connect = async || Bus::connect(&config, "u-viewer".parse().unwrap()).await;
+    for (path, mode) in [(ca.as_path(), 0o666), (dir.path(), 0o777)] {
+        let before = std::fs::metadata(path).unwrap().permissions();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = connect().await.unwrap_err().to_string();
+        let fix = format!("chmod go-w {}", path.display());
+        assert!(error.starts_with("bus.ca is not used: ") && error.ends_with(&fix), "{error}");
+        std::fs::set_permissions(path, before).unwrap();
+    }
+    connect().await.unwrap().wait_ready(LIMIT).await.unwrap();
+}
+
 /// One subscription takes all answers; it must not keep alive what nobody uses any more.
 #[tokio::test]
 async fn a_connection_nobody_uses_any_more_ends() {

@@ -7,12 +7,16 @@ use crate::{
     },
     metric, near,
 };
-use canopy_api::{Hook, Problem, Problems, desired::parse_proceed_on};
+use canopy_api::{Hook, Problem, Problems, desired::parse_proceed_on, text::is_hidden};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Names the loader itself gives to labels of a package's metrics.
 const RESERVED_LABELS: [&str; 7] =
     ["host", "netns", "interface", "hook", "program", "package", "version"];
+
+/// Time series that the metrics of a package can be at most, of one of its programs in one chain.
+pub const PACKAGE_SERIES: u64 = 10_000;
 
 /// Most keywords.
 const KEYWORDS: usize = 10;
@@ -30,6 +34,7 @@ impl Manifest {
     /// Checks everything that can be checked without the objects; every mistake at once.
     pub fn check(&self) -> Result<(), Problems> {
         let mut problems = Problems::default();
+        self.check_text(&mut problems);
         self.check_head(&mut problems);
         self.check_programs(&mut problems);
         self.check_config(&mut problems);
@@ -38,6 +43,7 @@ impl Manifest {
         }
         unique(self.metrics.iter().map(|metric| metric.name.as_str()), "metrics", &mut problems);
         self.check_exported_names(&mut problems);
+        self.check_series(&mut problems);
         unique(self.maps.iter().map(|map| map.name.as_str()), "maps", &mut problems);
         for (i, map) in self.maps.iter().enumerate() {
             let at = format!("maps[{i}]");
@@ -54,9 +60,52 @@ impl Manifest {
         problems.into_result()
     }
 
+    /// That every text says what it seems to say, wherever it is shown.
+    fn check_text(&self, problems: &mut Problems) {
+        // What is not text has none of its own.
+        let manifest = serde_json::to_value(self).unwrap_or_default();
+        look_for_hidden(&manifest, "", problems);
+    }
+
+    /// That its metrics are not more than anybody can read.
+    fn check_series(&self, problems: &mut Problems) {
+        let series = self.most_series();
+        if series <= PACKAGE_SERIES {
+            return;
+        }
+        let listed = self.metrics.iter().filter_map(|metric| match &metric.select {
+            Select::Items { config, .. } => Some(format!("`{config}`")),
+            Select::Slot(_) | Select::Count | Select::Total | Select::Top { .. } => None,
+        });
+        let mut lists: Vec<String> = listed.collect();
+        lists.sort();
+        lists.dedup();
+        let remedy = if lists.is_empty() {
+            "declare fewer metrics".to_owned()
+        } else {
+            format!(
+                "lower `max` of {}, whose items each have a time series, or count with select: total",
+                lists.join(", ")
+            )
+        };
+        problems.push(
+            Problem::new(
+                "metrics",
+                format!(
+                    "they can be {series} time series of one program; a package has at most \
+                     {PACKAGE_SERIES}"
+                ),
+            )
+            .remedy(remedy),
+        );
+    }
+
     fn check_head(&self, problems: &mut Problems) {
         one_line(&self.description, 200, "description", problems);
         one_line(&self.license, 100, "license", problems);
+        for (i, author) in self.authors.iter().enumerate() {
+            one_line(author, 200, &format!("authors[{i}]"), problems);
+        }
         check_requires(&self.requires, "requires", problems);
         if self.keywords.len() > KEYWORDS {
             problems.push(
@@ -329,6 +378,32 @@ impl Manifest {
             Some(near) => problem.remedy(format!("did you mean \"{near}\"?")),
             None => problem.remedy("name a setting of type ports or prefixes"),
         });
+    }
+}
+
+/// Every character that nobody sees, in every text.
+fn look_for_hidden(value: &Value, at: &str, problems: &mut Problems) {
+    match value {
+        Value::String(text) => {
+            let Some(hidden) = text.chars().find(|c| is_hidden(*c)) else { return };
+            let code = u32::from(hidden);
+            problems.push(
+                Problem::new(at, format!("it has a character that nobody sees (U+{code:04X})"))
+                    .remedy("remove it: text must say what it seems to say"),
+            );
+        }
+        Value::Array(all) => {
+            for (i, one) in all.iter().enumerate() {
+                look_for_hidden(one, &format!("{at}[{i}]"), problems);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, one) in fields {
+                let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+                look_for_hidden(one, &at, problems);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -3,7 +3,7 @@
 use canopy_api::{Hook, PackageName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A package's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +89,37 @@ pub struct ManifestProgram {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 33))]
     pub tail_calls: Option<u32>,
+}
+
+impl Manifest {
+    /// Time series that its metrics can be of one program, whatever the settings.
+    pub fn most_series(&self) -> u64 {
+        self.count_series(|config| {
+            let list = self.config.iter().find(|parameter| parameter.name == config);
+            list.and_then(|parameter| parameter.max).unwrap_or(crate::bind::LIST_LIMIT)
+        })
+    }
+
+    /// Time series that its metrics are of one program with these settings.
+    pub fn series(&self, settings: &Map<String, Value>) -> u64 {
+        self.count_series(|config| {
+            let default = || {
+                let list = self.config.iter().find(|parameter| parameter.name == config);
+                list.and_then(|parameter| parameter.default.as_ref())
+            };
+            let items = settings.get(config).or_else(default).and_then(Value::as_array);
+            items.map_or(0, |items| items.len() as u64)
+        })
+    }
+
+    fn count_series(&self, items: impl Fn(&str) -> u64) -> u64 {
+        let each = self.metrics.iter().map(|metric| match &metric.select {
+            Select::Slot(_) | Select::Count | Select::Total => 1,
+            Select::Items { config, .. } => items(config),
+            Select::Top { count, .. } => u64::from(*count),
+        });
+        each.fold(0, u64::saturating_add)
+    }
 }
 
 fn default_priority() -> u16 {

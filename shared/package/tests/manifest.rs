@@ -238,3 +238,53 @@ fn metrics_are_compared_with_the_types_of_the_map() {
         assert!(said.contains(part), "{offset} {value} {label}: {said}");
     }
 }
+
+#[test]
+fn text_with_characters_that_nobody_sees_is_refused() {
+    for hidden in ["\\u202e", "\\u2066", "\\u200b", "\\u200d", "\\ufeff", "\\u061c", "\\u00ad"] {
+        for (from, to, path) in [
+            ("help: sources,", "help: \"a…b\",", "metrics[1].help"),
+            ("description: loud,", "description: \"a…b\",", "config[2].description"),
+            ("label: rule,", "label: \"ru…le\",", "metrics[3].select.items.label"),
+            ("function: main_prog", "function: \"main_…prog\"", "programs[0].function"),
+        ] {
+            let paths = read(from, &to.replace('…', hidden));
+            assert!(paths.iter().any(|found| found == path), "{hidden} at {path}: {paths:?}");
+        }
+    }
+    // What has a sign of its own is text, in every script.
+    assert_eq!(read("help: sources,", "help: \"Ünïcode, עברית, 漢字, ⚠\\ufe0f\","), [""; 0]);
+    let author = |name: &str| read("\"Ann <ann@example.org>\"", &format!("\"{name}\""));
+    assert_eq!(author("Änn <ann@example.org>"), [""; 0]);
+    for name in ["a\\u202eb", "a\\nb", "a\\u001b[2J", ""] {
+        assert!(author(name).contains(&"authors[0]".to_owned()), "{name}");
+    }
+}
+
+#[test]
+fn more_time_series_than_a_package_may_have_are_refused() {
+    let of = |max: u64| {
+        let mut manifest = Manifest::read(EVERYTHING, Format::Yaml).unwrap();
+        let blocked = manifest.config.iter_mut().find(|setting| setting.name == "blocked").unwrap();
+        blocked.max = Some(max);
+        manifest
+    };
+    // Two single ones, a total, and the five of a top besides.
+    assert_eq!(of(9_992).most_series(), 10_000);
+    of(9_992).check().unwrap();
+    let bad = of(9_993).check().unwrap_err();
+    let problem = &bad.0[0];
+    assert_eq!(problem.path, "metrics");
+    for said in ["10001 time series", "at most 10000"] {
+        assert!(problem.message.contains(said), "{problem}");
+    }
+    assert!(problem.remedy.as_ref().unwrap().contains("`max` of `blocked`"), "{problem}");
+    // A list without a bound of its own has the longest.
+    let mut manifest = of(1);
+    manifest.config.iter_mut().for_each(|setting| setting.max = None);
+    assert_eq!(manifest.most_series(), 65_536 + 8);
+    // What is set decides what a host has.
+    let settings = serde_json::json!({ "blocked": ["10.0.0.0/8", "fd00::/8"] });
+    assert_eq!(of(9_992).series(settings.as_object().unwrap()), 10);
+    assert_eq!(of(9_992).series(&serde_json::Map::new()), 8);
+}

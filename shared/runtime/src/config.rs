@@ -177,8 +177,15 @@ pub fn load<C: ServiceConfig>(path: &Path) -> Result<C, Problems> {
     parse(path, &read_text(path)?)
 }
 
+/// Longest configuration file, bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// What a configuration says is trusted: so nobody else may be able to write it.
 pub(crate) fn read_text(path: &Path) -> Result<String, Problem> {
-    std::fs::read_to_string(path)
+    canopy_files::check_protected(path).map_err(|open| {
+        Problem::new("", format!("the configuration is not used: {open}")).remedy(open.remedy)
+    })?;
+    canopy_files::read_text(path, LONGEST)
         .map_err(|error| Problem::new("", format!("cannot read {}: {error}", path.display())))
 }
 

@@ -80,4 +80,39 @@ mod tests {
         assert_eq!(file.changed::<Config>().unwrap().unwrap().word, "three");
         assert!(file.changed::<Config>().is_none());
     }
+
+    #[test]
+    fn a_configuration_that_others_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        fs::write(&path, r#"{ "word": "one" }"#).unwrap();
+        crate::load::<Config>(&path).unwrap();
+        let mut file = ConfigFile::new(&path, r#"{ "word": "one" }"#.to_owned());
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for (place, open, closed) in [(path.as_path(), 0o646, 0o644), (dir.path(), 0o777, 0o700)] {
+            mode(place, open);
+            let problem = crate::load::<Config>(&path).unwrap_err().0.remove(0);
+            assert!(problem.message.contains("everybody may write it"), "{problem}");
+            let remedy = format!("chmod go-w {}", place.display());
+            assert_eq!(problem.remedy.as_ref(), Some(&remedy));
+            // A running service keeps what it has, and says so once.
+            assert!(file.changed::<Config>().unwrap().is_err());
+            assert!(file.changed::<Config>().is_none());
+            mode(place, closed);
+            assert!(file.changed::<Config>().unwrap().is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let error = crate::load::<Config>(&path).unwrap_err().to_string();
+        assert!(error.contains("it is a socket"), "{error}");
+    }
 }

@@ -3,28 +3,40 @@
 use crate::{
     VERSION, admin,
     args::{self, Command},
+    clock,
     config::{self, ServiceConfig},
     config_file::ConfigFile,
     context::Context,
+    health::Latch,
     metrics::{self, MetricSpec},
     telemetry::Telemetry,
 };
 use anyhow::Context as _;
-use canopy_api::{endpoint::Service, problem::Problems};
+use canopy_api::{endpoint::Service, problem::Problems, text::shown_lines};
 use schemars::schema_for;
 use serde_json::json;
 use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long the work in flight may take to end after a signal.
+/// How long the work in flight may take to end after a signal; and background work with it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long background work has at least.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(1);
+
+/// When a process ends after a signal, whatever hangs in it: before the 20 s of the systemd units are over.
+const END_LIMIT: Duration = Duration::from_secs(18);
+
+/// How often it is looked whether work that blocks gets a thread, and how long it may wait for one.
+const THREADS_INTERVAL: Duration = Duration::from_secs(5);
+const THREADS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The command line did not make sense, or the configuration is wrong.
 const EXIT_USAGE: u8 = 2;
 
 /// Runs a service: reads its arguments and configuration, starts logs, traces and the admin
 /// listener, runs `start` until it ends or SIGTERM or SIGINT arrives, then waits for the work in
-/// flight (at most 15 s). Exit codes: 0 ended as asked, 1 failed, 2 wrong arguments or
+/// flight (at most 15 s, and 18 s in all even where a thread hangs). Exit codes: 0 ended as asked, 1 failed, 2 wrong arguments or
 /// configuration.
 pub fn run<C, F, Fut>(service: Service, metrics: &'static [MetricSpec], start: F) -> ExitCode
 where
@@ -32,7 +44,14 @@ where
     F: FnOnce(C, Context) -> Fut + Send + 'static,
     Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let command = match args::parse(std::env::args_os().skip(1)) {
+    let parsed = args::parse(std::env::args_os().skip(1)).and_then(|(command, owner)| {
+        if let Some(owner) = owner {
+            canopy_files::accept_owner(&owner)
+                .map_err(|error| format!("--config-owner: {error}"))?;
+        }
+        Ok(command)
+    });
+    let command = match parsed {
         Ok(command) => command,
         Err(error) => {
             say_error(&format!("canopy-{service}: {error}\n\n{}", usage(service)));
@@ -67,8 +86,8 @@ fn say(text: &str) -> ExitCode {
 }
 
 fn say_error(text: &str) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    // Nobody is left to tell when standard error is closed. An error quotes what others wrote.
+    let _ = std::io::stderr().write_all(shown_lines(text).as_bytes());
 }
 
 fn read<C: ServiceConfig>(service: Service, path: &Path) -> Result<(C, ConfigFile), ExitCode> {
@@ -92,6 +111,55 @@ fn declared(service: Service, own: &[MetricSpec]) -> serde_json::Value {
     common.chain(own.iter().map(|spec| json!(spec))).collect()
 }
 
+/// Ends the process some time after a signal, if nothing else has by then. On a thread of its own, which
+/// waits for none of the service's: work that blocks and hangs keeps threads for good.
+fn end_in_time(service: Service) -> std::io::Result<()> {
+    let waiting = move || -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tokio::time::sleep(END_LIMIT).await;
+            say_error(&format!(
+                "canopy-{service}: it did not end within {} s of the signal; ended without what hangs\n",
+                END_LIMIT.as_secs()
+            ));
+            std::process::exit(1)
+        })
+    };
+    let thread = move || {
+        if let Err(error) = waiting() {
+            say_error(&format!("canopy-{service}: nobody sees to it that it ends: {error}\n"));
+        }
+    };
+    std::thread::Builder::new().name("end".to_owned()).spawn(thread).map(drop)
+}
+
+/// Says that the service is not ready while work that blocks gets no thread.
+async fn watch_threads(cx: Context) {
+    let mut told = None;
+    loop {
+        tokio::select! {
+            () = cx.shutdown.cancelled() => return,
+            () = tokio::time::sleep(THREADS_INTERVAL) => {}
+        }
+        let idle = tokio::task::spawn_blocking(|| {});
+        if tokio::time::timeout(THREADS_LIMIT, idle).await.is_ok() {
+            if let Some(latch) = &told {
+                Latch::set(latch, true, "free");
+            }
+            continue;
+        }
+        let latch = told.get_or_insert_with(|| cx.readiness.latch("threads"));
+        let seconds = THREADS_LIMIT.as_secs();
+        latch.set(false, format!("none became free within {seconds} s: what they read hangs"));
+    }
+}
+
 fn supervise<C, F, Fut>(service: Service, config: C, file: ConfigFile, start: F) -> ExitCode
 where
     C: ServiceConfig,
@@ -105,6 +173,10 @@ where
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = end_in_time(service) {
+        say_error(&format!("canopy-{service}: cannot start: {error}\n"));
+        return ExitCode::FAILURE;
+    }
     let outcome = runtime.block_on(async {
         let telemetry = Telemetry::start(service, config.runtime())?;
         let outcome = live(service, config, file, start).await;
@@ -146,6 +218,7 @@ where
         admin::serve(&cx, &runtime.admin, runtime.address_file.as_deref(), admin.clone()).await?;
     tracing::info!(version = VERSION, pid = std::process::id(), admin = %address, "started");
 
+    tokio::spawn(watch_threads(cx.clone()));
     let mut work = tokio::spawn(start(config, cx.clone()));
     let ended = tokio::select! {
         ended = &mut work => Some(ended),
@@ -153,6 +226,7 @@ where
         _ = interrupt.recv() => None,
     };
     cx.shutdown.cancel();
+    let asked = clock::monotonic();
     let outcome = if let Some(ended) = ended {
         ended.context("the service panicked")?
     } else {
@@ -166,7 +240,8 @@ where
         }
     };
     cx.tasks.close();
-    if tokio::time::timeout(SHUTDOWN_LIMIT, cx.tasks.wait()).await.is_err() {
+    let left = SHUTDOWN_LIMIT.saturating_sub(asked.elapsed()).max(BACKGROUND_LIMIT);
+    if tokio::time::timeout(left, cx.tasks.wait()).await.is_err() {
         tracing::warn!(tasks = cx.tasks.len(), "background work did not end in time");
     }
     admin.cancel();

@@ -1,6 +1,9 @@
 //! Logs and traces.
 
-use crate::config::{LogFormat, RuntimeConfig};
+use crate::{
+    config::{LogFormat, RuntimeConfig},
+    lines::Lines,
+};
 use anyhow::Context as _;
 use canopy_api::endpoint::Service;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
@@ -24,9 +27,10 @@ impl Telemetry {
     pub(crate) fn start(service: Service, config: &RuntimeConfig) -> anyhow::Result<Self> {
         let level = config.log.level.as_deref().unwrap_or(DEFAULT_LEVEL);
         let filter: EnvFilter = level.parse().context("runtime.log.level")?;
+        let colours = std::io::stderr().is_terminal();
         let lines = tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
+            .with_writer(Lines { format: config.log.format, colours })
+            .with_ansi(colours);
         let lines = match config.log.format {
             LogFormat::Human => lines.with_target(false).boxed(),
             LogFormat::Json => lines
@@ -53,15 +57,16 @@ impl Telemetry {
         Ok(Self { traces })
     }
 
-    /// Sends what is left. The exporter blocks, so it may not run on a thread of the runtime.
+    /// Sends what is left. The exporter blocks, so it may not run on a thread of the runtime; and where all
+    /// that may block are taken, nobody waits for it.
     pub(crate) async fn stop(self) {
+        const LIMIT: Duration = Duration::from_secs(3);
         let Some(traces) = self.traces else { return };
-        let stopped = tokio::task::spawn_blocking(move || {
-            traces.shutdown_with_timeout(Duration::from_secs(3))
-        })
-        .await;
-        if let Ok(Err(error)) = stopped {
-            tracing::warn!(%error, "the last traces were not exported");
+        let stopping = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(LIMIT));
+        match tokio::time::timeout(LIMIT, stopping).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the last traces were not exported"),
+            Ok(Err(_)) | Err(_) => tracing::warn!("the last traces were not exported in time"),
         }
     }
 }

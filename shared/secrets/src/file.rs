@@ -3,7 +3,6 @@
 use crate::Secret;
 use nix::unistd::{Uid, User};
 use std::{
-    fs::File,
     io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -56,7 +55,7 @@ pub(crate) fn read_credential(path: &Path) -> Result<Secret, SecretError> {
 
 fn read(path: &Path, keeper: Keeper) -> Result<Secret, SecretError> {
     let me = nix::unistd::geteuid();
-    let file = File::open(path).map_err(|error| not_opened(path, &error, me))?;
+    let file = canopy_files::open(path).map_err(|error| not_opened(path, &error, me))?;
     // Of the file that is open: another one may have the name by now.
     let found = file.metadata().map_err(|error| unreadable(path, &error))?;
     permitted(path, Uid::from_raw(found.uid()), found.mode(), me, keeper)?;
@@ -204,6 +203,15 @@ mod tests {
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
         assert_eq!(*read_private(&path).unwrap(), "hush");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_a_key_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = read_private(&path).unwrap_err();
+        assert!(error.reason.contains("named pipe"), "{error}");
     }
 
     #[test]

@@ -17,10 +17,12 @@
 //! ```
 
 pub mod config;
+mod directory;
 pub mod location;
 mod open;
 mod publish;
 pub mod secrets;
+mod slots;
 
 pub use config::{Credentials, StoreConfig, Transport};
 pub use location::Location;
@@ -29,18 +31,23 @@ pub use secrets::{AwsSecret, SecretSource, SecretStore};
 
 use bytes::Bytes;
 use canopy_runtime::clock;
+use directory::Entry;
 use futures::TryStreamExt as _;
 use object_store::{
     ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, UpdateVersion,
     path::Path as ObjectPath,
 };
+use slots::Slots;
 use std::{
     error::Error,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::time::timeout;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +72,16 @@ pub enum StoreError {
         /// Path in the repository.
         path: String,
         /// The limit.
+        seconds: u64,
+    },
+    /// Nothing is asked of the store any more: what was asked before has not ended.
+    #[error(
+        "{operations} operations on the store hang, the longest for {seconds} s; no more are begun"
+    )]
+    Hung {
+        /// How many: all that may be under way at once.
+        operations: usize,
+        /// How long the longest does.
         seconds: u64,
     },
     /// The store fails.
@@ -134,31 +151,103 @@ pub struct Store {
     location: Location,
     config: StoreConfig,
     /// Made at the first use that succeeds.
-    opened: OnceLock<Arc<dyn ObjectStore>>,
+    opened: Arc<OnceLock<Arc<dyn ObjectStore>>>,
     limit: Duration,
+    slots: Arc<Slots>,
 }
 
 impl Store {
     /// Files at `location`, reached as `config` says; each read may take `limit`. Nothing is opened
-    /// yet.
+    /// yet. At most eight operations are under way at once, those that are given up but have not ended
+    /// among them.
     pub fn new(location: Location, config: StoreConfig, limit: Duration) -> Self {
-        Self { location, config, opened: OnceLock::new(), limit }
+        Self { location, config, opened: Arc::default(), limit, slots: Slots::new() }
     }
 
-    fn store(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        if let Some(store) = self.opened.get() {
-            return Ok(store.clone());
+    /// Why nothing can be read or written now, where every operation that may be under way hangs.
+    pub fn hung(&self) -> Option<StoreError> {
+        self.slots.hung(self.limit)
+    }
+
+    /// Does work with the store, within the time it may take. Work on a directory that is given up goes
+    /// on by itself, and holds its place until it ends.
+    async fn with_store<T, W>(
+        &self,
+        path: &str,
+        work: impl FnOnce(Arc<dyn ObjectStore>) -> W + Send + 'static,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let slot = self.slots.take(self.limit).await?;
+        let (opened, limit) = (Arc::clone(&self.opened), self.limit);
+        let (location, config) = (self.location.clone(), self.config.clone());
+        let open = move || {
+            if let Some(store) = opened.get() {
+                return Ok(Arc::clone(store));
+            }
+            let made = open::open(&location, &config, limit)?;
+            Ok(Arc::clone(opened.get_or_init(|| made)))
+        };
+        if self.location.is_directory() {
+            let task = tokio::spawn(async move {
+                // Even opening looks at the directory.
+                let store = spawn_blocking(open).await.map_err(|_| ended(""))??;
+                let done = work(store).await;
+                drop(slot);
+                done
+            });
+            return self.joined(path, task).await;
         }
-        let made = open::open(&self.location, &self.config, self.limit)?;
-        Ok(self.opened.get_or_init(|| made).clone())
+        let work = async { work(open()?).await };
+        let done = timeout(self.limit, work).await.unwrap_or_else(|_| Err(self.timed_out(path)));
+        drop(slot);
+        done
+    }
+
+    /// The same for work on a file of a directory, all of which blocks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        path: &str,
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let slot = self.slots.take(self.limit).await?;
+        let task = spawn_blocking(move || {
+            let done = work();
+            drop(slot);
+            done
+        });
+        self.joined(path, task).await
+    }
+
+    async fn joined<T>(
+        &self,
+        path: &str,
+        task: JoinHandle<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match timeout(self.limit, task).await {
+            Ok(done) => done.unwrap_or_else(|_| Err(ended(path))),
+            Err(_) => Err(self.timed_out(path)),
+        }
     }
 
     /// What changes whenever the file does; `None` when there is no such file.
     pub async fn tag(&self, path: &str) -> Result<Option<String>, StoreError> {
-        let store = self.store()?;
-        let location = location(path)?;
-        match self.within(path, store.head(&location)).await {
-            Ok(meta) => Ok(Some(tag_of(meta, clock::now()))),
+        let at = location(path)?;
+        let tag = if let Location::Directory(root) = &self.location {
+            let entry = Entry::new(root, &at);
+            self.blocking(path, move || entry.tag()).await
+        } else {
+            let name = path.to_owned();
+            let head = async move |store: Arc<dyn ObjectStore>| {
+                let meta = store.head(&at).await.map_err(|error| StoreError::of(&name, error))?;
+                Ok(tag_of(meta, clock::now()))
+            };
+            self.with_store(path, head).await
+        };
+        match tag {
+            Ok(tag) => Ok(Some(tag)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -197,32 +286,40 @@ impl Store {
     }
 
     async fn put(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool, StoreError> {
-        let store = self.store()?;
-        let location = location(path)?;
-        let options = PutOptions { mode, ..PutOptions::default() };
-        let writing = store.put_opts(&location, PutPayload::from(bytes), options);
-        match timeout(self.limit, writing).await {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(
-                object_store::Error::AlreadyExists { .. }
-                | object_store::Error::Precondition { .. },
-            )) => Ok(false),
-            Ok(Err(error)) => {
-                Err(StoreError::Unwritten { path: path.to_owned(), reason: in_full(&error) })
+        let at = location(path)?;
+        let name = path.to_owned();
+        let put = async move |store: Arc<dyn ObjectStore>| {
+            let options = PutOptions { mode, ..PutOptions::default() };
+            match store.put_opts(&at, PutPayload::from(bytes), options).await {
+                Ok(_) => Ok(true),
+                Err(
+                    object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. },
+                ) => Ok(false),
+                Err(error) => Err(StoreError::Unwritten { path: name, reason: in_full(&error) }),
             }
-            Err(_) => Err(StoreError::Unwritten {
-                path: path.to_owned(),
-                reason: format!("not done within {} s", self.limit.as_secs()),
-            }),
+        };
+        let unwritten = |reason: String| StoreError::Unwritten { path: path.to_owned(), reason };
+        match self.with_store(path, put).await {
+            Err(StoreError::TimedOut { seconds, .. }) => {
+                Err(unwritten(format!("not done within {seconds} s")))
+            }
+            other => other,
         }
     }
 
     async fn fetch(&self, path: &str, limit: u64) -> Result<Seen, StoreError> {
-        let store = self.store()?;
-        let location = location(path)?;
-        let too_large = || StoreError::TooLarge { path: path.to_owned(), limit };
-        let reading = async {
-            let found = store.get(&location).await.map_err(|error| StoreError::of(path, error))?;
+        let at = location(path)?;
+        if let Location::Directory(root) = &self.location {
+            let entry = Entry::new(root, &at);
+            let (bytes, tag) = self.blocking(path, move || entry.read(limit)).await?;
+            let version = UpdateVersion { e_tag: Some(tag), version: None };
+            return Ok(Seen { bytes, version });
+        }
+        let name = path.to_owned();
+        let fetch = async move |store: Arc<dyn ObjectStore>| {
+            let too_large = || StoreError::TooLarge { path: name.clone(), limit };
+            let found = store.get(&at).await.map_err(|error| StoreError::of(&name, error))?;
             if found.meta.size > limit {
                 return Err(too_large());
             }
@@ -234,7 +331,7 @@ impl Store {
             let mut stream = found.into_stream();
             let mut bytes = Vec::new();
             while let Some(chunk) =
-                stream.try_next().await.map_err(|error| StoreError::of(path, error))?
+                stream.try_next().await.map_err(|error| StoreError::of(&name, error))?
             {
                 bytes.extend_from_slice(&chunk);
                 if bytes.len() as u64 > limit {
@@ -243,49 +340,50 @@ impl Store {
             }
             Ok(Seen { bytes: Bytes::from(bytes), version })
         };
-        timeout(self.limit, reading).await.unwrap_or_else(|_| Err(self.timed_out(path)))
+        self.with_store(path, fetch).await
     }
 
     /// Paths of the files with that ending, sorted, at most `max`.
     pub async fn list(&self, ending: &str, max: usize) -> Result<Vec<String>, StoreError> {
-        let store = self.store()?;
-        let listing = async {
+        let (wanted, until) = (ending.to_owned(), self.timed_out("/"));
+        let limit = self.limit;
+        let list = async move |store: Arc<dyn ObjectStore>| {
+            let began = clock::monotonic();
             let mut stream = store.list(None);
             let mut paths = Vec::new();
             while let Some(meta) =
                 stream.try_next().await.map_err(|error| StoreError::of("/", error))?
             {
                 let path = meta.location.to_string();
-                if path.ends_with(ending) {
+                if path.ends_with(&wanted) {
                     paths.push(path);
                 }
                 if paths.len() > max {
                     return Err(StoreError::TooLarge {
-                        path: format!("the list of *{ending}"),
+                        path: format!("the list of *{wanted}"),
                         limit: max as u64,
                     });
+                }
+                // Nobody waits for it any more.
+                if began.elapsed() > limit {
+                    return Err(until);
                 }
             }
             paths.sort();
             Ok(paths)
         };
-        timeout(self.limit, listing).await.unwrap_or_else(|_| Err(self.timed_out("/")))
-    }
-
-    async fn within<T>(
-        &self,
-        path: &str,
-        work: impl Future<Output = Result<T, object_store::Error>>,
-    ) -> Result<T, StoreError> {
-        match timeout(self.limit, work).await {
-            Ok(done) => done.map_err(|error| StoreError::of(path, error)),
-            Err(_) => Err(self.timed_out(path)),
-        }
+        self.with_store("/", list).await
     }
 
     fn timed_out(&self, path: &str) -> StoreError {
         StoreError::TimedOut { path: path.to_owned(), seconds: self.limit.as_secs() }
     }
+}
+
+/// A task of ours ended early.
+fn ended(path: &str) -> StoreError {
+    let reason = "its task ended unexpectedly".to_owned();
+    StoreError::Failed { path: path.to_owned(), reason }
 }
 
 fn location(path: &str) -> Result<ObjectPath, StoreError> {
@@ -324,5 +422,43 @@ mod tests {
         assert_eq!(tag_of(meta(), at(103_000)), tag_of(meta(), at(900_000)));
         let tagged = ObjectMeta { e_tag: Some("x".to_owned()), ..meta() };
         assert_eq!(tag_of(tagged, at(100_500)), "x");
+    }
+
+    /// A file system that hangs is stood for by work that does.
+    #[tokio::test]
+    async fn work_that_hangs_is_bounded_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "text").unwrap();
+        let location = Location::Directory(dir.path().to_owned());
+        let store = Store::new(location, StoreConfig::default(), Duration::from_millis(200));
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        let begun = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let asked = (0..100).map(|_| {
+            let (wait, begun) = (wait.clone(), begun.clone());
+            store.blocking("a", move || {
+                begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let _ = wait.lock().unwrap().recv();
+                Ok(())
+            })
+        });
+        for outcome in futures::future::join_all(asked).await {
+            let error = outcome.unwrap_err();
+            let late = matches!(error, StoreError::TimedOut { .. } | StoreError::Hung { .. });
+            assert!(late, "{error}");
+        }
+        assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), slots::AT_ONCE);
+        // Nobody waits any more, and it is told.
+        let asked = std::time::Instant::now();
+        let error = store.read("a", 9).await.unwrap_err();
+        assert!(error.to_string().contains("8 operations on the store hang"), "{error}");
+        assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+        assert!(store.hung().is_some());
+        // When it goes on, so does everything.
+        drop(end);
+        while store.hung().is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(store.read("a", 9).await.unwrap(), "text");
     }
 }

@@ -14,7 +14,7 @@ use object_store::{
     prefix::PrefixStore,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use std::{fs::File, io::Read as _, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// How often a failing request is tried again.
 const RETRIES: usize = 3;
@@ -186,10 +186,13 @@ pub(super) fn client(config: &StoreConfig, limit: Duration) -> Result<ClientOpti
             reason,
             remedy: "name a readable file of certificates in PEM".to_owned(),
         };
-        let mut text = String::new();
-        File::open(ca)
-            .and_then(|file| file.take(FILE_LIMIT).read_to_string(&mut text))
-            .map_err(|error| bad(error.to_string()))?;
+        canopy_files::check_protected(ca).map_err(|open| StoreError::Credentials {
+            path: open.path,
+            reason: open.reason,
+            remedy: open.remedy,
+        })?;
+        let text =
+            canopy_files::read_text(ca, FILE_LIMIT).map_err(|error| bad(error.to_string()))?;
         let certificates = Certificate::from_pem_bundle(text.as_bytes())
             .map_err(|error| bad(error.to_string()))?;
         if certificates.is_empty() {

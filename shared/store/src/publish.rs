@@ -5,12 +5,13 @@ use crate::{Location, Seen, Store, StoreError, location};
 use bytes::Bytes;
 use canopy_runtime::clock;
 use futures::TryStreamExt as _;
-use object_store::ObjectStoreExt as _;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use std::{
     fs::{File, TryLockError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// How often a lock that somebody holds is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -43,27 +44,34 @@ impl Store {
         let Location::Directory(directory) = &self.location else {
             return Ok(Turn { _lock: None });
         };
-        let unwritten = |reason: String| StoreError::Unwritten { path: path.to_owned(), reason };
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join(path))
-            .map_err(|error| unwritten(error.to_string()))?;
-        let waiting = async {
-            loop {
-                match file.try_lock() {
-                    Ok(()) => return Ok(()),
-                    Err(TryLockError::WouldBlock) => sleep(AGAIN).await,
-                    Err(TryLockError::Error(error)) => return Err(unwritten(error.to_string())),
-                }
-            }
+        let (lock, name) = (directory.join(path), path.to_owned());
+        let opened = move || {
+            canopy_files::open_lock(&lock)
+                .map_err(|error| StoreError::Unwritten { path: name, reason: error.to_string() })
         };
-        let seconds = self.limit.as_secs();
-        timeout(self.limit, waiting).await.unwrap_or_else(|_| {
-            Err(unwritten(format!("another publisher is at it for more than {seconds} s")))
-        })?;
-        Ok(Turn { _lock: Some(file) })
+        let mut file = self.blocking(path, opened).await?;
+        let began = clock::monotonic();
+        loop {
+            let name = path.to_owned();
+            let locked = move || match file.try_lock() {
+                Ok(()) => Ok((file, true)),
+                Err(TryLockError::WouldBlock) => Ok((file, false)),
+                Err(TryLockError::Error(error)) => {
+                    Err(StoreError::Unwritten { path: name, reason: error.to_string() })
+                }
+            };
+            let (tried, locked) = self.blocking(path, locked).await?;
+            if locked {
+                return Ok(Turn { _lock: Some(tried) });
+            }
+            if began.elapsed() > self.limit {
+                let seconds = self.limit.as_secs();
+                let reason = format!("another publisher is at it for more than {seconds} s");
+                return Err(StoreError::Unwritten { path: path.to_owned(), reason });
+            }
+            file = tried;
+            sleep(AGAIN).await;
+        }
     }
 
     /// Whether the turn keeps others from writing, as it does in a directory.
@@ -99,17 +107,22 @@ impl Store {
 
     /// The files below a folder, at most `max`.
     pub async fn list_below(&self, folder: &str, max: usize) -> Result<Vec<Listed>, StoreError> {
-        let store = self.store()?;
         let prefix = location(folder)?;
-        let listing = async {
+        let (name, until, limit) = (folder.to_owned(), self.timed_out(folder), self.limit);
+        let list = async move |store: Arc<dyn ObjectStore>| {
+            let began = clock::monotonic();
             let mut stream = store.list(Some(&prefix));
             let mut files = Vec::new();
             while let Some(meta) =
-                stream.try_next().await.map_err(|error| StoreError::of(folder, error))?
+                stream.try_next().await.map_err(|error| StoreError::of(&name, error))?
             {
                 if files.len() == max {
-                    let (path, limit) = (format!("the list of {folder}"), max as u64);
+                    let (path, limit) = (format!("the list of {name}"), max as u64);
                     return Err(StoreError::TooLarge { path, limit });
+                }
+                // Nobody waits for it any more.
+                if began.elapsed() > limit {
+                    return Err(until);
                 }
                 files.push(Listed {
                     path: meta.location.to_string(),
@@ -119,14 +132,17 @@ impl Store {
             }
             Ok(files)
         };
-        timeout(self.limit, listing).await.unwrap_or_else(|_| Err(self.timed_out(folder)))
+        self.with_store(folder, list).await
     }
 
     /// Removes a file; one that is not there is removed.
     pub async fn remove(&self, path: &str) -> Result<(), StoreError> {
-        let store = self.store()?;
-        let location = location(path)?;
-        match self.within(path, store.delete(&location)).await {
+        let at = location(path)?;
+        let name = path.to_owned();
+        let remove = async move |store: Arc<dyn ObjectStore>| {
+            store.delete(&at).await.map_err(|error| StoreError::of(&name, error))
+        };
+        match self.with_store(path, remove).await {
             Err(StoreError::NotFound { .. }) => Ok(()),
             other => other,
         }
@@ -184,5 +200,50 @@ mod tests {
         store.remove(".waiting/x/1").await.unwrap();
         store.remove(".waiting/x/1").await.unwrap();
         assert_eq!(store.list_below(".waiting", 9).await.unwrap().len(), 1);
+    }
+
+    fn fifo(path: &std::path::Path) {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+
+    #[tokio::test]
+    async fn pipes_in_a_directory_are_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let at = |name: &str| dir.path().join(name);
+        fifo(&at("fifo"));
+        std::os::unix::fs::symlink(at("fifo"), at("link")).unwrap();
+        fifo(&at(".lock"));
+        // More than the threads that may hang, and than those that a process has for work that blocks.
+        for _ in 0..20 {
+            for name in ["fifo", "link"] {
+                for error in [
+                    store.read(name, 9).await.unwrap_err(),
+                    store.look(name, 9).await.unwrap_err(),
+                    store.tag(name).await.unwrap_err(),
+                ] {
+                    let said = error.to_string();
+                    assert!(said.contains(name) && said.contains("named pipe"), "{said}");
+                }
+            }
+            let error = store.turn(".lock").await.unwrap_err();
+            assert!(error.to_string().contains("named pipe"), "{error}");
+        }
+        assert!(store.hung().is_none());
+        assert_eq!(store.list("fifo", 9).await.unwrap(), [""; 0]);
+        // What takes its place is read at once.
+        store.write("fifo", b"text".to_vec()).await.unwrap();
+        assert_eq!(store.read("fifo", 9).await.unwrap(), "text");
+        std::fs::remove_file(at(".lock")).unwrap();
+        store.turn(".lock").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_leads_elsewhere_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("other");
+        std::os::unix::fs::symlink(&other, dir.path().join(".lock")).unwrap();
+        store(dir.path()).turn(".lock").await.unwrap_err();
+        assert!(!other.exists());
     }
 }

@@ -165,7 +165,7 @@ fn show(args: &AuditShowArgs, screen: &mut Screen) -> Result<Exit, Failure> {
             let line = record.to_line().map_err(|error| {
                 Failure::new(Exit::Failed, format!("a record cannot be written: {error}"))
             })?;
-            screen.print(&format!("{line}\n"))?;
+            screen.print_json_line(&line)?;
         }
     } else {
         screen.show(&Records(records), args.output.output)?;

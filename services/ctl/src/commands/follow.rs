@@ -110,15 +110,14 @@ fn show(
         screen.note(&format!("note: {lost}"));
     }
     for (number, record) in (event.first..).zip(&event.records) {
-        let line = match follow.format {
-            Format::Table | Format::Wide => crate::view::value(record),
-            Format::Name => number.to_string(),
+        match follow.format {
+            Format::Table | Format::Wide => screen.line(&crate::view::value(record))?,
+            Format::Name => screen.line(&number.to_string())?,
             Format::Json | Format::Yaml => {
-                serde_json::json!({ "number": number, "generation": event.generation, "record": record })
-                    .to_string()
+                let line = serde_json::json!({ "number": number, "generation": event.generation, "record": record });
+                screen.print_json_line(&line.to_string())?;
             }
-        };
-        screen.line(&line)?;
+        }
         seen.shown += 1;
         if follow.count.is_some_and(|count| seen.shown >= count) {
             return Ok(true);

@@ -316,7 +316,7 @@ fn confirm(
 }
 
 fn eprint_question(text: &str) {
-    let _ = write!(io::stderr(), "{text}");
+    let _ = write!(io::stderr(), "{}", canopy_api::text::shown(text));
 }
 
 /// Whether each key is one that the host showed, and each that it showed is there.

@@ -58,7 +58,7 @@ pub async fn get(
     let stored = StoredRecords::of(&records);
     if format == Format::Json {
         for line in stored.lines() {
-            screen.print(&format!("{line}\n"))?;
+            screen.print_json_line(&line)?;
         }
     } else {
         screen.show(&stored, format)?;
@@ -87,7 +87,7 @@ pub async fn run(
                 let line = serde_json::to_string(signed).map_err(|error| {
                     Failure::new(Exit::Failed, format!("a checkpoint cannot be written: {error}"))
                 })?;
-                screen.print(&format!("{line}\n"))?;
+                screen.print_json_line(&line)?;
             }
             Ok(Exit::Done)
         }

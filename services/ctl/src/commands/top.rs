@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 
 /// Shortest time between two looks.
 const SHORTEST: Duration = Duration::from_millis(200);
-/// Clears a terminal and goes to its upper left corner.
-const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Looks again and again, and shows what happened in between.
 pub async fn run(args: &TopArgs, remote: &Remote, screen: &mut Screen) -> Result<Exit, Failure> {
@@ -33,7 +31,7 @@ pub async fn run(args: &TopArgs, remote: &Remote, screen: &mut Screen) -> Result
         exit = exit.max(of_after);
         let top = Top::between(&before.1, &after.1, after.0.duration_since(before.0));
         if !once {
-            screen.print(CLEAR)?;
+            screen.clear()?;
         }
         screen.show(&top, format)?;
         if once {

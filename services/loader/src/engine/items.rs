@@ -142,6 +142,7 @@ impl<K: Kernel> Engine<K> {
         self.settle_journal(&mut inner);
         self.admit(&inner, options)?;
         let (expanded, absent) = self.expand(&inner, wishes, options)?;
+        self.check_series(&inner, &expanded.asked)?;
         let selectors = expanded
             .selectors
             .into_iter()

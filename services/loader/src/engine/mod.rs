@@ -21,6 +21,7 @@ mod report;
 mod rings;
 mod samples;
 mod selectors;
+mod series;
 mod sweep;
 mod tell;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What is desired, what is observed, what was counted.
 
-use super::{Engine, Inner, journal::find, tell::planned};
+use super::{Engine, Inner, journal::find, series::HOST_SERIES, tell::planned};
 use crate::core::state::{Chain, Rule, Wanted, WantedProgram};
 use canopy_api::{
     ChainKey, Target, TcMode, XdpMode,
@@ -111,8 +111,21 @@ impl<K: Kernel> Engine<K> {
     /// Every chain that is desired or observed, those that the request names.
     pub fn report(&self, request: &GetRequest) -> Result<Vec<Report>, canopy_kernel::KernelError> {
         let (mut reports, running) = self.statuses(request)?;
+        // Chains that come from selectors are as many as interfaces are plugged in.
+        let mut room = usize::try_from(HOST_SERIES).unwrap_or(usize::MAX);
         for (report, (wanted, generation)) in reports.iter_mut().zip(running) {
             self.complete(report, &wanted, generation);
+            let key = report.status.key();
+            for told in &mut report.status.programs {
+                if told.metrics.len() > room {
+                    tracing::warn!(
+                        %key, program = %told.name, most = HOST_SERIES,
+                        "metrics are left out: the packages of this host have too many time series"
+                    );
+                    told.metrics.truncate(room);
+                }
+                room -= told.metrics.len();
+            }
         }
         self.place(&mut reports);
         reports.sort_by_key(|report| report.status.key());

@@ -1,5 +1,7 @@
 //! The admin listener: `/metrics`, `/live`, `/ready`.
 
+mod scrape;
+mod server;
 mod tls;
 
 #[cfg(test)]
@@ -17,16 +19,36 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use canopy_api::text::shown;
+use scrape::Scrapes;
+use server::Bounds;
 use std::{fmt::Write as _, net::SocketAddr, path::Path};
-use tls::{Files, TlsListener};
+use tls::Files;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
+
+/// What the answers are made from.
+#[derive(Clone)]
+struct Admin {
+    cx: Context,
+    scrapes: Scrapes,
+}
 
 /// Binds, says where, serves until `stop`. Returns the address.
 pub(crate) async fn serve(
     cx: &Context,
     config: &AdminConfig,
     address_file: Option<&Path>,
+    stop: CancellationToken,
+) -> anyhow::Result<SocketAddr> {
+    serve_within(cx, config, address_file, Bounds::default(), stop).await
+}
+
+async fn serve_within(
+    cx: &Context,
+    config: &AdminConfig,
+    address_file: Option<&Path>,
+    bounds: Bounds,
     stop: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
     let listen = config.listen;
@@ -56,51 +78,36 @@ pub(crate) async fn serve(
         .route("/metrics", get(metrics))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
-        .with_state(cx.clone());
-    tokio::spawn(async move {
-        let ended = stop.clone();
-        let ended = async move { ended.cancelled().await };
-        let served = match tls {
-            None => axum::serve(listener, router).with_graceful_shutdown(ended).await,
-            Some(server) => match TlsListener::new(listener, server, stop) {
-                Ok(listener) => axum::serve(listener, router).with_graceful_shutdown(ended).await,
-                Err(error) => Err(error),
-            },
-        };
-        if let Err(error) = served {
-            tracing::error!(%error, "admin listener ended");
-        }
-    });
+        .with_state(Admin { cx: cx.clone(), scrapes: Scrapes::default() });
+    tokio::spawn(server::serve(listener, tls, router, bounds, stop));
     Ok(address)
 }
 
-async fn metrics(State(cx): State<Context>) -> Response {
-    // Collectors may read kernel maps: not on a thread that others wait for.
-    let text = tokio::task::spawn_blocking(move || {
-        cx.common.set_uptime(cx.readiness.uptime());
-        prometheus::TextEncoder::new().encode_to_string(&cx.metrics.gather())
-    })
-    .await;
-    match text {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Ok(Err(error)) => failed(&error.to_string()),
-        Err(error) => failed(&error.to_string()),
+async fn metrics(State(admin): State<Admin>) -> Response {
+    match admin.scrapes.gather(&admin.cx).await {
+        Ok(text) => {
+            let headers = [
+                (header::CONTENT_TYPE, prometheus::TEXT_FORMAT.to_owned()),
+                (header::CONTENT_LENGTH, text.len().to_string()),
+            ];
+            (headers, scrape::body(text)).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "metrics could not be gathered");
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response()
+        }
     }
 }
 
-fn failed(error: &str) -> Response {
-    tracing::error!(%error, "metrics could not be gathered");
-    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
-}
-
-async fn ready(State(cx): State<Context>, RawQuery(query): RawQuery) -> Response {
+async fn ready(State(Admin { cx, .. }): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let health = cx.readiness.health();
     let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut body = String::new();
     if query.is_some_and(|query| query.split('&').any(|part| part.starts_with("verbose"))) {
         for check in &health.checks {
             let mark = if check.ok { '+' } else { '-' };
-            let _ = writeln!(body, "[{mark}] {}: {}", check.name, check.detail);
+            let detail = shown(&check.detail);
+            let _ = writeln!(body, "[{mark}] {}: {detail}", check.name);
         }
     }
     body.push_str(if health.ready { "ready\n" } else { "not ready\n" });

@@ -2,7 +2,6 @@
 
 use crate::config::AdminTls;
 use anyhow::{Context as _, bail};
-use axum::serve::Listener;
 use canopy_api::san::SanPatterns;
 use canopy_identity::Certificate;
 use rustls::{
@@ -16,23 +15,17 @@ use rustls::{
     },
     version::TLS13,
 };
-use std::{fmt, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    sync::watch,
+    time::{MissedTickBehavior, interval},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-/// Handshakes at once; who comes then waits.
-const AT_ONCE: usize = 32;
-/// How long a client has for its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Longest file of certificates, bytes.
+const LONGEST: u64 = 1 << 20;
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
-/// What is tried again after an error of the operating system, such as too many open files.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// The files, as they were read together.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,11 +38,13 @@ pub(crate) struct Files {
 impl Files {
     pub(crate) fn read(config: &AdminTls) -> anyhow::Result<Self> {
         let read = |at: &str, path: &Path| {
-            fs::read(path)
+            canopy_files::read(path, LONGEST)
                 .with_context(|| format!("runtime.admin.tls.{at}: cannot read {}", path.display()))
         };
         let key = canopy_secrets::read_private(&config.key)
             .map_err(|error| anyhow::anyhow!("runtime.admin.tls.key: {error}; {}", error.remedy))?;
+        canopy_files::check_protected(&config.ca)
+            .map_err(|error| anyhow::anyhow!("runtime.admin.tls.ca: {error}; {}", error.remedy))?;
         Ok(Self { cert: read("cert", &config.cert)?, key, ca: read("ca", &config.ca)? })
     }
 
@@ -179,75 +174,5 @@ pub(crate) async fn follow(
                 trouble = said;
             }
         }
-    }
-}
-
-/// Clients whose handshake is done.
-pub(crate) struct TlsListener {
-    address: SocketAddr,
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-}
-
-impl TlsListener {
-    /// Takes clients of this listener, until `stop`. Each handshake is by itself: one that takes long
-    /// keeps nobody else.
-    pub(crate) fn new(
-        tcp: TcpListener,
-        config: watch::Receiver<Arc<ServerConfig>>,
-        stop: CancellationToken,
-    ) -> io::Result<Self> {
-        let address = tcp.local_addr()?;
-        let (done, ready) = mpsc::channel(AT_ONCE);
-        tokio::spawn(stop.run_until_cancelled_owned(take(tcp, config, done)));
-        Ok(Self { address, ready })
-    }
-}
-
-async fn take(
-    tcp: TcpListener,
-    config: watch::Receiver<Arc<ServerConfig>>,
-    done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let (stream, from) = match tcp.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "the admin listener cannot take a client");
-                sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let acceptor = TlsAcceptor::from(config.borrow().clone());
-        let done = done.clone();
-        tokio::spawn(async move {
-            match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    // Nobody takes it when the listener ends.
-                    let _ = done.send((stream, from)).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%from, %error, "no handshake"),
-                Err(_) => tracing::debug!(%from, "no handshake in time"),
-            }
-            drop(slot);
-        });
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(client) => client,
-            // It ends with the service.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
     }
 }

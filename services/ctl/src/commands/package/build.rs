@@ -7,7 +7,7 @@ use crate::{
     output::Screen,
     progress::Progress,
 };
-use canopy_api::{Digest, Problems, document::Format, near, wire::FACTS};
+use canopy_api::{Digest, Problems, document::Format, near, text::is_unprintable, wire::FACTS};
 use canopy_package::{
     Limits, Manifest, Package, PublicKey, TrustedKey,
     archive::{LICENSE, MANIFEST, README},
@@ -62,6 +62,7 @@ pub fn check(
         (package, signed)
     };
     warn_of_facts(&package.manifest, screen);
+    warn_of_hidden(&package, screen);
     let place = if path.is_dir() { manifest_path(path) } else { path.display().to_string() };
     verdict::ask(&package, &place, load, screen)?;
     let Manifest { name, version, programs, config, metrics, .. } = &package.manifest;
@@ -97,6 +98,22 @@ fn warn_of_facts(manifest: &Manifest, screen: &mut Screen) {
             screen.note(&format!(
                 "warning: {at}.features[{i}]: canopy doctor tells of no \"{feature}\"; {remedy}"
             ));
+        }
+    }
+}
+
+/// Characters that nobody sees, in the texts that come with a package: they are shown as such. What
+/// joins letters (U+200C, U+200D) some scripts and pictures need.
+fn warn_of_hidden(package: &Package, screen: &mut Screen) {
+    let hidden = |c: &char| is_unprintable(*c) && !matches!(c, '\t' | '\u{200c}' | '\u{200d}');
+    for (file, text) in [(README, &package.readme), (LICENSE, &package.license_text)] {
+        for (number, line) in (1..).zip(text.as_deref().unwrap_or_default().lines()) {
+            if let Some(c) = line.chars().find(hidden) {
+                let code = u32::from(c);
+                screen.note(&format!(
+                    "warning: {file} line {number}: a character that nobody sees (U+{code:04X}); remove it"
+                ));
+            }
         }
     }
 }

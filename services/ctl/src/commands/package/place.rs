@@ -326,6 +326,7 @@ impl Bucket {
                 StoreError::TooLarge { .. } => failure(Exit::Invalid)
                     .fix("look at the repository: the file is not one of ours"),
                 StoreError::TimedOut { .. }
+                | StoreError::Hung { .. }
                 | StoreError::Failed { .. }
                 | StoreError::Unwritten { .. } => failure(Exit::Unavailable)
                     .fix("see whether you can reach and write the bucket: --store names the way"),

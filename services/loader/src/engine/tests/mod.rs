@@ -15,6 +15,7 @@ mod reached;
 mod samples;
 mod selector_model;
 mod selectors;
+mod series;
 mod shared_maps;
 mod variants;
 mod world;
