@@ -35,6 +35,7 @@ pub mod san;
 pub mod scope;
 pub mod selector;
 pub mod subject;
+pub mod text;
 pub mod time;
 pub mod verdict;
 pub mod wire;

@@ -1,6 +1,9 @@
 //! Logs and traces.
 
-use crate::config::{LogFormat, RuntimeConfig};
+use crate::{
+    config::{LogFormat, RuntimeConfig},
+    log_lines::{Form, LogLines},
+};
 use anyhow::Context as _;
 use canopy_api::endpoint::Service;
 use opentelemetry::{KeyValue, global, trace::TracerProvider as _};
@@ -24,9 +27,14 @@ impl Telemetry {
     pub(crate) fn start(service: Service, config: &RuntimeConfig) -> anyhow::Result<Self> {
         let level = config.log.level.as_deref().unwrap_or(DEFAULT_LEVEL);
         let filter: EnvFilter = level.parse().context("runtime.log.level")?;
+        let colours = std::io::stderr().is_terminal();
+        let form = match config.log.format {
+            LogFormat::Human => Form::Text { colours },
+            LogFormat::Json => Form::Json,
+        };
         let lines = tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal());
+            .with_writer(LogLines::new(std::io::stderr, form))
+            .with_ansi(colours);
         let lines = match config.log.format {
             LogFormat::Human => lines.with_target(false).boxed(),
             LogFormat::Json => lines
