@@ -2,6 +2,7 @@
 
 use crate::{
     config::{BusConfig, BusError},
+    for_log::LogGate,
     inbox::Inbox,
     refusal::{Refusal, diagnose},
     tls,
@@ -145,6 +146,7 @@ pub(crate) struct Shared {
     /// Whether the server said nothing when the connection was to end.
     silent: AtomicBool,
     pub(crate) inbox: Inbox,
+    log: LogGate,
 }
 
 /// How long a server that says nothing is waited for when a service ends.
@@ -218,7 +220,13 @@ impl Shared {
             Event::SlowConsumer(subscription) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 self.tell("dropped");
-                tracing::warn!(subscription, "a message was dropped: not read in time");
+                if let Some(unlogged) = self.log.pass("dropped") {
+                    tracing::warn!(
+                        subscription,
+                        unlogged,
+                        "a message was dropped: not read in time"
+                    );
+                }
             }
             Event::ServerError(error) => self.on_server_error(&error.to_string()),
             Event::ClientError(error) => {
@@ -417,6 +425,7 @@ impl Bus {
             listeners: Mutex::default(),
             silent: AtomicBool::new(false),
             inbox: Inbox::default(),
+            log: LogGate::default(),
         });
         // The connection lives as long as who uses it, not the other way round.
         let events = Arc::downgrade(&shared);

@@ -39,6 +39,7 @@
 //! ```
 
 mod blocking;
+mod busy;
 mod call;
 pub mod callout;
 mod codec;
@@ -46,6 +47,7 @@ mod config;
 mod connection;
 pub mod data;
 mod event;
+mod for_log;
 pub mod forward;
 mod header;
 mod idempotency;
@@ -53,8 +55,10 @@ mod inbox;
 mod limits;
 mod micro;
 mod refusal;
+mod refused_requests;
 mod retry;
 mod server;
+mod slots;
 mod spool;
 pub mod system;
 mod tls;
@@ -63,11 +67,13 @@ mod unreachable;
 mod work;
 
 pub use blocking::{Panic, blocking};
+pub use busy::is_busy;
 pub use call::{CallError, CallOptions, Gather};
 pub use codec::Encoding;
 pub use config::{BusConfig, BusError};
 pub use connection::{Bus, Clock, Link, Statistics};
 pub use event::{Event, Events};
+pub use for_log::{LogGate, for_log};
 pub use limits::Limits;
 pub use refusal::Refusal;
 pub use server::{Caller, Notes, Server};

@@ -7,6 +7,8 @@ use crate::{
     idempotency::Table,
     limits::Limits,
     micro::{EndpointStatistics, Inventory},
+    refused_requests::RefusedRequests,
+    slots::Slots,
     spool::Spool,
     work::{Observe, Shop},
 };
@@ -103,14 +105,20 @@ impl Notes {
     }
 }
 
-type Run =
-    dyn Fn(Caller, Bytes, Encoding) -> BoxFuture<'static, Result<Vec<u8>, ApiError>> + Send + Sync;
+/// A request that was read, with its handler.
+pub(crate) type Work =
+    Box<dyn FnOnce(Caller) -> BoxFuture<'static, Result<Vec<u8>, ApiError>> + Send>;
+
+type Read = dyn Fn(&Bytes, Encoding) -> Result<Work, ApiError> + Send + Sync;
 
 /// An endpoint with its handler.
 pub(crate) struct Registered {
     pub(crate) spec: &'static EndpointSpec,
-    pub(crate) run: Box<Run>,
+    pub(crate) read: Box<Read>,
 }
+
+/// Answers that requests are refused without being looked at, which wait to be sent; more are not given.
+const REFUSING: usize = 256;
 
 type HealthFn = Arc<dyn Fn() -> Health + Send + Sync>;
 type ReadyFn = Arc<dyn Fn(bool, &str) + Send + Sync>;
@@ -216,7 +224,7 @@ impl Server {
         F: Fn(Caller, E::Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<E::Reply, ApiError>> + Send + 'static,
     {
-        self.endpoints.push(Registered { spec: E::SPEC, run: runner(handler) });
+        self.endpoints.push(Registered { spec: E::SPEC, read: reader(handler) });
         self
     }
 
@@ -249,7 +257,9 @@ impl Server {
             host: self.host.clone(),
             me: me.clone(),
             limits: self.limits,
-            slots: Arc::new(Semaphore::new(self.limits.in_flight)),
+            slots: Slots::new(self.limits.slots()),
+            refused: RefusedRequests::new(Instant::now(), self.limits.failed_changes),
+            refusing: Arc::new(Semaphore::new(REFUSING)),
             table,
             spool: self.spool.take(),
             observe: self.observe.clone(),
@@ -277,6 +287,7 @@ impl Server {
                 }));
             }
         }
+        tasks.spawn(Arc::clone(&desk).report_refused(draining.clone()));
         subjects.extend(self.discovery(me, statistics, &tasks, &draining).await?);
 
         // Refused subscriptions are known only by what the server says; by the time a message has
@@ -318,17 +329,17 @@ impl Server {
         for spec in endpoint::all()
             .filter(|spec| spec.service == self.service && spec.status == Status::Works)
         {
-            let run = match spec.verb {
+            let read = match spec.verb {
                 "health" => {
                     let health = health.clone();
-                    runner(move |_, _: Empty| {
+                    reader(move |_, _: Empty| {
                         let health = health();
                         async move { Ok(health) }
                     })
                 }
                 "version" => {
                     let version = version.clone();
-                    runner(move |_, _: Empty| {
+                    reader(move |_, _: Empty| {
                         let version = version.clone();
                         async move { Ok(version) }
                     })
@@ -340,7 +351,7 @@ impl Server {
                     continue;
                 }
             };
-            self.endpoints.push(Registered { spec, run });
+            self.endpoints.push(Registered { spec, read });
         }
         let mut verbs = std::collections::BTreeSet::new();
         for endpoint in &self.endpoints {
@@ -492,24 +503,29 @@ async fn pump(
     }
 }
 
-/// A handler on bytes.
-fn runner<Q, P, F, Fut>(handler: F) -> Box<Run>
+/// Reads requests, and gives each with its handler.
+fn reader<Q, P, F, Fut>(handler: F) -> Box<Read>
 where
     Q: DeserializeOwned + JsonSchema + Send + 'static,
     P: Serialize + 'static,
     F: Fn(Caller, Q) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<P, ApiError>> + Send + 'static,
 {
-    Box::new(move |caller, payload, encoding| {
-        let work = encoding.decode_request::<Q>(&payload).map(|request| handler(caller, request));
-        Box::pin(async move {
-            let reply = work?.await?;
-            encoding.encode(&reply).map_err(|error| {
-                ApiError::new(
-                    canopy_api::Code::Internal,
-                    format!("the reply cannot be written: {error}"),
-                )
+    let handler = Arc::new(handler);
+    Box::new(move |payload, encoding| {
+        let request = encoding.decode_request::<Q>(payload)?;
+        let handler = Arc::clone(&handler);
+        Ok(Box::new(move |caller| {
+            let work = handler(caller, request);
+            Box::pin(async move {
+                let reply = work.await?;
+                encoding.encode(&reply).map_err(|error| {
+                    ApiError::new(
+                        canopy_api::Code::Internal,
+                        format!("the reply cannot be written: {error}"),
+                    )
+                })
             })
-        })
+        }))
     })
 }
