@@ -4,7 +4,10 @@
 //! never wrote, and a long one would fill the disk.
 
 use canopy_api::text::is_hidden;
-use std::io::{self, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, Write},
+};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of a line; the rest is cut.
@@ -75,7 +78,6 @@ impl<W: Write> Write for LineWriter<W> {
 
 /// A line of text without what would leave the line or hide a part of it.
 fn plain(text: &str, colours: bool) -> String {
-    use std::fmt::Write as _;
     let mut line = String::with_capacity(text.len().min(LINE));
     for (at, c) in text.char_indices() {
         if at >= LINE {
@@ -111,7 +113,8 @@ fn shorten(value: &mut serde_json::Value) {
             }
             let more = text.len() - end;
             text.truncate(end);
-            text.push_str(&format!("… ({more} bytes more)"));
+            // Formatting into a string does not fail.
+            let _ = write!(text, "… ({more} bytes more)");
         }
         serde_json::Value::Array(items) => items.iter_mut().for_each(shorten),
         serde_json::Value::Object(fields) => fields.values_mut().for_each(shorten),
