@@ -461,6 +461,21 @@ impl Bus {
         Ok(Self { client, shared })
     }
 
+    /// Another connection of the same principal, with a clock of the same. What happens on it is told to
+    /// who listens here, beside its coming and going.
+    pub(crate) async fn beside(&self) -> Result<Self, BusError> {
+        let shared = &self.shared;
+        let (principal, clock) = (shared.principal.clone(), Arc::clone(&shared.clock));
+        let bus = Self::connect_with_clock(&shared.config, principal, clock).await?;
+        let first = Arc::downgrade(shared);
+        bus.on_event(move |event| {
+            if let Some(first) = first.upgrade().filter(|_| !event.ends_with("connected")) {
+                first.tell(event);
+            }
+        });
+        Ok(bus)
+    }
+
     /// Who this connection speaks as.
     pub fn principal(&self) -> &Principal {
         &self.shared.principal

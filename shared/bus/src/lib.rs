@@ -52,6 +52,7 @@ pub mod forward;
 mod header;
 mod idempotency;
 mod inbox;
+mod lanes;
 mod limits;
 mod micro;
 mod refusal;

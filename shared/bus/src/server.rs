@@ -5,6 +5,7 @@ use crate::{
     config::BusError,
     connection::{Bus, ENDING, Link, random_token},
     idempotency::Table,
+    lanes::{self, Lanes},
     limits::Limits,
     micro::{EndpointStatistics, Inventory},
     refused_requests::RefusedRequests,
@@ -246,7 +247,9 @@ impl Server {
                     source,
                 })?;
         (self.on_ready)(false, "waiting for the bus");
-        if !self.wait_for_bus(&stop).await? {
+        let internal = self.endpoints.iter().any(|one| one.spec.class == Class::Internal);
+        let lanes = Lanes::open(&self.bus, internal).await?;
+        if !self.wait_for_bus(&lanes, &stop).await? {
             return Ok(());
         }
 
@@ -271,7 +274,8 @@ impl Server {
         for endpoint in std::mem::take(&mut self.endpoints) {
             let endpoint = Arc::new(endpoint);
             for (subject, queue) in self.places(endpoint.spec) {
-                let requests = self.subscribe(&subject, queue.as_deref()).await?;
+                let lane = lanes.of(endpoint.spec.class).clone();
+                let requests = subscribe(&lane, &subject, queue.as_deref()).await?;
                 let counts = Arc::new(EndpointStatistics::new(
                     endpoint.spec.verb,
                     endpoint.spec.class.as_str(),
@@ -281,9 +285,9 @@ impl Server {
                 statistics.push(counts.clone());
                 subjects.push(subject);
                 let (desk, endpoint) = (desk.clone(), endpoint.clone());
-                let link = self.bus.watch_link();
+                let link = lane.watch_link();
                 tasks.spawn(pump(requests, link, draining.clone(), move |message| {
-                    desk.take(&endpoint, &counts, message);
+                    desk.take(&endpoint, &counts, &lane, message);
                 }));
             }
         }
@@ -292,17 +296,17 @@ impl Server {
 
         // Refused subscriptions are known only by what the server says; by the time a message has
         // come back it has said it.
-        if !self.wait_for_bus(&stop).await? {
+        if !self.wait_for_bus(&lanes, &stop).await? {
             return Ok(());
         }
-        if let Some(refused) = subjects.iter().find(|s| self.bus.shared.subscription_refused(s)) {
+        if let Some(refused) = subjects.iter().find(|s| lanes.subscription_refused(s)) {
             return Err(BusError::NotPermitted {
                 principal: self.bus.principal().to_string(),
                 what: format!("subscribe to {refused}"),
             });
         }
         tracing::info!(service = %self.service, subjects = subjects.len(), "serving");
-        self.follow(&stop).await;
+        self.follow(&lanes, &stop).await;
 
         (self.on_ready)(false, "ending");
         draining.cancel();
@@ -311,7 +315,7 @@ impl Server {
             tracing::warn!(left = tasks.len(), "requests in flight given up at the end");
         }
         // Nothing to be done about answers that cannot leave.
-        self.bus.flush_at_end().await;
+        lanes.end().await;
         Ok(())
     }
 
@@ -382,15 +386,6 @@ impl Server {
         }
     }
 
-    async fn subscribe(&self, subject: &str, queue: Option<&str>) -> Result<Subscriber, BusError> {
-        let client = &self.bus.client;
-        let subscribed = match queue {
-            Some(queue) => client.queue_subscribe(subject.to_owned(), queue.to_owned()).await,
-            None => client.subscribe(subject.to_owned()).await,
-        };
-        subscribed.map_err(|error| BusError::Defect(format!("{subject}: {error}")))
-    }
-
     async fn discovery(
         &self,
         me: Principal,
@@ -408,7 +403,7 @@ impl Server {
         let subjects = inventory.subjects();
         let mut requests = SelectAll::new();
         for subject in &subjects {
-            requests.push(self.subscribe(subject, None).await?);
+            requests.push(subscribe(&self.bus, subject, None).await?);
         }
         let (client, draining) = (self.bus.client.clone(), draining.clone());
         tasks.spawn(async move {
@@ -421,10 +416,14 @@ impl Server {
     }
 
     /// Waits until the bus carries messages; false when it is time to stop.
-    async fn wait_for_bus(&self, stop: &CancellationToken) -> Result<bool, BusError> {
+    async fn wait_for_bus(
+        &self,
+        lanes: &Lanes,
+        stop: &CancellationToken,
+    ) -> Result<bool, BusError> {
         loop {
             let ready = tokio::select! {
-                ready = self.bus.wait_ready(Duration::from_secs(10)) => ready,
+                ready = lanes.wait_ready(Duration::from_secs(10)) => ready,
                 () = stop.cancelled() => return Ok(false),
             };
             match ready {
@@ -443,18 +442,18 @@ impl Server {
     }
 
     /// Keeps readiness true to the connection until `stop`.
-    async fn follow(&self, stop: &CancellationToken) {
-        let (mut link, mut refusal) = (self.bus.watch_link(), self.bus.watch_refusal());
+    async fn follow(&self, lanes: &Lanes, stop: &CancellationToken) {
+        let (mut links, mut refusal) = (lanes.watch(), self.bus.watch_refusal());
         let connected = format!("connected to {} as {}", self.bus.url(), self.bus.principal());
         (self.on_ready)(true, &connected);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = link.changed() => if changed.is_err() { return },
+                changed = lanes::changed(&mut links) => if !changed { return },
                 changed = refusal.changed() => if changed.is_err() { return },
             }
             let refused = refusal.borrow_and_update().clone();
-            if *link.borrow_and_update() != Link::Connected {
+            if !lanes::all_connected(&mut links) {
                 let why = match refused {
                     Some(refusal) => format!("the bus refuses this process: {refusal}"),
                     None => "disconnected; retrying".to_owned(),
@@ -462,13 +461,22 @@ impl Server {
                 (self.on_ready)(false, &why);
                 continue;
             }
-            match self.wait_for_bus(stop).await {
+            match self.wait_for_bus(lanes, stop).await {
                 Ok(true) => (self.on_ready)(true, &connected),
                 Ok(false) => return,
                 Err(error) => (self.on_ready)(false, &error.to_string()),
             }
         }
     }
+}
+
+async fn subscribe(bus: &Bus, subject: &str, queue: Option<&str>) -> Result<Subscriber, BusError> {
+    let client = &bus.client;
+    let subscribed = match queue {
+        Some(queue) => client.queue_subscribe(subject.to_owned(), queue.to_owned()).await,
+        None => client.subscribe(subject.to_owned()).await,
+    };
+    subscribed.map_err(|error| BusError::Defect(format!("{subject}: {error}")))
 }
 
 /// Reads messages until told to drain, then those already on their way.

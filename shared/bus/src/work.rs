@@ -69,6 +69,8 @@ struct Accepted {
     endpoint: Arc<Registered>,
     statistics: Arc<EndpointStatistics>,
     received: Instant,
+    /// The connection that it came over.
+    lane: Bus,
 }
 
 impl Shop {
@@ -77,6 +79,7 @@ impl Shop {
         self: &Arc<Self>,
         endpoint: &Arc<Registered>,
         statistics: &Arc<EndpointStatistics>,
+        lane: &Bus,
         message: Message,
     ) {
         let spec = endpoint.spec;
@@ -112,7 +115,7 @@ impl Shop {
         let owner = Owner::of(&caller);
         let entered = self.slots.enter(spec.class, owner, message.payload.len());
         if matches!(entered, Entered::Full) {
-            self.refuse_at_once(endpoint, statistics, (caller, reply), &message);
+            self.refuse_at_once(endpoint, statistics, (caller, reply, lane), &message);
             return;
         }
         let span = tracing::info_span!(
@@ -126,6 +129,7 @@ impl Shop {
             endpoint: endpoint.clone(),
             statistics: statistics.clone(),
             received: Instant::now(),
+            lane: lane.clone(),
         };
         let shop = self.clone();
         self.tasks.spawn(shop.work(accepted, entered).instrument(span));
@@ -167,7 +171,7 @@ impl Shop {
                 }
             }
         }
-        self.answer(&request.reply, reply_encoding, answer).await;
+        self.answer((&request.lane, &request.reply), reply_encoding, answer).await;
         if let Some(record) = refusal {
             self.record_refused(spec, record, 1).await;
         }
@@ -500,13 +504,13 @@ impl Shop {
         Ok(left)
     }
 
-    async fn answer(&self, reply: &str, encoding: Encoding, answer: Answer) {
+    async fn answer(&self, to: (&Bus, &str), encoding: Encoding, answer: Answer) {
         let answer = self.carried(answer);
-        let Err(error) = self.send(reply, encoding, answer).await else { return };
+        let Err(error) = self.send(to, encoding, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(reply, encoding, Err(error)).await;
+        let _ = self.send(to, encoding, Err(error)).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
@@ -529,7 +533,12 @@ impl Shop {
             .remedy("ask for a part of it: name an interface, a chain, a program or a package"))
     }
 
-    async fn send(&self, reply: &str, encoding: Encoding, answer: Answer) -> Result<(), String> {
+    async fn send(
+        &self,
+        (lane, reply): (&Bus, &str),
+        encoding: Encoding,
+        answer: Answer,
+    ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, encoding.content_type());
         headers.insert(header::TIME, time::unix_millis(self.bus.now()).to_string().as_str());
@@ -541,8 +550,7 @@ impl Shop {
                 encoding.encode(&error)?
             }
         };
-        self.bus
-            .client
+        lane.client
             .publish_with_headers(reply.to_owned(), headers, payload.into())
             .await
             .map_err(|error| error.to_string())

@@ -3,6 +3,7 @@
 use super::{Shop, changes, short};
 use crate::{
     codec::Encoding,
+    connection::Bus,
     for_log::for_log,
     header,
     micro::EndpointStatistics,
@@ -36,7 +37,7 @@ impl Shop {
         self: &Arc<Self>,
         endpoint: &Registered,
         statistics: &EndpointStatistics,
-        (caller, reply): (Principal, String),
+        (caller, reply, lane): (Principal, String, &Bus),
         message: &Message,
     ) {
         let spec = endpoint.spec;
@@ -59,9 +60,9 @@ impl Shop {
         let encoding = header::only(message.headers.as_ref(), header::CONTENT_TYPE)
             .and_then(Encoding::of)
             .unwrap_or(Encoding::Json);
-        let shop = Arc::clone(self);
+        let (shop, lane) = (Arc::clone(self), lane.clone());
         self.tasks.spawn(async move {
-            shop.answer(&reply, encoding, Err(error)).await;
+            shop.answer((&lane, &reply), encoding, Err(error)).await;
             drop(answering);
             if let Some(record) = record.filter(|_| changes(spec.class)) {
                 shop.record_refused(spec, record, 1).await;
