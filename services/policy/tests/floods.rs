@@ -91,7 +91,7 @@ fn admit() -> AdmitRequest {
 async fn admitted(loader: &Bus) -> (usize, usize, Duration) {
     let begun = Instant::now();
     let (mut answered, mut asked, mut worst) = (0, 0, Duration::ZERO);
-    while begun.elapsed() < Duration::from_millis(1500) {
+    while begun.elapsed() < Duration::from_secs(1) {
         asked += 1;
         let at = Instant::now();
         let reply = loader.call::<policy::Admit>(&Target::Central, &admit()).await;
@@ -130,7 +130,7 @@ async fn survives<E: Endpoint>(attacker: &str, request: E::Request) {
     let (answered, asked, worst) = admitted(&loader).await;
     let took = revoked(&stack, &admin).await;
     let sent = flood.end();
-    assert!(sent > 500, "only {sent} requests are no flood");
+    assert!(sent > 200, "only {sent} requests are no flood");
     assert!(
         answered * 100 >= asked * 95,
         "{answered} of {asked} were answered, the slowest in {worst:?}"

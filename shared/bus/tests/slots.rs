@@ -119,7 +119,7 @@ impl Flood {
 async fn calls<E: Endpoint>(bus: &canopy_bus::Bus, request: E::Request) -> Vec<Duration> {
     let begun = Instant::now();
     let mut times = Vec::new();
-    while begun.elapsed() < Duration::from_millis(1500) {
+    while begun.elapsed() < Duration::from_millis(800) {
         let asked = Instant::now();
         bus.call::<E>(&web1(), &request).await.expect("served during the flood");
         times.push(asked.elapsed());
@@ -138,7 +138,7 @@ async fn a_flood_of_reads_stops_no_change() {
     let flood = Flood::start::<loader::Get>(viewer, "u-viewer", b"{}".to_vec());
     let times = calls::<loader::Apply>(&operator, apply(json!({}))).await;
     let sent = flood.end().await;
-    assert!(sent > 500, "only {sent} requests are no flood");
+    assert!(sent > 200, "only {sent} requests are no flood");
     let worst = times.last().unwrap();
     assert!(*worst < SOON, "{} changes, the slowest {worst:?}", times.len());
     running.stop().await;
@@ -225,7 +225,7 @@ async fn refused_requests_are_counted_in_the_trail() {
     operator.call::<loader::Apply>(&web1(), &apply(json!({ "trace": 1 }))).await.unwrap();
     let other = raw(&server, "u-operator").await;
     let flood = Flood::start::<loader::Apply>(other, "u-operator", b"{\"documen\": {}}".to_vec());
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
     let sent = flood.end().await;
     // Until the last one was looked at: this one waits behind those of the same caller.
     let (options, until) = (CallOptions::default(), Instant::now() + LIMIT);
@@ -257,7 +257,7 @@ async fn failed_changes_fill_no_trail() {
     let other = raw(&server, "u-operator").await;
     let fails = serde_json::to_vec(&apply(json!({ "fail": 1 }))).unwrap();
     let flood = Flood::start::<loader::Apply>(other, "u-operator", fails);
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
     let admin = connect(&server, "u-admin").await;
     admin.call::<loader::Apply>(&web1(), &apply(json!({}))).await.expect("another caller's");
     let sent = flood.end().await;
@@ -273,5 +273,5 @@ async fn failed_changes_fill_no_trail() {
     let kept = all.iter().filter(|one| one.kind == Kind::Begun).count();
     // Those that were begun at once, and two a second.
     assert!(kept < 20 + 16 + 64, "{kept} of {sent} requests were recorded one by one");
-    assert!(sent > 500, "only {sent} requests are no flood");
+    assert!(sent > 200, "only {sent} requests are no flood");
 }
