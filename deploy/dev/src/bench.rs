@@ -61,6 +61,16 @@ pub fn bus(json: Option<&Path>, smoke: bool) -> Result<()> {
     unprivileged("bus", if smoke { &small } else { &[] }, json)
 }
 
+/// What an operator feels while somebody with a valid certificate floods the stack.
+pub fn attack(json: Option<&Path>, smoke: bool) -> Result<()> {
+    tools::ensure(&[Need::Compile, Need::Network])?;
+    tools::nats_server()?;
+    // It starts the services that lie beside it.
+    build()?;
+    let small = ["--seconds", "2", "--revocations", "2"];
+    run("attack", if smoke { &small } else { &[] }, json)
+}
+
 /// A large repository and many hosts.
 pub fn registry(json: Option<&Path>, smoke: bool) -> Result<()> {
     tools::ensure(&[Need::Compile])?;

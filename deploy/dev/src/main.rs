@@ -84,6 +84,16 @@ enum Bench {
         #[arg(long, default_value_t = 40)]
         runs: u32,
     },
+    /// What an operator feels while somebody with a valid certificate floods the stack: changes that are
+    /// made, and milliseconds.
+    Attack {
+        /// Write the figures to this file too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Short floods, to see that it runs.
+        #[arg(long)]
+        smoke: bool,
+    },
     /// Requests, connects and the end of connections with full security, against a plain server.
     Bus {
         /// Write the figures to this file too.
@@ -191,6 +201,9 @@ fn run(task: Task, build: Build) -> Result<()> {
         }
         Task::Bench { what: Bench::LoadOrder { json, runs } } => {
             bench::load_order(json.as_deref(), runs)
+        }
+        Task::Bench { what: Bench::Attack { json, smoke } } => {
+            bench::attack(json.as_deref(), smoke)
         }
         Task::Bench { what: Bench::Bus { json, smoke } } => bench::bus(json.as_deref(), smoke),
         Task::Bench { what: Bench::Packages { json, loads, runs } } => {

@@ -5,16 +5,26 @@ use crate::metrics::AdmissionMetrics;
 use canopy_api::{
     ApiError, Code, Principal, Problem,
     endpoint::policy,
+    error::RULES_UNUSABLE,
     subject::Target,
     wire::{ADMIT_ITEMS, AdmissionBasis, AdmissionDecision, AdmissionItem, AdmitRequest, Admitted},
 };
-use canopy_bus::{Bus, CallError, Caller};
+use canopy_bus::{Bus, CallError, CallOptions, Caller, LogGate};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-/// How often policy is asked: one of several instances may hang.
+/// How often policy is asked that says nothing: one of several instances may hang.
 const TRIES: u32 = 2;
+/// How long policy is asked again that is busy, within what the caller waits: other changes of this host wait
+/// meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What is left of the caller's time for the change and its answer.
+const CHANGING: Duration = Duration::from_secs(1);
 
 /// Whether policy is asked before a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -104,18 +114,24 @@ fn problem((item, decision): &(AdmissionItem, AdmissionDecision)) -> Problem {
     Problem::new(&item.path, format!("{item} is denied{by}: {}", decision.reason))
 }
 
+/// Whether policy may answer the same question in a moment, without anybody doing anything.
+fn may_answer_soon(error: &ApiError) -> bool {
+    error.retryable && error.reason.as_deref() != Some(RULES_UNUSABLE)
+}
+
 /// Whoever is asked before a change.
 #[derive(Clone)]
 pub struct Admission {
     mode: AdmissionMode,
     bus: Bus,
     metrics: Option<AdmissionMetrics>,
+    log: Arc<LogGate>,
 }
 
 impl Admission {
     /// Policy on this bus, or nobody.
     pub fn new(mode: AdmissionMode, bus: Bus) -> Self {
-        Self { mode, bus, metrics: None }
+        Self { mode, bus, metrics: None, log: Arc::default() }
     }
 
     /// With metrics.
@@ -143,7 +159,10 @@ impl Admission {
             return Ok(Admitted { basis: AdmissionBasis::Off, rules: Vec::new() });
         }
         let begun = Instant::now();
-        let asked = self.decided(by, items, dry_run).await;
+        let patience = begun + PATIENCE;
+        let until = caller.until.and_then(|until| until.checked_sub(CHANGING));
+        let until = until.map_or(patience, |until| until.min(patience));
+        let asked = self.decided(by, items, dry_run, until).await;
         if let Some(metrics) = &self.metrics {
             let took = begun.elapsed().as_secs_f64();
             metrics.duration.with_label_values::<&str>(&[]).observe(took);
@@ -157,7 +176,10 @@ impl Admission {
             Err(refused) => {
                 self.count(refused.result());
                 caller.notes.rules(refused.rules());
-                tracing::warn!(%by, dry_run, result = refused.result(), "not admitted: {refused}");
+                if let Some(unlogged) = self.log.pass(by.as_str()) {
+                    let result = refused.result();
+                    tracing::warn!(%by, dry_run, result, unlogged, "not admitted: {refused}");
+                }
                 Err(refused.into_api())
             }
         }
@@ -168,6 +190,7 @@ impl Admission {
         by: &Principal,
         mut items: Vec<AdmissionItem>,
         dry_run: bool,
+        until: Instant,
     ) -> Result<Admitted, NotAdmitted> {
         let mut basis = AdmissionBasis::Rules;
         let mut rules = BTreeSet::new();
@@ -179,7 +202,7 @@ impl Admission {
                 items: std::mem::replace(&mut items, rest),
                 dry_run,
             };
-            let reply = self.call(&request).await?;
+            let reply = self.call(&request, until).await?;
             let (asked, got) = (request.items.len(), reply.decisions.len());
             if asked != got {
                 return Err(NotAdmitted::Answer { asked, got });
@@ -203,10 +226,19 @@ impl Admission {
     async fn call(
         &self,
         request: &AdmitRequest,
+        until: Instant,
     ) -> Result<canopy_api::wire::AdmitReply, NotAdmitted> {
+        let options = CallOptions::default();
         let mut tries = 1;
         loop {
-            match self.bus.call::<policy::Admit>(&Target::Central, request).await {
+            let asked = self.bus.call_again::<policy::Admit>(
+                &Target::Central,
+                request,
+                &options,
+                until,
+                may_answer_soon,
+            );
+            match asked.await {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Timeout { .. }) if tries < TRIES => tries += 1,
                 Err(error) => return Err(NotAdmitted::Silent(error)),

@@ -24,7 +24,7 @@ use canopy_api::{
         ResolveRequest,
     },
 };
-use canopy_bus::{Bus, CallError, CallOptions};
+use canopy_bus::{Bus, CallError, CallOptions, is_busy};
 use canopy_package::{
     Index, IndexSource, Limits, Manifest, PackageError, PublicKey, TrustedKey,
     index::{INDEX_LIMIT, IndexEntry},
@@ -33,12 +33,14 @@ use canopy_package::{
 use semver::Op;
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How long one chunk may take, and how often it is asked for.
 const CHUNK: Duration = Duration::from_secs(4);
 const TRIES: u32 = 3;
+/// How long a registry is asked again that is busy.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the fetcher has to remember between requests.
 pub trait Memory: Send + Sync {
@@ -229,7 +231,10 @@ impl Fetcher {
             arch: Some(std::env::consts::ARCH.to_owned()),
             kernel: Some(self.kernel.clone()),
         };
-        self.bus.call::<registry::Resolve>(&Target::Central, &request).await
+        let (options, until) = (CallOptions::default(), Instant::now() + PATIENCE);
+        self.bus
+            .call_again::<registry::Resolve>(&Target::Central, &request, &options, until, is_busy)
+            .await
     }
 
     /// The package that an answer to [`Self::ask`] means; see [`Self::locate`].
@@ -615,8 +620,14 @@ impl Fetcher {
         let mut tries = 1;
         loop {
             let options = CallOptions { timeout: Some(CHUNK), ..CallOptions::default() };
-            let asked =
-                self.bus.call_with::<registry::Artifact>(&Target::Central, &request, options);
+            let until = Instant::now() + PATIENCE;
+            let asked = self.bus.call_again::<registry::Artifact>(
+                &Target::Central,
+                &request,
+                &options,
+                until,
+                is_busy,
+            );
             match asked.await {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Timeout { .. } | CallError::NoResponders { .. })

@@ -9,6 +9,7 @@ use crate::{
     },
     engine::{Engine, Options, Programs},
     error::LoaderError,
+    facts::FactsCache,
     fetch::Fetcher,
     follow::{Followers, LEASE, Sink},
     metrics::PackageMetrics,
@@ -63,6 +64,8 @@ pub struct Handlers<K> {
     /// The ring buffers that are followed.
     followers: Arc<Followers<K>>,
     metrics: Option<PackageMetrics>,
+    /// What this host can do.
+    facts: FactsCache,
 }
 
 impl<K> Clone for Handlers<K> {
@@ -74,6 +77,7 @@ impl<K> Clone for Handlers<K> {
             changes: Arc::clone(&self.changes),
             followers: Arc::clone(&self.followers),
             metrics: self.metrics.clone(),
+            facts: self.facts.clone(),
         }
     }
 }
@@ -83,7 +87,8 @@ impl<K: Kernel> Handlers<K> {
     pub fn new(engine: Arc<Engine<K>>, fetcher: Fetcher, admission: Admission) -> Self {
         let sink = records(fetcher.bus().clone(), engine.host().clone());
         let followers = Followers::new(Arc::clone(&engine), sink, LEASE);
-        Self { engine, fetcher, admission, changes: Arc::default(), followers, metrics: None }
+        let (changes, facts) = (Arc::default(), FactsCache::default());
+        Self { engine, fetcher, admission, changes, followers, metrics: None, facts }
     }
 
     /// Counts changes here.
@@ -193,7 +198,9 @@ impl<K: Kernel> Handlers<K> {
     }
 
     async fn facts(&self) -> Result<FactsReply, ApiError> {
-        self.blocking(None, |engine| Ok(engine.facts())).await
+        let probe = || self.blocking(None, |engine| Ok(engine.probe()));
+        let facts = self.facts.get(probe).await?;
+        Ok(self.engine.facts(facts))
     }
 
     /// Waits until no other change is being made; not longer than the caller does, for whom nothing
@@ -314,7 +321,8 @@ impl<K: Kernel> Handlers<K> {
                 self.tell(reply, &by);
             }
             Err(error) => {
-                tracing::info!(code = error.code.as_str(), path = error.path, %summary, "refused: {error}");
+                // The bus server logs refusals, and counts those of a flood.
+                tracing::debug!(code = error.code.as_str(), path = error.path, %summary, "refused: {error}");
             }
         }
         reply

@@ -40,6 +40,7 @@ pub mod config;
 pub mod core;
 pub mod engine;
 pub mod error;
+mod facts;
 pub mod fake;
 pub mod fetch;
 pub mod follow;

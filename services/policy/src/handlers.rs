@@ -12,7 +12,7 @@ use canopy_api::{
     permission::daemon_of,
     wire::{ADMIT_ITEMS, AdmitReply, AdmitRequest, Empty},
 };
-use canopy_bus::Server;
+use canopy_bus::{LogGate, Server, for_log};
 use std::sync::Arc;
 
 /// Adds the verbs to a server.
@@ -24,12 +24,13 @@ pub(crate) fn register(
 ) -> Server {
     let of = || (Arc::clone(admission), roles.clone());
     let (admit_by, explain_by, rules_of) = (of(), of(), Arc::clone(admission));
-    let around = (metrics.clone(), noter.clone());
+    let around = (metrics.clone(), noter.clone(), Arc::new(LogGate::default()));
     server
         .handle::<policy::Admit, _, _>(move |caller, request| {
-            let ((admission, roles), (metrics, noter)) = (admit_by.clone(), around.clone());
+            let ((admission, roles), (metrics, noter, log)) = (admit_by.clone(), around.clone());
             async move {
-                let answer = admit(&admission, &roles, &caller.principal, &request, &noter).await;
+                let around = (&noter, &*log);
+                let answer = admit(&admission, &roles, &caller.principal, &request, around).await;
                 metrics.decided(match &answer {
                     Ok(reply) if reply.decisions.iter().all(|one| one.allowed) => "allowed",
                     Ok(_) => "denied",
@@ -57,7 +58,7 @@ async fn admit(
     roles: &Roles,
     loader: &Principal,
     request: &AdmitRequest,
-    noter: &Noter,
+    (noter, log): (&Noter, &LogGate),
 ) -> Result<AdmitReply, ApiError> {
     let Some((Service::Loader, Some(host))) = daemon_of(loader) else {
         return Err(ApiError::new(Code::Denied, format!("{loader} is no host's loader"))
@@ -70,9 +71,15 @@ async fn admit(
     }
     let role = roles.of(admission, principal).await?;
     let (basis, decisions) = admission.decide(principal, role, &host, items)?;
-    for (item, decision) in items.iter().zip(&decisions).filter(|(_, one)| !one.allowed) {
-        let by = decision.rule.as_deref().unwrap_or("none");
-        tracing::info!(%host, %principal, %item, rule = by, dry_run, "denied");
+    let denied = || items.iter().zip(&decisions).filter(|(_, one)| !one.allowed);
+    if let Some((item, decision)) = denied().next()
+        && let Some(unlogged) = log.pass(format!("{host} {principal}"))
+    {
+        let (by, items) = (decision.rule.as_deref().unwrap_or("none"), denied().count());
+        let item = for_log(&item.to_string()).to_string();
+        tracing::info!(%host, %principal, item, rule = by, dry_run, items, unlogged, "denied");
+    }
+    for (item, decision) in denied() {
         noter.note(Happening::denied(&host, principal, item, decision.rule.as_deref(), *dry_run));
     }
     Ok(AdmitReply { basis, decisions })

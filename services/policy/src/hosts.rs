@@ -24,6 +24,7 @@ use canopy_identity::Certificate;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -181,16 +182,42 @@ pub(crate) fn user(principal: &Principal, generation: u64) -> String {
     format!("{principal}/{generation}")
 }
 
+/// Certificates that a daemon gets for its key in [`RENEWALS_SECONDS`].
+const RENEWALS: u32 = 10;
+/// Ten minutes.
+const RENEWALS_SECONDS: u64 = 600;
+
 /// The hosts.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts {
     bucket: Bucket,
+    renewals: Arc<Mutex<Renewals>>,
 }
+
+/// By daemon: when its window began, seconds since 1970, and how many certificates it got since.
+type Renewals = BTreeMap<(HostId, Service), (u64, u32)>;
 
 impl Hosts {
     /// Those in this bucket.
     pub(crate) fn new(bucket: Bucket) -> Self {
-        Self { bucket }
+        Self { bucket, renewals: Arc::default() }
+    }
+
+    /// Counts a renewal. Each writes to the store and is told to every instance, and a daemon needs one in
+    /// weeks.
+    fn count_renewal(&self, host: &HostId, service: Service, now: u64) -> Result<(), ApiError> {
+        let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        renewals.retain(|_, (began, _)| now.saturating_sub(*began) < RENEWALS_SECONDS);
+        let (_, count) = renewals.entry((host.clone(), service)).or_insert((now, 0));
+        if *count >= RENEWALS {
+            return Err(ApiError::new(
+                Code::Unavailable,
+                format!("{service} of {host} got {RENEWALS} certificates in {RENEWALS_SECONDS} s"),
+            )
+            .remedy("use the certificate that was signed last"));
+        }
+        *count += 1;
+        Ok(())
     }
 
     /// What is kept of one.
@@ -315,6 +342,7 @@ impl Hosts {
             .at("request")
             .remedy("another key is another enrolment: canopy host request, canopy host enrol"));
         }
+        self.count_renewal(host, service, now)?;
         Ok(kept)
     }
 

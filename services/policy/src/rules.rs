@@ -284,6 +284,7 @@ fn unread(state: &State) -> ApiError {
     let trouble = state.trouble.as_deref().unwrap_or("not read yet");
     ApiError::new(Code::Unavailable, format!("the admission rules cannot be used: {trouble}"))
         .remedy("mend the file; canopy policy check says everything that is wrong with it")
+        .reason(canopy_api::error::RULES_UNUSABLE)
 }
 
 /// The file of the rules, and its text as it was read last.

@@ -13,6 +13,7 @@ mod stack;
 
 use async_nats::jetstream::{self, stream};
 use canopy_api::{
+    Code,
     endpoint::policy,
     permission::Role,
     subject::Target,
@@ -101,7 +102,11 @@ struct Writer {
 
 impl Writer {
     fn new(id: &str) -> Self {
-        let chain = Chain::new(LOADER.parse().unwrap(), id.to_owned());
+        Self::of(LOADER, id)
+    }
+
+    fn of(writer: &str, id: &str) -> Self {
+        let chain = Chain::new(writer.parse().unwrap(), id.to_owned());
         let mut writer = Self { chain, lines: Vec::new() };
         writer.write(Kind::Opened, "there was none");
         writer
@@ -125,6 +130,10 @@ impl Writer {
             self.write(Kind::Begun, &format!("{i}"));
         }
         self
+    }
+
+    fn clone_more(&self, count: usize) -> Self {
+        Self { chain: self.chain.clone(), lines: self.lines.clone() }.more(count)
     }
 
     fn request(&self, after: Option<usize>, lines: std::ops::Range<usize>) -> AuditAppendRequest {
@@ -171,6 +180,113 @@ async fn records_that_come_many_times_at_once_are_stored_once_by_two_instances()
     assert_eq!(sequence, (1..=400).collect::<Vec<u64>>());
     assert!(records.iter().all(|one| one.finding.is_empty() && !one.beside));
     assert_eq!(report(&records, &[]).findings, []);
+}
+
+/// A stack that stores little, and what is told of its findings.
+async fn small_store(records_of_chain: u64) -> (Stack, canopy_bus::Events) {
+    let mut stack = Stack::without_policy();
+    let mut config = stack.config_with_audit(0);
+    config["audit"]["store_bytes"] = (1_u64 << 20).into();
+    config["audit"]["records_of_chain"] = records_of_chain.into();
+    stack.start_policy_with(config);
+    stack.bootstrap("u-admin");
+    let admin = stack.connect("u-admin").await;
+    let told = admin.subscribe_events("canopy.v1.event.policy.audit.finding._").await.unwrap();
+    admin.flush().await;
+    (stack, told)
+}
+
+async fn next_finding(told: &mut canopy_bus::Events) -> (String, String) {
+    let event = tokio::time::timeout(LIMIT, told.next()).await.expect("a finding").unwrap();
+    let finding: AuditFinding = event.decode().unwrap();
+    (finding.code, finding.writer.to_string())
+}
+
+/// One host's certificate erased everybody's stored trail with long records.
+#[tokio::test]
+async fn a_writer_fills_its_own_room_and_no_others() {
+    let (stack, mut told) = small_store(100_000).await;
+    let admin = stack.connect("u-admin").await;
+    let other = stack.connect("h-web2-loader").await;
+    let trail = Writer::of("h-web2-loader", "00000000000000bb").more(5);
+    append(&other, &trail.request(None, 0..6)).await;
+
+    let attacker = stack.connect(LOADER).await;
+    let mut writer = Writer::new(CHAIN);
+    let mut stored = 0;
+    let mut refused = None;
+    // Four times what the whole store holds.
+    for at in 0..256 {
+        writer.write(Kind::Refused, &"x".repeat(15_000));
+        let request = writer.request(None, at..at + 1);
+        let after = (at > 0).then(|| writer.lines[at - 1].head().to_string());
+        let request = AuditAppendRequest { after, ..request };
+        match attacker.call::<policy::AuditAppend>(&Target::Central, &request).await {
+            Ok(reply) => {
+                assert_eq!(reply.head, Some(writer.lines[at].head().to_string()));
+                stored += 1;
+            }
+            Err(error) => {
+                refused = Some(error.to_api_error());
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("the room is never full");
+    assert_eq!(refused.reason.as_deref(), Some("room_full"), "{refused:?}");
+    assert!((5..=9).contains(&stored), "{stored} records of 15 KB are in a room of 128 KiB");
+    assert_eq!(next_finding(&mut told).await, ("full".to_owned(), LOADER.to_owned()));
+    // Another chain has no room of its own, and what contradicts the stored ones has little.
+    let mut anew = Writer::new("00000000000000cc");
+    anew.write(Kind::Begun, &"x".repeat(15_000));
+    let begun = anew.request(None, 0..2);
+    let refused = attacker.call::<policy::AuditAppend>(&Target::Central, &begun).await;
+    let refused = refused.unwrap_err().to_api_error();
+    assert_eq!(refused.reason.as_deref(), Some("room_full"), "{refused:?}");
+    for (at, reason) in ["x".repeat(15_000), "y".repeat(15_000)].iter().enumerate() {
+        let mut fork = Writer::new(CHAIN);
+        fork.write(Kind::Begun, &format!("{at}{reason}"));
+        let after = Some(writer.lines[stored - 1].head().to_string());
+        append(&attacker, &AuditAppendRequest { after, ..fork.request(None, 0..2) }).await;
+    }
+    let kept = of(&admin, LOADER).await;
+    let bytes: usize = kept.iter().map(|one| one.line.len()).sum();
+    assert!(bytes < 256 << 10, "{bytes} bytes are stored of one writer");
+
+    // The other's trail is whole, and goes on.
+    append(&other, &trail.clone_more(1).request(Some(5), 6..7)).await;
+    let records = of(&admin, "h-web2-loader").await;
+    assert_eq!((records.len(), report(&records, &[]).findings), (7, vec![]));
+}
+
+#[tokio::test]
+async fn a_record_longer_than_any_is_refused_and_told() {
+    let (stack, mut told) = small_store(100_000).await;
+    let attacker = stack.connect(LOADER).await;
+    let mut writer = Writer::new(CHAIN);
+    writer.write(Kind::Begun, &"x".repeat(600_000));
+    let refused = attacker
+        .call::<policy::AuditAppend>(&Target::Central, &writer.request(None, 0..2))
+        .await
+        .unwrap_err()
+        .to_api_error();
+    assert_eq!((refused.code, refused.path.as_str()), (Code::Invalid, "lines[1]"), "{refused:?}");
+    assert_eq!(next_finding(&mut told).await, ("long".to_owned(), LOADER.to_owned()));
+    let admin = stack.connect("u-admin").await;
+    assert_eq!(of(&admin, LOADER).await.len(), 0, "nothing of the request is stored");
+}
+
+#[tokio::test]
+async fn the_oldest_records_of_a_chain_go_with_a_finding() {
+    let (stack, mut told) = small_store(100).await;
+    let loader = stack.connect(LOADER).await;
+    let writer = Writer::new(CHAIN).more(149);
+    append(&loader, &writer.request(None, 0..100)).await;
+    append(&loader, &writer.request(Some(99), 100..150)).await;
+    assert_eq!(next_finding(&mut told).await, ("rolling".to_owned(), LOADER.to_owned()));
+    let (_, metrics) = stack.policy[0].get("/metrics").unwrap();
+    let line = "canopy_policy_audit_findings_total{finding=\"rolling\"} 1";
+    assert!(metrics.contains(line), "told once, not with each record:\n{metrics}");
 }
 
 fn spool(dir: &Path) -> Arc<Spool> {

@@ -363,6 +363,23 @@ async fn a_revoked_host_is_out() {
     scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;
 }
 
+/// Each certificate is a write to the store that every instance hears of.
+#[tokio::test]
+async fn a_daemon_gets_ten_certificates_in_ten_minutes() {
+    let scene = Scene::new().await;
+    let new = NewHost::new("web9");
+    let files = scene.enrolled(&new).await;
+    let me: Principal = "h-web9-loader".parse().unwrap();
+    let loader = scene.stack.connect_with(me.as_str(), &files[&Service::Loader]).await;
+    let request = canopy_identity::request_again(&me, &new.keys[&Service::Loader]).unwrap();
+    let request = HostRenewRequest { request };
+    for _ in 0..10 {
+        loader.call::<policy::HostRenew>(&Target::Central, &request).await.unwrap();
+    }
+    let refused = loader.call::<policy::HostRenew>(&Target::Central, &request).await.unwrap_err();
+    assert_eq!(refused.to_api_error().code, Code::Unavailable, "{refused}");
+}
+
 /// A daemon prolongs its own certificate, with its own key, and nobody else's.
 #[tokio::test]
 async fn a_daemon_renews_its_own_certificate() {

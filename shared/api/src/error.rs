@@ -68,6 +68,11 @@ impl Code {
     }
 }
 
+/// The reason of a refusal for want of a slot: nothing was done, and there may be one in a moment.
+pub const BUSY: &str = "busy";
+/// The reason of a refusal for rules that cannot be used, which somebody has to correct first.
+pub const RULES_UNUSABLE: &str = "rules_unusable";
+
 /// An error reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]

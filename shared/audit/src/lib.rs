@@ -36,5 +36,5 @@ mod verify;
 pub use chain::{Chain, Entry};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointKey, CheckpointKeyError, PublicKey};
 pub use follow::{Place, place};
-pub use record::{Head, Kind, Line, LineHash, Record};
+pub use record::{Head, Kind, LINE_BYTES, Line, LineHash, Record};
 pub use verify::{Finding, Report, Verifier};

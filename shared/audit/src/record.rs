@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{fmt, str::FromStr};
 
+/// Bytes of the longest line of a record: writers cut what others say, and longer ones are not stored.
+pub const LINE_BYTES: usize = 16 * 1024;
+
 /// SHA-256 of a line without its line break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LineHash([u8; 32]);

@@ -2,6 +2,7 @@
 
 use crate::{
     config::{BusConfig, BusError},
+    for_log::LogGate,
     inbox::Inbox,
     peer::Peer,
     refusal::{Refusal, diagnose},
@@ -148,6 +149,7 @@ pub(crate) struct Shared {
     pub(crate) inbox: Inbox,
     /// What services said of themselves, by service and place.
     peers: Mutex<HashMap<(Service, String), Peer>>,
+    log: LogGate,
 }
 
 /// How long an attempt to find out why there is no connection may take: longer than the server waits for the
@@ -235,7 +237,13 @@ impl Shared {
             Event::SlowConsumer(subscription) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 self.tell("dropped");
-                tracing::warn!(subscription, "a message was dropped: not read in time");
+                if let Some(unlogged) = self.log.pass("dropped") {
+                    tracing::warn!(
+                        subscription,
+                        unlogged,
+                        "a message was dropped: not read in time"
+                    );
+                }
             }
             Event::ServerError(error) => self.on_server_error(&error.to_string()),
             Event::ClientError(error) => {
@@ -441,6 +449,7 @@ impl Bus {
             silent: AtomicBool::new(false),
             inbox: Inbox::default(),
             peers: Mutex::default(),
+            log: LogGate::default(),
         });
         // The connection lives as long as who uses it, not the other way round.
         let events = Arc::downgrade(&shared);
@@ -474,6 +483,21 @@ impl Bus {
                 reason: error.to_string(),
             })?;
         Ok(Self { client, shared })
+    }
+
+    /// Another connection of the same principal, with a clock of the same. What happens on it is told to
+    /// who listens here, beside its coming and going.
+    pub(crate) async fn beside(&self) -> Result<Self, BusError> {
+        let shared = &self.shared;
+        let (principal, clock) = (shared.principal.clone(), Arc::clone(&shared.clock));
+        let bus = Self::connect_with_clock(&shared.config, principal, clock).await?;
+        let first = Arc::downgrade(shared);
+        bus.on_event(move |event| {
+            if let Some(first) = first.upgrade().filter(|_| !event.ends_with("connected")) {
+                first.tell(event);
+            }
+        });
+        Ok(bus)
     }
 
     /// Who this connection speaks as.

@@ -39,6 +39,7 @@
 //! ```
 
 mod blocking;
+mod busy;
 mod call;
 pub mod callout;
 mod codec;
@@ -46,16 +47,20 @@ mod config;
 mod connection;
 pub mod data;
 mod event;
+mod for_log;
 pub mod forward;
 mod header;
 mod idempotency;
 mod inbox;
+mod lanes;
 mod limits;
 mod micro;
 mod peer;
 mod refusal;
+mod refused_requests;
 mod retry;
 mod server;
+mod slots;
 mod spool;
 pub mod system;
 mod tls;
@@ -64,11 +69,13 @@ mod unreachable;
 mod work;
 
 pub use blocking::{Panic, blocking};
+pub use busy::is_busy;
 pub use call::{CallError, CallOptions, Gather};
 pub use codec::Encoding;
 pub use config::{BusConfig, BusError};
 pub use connection::{Bus, Clock, Link, Statistics};
 pub use event::{Event, Events};
+pub use for_log::{LogGate, for_log};
 pub use limits::Limits;
 pub use refusal::Refusal;
 pub use server::{Caller, Notes, Server};

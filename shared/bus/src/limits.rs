@@ -1,6 +1,6 @@
 //! What a service takes on at most.
 
-use crate::Bus;
+use crate::{Bus, slots::Bounds};
 use canopy_api::wire::PAGE_BYTES;
 use std::time::Duration;
 
@@ -20,8 +20,22 @@ impl Bus {
 pub struct Limits {
     /// Longest request, bytes. Default 768 KiB: below the server's own 1 MiB.
     pub request_bytes: usize,
-    /// Requests worked on at once; more are told to come back. Default 64.
+    /// Requests of each class worked on at once. Default 64.
     pub in_flight: usize,
+    /// Requests of one caller worked on at once, of each class; the daemons of a host are one caller.
+    /// Default 4: what takes processor time is worked on by as many threads as there are processors, and
+    /// each request of a flood that is worked on is in front of everybody else's next step.
+    pub in_flight_of_caller: usize,
+    /// Requests of one caller that wait, of each class; more are told to come back. Default 64.
+    pub waiting_of_caller: usize,
+    /// Bytes of the requests of one caller that wait, of each class. Default 4 MiB.
+    pub waiting_bytes_of_caller: usize,
+    /// Requests of all callers that wait, of each class. Default 2048.
+    pub waiting: usize,
+    /// Bytes of the requests of all callers that wait, of each class. Default 64 MiB.
+    pub waiting_bytes: usize,
+    /// Changes of one verb that may fail in a row for one caller; then two a second. Default 300.
+    pub failed_changes: u32,
     /// Answers kept for repeats of non-idempotent requests. Default 1024.
     pub remembered_requests: usize,
     /// Bytes of those answers together. Default 8 MiB.
@@ -39,11 +53,31 @@ impl Default for Limits {
         Self {
             request_bytes: 768 * 1024,
             in_flight: 64,
+            in_flight_of_caller: 4,
+            waiting_of_caller: 64,
+            waiting_bytes_of_caller: 4 * 1024 * 1024,
+            waiting: 2048,
+            waiting_bytes: 64 * 1024 * 1024,
+            failed_changes: 300,
             remembered_requests: 1024,
             remembered_bytes: 8 * 1024 * 1024,
             clock_tolerance: Duration::from_secs(5),
             longest_deadline: Duration::from_mins(10),
             drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds of each class.
+    pub(crate) fn slots(&self) -> Bounds {
+        Bounds {
+            running: self.in_flight,
+            running_of_caller: self.in_flight_of_caller,
+            waiting_of_caller: self.waiting_of_caller,
+            bytes_of_caller: self.waiting_bytes_of_caller,
+            waiting: self.waiting,
+            bytes: self.waiting_bytes,
         }
     }
 }

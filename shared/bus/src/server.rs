@@ -5,8 +5,11 @@ use crate::{
     config::BusError,
     connection::{Bus, ENDING, Link, random_token},
     idempotency::Table,
+    lanes::{self, Lanes},
     limits::Limits,
     micro::{EndpointStatistics, Inventory},
+    refused_requests::RefusedRequests,
+    slots::Slots,
     spool::Spool,
     work::{Observe, Shop},
 };
@@ -104,14 +107,20 @@ impl Notes {
     }
 }
 
-type Run =
-    dyn Fn(Caller, Bytes, Encoding) -> BoxFuture<'static, Result<Vec<u8>, ApiError>> + Send + Sync;
+/// A request that was read, with its handler.
+pub(crate) type Work =
+    Box<dyn FnOnce(Caller) -> BoxFuture<'static, Result<Vec<u8>, ApiError>> + Send>;
+
+type Read = dyn Fn(&Bytes, Encoding) -> Result<Work, ApiError> + Send + Sync;
 
 /// An endpoint with its handler.
 pub(crate) struct Registered {
     pub(crate) spec: &'static EndpointSpec,
-    pub(crate) run: Box<Run>,
+    pub(crate) read: Box<Read>,
 }
+
+/// Answers that requests are refused without being looked at, which wait to be sent; more are not given.
+const REFUSING: usize = 256;
 
 type HealthFn = Arc<dyn Fn() -> Health + Send + Sync>;
 type ReadyFn = Arc<dyn Fn(bool, &str) + Send + Sync>;
@@ -217,7 +226,7 @@ impl Server {
         F: Fn(Caller, E::Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<E::Reply, ApiError>> + Send + 'static,
     {
-        self.endpoints.push(Registered { spec: E::SPEC, run: runner(handler) });
+        self.endpoints.push(Registered { spec: E::SPEC, read: reader(handler) });
         self
     }
 
@@ -239,7 +248,9 @@ impl Server {
                     source,
                 })?;
         (self.on_ready)(false, "waiting for the bus");
-        if !self.wait_for_bus(&stop).await? {
+        let internal = self.endpoints.iter().any(|one| one.spec.class == Class::Internal);
+        let lanes = Lanes::open(&self.bus, internal).await?;
+        if !self.wait_for_bus(&lanes, &stop).await? {
             return Ok(());
         }
 
@@ -250,7 +261,9 @@ impl Server {
             host: self.host.clone(),
             me: me.clone(),
             limits: self.limits,
-            slots: Arc::new(Semaphore::new(self.limits.in_flight)),
+            slots: Slots::new(self.limits.slots()),
+            refused: RefusedRequests::new(Instant::now(), self.limits.failed_changes),
+            refusing: Arc::new(Semaphore::new(REFUSING)),
             table,
             spool: self.spool.take(),
             observe: self.observe.clone(),
@@ -262,7 +275,8 @@ impl Server {
         for endpoint in std::mem::take(&mut self.endpoints) {
             let endpoint = Arc::new(endpoint);
             for (subject, queue) in self.places(endpoint.spec) {
-                let requests = self.subscribe(&subject, queue.as_deref()).await?;
+                let lane = lanes.of(endpoint.spec.class).clone();
+                let requests = subscribe(&lane, &subject, queue.as_deref()).await?;
                 let counts = Arc::new(EndpointStatistics::new(
                     endpoint.spec.verb,
                     endpoint.spec.class.as_str(),
@@ -272,27 +286,28 @@ impl Server {
                 statistics.push(counts.clone());
                 subjects.push(subject);
                 let (desk, endpoint) = (desk.clone(), endpoint.clone());
-                let link = self.bus.watch_link();
+                let link = lane.watch_link();
                 tasks.spawn(pump(requests, link, draining.clone(), move |message| {
-                    desk.take(&endpoint, &counts, message);
+                    desk.take(&endpoint, &counts, &lane, message);
                 }));
             }
         }
+        tasks.spawn(Arc::clone(&desk).report_refused(draining.clone()));
         subjects.extend(self.discovery(me, statistics, &tasks, &draining).await?);
 
         // Refused subscriptions are known only by what the server says; by the time a message has
         // come back it has said it.
-        if !self.wait_for_bus(&stop).await? {
+        if !self.wait_for_bus(&lanes, &stop).await? {
             return Ok(());
         }
-        if let Some(refused) = subjects.iter().find(|s| self.bus.shared.subscription_refused(s)) {
+        if let Some(refused) = subjects.iter().find(|s| lanes.subscription_refused(s)) {
             return Err(BusError::NotPermitted {
                 principal: self.bus.principal().to_string(),
                 what: format!("subscribe to {refused}"),
             });
         }
         tracing::info!(service = %self.service, subjects = subjects.len(), "serving");
-        self.follow(&stop).await;
+        self.follow(&lanes, &stop).await;
 
         (self.on_ready)(false, "ending");
         draining.cancel();
@@ -301,7 +316,7 @@ impl Server {
             tracing::warn!(left = tasks.len(), "requests in flight given up at the end");
         }
         // Nothing to be done about answers that cannot leave.
-        self.bus.flush_at_end().await;
+        lanes.end().await;
         Ok(())
     }
 
@@ -321,17 +336,17 @@ impl Server {
         for spec in endpoint::all()
             .filter(|spec| spec.service == self.service && spec.status == Status::Works)
         {
-            let run = match spec.verb {
+            let read = match spec.verb {
                 "health" => {
                     let health = health.clone();
-                    runner(move |_, _: Empty| {
+                    reader(move |_, _: Empty| {
                         let health = health();
                         async move { Ok(health) }
                     })
                 }
                 "version" => {
                     let version = version.clone();
-                    runner(move |_, request: VersionRequest| {
+                    reader(move |_, request: VersionRequest| {
                         let fields = request.fields.then(|| known::served(service));
                         let version = Version { fields, ..version.clone() };
                         async move { Ok(version) }
@@ -344,7 +359,7 @@ impl Server {
                     continue;
                 }
             };
-            self.endpoints.push(Registered { spec, run });
+            self.endpoints.push(Registered { spec, read });
         }
         let mut verbs = std::collections::BTreeSet::new();
         for endpoint in &self.endpoints {
@@ -375,15 +390,6 @@ impl Server {
         }
     }
 
-    async fn subscribe(&self, subject: &str, queue: Option<&str>) -> Result<Subscriber, BusError> {
-        let client = &self.bus.client;
-        let subscribed = match queue {
-            Some(queue) => client.queue_subscribe(subject.to_owned(), queue.to_owned()).await,
-            None => client.subscribe(subject.to_owned()).await,
-        };
-        subscribed.map_err(|error| BusError::Defect(format!("{subject}: {error}")))
-    }
-
     async fn discovery(
         &self,
         me: Principal,
@@ -401,7 +407,7 @@ impl Server {
         let subjects = inventory.subjects();
         let mut requests = SelectAll::new();
         for subject in &subjects {
-            requests.push(self.subscribe(subject, None).await?);
+            requests.push(subscribe(&self.bus, subject, None).await?);
         }
         let (client, draining) = (self.bus.client.clone(), draining.clone());
         tasks.spawn(async move {
@@ -414,10 +420,14 @@ impl Server {
     }
 
     /// Waits until the bus carries messages; false when it is time to stop.
-    async fn wait_for_bus(&self, stop: &CancellationToken) -> Result<bool, BusError> {
+    async fn wait_for_bus(
+        &self,
+        lanes: &Lanes,
+        stop: &CancellationToken,
+    ) -> Result<bool, BusError> {
         loop {
             let ready = tokio::select! {
-                ready = self.bus.wait_ready(Duration::from_secs(10)) => ready,
+                ready = lanes.wait_ready(Duration::from_secs(10)) => ready,
                 () = stop.cancelled() => return Ok(false),
             };
             match ready {
@@ -436,18 +446,18 @@ impl Server {
     }
 
     /// Keeps readiness true to the connection until `stop`.
-    async fn follow(&self, stop: &CancellationToken) {
-        let (mut link, mut refusal) = (self.bus.watch_link(), self.bus.watch_refusal());
+    async fn follow(&self, lanes: &Lanes, stop: &CancellationToken) {
+        let (mut links, mut refusal) = (lanes.watch(), self.bus.watch_refusal());
         let connected = format!("connected to {} as {}", self.bus.url(), self.bus.principal());
         (self.on_ready)(true, &connected);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = link.changed() => if changed.is_err() { return },
+                changed = lanes::changed(&mut links) => if !changed { return },
                 changed = refusal.changed() => if changed.is_err() { return },
             }
             let refused = refusal.borrow_and_update().clone();
-            if *link.borrow_and_update() != Link::Connected {
+            if !lanes::all_connected(&mut links) {
                 let why = match refused {
                     Some(refusal) => format!("the bus refuses this process: {refusal}"),
                     None => "disconnected; retrying".to_owned(),
@@ -455,13 +465,22 @@ impl Server {
                 (self.on_ready)(false, &why);
                 continue;
             }
-            match self.wait_for_bus(stop).await {
+            match self.wait_for_bus(lanes, stop).await {
                 Ok(true) => (self.on_ready)(true, &connected),
                 Ok(false) => return,
                 Err(error) => (self.on_ready)(false, &error.to_string()),
             }
         }
     }
+}
+
+async fn subscribe(bus: &Bus, subject: &str, queue: Option<&str>) -> Result<Subscriber, BusError> {
+    let client = &bus.client;
+    let subscribed = match queue {
+        Some(queue) => client.queue_subscribe(subject.to_owned(), queue.to_owned()).await,
+        None => client.subscribe(subject.to_owned()).await,
+    };
+    subscribed.map_err(|error| BusError::Defect(format!("{subject}: {error}")))
 }
 
 /// Reads messages until told to drain, then those already on their way.
@@ -496,24 +515,29 @@ async fn pump(
     }
 }
 
-/// A handler on bytes.
-fn runner<Q, P, F, Fut>(handler: F) -> Box<Run>
+/// Reads requests, and gives each with its handler.
+fn reader<Q, P, F, Fut>(handler: F) -> Box<Read>
 where
     Q: DeserializeOwned + JsonSchema + Send + 'static,
     P: Serialize + 'static,
     F: Fn(Caller, Q) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<P, ApiError>> + Send + 'static,
 {
-    Box::new(move |caller, payload, encoding| {
-        let work = encoding.decode_request::<Q>(&payload).map(|request| handler(caller, request));
-        Box::pin(async move {
-            let reply = work?.await?;
-            encoding.encode(&reply).map_err(|error| {
-                ApiError::new(
-                    canopy_api::Code::Internal,
-                    format!("the reply cannot be written: {error}"),
-                )
+    let handler = Arc::new(handler);
+    Box::new(move |payload, encoding| {
+        let request = encoding.decode_request::<Q>(payload)?;
+        let handler = Arc::clone(&handler);
+        Ok(Box::new(move |caller| {
+            let work = handler(caller, request);
+            Box::pin(async move {
+                let reply = work.await?;
+                encoding.encode(&reply).map_err(|error| {
+                    ApiError::new(
+                        canopy_api::Code::Internal,
+                        format!("the reply cannot be written: {error}"),
+                    )
+                })
             })
-        })
+        }))
     })
 }

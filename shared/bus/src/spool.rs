@@ -4,6 +4,7 @@
 //! segments go when there is no more room, which a record says first. A trail that is not as it was
 //! written is set aside whole, and a new chain says why it begins.
 
+use crate::for_log::cut;
 use canopy_api::{Principal, time};
 use canopy_audit::{Chain, Entry, Head, Kind, LineHash, Verifier};
 use std::{
@@ -25,6 +26,12 @@ const SEGMENTS: u64 = 8;
 const LONGEST: u64 = 4 << 30;
 /// Lines that are kept in memory for whoever sends them on.
 const RECENT: usize = 256;
+/// Bytes of a record's reason.
+const REASON: usize = 1000;
+/// Bytes of a record's rules together.
+const RULES: usize = 1000;
+/// Bytes of any other text of a record.
+const SHORT: usize = 100;
 
 type Tell = Box<dyn Fn(bool, &str) + Send + Sync>;
 
@@ -114,6 +121,7 @@ impl Spool {
     /// # Errors
     /// When the disk does not take it.
     pub fn append(&self, entry: Entry) -> io::Result<Head> {
+        let entry = bounded(entry);
         let mut state = self.lock();
         let time = entry.time.clone();
         let kept = self.opened(&mut state, &time).and_then(|trail| {
@@ -256,7 +264,7 @@ impl Spool {
         tracing::warn!(dir = %self.dir.display(), "an audit trail begins: {reason}");
         let chain = Chain::new(self.writer.clone(), format!("{:016x}", rand::random::<u64>()));
         let mut trail = Trail::new(chain, VecDeque::new());
-        self.write(&mut trail, Entry { reason, ..Entry::new(Kind::Opened, now) })?;
+        self.write(&mut trail, bounded(Entry { reason, ..Entry::new(Kind::Opened, now) }))?;
         Ok(trail)
     }
 
@@ -324,6 +332,33 @@ impl Spool {
             }
         }
         Ok(())
+    }
+}
+
+/// An entry whose line is not longer than [`canopy_audit::LINE_BYTES`]: what somebody else may have written
+/// is cut, with a mark.
+fn bounded(entry: Entry) -> Entry {
+    let text = |text: Option<String>| text.map(|text| cut(&text, SHORT));
+    let mut room = RULES;
+    let mut rules = Vec::new();
+    let all = entry.rules.len();
+    for rule in entry.rules {
+        let rule = cut(&rule, SHORT);
+        let Some(left) = room.checked_sub(rule.len()) else {
+            rules.push(format!("… ({} more)", all - rules.len()));
+            break;
+        };
+        room = left;
+        rules.push(rule);
+    }
+    Entry {
+        reason: cut(&entry.reason, REASON),
+        rules,
+        verb: text(entry.verb),
+        request_id: text(entry.request_id),
+        peer: text(entry.peer),
+        token: text(entry.token),
+        ..entry
     }
 }
 
@@ -588,6 +623,32 @@ mod tests {
         let head = spool.append(entry("kept")).unwrap();
         assert!(well.load(Ordering::SeqCst));
         assert_eq!(head.seq, 2);
+        assert_eq!(report(dir.path()).findings, []);
+    }
+
+    #[test]
+    fn a_record_is_bounded_whatever_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = open(dir.path(), 1 << 30);
+        // Each of these takes six bytes in JSON.
+        let long = "\u{1}".repeat(700_000);
+        let entry = Entry {
+            verb: Some(long.clone()),
+            request_id: Some(long.clone()),
+            rules: vec![long.clone(); 50],
+            peer: Some(long.clone()),
+            token: Some(long.clone()),
+            ..entry(&long)
+        };
+        spool.append(entry).unwrap();
+        spool
+            .append(Entry { rules: vec!["r".repeat(90); 50], ..super::tests::entry("x") })
+            .unwrap();
+        let text = fs::read_to_string(only(dir.path())).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().all(|line| line.len() <= canopy_audit::LINE_BYTES), "{text}");
+        assert!(lines[1].contains("…"), "{text}");
+        assert!(lines[2].contains("… (39 more)"), "{text}");
         assert_eq!(report(dir.path()).findings, []);
     }
 

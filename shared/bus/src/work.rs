@@ -1,15 +1,20 @@
 //! What happens to one request, from the message to the answer.
 
+mod refuse;
+
 use crate::{
     blocking::blocking,
     codec::Encoding,
     connection::Bus,
+    for_log::for_log,
     header,
     idempotency::{Answer, Begin, Guard, Key, Table},
     limits::Limits,
     micro::EndpointStatistics,
+    refused_requests::RefusedRequests,
     retry,
-    server::{Caller, Noted, Notes, Registered, late},
+    server::{Caller, Noted, Notes, Registered, Work, late},
+    slots::{Entered, Owner, Permit, Slots},
     spool::Spool,
     trace,
 };
@@ -17,7 +22,7 @@ use async_nats::{HeaderMap, Message};
 use canopy_api::{
     document::Lenient,
     endpoint::{Class, Service},
-    error::{ApiError, Code},
+    error::{ApiError, BUSY, Code},
     name::{Digest, HostId, Principal},
     subject, time,
     wire::{Audit, Decision},
@@ -30,7 +35,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -46,7 +51,10 @@ pub(crate) struct Shop {
     pub(crate) host: Option<HostId>,
     pub(crate) me: Principal,
     pub(crate) limits: Limits,
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) slots: Slots,
+    pub(crate) refused: RefusedRequests,
+    /// Answers to requests that had no slot, which are on their way.
+    pub(crate) refusing: Arc<Semaphore>,
     pub(crate) table: Table,
     pub(crate) spool: Option<Arc<Spool>>,
     pub(crate) observe: Observe,
@@ -61,6 +69,8 @@ struct Accepted {
     endpoint: Arc<Registered>,
     statistics: Arc<EndpointStatistics>,
     received: Instant,
+    /// The connection that it came over.
+    lane: Bus,
 }
 
 impl Shop {
@@ -69,11 +79,14 @@ impl Shop {
         self: &Arc<Self>,
         endpoint: &Arc<Registered>,
         statistics: &Arc<EndpointStatistics>,
+        lane: &Bus,
         message: Message,
     ) {
         let spec = endpoint.spec;
         let Some(caller) = subject::principal_of(&message.subject) else {
-            tracing::warn!(subject = %message.subject, "request of nobody left alone");
+            tracing::warn!(
+                subject = %for_log(&message.subject), "request without a principal in its subject ignored"
+            );
             return;
         };
         let Some(reply) = message.reply.as_ref() else {
@@ -82,30 +95,29 @@ impl Shop {
         };
         let Some(reply) = subject::reply_subject(reply, &caller, &self.me) else {
             // Answering would publish with our rights to a place of the caller's choice.
-            tracing::warn!(verb = spec.verb, %caller, reply = %reply, "request with a foreign reply subject refused");
             (self.observe)(spec.verb, Code::Denied.as_str(), Duration::ZERO);
-            let record = self.record(
-                &caller,
-                spec.verb,
-                &message,
-                Decision::Denied,
-                &format!("reply subject \"{reply}\" is not the caller's own inbox for {}", self.me),
+            statistics.count(true, Duration::ZERO);
+            let error = ApiError::new(
+                Code::Denied,
+                format!(
+                    "reply subject \"{}\" is not the caller's own inbox for {}",
+                    for_log(reply),
+                    self.me
+                ),
             );
-            let shop = self.clone();
-            self.tasks.spawn(async move {
-                let entry = shop.entry(Kind::Refused, &record.principal, &record.verb);
-                let decision = Some(record.decision);
-                let entry = Entry { decision, reason: short(&record.reason), ..entry };
-                // Who may only read must not be able to push others' records out of the trail.
-                let head = if changes(spec.class) {
-                    shop.keep_record(entry).await.ok().flatten()
-                } else {
-                    None
-                };
-                shop.audit(record, head).await;
-            });
+            if self.note_refused(&caller, endpoint.spec, &error).record {
+                let record = self.refusal(&caller, spec.verb, &message, &error);
+                let shop = self.clone();
+                self.tasks.spawn(async move { shop.record_refused(spec, record, 1).await });
+            }
             return;
         };
+        let owner = Owner::of(&caller);
+        let entered = self.slots.enter(spec.class, owner, message.payload.len());
+        if matches!(entered, Entered::Full) {
+            self.refuse_at_once(endpoint, statistics, (caller, reply, lane), &message);
+            return;
+        }
         let span = tracing::info_span!(
             "request", otel.kind = "server", service = %self.service, verb = spec.verb, %caller
         );
@@ -117,18 +129,23 @@ impl Shop {
             endpoint: endpoint.clone(),
             statistics: statistics.clone(),
             received: Instant::now(),
+            lane: lane.clone(),
         };
         let shop = self.clone();
-        self.tasks.spawn(shop.work(accepted).instrument(span));
+        self.tasks.spawn(shop.work(accepted, entered).instrument(span));
     }
 
-    async fn work(self: Arc<Self>, request: Accepted) {
+    async fn work(self: Arc<Self>, request: Accepted, entered: Entered) {
         let headers = request.message.headers.as_ref();
         let encoding = header::only(headers, header::CONTENT_TYPE).and_then(Encoding::of);
         // The answer to a request in an unknown encoding has to be in some encoding.
         let reply_encoding = encoding.as_ref().copied().unwrap_or(Encoding::Json);
+        // Until the answer is sent: answers of a flood must not fill the way out, either.
+        let mut held = None;
         let decided = match encoding {
-            Ok(encoding) => Arc::clone(&self).decide(&request, encoding).await,
+            Ok(encoding) => {
+                Arc::clone(&self).decide(&request, encoding, (entered, &mut held)).await
+            }
             Err(error) => Decided::Refused(error),
         };
         let recorded = matches!(decided, Decided::Worked(_));
@@ -142,24 +159,33 @@ impl Shop {
         let code = answer.as_ref().err().map_or("ok", |error| error.code.as_str());
         (self.observe)(spec.verb, code, took);
         request.statistics.count(answer.is_err(), took);
+        let mut refusal = None;
         match &answer {
             Ok(_) => tracing::debug!(code, ?took, "answered"),
-            Err(error) => tracing::info!(code, path = %error.path, ?took, "refused: {error}"),
+            Err(error) => {
+                // What was worked on is told by who worked on it, at its end.
+                let noted = self.note_refused(&request.caller, spec, error);
+                if noted.record && changes(spec.class) && !recorded {
+                    let caller = &request.caller;
+                    refusal = Some(self.refusal(caller, spec.verb, &request.message, error));
+                }
+            }
         }
-        // What was worked on is told by who worked on it, at its end.
-        let record = (changes(spec.class) && !recorded).then(|| {
-            let (decision, reason) = outcome(&answer);
-            self.record(&request.caller, spec.verb, &request.message, decision, &reason)
-        });
-        self.answer(&request.reply, reply_encoding, answer).await;
-        if let Some(record) = record {
-            self.audit(record, None).await;
+        self.answer((&request.lane, &request.reply), reply_encoding, answer).await;
+        if let Some(record) = refusal {
+            self.record_refused(spec, record, 1).await;
         }
+        drop(held);
     }
 
     /// Everything that can speak against the request, then the request.
-    async fn decide(self: Arc<Self>, request: &Accepted, encoding: Encoding) -> Decided {
-        match self.accept(request, encoding).await {
+    async fn decide(
+        self: Arc<Self>,
+        request: &Accepted,
+        encoding: Encoding,
+        entered: (Entered, &mut Option<Arc<Permit>>),
+    ) -> Decided {
+        match self.accept(request, encoding, entered).await {
             Ok(Next::Work(job)) => Decided::Worked(self.run(*job).await),
             Ok(Next::Answered(answer)) => match answer {
                 Ok(answer) => Decided::Worked(Ok(answer)),
@@ -170,7 +196,12 @@ impl Shop {
     }
 
     /// What speaks against a request, and what is known of it from before.
-    async fn accept(&self, request: &Accepted, encoding: Encoding) -> Result<Next, ApiError> {
+    async fn accept(
+        &self,
+        request: &Accepted,
+        encoding: Encoding,
+        (entered, held): (Entered, &mut Option<Arc<Permit>>),
+    ) -> Result<Next, ApiError> {
         let payload = &request.message.payload;
         if payload.len() > self.limits.request_bytes {
             return Err(ApiError::new(
@@ -186,13 +217,10 @@ impl Shop {
         let spec = request.endpoint.spec;
         let until = self.until(headers, request.received, changes(spec.class))?;
         let request_id = request_id(header::only(headers, header::REQUEST_ID)?)?;
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            return Err(ApiError::new(
-                Code::Unavailable,
-                format!("{} requests are being worked on already", self.limits.in_flight),
-            )
-            .remedy("try again in a moment"));
-        };
+        let slot = Arc::new(slot(entered, until, request).await?);
+        *held = Some(Arc::clone(&slot));
+        // Before it is begun: what cannot be read changes nothing, and has no record of its own.
+        let work = (request.endpoint.read)(payload, encoding)?;
         let guard = match &request_id {
             Some(request_id) if !spec.idempotent => {
                 let key = Key {
@@ -229,6 +257,18 @@ impl Shop {
         if changes(spec.class) && until.is_some_and(|until| until <= Instant::now()) {
             return Err(late());
         }
+        if changes(spec.class)
+            && let Some(wait) = self.refused.wait(&Owner::of(&request.caller), spec, Instant::now())
+        {
+            return Err(ApiError::new(
+                Code::Unavailable,
+                format!("too many {} requests of {} failed lately", spec.verb, request.caller),
+            )
+            .remedy(format!(
+                "correct what fails first; the next is taken in {:.1} s",
+                wait.as_secs_f64()
+            )));
+        }
         let caller = Caller {
             principal: request.caller.clone(),
             request_id,
@@ -241,6 +281,7 @@ impl Shop {
             begun,
             guard,
             slot,
+            work,
             encoding,
             endpoint: Arc::clone(&request.endpoint),
             message: request.message.clone(),
@@ -272,14 +313,14 @@ impl Shop {
 
     /// Works on a request to its end: tells the answer once it is in the trail and kept for repeats.
     async fn finish(&self, job: Job, tell: oneshot::Sender<Answer>) {
-        let Job { caller, begun, guard, slot, encoding, endpoint, message } = job;
+        let Job { caller, begun, guard, slot, work, encoding, endpoint, message } = job;
         let (principal, notes) = (caller.principal.clone(), caller.notes.clone());
         let until = caller.until;
         let in_time = if changes(endpoint.spec.class) { caller.in_time() } else { Ok(()) };
         let answer = if let Err(late) = in_time {
             Err(late)
         } else {
-            let running = (endpoint.run)(caller, message.payload.clone(), encoding);
+            let running = async move { work(caller).await };
             let running = retry::within(until, AssertUnwindSafe(running).catch_unwind());
             match running.await {
                 Ok(answer) => answer.map(Arc::new),
@@ -292,6 +333,9 @@ impl Shop {
             record.about = asked(encoding, &message.payload);
         }
         let about = record.about.clone();
+        if answer.is_err() && begun.is_some() {
+            self.refused.failed(Owner::of(&principal), endpoint.spec, Instant::now());
+        }
         let head = self.end(begun, &answer, record).await;
         if let Some(guard) = guard {
             keep(guard, answer.clone()).await;
@@ -460,13 +504,13 @@ impl Shop {
         Ok(left)
     }
 
-    async fn answer(&self, reply: &str, encoding: Encoding, answer: Answer) {
+    async fn answer(&self, to: (&Bus, &str), encoding: Encoding, answer: Answer) {
         let answer = self.carried(answer);
-        let Err(error) = self.send(reply, encoding, answer).await else { return };
+        let Err(error) = self.send(to, encoding, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(reply, encoding, Err(error)).await;
+        let _ = self.send(to, encoding, Err(error)).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
@@ -489,7 +533,12 @@ impl Shop {
             .remedy("ask for a part of it: name an interface, a chain, a program or a package"))
     }
 
-    async fn send(&self, reply: &str, encoding: Encoding, answer: Answer) -> Result<(), String> {
+    async fn send(
+        &self,
+        (lane, reply): (&Bus, &str),
+        encoding: Encoding,
+        answer: Answer,
+    ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, encoding.content_type());
         headers.insert(header::TIME, time::unix_millis(self.bus.now()).to_string().as_str());
@@ -501,8 +550,7 @@ impl Shop {
                 encoding.encode(&error)?
             }
         };
-        self.bus
-            .client
+        lane.client
             .publish_with_headers(reply.to_owned(), headers, payload.into())
             .await
             .map_err(|error| error.to_string())
@@ -523,7 +571,8 @@ impl Shop {
             service: self.service.to_string(),
             host: self.host.clone(),
             verb: verb.to_owned(),
-            request_id: request_id.map(str::to_owned),
+            // It may be anything where the request was refused for it.
+            request_id: request_id.filter(|id| is_request_id(id)).map(str::to_owned),
             decision,
             reason: short(reason),
             place: None,
@@ -534,7 +583,7 @@ impl Shop {
         record.place = self.spool.as_ref().zip(head).map(|(spool, head)| spool.name(head));
         tracing::info!(
             target: "audit", principal = %record.principal, verb = %record.verb,
-            decision = ?record.decision, reason = %record.reason, "audit"
+            decision = ?record.decision, reason = %for_log(&record.reason), "audit"
         );
         if let Err(error) = self.bus.publish_audit(self.service, self.host.as_ref(), &record).await
         {
@@ -564,7 +613,8 @@ struct Job {
     caller: Caller,
     begun: Option<(Entry, Head)>,
     guard: Option<Guard>,
-    slot: OwnedSemaphorePermit,
+    slot: Arc<Permit>,
+    work: Work,
     encoding: Encoding,
     endpoint: Arc<Registered>,
     message: Message,
@@ -661,7 +711,7 @@ fn outcome(answer: &Answer) -> (Decision, String) {
 
 fn request_id(header: Option<&str>) -> Result<Option<String>, ApiError> {
     let Some(id) = header else { return Ok(None) };
-    if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) {
+    if is_request_id(id) {
         Ok(Some(id.to_owned()))
     } else {
         Err(ApiError::new(
@@ -670,6 +720,37 @@ fn request_id(header: Option<&str>) -> Result<Option<String>, ApiError> {
         )
         .at(header::REQUEST_ID))
     }
+}
+
+fn is_request_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// The slot of a request, once it has one; not later than its caller waits.
+async fn slot(
+    entered: Entered,
+    until: Option<Instant>,
+    request: &Accepted,
+) -> Result<Permit, ApiError> {
+    let granted = match entered {
+        Entered::Now(permit) => Some(permit),
+        Entered::Later(granted) => {
+            let until = until.unwrap_or(request.received + request.endpoint.spec.timeout);
+            before(Some(until), granted).await.and_then(Result::ok)
+        }
+        Entered::Full => None,
+    };
+    granted.ok_or_else(|| {
+        ApiError::new(
+            Code::Unavailable,
+            format!(
+                "other {} requests were worked on all the time; nothing was done",
+                request.endpoint.spec.class
+            ),
+        )
+        .remedy("try again in a moment")
+        .reason(BUSY)
+    })
 }
 
 async fn first_answer(mut done: tokio::sync::watch::Receiver<Option<Answer>>) -> Answer {
@@ -696,7 +777,7 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> ApiError {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "without a message".to_owned());
-    tracing::error!("a handler panicked: {text}");
+    tracing::error!("a handler panicked: {}", for_log(&text));
     ApiError::new(Code::Internal, "a defect in the service; its log has more")
         .remedy("report it with the service's log")
 }

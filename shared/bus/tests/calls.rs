@@ -350,7 +350,8 @@ async fn a_panic_costs_one_request() {
 async fn requests_over_the_limit_are_told_to_come_back() {
     let server = NatsServer::start(&["web1"]).unwrap();
     let bus = connect(&server, "h-web1-loader").await;
-    let limits = canopy_bus::Limits { in_flight: 1, ..canopy_bus::Limits::default() };
+    let limits =
+        canopy_bus::Limits { in_flight: 1, waiting_of_caller: 0, ..canopy_bus::Limits::default() };
     let web1 = loader_on(bus, "web1", |server| server.limits(limits)).await;
     let operator = connect(&server, "u-operator").await;
     let slow = tokio::spawn({

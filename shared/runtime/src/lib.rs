@@ -40,7 +40,7 @@ mod config;
 mod config_file;
 mod context;
 mod health;
-mod lines;
+mod log_lines;
 pub mod metrics;
 mod run;
 mod telemetry;

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{LogFormat, RuntimeConfig},
-    lines::Lines,
+    log_lines::{Form, LogLines},
 };
 use anyhow::Context as _;
 use canopy_api::endpoint::Service;
@@ -28,8 +28,12 @@ impl Telemetry {
         let level = config.log.level.as_deref().unwrap_or(DEFAULT_LEVEL);
         let filter: EnvFilter = level.parse().context("runtime.log.level")?;
         let colours = std::io::stderr().is_terminal();
+        let form = match config.log.format {
+            LogFormat::Human => Form::Text { colours },
+            LogFormat::Json => Form::Json,
+        };
         let lines = tracing_subscriber::fmt::layer()
-            .with_writer(Lines { format: config.log.format, colours })
+            .with_writer(LogLines::new(std::io::stderr, form))
             .with_ansi(colours);
         let lines = match config.log.format {
             LogFormat::Human => lines.with_target(false).boxed(),

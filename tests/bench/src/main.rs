@@ -24,6 +24,14 @@ enum Bench {
         #[command(flatten)]
         options: canopy_bench::apply::Options,
     },
+    /// What an operator feels while somebody with a valid certificate floods the stack; milliseconds.
+    Attack {
+        /// Write the result as JSON too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: canopy_bench::attack::Options,
+    },
     /// Requests, connects and the end of connections with full security, against a plain server.
     /// Needs no root.
     Bus {
@@ -71,6 +79,9 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().bench {
         Bench::Apply { json, options } => {
             finish(&canopy_bench::apply::run(&options)?, json.as_deref())
+        }
+        Bench::Attack { json, options } => {
+            finish(&canopy_bench::attack::run(&options)?, json.as_deref())
         }
         Bench::Bus { json, options } => finish(&canopy_bench::bus::run(&options)?, json.as_deref()),
         Bench::Chain { json, options } => {

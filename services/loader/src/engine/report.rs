@@ -5,7 +5,7 @@ use crate::core::state::{Chain, Rule, Wanted, WantedProgram};
 use canopy_api::{
     ChainKey, Target, TcMode, XdpMode,
     wire::{
-        ChainState, ChainStatus, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
+        ChainState, ChainStatus, Fact, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
         MetricValue, ObservedChain, ProgramStatus, SelectorStatus,
     },
 };
@@ -298,14 +298,19 @@ impl<K: Kernel> Engine<K> {
         values
     }
 
-    /// What this host can do.
-    pub fn facts(&self) -> FactsReply {
+    /// Probes what this host can do.
+    pub fn probe(&self) -> Vec<Fact> {
+        self.parts.kernel.facts()
+    }
+
+    /// What this host can do, as it was probed.
+    pub fn facts(&self, facts: Vec<Fact>) -> FactsReply {
         FactsReply {
             host: self.parts.host.clone(),
             kernel: self.parts.kernel.release(),
             arch: std::env::consts::ARCH.to_owned(),
             time: clock::rfc3339((self.parts.now)()),
-            facts: self.parts.kernel.facts(),
+            facts,
         }
     }
 

@@ -1,6 +1,11 @@
 //! Storing what writers send.
 
-use super::{AuditConfig, away, checkpoints::Checkpoints};
+use super::{
+    AuditConfig, away,
+    checkpoints::Checkpoints,
+    findings::Findings,
+    rooms::{Rooms, taken},
+};
 use crate::metrics::Metrics;
 use canopy_api::{
     ApiError, Code, Principal,
@@ -10,10 +15,11 @@ use canopy_api::{
     time::rfc3339,
     wire::{AUDIT_LINES, AuditAppendReply, AuditAppendRequest, AuditFinding},
 };
-use canopy_audit::{Head, Line, Place, place};
+use canopy_audit::{Head, LINE_BYTES, Line, Place, place};
 use canopy_bus::{
     Bus, BusError,
     data::{Append, Log, LogConfig},
+    for_log,
     forward::{NotStored, Store},
 };
 use canopy_runtime::clock;
@@ -41,6 +47,8 @@ pub(super) struct Stored {
     pub(super) head: Head,
     /// Its number in the log; 0 where it is not there any more.
     pub(super) number: u64,
+    /// Bytes of the chain up to it.
+    total: u64,
 }
 
 /// What is stored.
@@ -49,6 +57,8 @@ pub(super) struct Archive {
     pub(super) checkpoints: Checkpoints,
     bus: Bus,
     metrics: Metrics,
+    rooms: Rooms,
+    findings: Findings,
     state: Mutex<State>,
 }
 
@@ -78,7 +88,9 @@ impl Archive {
         let log = Log::open(data, &log).await?;
         let checkpoints = Checkpoints::open(data, replicas).await?;
         let (bus, metrics) = (bus.clone(), metrics.clone());
-        Ok(Self { log, checkpoints, bus, metrics, state: Mutex::default() })
+        let rooms = Rooms::new(config.room_of_writer(), config.records_of_chain);
+        let (findings, state) = (Findings::default(), Mutex::default());
+        Ok(Self { log, checkpoints, bus, metrics, rooms, findings, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,14 +132,12 @@ impl Archive {
         writer: &Principal,
         request: &AuditAppendRequest,
     ) -> Result<AuditAppendReply, ApiError> {
-        let invalid = |at: &str, said: String| {
-            ApiError::new(Code::Invalid, said)
-                .at(at)
-                .remedy("send whole lines of one chain, in order")
-        };
         let chain = &request.chain;
         if chain.len() != 16 || !chain.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(invalid("chain", format!("\"{chain}\" is not 16 of 0-9 and a-f")));
+            return Err(invalid(
+                "chain",
+                format!("\"{}\" is not 16 of 0-9 and a-f", for_log(chain)),
+            ));
         }
         if request.lines.len() > AUDIT_LINES {
             let said = format!("{} lines; at most {AUDIT_LINES} at once", request.lines.len());
@@ -140,21 +150,7 @@ impl Archive {
             .transpose()
             .map_err(|said| invalid("after", said))?;
         let name = (writer.clone(), chain.clone());
-        let mut lines = Vec::new();
-        for (i, text) in request.lines.iter().enumerate() {
-            let at = format!("lines[{i}]");
-            let line = Line::read(text.as_str()).map_err(|said| invalid(&at, said))?;
-            if line.record.writer != *writer || line.record.chain != *chain {
-                let said = format!(
-                    "{writer} sent a record of {}, chain {}",
-                    line.record.writer, line.record.chain
-                );
-                self.find(&name, line.record.seq, "foreign", said.clone()).await;
-                return Err(ApiError::new(Code::Denied, said).at(at));
-            }
-            lines.push(line);
-        }
-
+        let lines = self.read(&name, &request.lines).await?;
         let cached = self.state().heads.get(&name).copied();
         let mut stored = match cached {
             // What the writer takes for the last is what it is: nobody else has to be asked.
@@ -174,6 +170,7 @@ impl Archive {
         {
             self.first_of_chain(&name, line).await?;
         }
+        self.rooms.look(&self.log, writer).await.map_err(|error| away(&error))?;
         let mut diverged = false;
         for line in &lines {
             let head = stored.map(|stored| stored.head);
@@ -186,6 +183,11 @@ impl Archive {
             let content = line.text.clone().into_bytes();
             if placed == Place::Fork {
                 diverged = true;
+                if !self.rooms.take_beside(writer) {
+                    let said = format!("{note}; too many records that do are stored already");
+                    self.find(&name, line.record.seq, "fork", said).await;
+                    continue;
+                }
                 let subject = subject::stored_audit(writer.as_str(), chain, true);
                 let id = format!("{chain}/{}", line.head());
                 self.log
@@ -195,14 +197,22 @@ impl Archive {
                 self.find(&name, line.record.seq, "fork", note).await;
                 continue;
             }
+            let length = content.len();
+            if !self.rooms.has_room(writer, length) {
+                return Err(self.full(&name, line.record.seq).await);
+            }
             let subject = subject::stored_audit(writer.as_str(), chain, false);
-            let number = stored.map_or(0, |stored| stored.number);
-            let appended = self.log.append(subject, content, &note, number).await;
+            let (number, total) = stored.map_or((0, 0), |stored| (stored.number, stored.total));
+            let total = total.saturating_add(taken(length));
+            let appended = self.log.append(subject, content, (&note, total), number).await;
             match appended {
                 Ok(Append::Done(number)) => {
-                    stored = Some(Stored { head: line.head(), number });
+                    stored = Some(Stored { head: line.head(), number, total });
                     self.know(&name, stored, true);
                     self.metrics.audit_stored();
+                    if self.rooms.stored((writer, chain), length) {
+                        self.rolls(&name, line.record.seq).await;
+                    }
                 }
                 Ok(Append::Overtaken) => {
                     // Another instance has stored these or others: the writer compares.
@@ -221,6 +231,33 @@ impl Archive {
             }
         }
         Ok(reply(stored, diverged))
+    }
+
+    /// The lines of a request, which have to be the writer's.
+    async fn read(&self, name: &Name, texts: &[String]) -> Result<Vec<Line>, ApiError> {
+        let (writer, chain) = name;
+        let mut lines = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            let at = format!("lines[{i}]");
+            if text.len() > LINE_BYTES {
+                let said =
+                    format!("a record of {} bytes; at most {LINE_BYTES} are stored", text.len());
+                self.find(name, 0, "long", said.clone()).await;
+                return Err(invalid(&at, said));
+            }
+            let line = Line::read(text.as_str()).map_err(|said| invalid(&at, said))?;
+            if line.record.writer != *writer || line.record.chain != *chain {
+                let said = format!(
+                    "{writer} sent a record of {}, chain {}",
+                    line.record.writer,
+                    for_log(&line.record.chain)
+                );
+                self.find(name, line.record.seq, "foreign", said.clone()).await;
+                return Err(ApiError::new(Code::Denied, said).at(at));
+            }
+            lines.push(line);
+        }
+        Ok(lines)
     }
 
     fn know(&self, name: &Name, stored: Option<Stored>, grown: bool) {
@@ -242,7 +279,7 @@ impl Archive {
         let signed = self.checkpoints.of(name).await?;
         let stored = last.and_then(|entry| {
             let line = Line::read(String::from_utf8_lossy(&entry.content)).ok()?;
-            Some(Stored { head: line.head(), number: entry.number })
+            Some(Stored { head: line.head(), number: entry.number, total: entry.total })
         });
         let Some(signed) = signed else { return Ok(stored) };
         let last = stored.map_or(0, |stored| stored.head.seq);
@@ -251,7 +288,7 @@ impl Archive {
         }
         if stored.is_none() && self.log.bounds().await?.0 > signed.stored {
             // Removed in order, all of them; the chain goes on.
-            return Ok(Some(Stored { head: signed.head(), number: 0 }));
+            return Ok(Some(Stored { head: signed.head(), number: 0, total: 0 }));
         }
         let said = format!("{last} records are stored; {} were", signed.seq);
         self.find(name, last, "cut", said).await;
@@ -285,10 +322,39 @@ impl Archive {
         Ok(())
     }
 
+    /// A writer has filled its room. Its records wait with it.
+    async fn full(&self, name: &Name, seq: u64) -> ApiError {
+        let (writer, most) = (&name.0, self.rooms.bytes());
+        let said = format!(
+            "the {most} bytes that are stored of {writer} are full; record {seq} and later ones stay with it"
+        );
+        if self.rooms.is_full(writer) {
+            self.find(name, seq, "full", said.clone()).await;
+        }
+        ApiError::new(Code::Unavailable, said).reason("room_full").remedy(
+            "find out what it records so much of; raise audit.writer_bytes if that is right",
+        )
+    }
+
+    /// The oldest records of a chain go for its newest.
+    async fn rolls(&self, name: &Name, seq: u64) {
+        let said = format!(
+            "more than {} records are stored of the chain: with each new one the oldest goes; see who \
+             caused the latest of them",
+            self.rooms.records_of_chain()
+        );
+        self.find(name, seq, "rolling", said).await;
+    }
+
     /// Tells of something that is not as it should be.
     async fn find(&self, (writer, chain): &Name, seq: u64, code: &str, finding: String) {
-        tracing::error!(%writer, %chain, seq, code, "audit: {finding}");
         self.metrics.audit_finding(code);
+        let Some(untold) = self.findings.note(writer, code) else { return };
+        let finding = match untold {
+            0 => finding,
+            untold => format!("{finding} ({untold} more like it since the last that was reported)"),
+        };
+        tracing::error!(%writer, %chain, seq, code, "audit: {finding}");
         let event = AuditFinding {
             time: rfc3339(clock::now()),
             writer: writer.clone(),
@@ -302,6 +368,10 @@ impl Archive {
             tracing::warn!(%error, "the bus was not told of a finding");
         }
     }
+}
+
+fn invalid(at: &str, said: String) -> ApiError {
+    ApiError::new(Code::Invalid, said).at(at).remedy("send whole lines of one chain, in order")
 }
 
 /// This service's own records.

@@ -29,8 +29,14 @@ pub struct AuditConfig {
     #[serde(default = "store_bytes")]
     #[schemars(range(min = 1_048_576))]
     pub store_bytes: u64,
-    /// Records that are stored of each chain, so that no writer pushes out those of others; the oldest go
-    /// first. At least 100; default 100000.
+    /// Bytes that are stored of each writer, so that none pushes out what others wrote; what is more stays
+    /// with the writer and is told as a finding. At least 64 KiB; at most, and by default, an eighth of
+    /// `store_bytes`.
+    #[serde(default)]
+    #[schemars(range(min = 65536))]
+    pub writer_bytes: Option<u64>,
+    /// Records that are stored of each chain; the oldest go first, which is told as a finding. At least 100;
+    /// default 100000.
     #[serde(default = "records_of_chain")]
     #[schemars(range(min = 100))]
     pub records_of_chain: u64,
@@ -61,6 +67,12 @@ fn checkpoint_seconds() -> u64 {
 }
 
 impl AuditConfig {
+    /// Bytes that are stored of each writer.
+    pub(super) fn room_of_writer(&self) -> u64 {
+        let most = self.store_bytes / 8;
+        self.writer_bytes.map_or(most, |bytes| bytes.min(most))
+    }
+
     pub(crate) fn check(&self, problems: &mut Problems) {
         let mut bounds = |name: &str, value: u64, least: u64, most: u64| {
             if !(least..=most).contains(&value) {
@@ -78,6 +90,9 @@ impl AuditConfig {
         bounds("bytes", self.bytes, 65_536, u64::MAX);
         bounds("keep_days", u64::from(self.keep_days), 1, 3650);
         bounds("store_bytes", self.store_bytes, 1 << 20, u64::MAX);
+        if let Some(bytes) = self.writer_bytes {
+            bounds("writer_bytes", bytes, 65_536, self.store_bytes / 8);
+        }
         bounds("records_of_chain", self.records_of_chain, 100, u64::MAX);
         bounds("checkpoint_seconds", self.checkpoint_seconds, 1, 3600);
         self.signing_key.check("audit.signing_key", problems);

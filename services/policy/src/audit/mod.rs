@@ -9,7 +9,9 @@ mod advisories;
 mod archive;
 mod checkpoints;
 mod config;
+mod findings;
 mod query;
+mod rooms;
 mod trail;
 
 pub use config::AuditConfig;
@@ -17,14 +19,21 @@ pub(crate) use trail::{Happening, Noter, Trails};
 
 use crate::{auth::Auth, metrics::Metrics};
 use archive::Archive;
-use canopy_api::{ApiError, Code, endpoint::policy};
+use canopy_api::{ApiError, Code, Principal, endpoint::policy};
 use canopy_bus::{Bus, BusError, Server, forward};
 use canopy_runtime::{Context, clock};
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, time::sleep};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
 
 /// Writers whose records are stored at once: after an outage all of them come, and must not keep those
-/// waiting who ask for admission.
+/// waiting who ask for admission. The requests of one come one after the other.
 const AT_ONCE: usize = 8;
 /// After a store that is not there.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -71,17 +80,14 @@ pub(crate) async fn store(
     }
     let (append, query, checkpoints) =
         (Arc::clone(&archive), Arc::clone(&archive), Arc::clone(&archive));
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let (reading, checking) = (auth.clone(), auth.clone());
+    let turns = Arc::new(Turns::default());
     let server = server
         .audit(trails.changes())
         .handle::<policy::AuditAppend, _, _>(move |caller, request| {
             let (archive, turns) = (Arc::clone(&append), Arc::clone(&turns));
             async move {
-                let _turn = turns.try_acquire().map_err(|_| {
-                    ApiError::new(Code::Unavailable, "others have their records stored just now")
-                        .remedy("try again in a moment")
-                })?;
+                let _turn = turns.of(&caller.principal).await;
                 archive.append(&caller.principal, &request).await
             }
         })
@@ -100,6 +106,35 @@ pub(crate) async fn store(
             }
         });
     Ok(Some(server))
+}
+
+/// Whose records are stored.
+struct Turns {
+    writers: Mutex<BTreeMap<Principal, Arc<tokio::sync::Mutex<()>>>>,
+    all: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { writers: Mutex::default(), all: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+}
+
+impl Turns {
+    /// Waits for the turn of a writer: behind its own requests first, so that it holds one place among the
+    /// others, however many it sends.
+    async fn of(&self, writer: &Principal) -> (OwnedMutexGuard<()>, Option<OwnedSemaphorePermit>) {
+        let own = {
+            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody waits for those that are held here alone.
+            writers.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(writers.entry(writer.clone()).or_default())
+        };
+        let own = own.lock_owned().await;
+        // It is never closed.
+        let place = Arc::clone(&self.all).acquire_owned().await.ok();
+        (own, place)
+    }
 }
 
 /// Answers the verbs where nothing is stored.

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 /// What an entry says of itself beside its content.
 const NOTE: &str = "Canopy-Note";
+/// Bytes of all entries of its subject up to it, as whoever appends counts them.
+const TOTAL: &str = "Canopy-Total";
 
 /// Entries that are read at once.
 const PART: usize = 500;
@@ -65,6 +67,8 @@ pub struct LogEntry {
     pub content: Bytes,
     /// What was noted of it.
     pub note: String,
+    /// Bytes of all entries of its subject up to it, as whoever appended counted them; 0 where nobody did.
+    pub total: u64,
     /// When it was appended, seconds since 1970.
     pub at: u64,
 }
@@ -118,7 +122,7 @@ impl Log {
     }
 
     /// Appends, if the last entry of the subject has this number (0: there is none). `note` is kept
-    /// beside it.
+    /// beside it, and `total`, the bytes of all entries of the subject up to it.
     ///
     /// # Errors
     /// When the store does not take it. It may have all the same, where it is no answer that came.
@@ -126,10 +130,11 @@ impl Log {
         &self,
         subject: String,
         content: Vec<u8>,
-        note: &str,
+        (note, total): (&str, u64),
         after: u64,
     ) -> Result<Append, BusError> {
         let mut headers = HeaderMap::new();
+        headers.insert(TOTAL, total.to_string().as_str());
         headers.insert(
             async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
             after.to_string().as_str(),
@@ -188,6 +193,21 @@ impl Log {
             }
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    /// Bytes of the entries of a subject that are there, as whoever appended them counted.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn total_of(&self, subject: &str) -> Result<u64, BusError> {
+        let Some(last) = self.last(subject).await? else { return Ok(0) };
+        let first = retry::repeated(|_| async {
+            match self.stream.get_first_raw_message_by_subject(subject, 1).await {
+                Ok(message) => Ok(total(&message.headers)),
+                Err(error) => Err(failed(&error)),
+            }
+        });
+        Ok(last.total.saturating_sub(first.await?))
     }
 
     /// Numbers of the oldest entry and the newest.
@@ -272,6 +292,7 @@ impl Log {
                     number,
                     content: message.payload,
                     note: note(&headers),
+                    total: total(&headers),
                     at,
                 });
             }
@@ -293,6 +314,10 @@ fn note(headers: &HeaderMap) -> String {
     headers.get(NOTE).map(|note| note.as_str().to_owned()).unwrap_or_default()
 }
 
+fn total(headers: &HeaderMap) -> u64 {
+    headers.get(TOTAL).and_then(|total| total.as_str().parse().ok()).unwrap_or(0)
+}
+
 fn found(
     asked: Result<
         jetstream::message::StreamMessage,
@@ -305,6 +330,7 @@ fn found(
             number: message.sequence,
             content: message.payload,
             note: note(&message.headers),
+            total: total(&message.headers),
             at: seconds(message.time.unix_timestamp()),
         })),
         Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(None),
