@@ -13,7 +13,7 @@ use crate::{
     spool::Spool,
     trace,
 };
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, Subject};
 use canopy_api::{
     document::Lenient,
     endpoint::{Class, Service},
@@ -57,7 +57,8 @@ pub(crate) struct Shop {
 struct Accepted {
     caller: Principal,
     reply: String,
-    message: Message,
+    /// Its headers are costly to copy.
+    message: Arc<Message>,
     endpoint: Arc<Registered>,
     statistics: Arc<EndpointStatistics>,
     received: Instant,
@@ -113,7 +114,7 @@ impl Shop {
         let accepted = Accepted {
             caller,
             reply,
-            message,
+            message: Arc::new(message),
             endpoint: endpoint.clone(),
             statistics: statistics.clone(),
             received: Instant::now(),
@@ -131,6 +132,9 @@ impl Shop {
             Ok(encoding) => Arc::clone(&self).decide(&request, encoding).await,
             Err(error) => Decided::Refused(error),
         };
+        // MessagePack is meant without a type; who gives one gets one.
+        let typed = reply_encoding != Encoding::MessagePack
+            || header::get(headers, header::CONTENT_TYPE).is_some();
         let recorded = matches!(decided, Decided::Worked(_));
         let answer = match decided {
             Decided::Refused(error) => Err(error),
@@ -151,7 +155,7 @@ impl Shop {
             let (decision, reason) = outcome(&answer);
             self.record(&request.caller, spec.verb, &request.message, decision, &reason)
         });
-        self.answer(&request.reply, reply_encoding, answer).await;
+        self.answer(&request.reply, (reply_encoding, typed), answer).await;
         if let Some(record) = record {
             self.audit(record, None).await;
         }
@@ -243,7 +247,7 @@ impl Shop {
             slot,
             encoding,
             endpoint: Arc::clone(&request.endpoint),
-            message: request.message.clone(),
+            message: Arc::clone(&request.message),
         })))
     }
 
@@ -460,7 +464,8 @@ impl Shop {
         Ok(left)
     }
 
-    async fn answer(&self, reply: &str, encoding: Encoding, answer: Answer) {
+    /// Answers in an encoding, which the answer names if the flag beside it says so.
+    async fn answer(&self, reply: &str, encoding: (Encoding, bool), answer: Answer) {
         let answer = self.carried(answer);
         let Err(error) = self.send(reply, encoding, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
@@ -489,10 +494,18 @@ impl Shop {
             .remedy("ask for a part of it: name an interface, a chain, a program or a package"))
     }
 
-    async fn send(&self, reply: &str, encoding: Encoding, answer: Answer) -> Result<(), String> {
+    async fn send(
+        &self,
+        reply: &str,
+        (encoding, typed): (Encoding, bool),
+        answer: Answer,
+    ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, encoding.content_type());
-        headers.insert(header::TIME, time::unix_millis(self.bus.now()).to_string().as_str());
+        if typed {
+            headers.insert(header::CONTENT_TYPE, encoding.content_type());
+        }
+        let now = HeaderValue::from(time::unix_millis(self.bus.now()));
+        headers.insert(HeaderName::from_static(header::TIME), now);
         let payload = match answer {
             Ok(payload) => Arc::unwrap_or_clone(payload),
             Err(error) => {
@@ -503,7 +516,7 @@ impl Shop {
         };
         self.bus
             .client
-            .publish_with_headers(reply.to_owned(), headers, payload.into())
+            .publish_with_headers(Subject::from(reply), headers, payload.into())
             .await
             .map_err(|error| error.to_string())
     }
@@ -567,7 +580,7 @@ struct Job {
     slot: OwnedSemaphorePermit,
     encoding: Encoding,
     endpoint: Arc<Registered>,
-    message: Message,
+    message: Arc<Message>,
 }
 
 /// What is left for an answer to arrive before its caller has gone.
@@ -644,10 +657,7 @@ fn short(reason: &str) -> String {
 
 /// Whether requests of a class leave a trail.
 fn changes(class: Class) -> bool {
-    match class {
-        Class::Write | Class::Publish | Class::Admin => true,
-        Class::Read | Class::Internal => false,
-    }
+    class.changes()
 }
 
 /// What came of a request, and why where it was not done.
