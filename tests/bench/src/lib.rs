@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 pub mod apply;
+pub mod attack_bus;
 pub mod bus;
 pub mod chain;
 pub mod hop;
