@@ -116,7 +116,7 @@ impl LimitEnforcer {
             match system::sessions(&self.0.system).await {
                 Ok(events) => self.take_sessions(events).await,
                 Err(error) => {
-                    tracing::warn!(%error, "connects and disconnects are not followed; retrying")
+                    tracing::warn!(%error, "connects and disconnects are not followed; retrying");
                 }
             }
             sleep(AGAIN).await;
@@ -149,7 +149,7 @@ impl LimitEnforcer {
             match data.subscribe_events(&cut).await {
                 Ok(events) => self.take_others(events).await,
                 Err(error) => {
-                    tracing::warn!(%error, "what other instances end is not followed; retrying")
+                    tracing::warn!(%error, "what other instances end is not followed; retrying");
                 }
             }
             sleep(AGAIN).await;
@@ -187,7 +187,7 @@ impl LimitEnforcer {
                 Ok(found) if whole => until_whole = found / CONNECTIONS_A_CHECK,
                 Ok(_) => until_whole -= 1,
                 Err(reason) => {
-                    tracing::warn!(%reason, "the limits of connections were not checked")
+                    tracing::warn!(%reason, "the limits of connections were not checked");
                 }
             }
         }
@@ -198,6 +198,10 @@ impl LimitEnforcer {
         let system = &self.0.system;
         let found = if whole {
             let found = system::connections(system, None, LIMIT).await.map_err(text)?;
+            // This service's own connection in APP would be among them.
+            if found.is_empty() {
+                return Err("no bus server answered".to_owned());
+            }
             let now = Instant::now();
             let sessions =
                 found.iter().filter_map(|one| Some((principal_of(&one.user)?, one.session())));
@@ -227,7 +231,8 @@ impl LimitEnforcer {
             tracing::error!(%principal, %error, "connections could not be ended");
         }
         let limits = self.0.trust.borrow().limits.clone();
-        let (times, refused_for) = self.0.back_off.offence(&principal, &limits, Instant::now());
+        let (times, refused_for) =
+            self.0.back_off.offence(&principal, what, &limits, Instant::now());
         let count = u64::try_from(connections.len()).unwrap_or(u64::MAX);
         self.0.metrics.cut(what.as_str(), count);
         let code = what.as_str().to_owned();

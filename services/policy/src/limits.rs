@@ -19,7 +19,7 @@ pub struct LimitsConfig {
     /// Of each person. Default: 32 connections, 2000 subscriptions, 16 MiB pending, 32 MiB a second.
     pub people: PrincipalLimits,
     /// Of each daemon of a host. Default: 8 connections, 1000 subscriptions, no limit of pending bytes
-    /// (others decide what is sent to it; the server's own limit is 32 MB), 64 MiB a second.
+    /// (others decide what is sent to it; the server's own limit is 32 MB), 16 MiB a second.
     pub hosts: PrincipalLimits,
     /// Of each central service, all of its instances together. Default: 64 connections, no other limit.
     pub central: PrincipalLimits,
@@ -54,9 +54,10 @@ pub struct PrincipalLimits {
     pub connections: Option<u64>,
     /// Subscriptions of all its connections. The bus server itself allows 512 a connection.
     pub subscriptions: Option<u64>,
-    /// Bytes that wait to be read by it, at two checks in a row.
+    /// Bytes that wait to be read by it, at two checks in a row. The first time in ten minutes its connection is
+    /// ended; later it is refused for `back_off_seconds` as well.
     pub pending_bytes: Option<u64>,
-    /// Bytes that it sends, for three seconds. What a daemon sends in answer to requests counts a quarter.
+    /// Bytes that it sends, for three seconds. What a daemon sends in answer to requests counts a sixteenth.
     pub bytes_per_second: Option<u64>,
 }
 
@@ -128,7 +129,7 @@ impl LimitsConfig {
     pub(crate) fn of(&self, kind: PrincipalKind) -> Limits {
         let (configured, connections, subscriptions, pending_bytes, bytes_per_second) = match kind {
             PrincipalKind::Person => (&self.people, 32, 2000, 16 * MIB, 32 * MIB),
-            PrincipalKind::HostDaemon => (&self.hosts, 8, 1000, 0, 64 * MIB),
+            PrincipalKind::HostDaemon => (&self.hosts, 8, 1000, 0, 16 * MIB),
             PrincipalKind::Central => (&self.central, 64, 0, 0, 0),
         };
         let limit = |configured: Option<u64>, default: u64| {

@@ -3,8 +3,8 @@
 //!
 //! Subscriptions are a principal's own doing and count at once. Bytes that wait to be read have to wait at
 //! two checks in a row, so that a burst is no offence. Bytes that are sent count for three seconds. A
-//! daemon answers whoever asks it: what it sends in answer counts a quarter, so that nobody can have it cut
-//! by asking.
+//! daemon answers whoever asks it: what it sends in answer counts a sixteenth, so that nobody can have it
+//! cut by asking.
 
 use crate::limits::{Limits, PrincipalKind};
 use canopy_api::Principal;
@@ -19,6 +19,8 @@ use std::{
 const PENDING_CHECKS: u32 = 2;
 /// How long too many bytes are sent.
 const SENDING: Duration = Duration::from_secs(3);
+/// What a daemon sends in answer counts so many times less.
+const ANSWERS: u64 = 16;
 /// Connections that ended between two listings, at most; more are not remembered.
 const CLOSED: usize = 65_536;
 
@@ -88,7 +90,7 @@ impl Sent {
                 let unasked = self.messages.saturating_sub(self.received);
                 let share =
                     u128::from(self.bytes) * u128::from(unasked) / u128::from(self.messages.max(1));
-                u64::try_from(share).unwrap_or(u64::MAX).max(self.bytes / 4)
+                u64::try_from(share).unwrap_or(u64::MAX).max(self.bytes / ANSWERS)
             }
         }
     }
@@ -351,7 +353,7 @@ mod tests {
 
     /// Nobody can have a daemon cut by asking it much; and a daemon cannot hide behind answers.
     #[test]
-    fn answers_of_daemons_count_a_quarter() {
+    fn answers_of_daemons_count_a_sixteenth() {
         let mib = |n: u64| n << 20;
         assert_eq!(ended(&run("h-web1-loader/1", 9, &[(mib(200), 210, 200)])), NONE);
         assert_eq!(ended(&run("h-web1-loader/1", 3, &[(mib(200), 400, 200)])), [1]);

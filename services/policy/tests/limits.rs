@@ -274,3 +274,28 @@ async fn floods_of_bytes_are_cut() {
     assert_eq!(cut.connections, 1, "{cut:?}");
     assert_eq!(other.statistics().connects, 1);
 }
+
+/// The same in many short connections, none of which is there when policy looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_short_connections_are_cut() {
+    let mut scene = Scene::new(json!({ "hosts": { "bytes_per_second": 4_000_000 } })).await;
+    let host = scene.stack.credentials("h-web1-loader");
+    let megabyte = bytes::Bytes::from(vec![b'x'; 1_000_000]);
+    let begun = Instant::now();
+    let cut = loop {
+        if let Ok((client, _)) = client(&scene.stack, &host).await {
+            for _ in 0..4 {
+                let subject = "_INBOX.u-viewer.h-web1-loader.x";
+                client.publish(subject, megabyte.clone()).await.unwrap();
+            }
+            let _ = timeout(Duration::from_secs(2), client.flush()).await;
+        }
+        if let Ok(event) = timeout(Duration::from_millis(200), scene.cut.next()).await {
+            break event.unwrap().decode::<ConnectCut>().unwrap();
+        }
+        assert!(begun.elapsed() < LIMIT, "nobody was cut");
+    };
+    assert_eq!((cut.principal.as_str(), &cut.code[..]), ("h-web1-loader", "bytes_per_second"));
+    assert!(scene.stack.attempt(&host).await.is_err(), "let in during the back-off");
+    assert_eq!(scene.refusal().await.code, "back_off");
+}

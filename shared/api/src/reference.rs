@@ -123,12 +123,11 @@ pub fn subjects_markdown() -> String {
     let published = schemars::schema_for!(crate::wire::PackagePublished).to_value();
     schema::fields(&mut out, &published, &mut types);
     audit(&mut out, &mut types);
-    security(&mut out, &mut types);
     schema::types(&mut out, &types);
     out
 }
 
-/// What is told of the audit trail.
+/// What is told of the audit trail, and to administrators alone.
 fn audit(out: &mut String, types: &mut BTreeMap<String, Value>) {
     let _ = write!(
         out,
@@ -145,6 +144,7 @@ fn audit(out: &mut String, types: &mut BTreeMap<String, Value>) {
     );
     let audit = schemars::schema_for!(crate::wire::Audit).to_value();
     schema::fields(out, &audit, types);
+    security(out, types);
 }
 
 /// What only administrators hear of.

@@ -188,13 +188,12 @@ impl Inbox {
         self.waiting().insert(number, waiting);
         let listening = {
             let mut responders = self.responders();
-            let listening = match responders.get(responder) {
-                Some(listening) => Arc::clone(listening),
-                None => {
-                    let new = Arc::new(Listening::new(&self.ended));
-                    responders.insert(responder.to_owned(), Arc::clone(&new));
-                    new
-                }
+            let listening = if let Some(listening) = responders.get(responder) {
+                Arc::clone(listening)
+            } else {
+                let new = Arc::new(Listening::new(&self.ended));
+                responders.insert(responder.to_owned(), Arc::clone(&new));
+                new
             };
             // Still under the lock: who closes idle ones sees it.
             listening.users().0 += 1;

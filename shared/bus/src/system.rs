@@ -205,10 +205,10 @@ pub enum SessionEvent {
 struct Told {
     server: Server,
     client: Client,
-    /// From the client.
-    received: Option<Traffic>,
-    /// To it.
+    /// By the client: the server tells it from the client's side.
     sent: Option<Traffic>,
+    /// To the client.
+    received: Option<Traffic>,
 }
 
 #[derive(Deserialize)]
@@ -237,18 +237,18 @@ pub async fn sessions(bus: &Bus) -> Result<impl Stream<Item = SessionEvent> + us
     };
     let told = stream::select(follow("CONNECT").await?, follow("DISCONNECT").await?);
     Ok(told.filter_map(|message| async move {
-        let Told { server, client, received, sent } =
+        let Told { server, client, sent, received } =
             serde_json::from_slice(&message.payload).ok()?;
         let session = SessionId { server: server.id, id: client.id };
         let user = client.user;
         Some(if message.subject.ends_with(".CONNECT") {
             SessionEvent::Connected { session, user }
         } else {
-            let (received, sent) = (received.unwrap_or_default(), sent.unwrap_or_default());
+            let (sent, received) = (sent.unwrap_or_default(), received.unwrap_or_default());
             let usage = Usage {
-                in_messages: received.msgs,
-                in_bytes: received.bytes,
-                out_messages: sent.msgs,
+                in_messages: sent.msgs,
+                in_bytes: sent.bytes,
+                out_messages: received.msgs,
                 ..Usage::default()
             };
             SessionEvent::Disconnected { session, user, usage }

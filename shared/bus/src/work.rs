@@ -53,6 +53,20 @@ pub(crate) struct Shop {
     pub(crate) tasks: TaskTracker,
 }
 
+/// How an answer is written. MessagePack is meant where none is named; a caller who names one is told one.
+#[derive(Clone, Copy)]
+struct ReplyFormat {
+    encoding: Encoding,
+    /// Whether the answer names it.
+    named: bool,
+}
+
+impl From<Encoding> for ReplyFormat {
+    fn from(encoding: Encoding) -> Self {
+        Self { encoding, named: true }
+    }
+}
+
 /// A request that may be answered.
 struct Accepted {
     caller: Principal,
@@ -120,7 +134,8 @@ impl Shop {
             received: Instant::now(),
         };
         let shop = self.clone();
-        self.tasks.spawn(shop.work(accepted).instrument(span));
+        // A future of some kilobytes, which is moved a few times until it runs.
+        self.tasks.spawn(Box::pin(shop.work(accepted)).instrument(span));
     }
 
     async fn work(self: Arc<Self>, request: Accepted) {
@@ -132,9 +147,9 @@ impl Shop {
             Ok(encoding) => Arc::clone(&self).decide(&request, encoding).await,
             Err(error) => Decided::Refused(error),
         };
-        // MessagePack is meant without a type; who gives one gets one.
-        let typed = reply_encoding != Encoding::MessagePack
+        let named = reply_encoding != Encoding::MessagePack
             || header::get(headers, header::CONTENT_TYPE).is_some();
+        let format = ReplyFormat { encoding: reply_encoding, named };
         let recorded = matches!(decided, Decided::Worked(_));
         let answer = match decided {
             Decided::Refused(error) => Err(error),
@@ -155,7 +170,7 @@ impl Shop {
             let (decision, reason) = outcome(&answer);
             self.record(&request.caller, spec.verb, &request.message, decision, &reason)
         });
-        self.answer(&request.reply, (reply_encoding, typed), answer).await;
+        self.answer(&request.reply, format, answer).await;
         if let Some(record) = record {
             self.audit(record, None).await;
         }
@@ -464,14 +479,14 @@ impl Shop {
         Ok(left)
     }
 
-    /// Answers in an encoding, which the answer names if the flag beside it says so.
-    async fn answer(&self, reply: &str, encoding: (Encoding, bool), answer: Answer) {
+    async fn answer(&self, reply: &str, format: impl Into<ReplyFormat>, answer: Answer) {
+        let format = format.into();
         let answer = self.carried(answer);
-        let Err(error) = self.send(reply, encoding, answer).await else { return };
+        let Err(error) = self.send(reply, format, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(reply, encoding, Err(error)).await;
+        let _ = self.send(reply, format, Err(error)).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
@@ -497,11 +512,11 @@ impl Shop {
     async fn send(
         &self,
         reply: &str,
-        (encoding, typed): (Encoding, bool),
+        ReplyFormat { encoding, named }: ReplyFormat,
         answer: Answer,
     ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
-        if typed {
+        if named {
             headers.insert(header::CONTENT_TYPE, encoding.content_type());
         }
         let now = HeaderValue::from(time::unix_millis(self.bus.now()));
