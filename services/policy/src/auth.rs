@@ -6,6 +6,7 @@ use crate::{
     connect::{self, Identity, Refusal},
     connections::{Connections, seconds},
     hosts::{self, Hosts},
+    limit_enforcer::LimitEnforcer,
     metrics::Metrics,
     rules::Admission,
     teller::Teller,
@@ -50,6 +51,7 @@ pub(crate) struct Auth {
     pub(crate) cx: Context,
     teller: Arc<Teller>,
     noter: Noter,
+    enforcer: LimitEnforcer,
     data: Bus,
     system: Bus,
     replicas: usize,
@@ -137,6 +139,15 @@ impl Auth {
             admission: Arc::clone(&admission),
             metrics: metrics.clone(),
         };
+        let teller = Arc::new(Teller::new(bus.clone()));
+        let enforcer = LimitEnforcer::new(
+            system.clone(),
+            trust.clone(),
+            metrics.clone(),
+            Arc::clone(&teller),
+            noter.clone(),
+        );
+        cx.tasks.spawn(enforcer.clone().run(data.clone(), cx.clone()));
         let this = Self {
             trust,
             tokens,
@@ -145,8 +156,9 @@ impl Auth {
             admission,
             metrics,
             cx: cx.clone(),
-            teller: Arc::new(Teller::new(bus.clone())),
+            teller,
             noter,
+            enforcer,
             data,
             system,
             replicas: auth.replicas,
@@ -222,7 +234,23 @@ impl Auth {
         request: &ConnectRequest,
     ) -> Result<(Grant, Option<String>), (Refusal, Vec<String>)> {
         let trust = self.trust.borrow().clone();
-        match connect::identify(&trust, request, seconds())? {
+        let identity = connect::identify(&trust, request, seconds())?;
+        // Before the store is asked: a flood of connects costs no more than it has to.
+        let principal = identity.principal().map_err(|refusal| (refusal, Vec::new()))?;
+        let reserved = self.enforcer.reserve(&principal, request);
+        let reserved = reserved.map_err(|refusal| (refusal, vec![principal.to_string()]))?;
+        let granted = self.grant_to(&trust, identity).await?;
+        reserved.keep();
+        Ok(granted)
+    }
+
+    /// What somebody is granted, if token or enrolment are in force.
+    async fn grant_to(
+        &self,
+        trust: &Trust,
+        identity: Identity,
+    ) -> Result<(Grant, Option<String>), (Refusal, Vec<String>)> {
+        match identity {
             Identity::Daemon { service, host, certificate, until } => {
                 let nobody = |error: canopy_api::name::NameError| {
                     (Refusal::Nobody(error.to_string()), Vec::new())
@@ -230,7 +258,7 @@ impl Auth {
                 let me = permission::daemon_principal(service, host.as_ref()).map_err(nobody)?;
                 let permissions = permission::daemon(service, host.as_ref()).map_err(nobody)?;
                 let user = match &host {
-                    Some(host) => self.host_user(&trust, host, service, &certificate).await,
+                    Some(host) => self.host_user(trust, host, service, &certificate).await,
                     None => Ok(me.to_string()),
                 };
                 let user = user.map_err(|refusal| (refusal, vec![me.to_string()]))?;

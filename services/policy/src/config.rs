@@ -1,6 +1,6 @@
 //! Configuration of the service.
 
-use crate::audit::AuditConfig;
+use crate::{audit::AuditConfig, limits::LimitsConfig};
 use canopy_admission::is_label;
 use canopy_api::{HostId, Principal, Problem, Problems, permission::Role, san::SanPatterns};
 use canopy_bus::BusConfig;
@@ -105,6 +105,9 @@ pub struct AuthConfig {
     /// without a restart, seconds: 1 to 86400. Default 300. The issuer's and the encryption key need one.
     #[serde(default = "secrets_seconds")]
     pub secrets_seconds: u64,
+    /// How much of the bus each principal may use. Changed without a restart.
+    #[serde(default)]
+    pub limits: LimitsConfig,
     /// Servers of a cluster that keep what is stored: 1, 3 or 5. Default 1.
     #[serde(default = "replicas")]
     pub replicas: usize,
@@ -243,6 +246,7 @@ impl ServiceConfig for Config {
                 .remedy("leave it out for 300"),
             );
         }
+        auth.limits.check(&mut problems);
         auth.issuer_seed.check("auth.issuer_seed", &mut problems);
         auth.xkey_seed.check("auth.xkey_seed", &mut problems);
         for (i, key) in auth.signing_keys.iter().enumerate() {

@@ -98,6 +98,12 @@ pub(crate) enum Refusal {
     /// Taken back by an administrator.
     #[error("the host {0} was revoked")]
     HostRevoked(HostId),
+    /// As many connections as it may have.
+    #[error("{0} has {1} connections, as many as it may have")]
+    TooManyConnections(Principal, u64),
+    /// Its connections were ended for exceeding a limit, not long ago.
+    #[error("{0} exceeded a limit of the bus and is refused for another {1:?}")]
+    BackOff(Principal, std::time::Duration),
     /// Whether it is in force cannot be found out.
     #[error("whether the token or the enrolment is in force cannot be found out: {0}")]
     StoreAway(String),
@@ -133,7 +139,23 @@ impl Refusal {
             Self::NotTheEnrolled(..) => "host_other_certificate",
             Self::EnrolmentExpired(_) => "host_enrolment_expired",
             Self::HostRevoked(_) => "host_revoked",
+            Self::TooManyConnections(..) => "too_many_connections",
+            Self::BackOff(..) => "back_off",
             Self::StoreAway(_) => "store_away",
+        }
+    }
+}
+
+impl Identity {
+    /// The principal.
+    ///
+    /// # Errors
+    /// When host and service together make too long a name.
+    pub(crate) fn principal(&self) -> Result<Principal, Refusal> {
+        match self {
+            Self::Daemon { service, host, .. } => daemon_principal(*service, host.as_ref())
+                .map_err(|error| Refusal::Nobody(error.to_string())),
+            Self::Person { claims, .. } => Ok(claims.sub.clone()),
         }
     }
 }

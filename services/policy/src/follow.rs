@@ -144,6 +144,7 @@ fn is_whole(running: &Config, mut new: Config) -> bool {
         new.hosts = running.hosts;
         new.secrets_seconds = running.secrets_seconds;
         new.clock_skew_seconds = running.clock_skew_seconds;
+        new.limits.clone_from(&running.limits);
     }
     let same = new == *running;
     if !same {

@@ -9,12 +9,14 @@
 //! 4. A host's daemon is let in with the certificate its host was enrolled with, and no other; an
 //!    enrolment is used in time or void. A revoked host is treated as a revoked token.
 //! 5. While it is away nobody new connects and no host is changed, and whoever is connected goes on.
-//! 6. With admission rules, what none allows is denied ([`canopy_admission`]). Which host asks is what
+//! 6. No principal has more of the bus than `auth.limits` says: connections above it are refused, others
+//!    that exceed it are ended, and only those.
+//! 7. With admission rules, what none allows is denied ([`canopy_admission`]). Which host asks is what
 //!    the bus says, not what the request says.
-//! 7. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
+//! 8. Changed rules are in force within seconds; rules with a mistake change nothing and are told by log,
 //!    metric and readiness; rules that were never good allow nothing.
 //!
-//! 8. Audit records that a writer was told are stored are stored once, whatever instances there are. What
+//! 9. Audit records that a writer was told are stored are stored once, whatever instances there are. What
 //!    does not follow from what is stored is stored as well, and told.
 //! 9. Nobody gives more than they have: a token, an enrolment or a label reaches no further than the token of
 //!    who asks, and nobody changes or ends what reaches further.
@@ -25,6 +27,7 @@
 
 mod audit;
 mod auth;
+mod back_off;
 pub mod commands;
 mod config;
 mod connect;
@@ -35,15 +38,20 @@ mod follow;
 mod grants;
 mod handlers;
 mod hosts;
+mod limit_enforcer;
+mod limits;
 mod metrics;
 mod page;
 pub mod rules;
+mod sessions;
 mod teller;
 mod tokens;
 mod trust;
+mod usage;
 
 pub use audit::AuditConfig;
 pub use config::{AuthConfig, CaConfig, Config, HostsRule};
+pub use limits::{LimitsConfig, PrincipalLimits};
 pub use metrics::{METRICS, Metrics};
 
 use audit::{Noter, Trails};

@@ -18,6 +18,11 @@ const ENDED: MetricSpec = MetricSpec::counter(
     &[],
     "Connections ended because their token or enrolment was replaced, revoked or has ended",
 );
+const CUT: MetricSpec = MetricSpec::counter(
+    "canopy_policy_connections_cut_total",
+    &["limit"],
+    "Connections ended because their principal exceeded a limit: subscriptions, pending_bytes, bytes_per_second",
+);
 const RULES: MetricSpec =
     MetricSpec::gauge("canopy_policy_admission_rules", &[], "Admission rules in force");
 const OPEN: MetricSpec = MetricSpec::gauge(
@@ -57,6 +62,7 @@ pub const METRICS: &[MetricSpec] = &[
     CONNECTS,
     CONNECT_SECONDS,
     ENDED,
+    CUT,
     RULES,
     OPEN,
     CURRENT,
@@ -72,6 +78,7 @@ pub struct Metrics {
     pub(crate) connects: IntCounterVec,
     pub(crate) connect_seconds: HistogramVec,
     pub(crate) ended: IntCounterVec,
+    cut: IntCounterVec,
     rules: IntGaugeVec,
     open: IntGaugeVec,
     current: IntGaugeVec,
@@ -88,6 +95,7 @@ impl Metrics {
             connects: int_counter_vec(registry, &CONNECTS)?,
             connect_seconds: histogram_vec(registry, &CONNECT_SECONDS)?,
             ended: int_counter_vec(registry, &ENDED)?,
+            cut: int_counter_vec(registry, &CUT)?,
             rules: int_gauge_vec(registry, &RULES)?,
             open: int_gauge_vec(registry, &OPEN)?,
             current: int_gauge_vec(registry, &CURRENT)?,
@@ -98,6 +106,10 @@ impl Metrics {
         };
         metrics.configured(true);
         Ok(metrics)
+    }
+
+    pub(crate) fn cut(&self, limit: &str, connections: u64) {
+        self.cut.with_label_values(&[limit]).inc_by(connections);
     }
 
     pub(crate) fn rules(&self, count: usize, open: bool, current: bool) {

@@ -1,7 +1,11 @@
 //! Tells of refused connections: log and event.
 
 use crate::{connect::Refusal, connections::seconds};
-use canopy_api::{endpoint::Service, time, wire::ConnectRefused};
+use canopy_api::{
+    endpoint::Service,
+    time,
+    wire::{ConnectCut, ConnectRefused},
+};
 use canopy_bus::{Bus, callout::ConnectRequest};
 use canopy_runtime::clock;
 use std::sync::{
@@ -34,6 +38,21 @@ impl Teller {
         second.1 <= TOLD
     }
 
+    /// Tells that connections of a principal were ended. There is one in a principal's back-off time.
+    pub(crate) fn cut(&self, cut: ConnectCut) {
+        tracing::warn!(
+            principal = %cut.principal, addresses = ?cut.addresses, connections = cut.connections,
+            times = cut.times, refused_for_ms = cut.refused_for_ms, "cut: {}", cut.reason
+        );
+        let bus = self.bus.clone();
+        tokio::spawn(async move {
+            let told = bus.publish_security_event(Service::Policy, "connect", "cut", None, &cut);
+            if let Err(error) = told.await {
+                tracing::warn!(%error, "the bus was not told of connections that were ended");
+            }
+        });
+    }
+
     pub(crate) fn refused(&self, request: &ConnectRequest, refusal: &Refusal, names: Vec<String>) {
         if !self.may_tell() {
             self.untold.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +73,8 @@ impl Teller {
         );
         let bus = self.bus.clone();
         tokio::spawn(async move {
-            let told = bus.publish_event(Service::Policy, "connect", "refused", None, &refused);
+            let told =
+                bus.publish_security_event(Service::Policy, "connect", "refused", None, &refused);
             if let Err(error) = told.await {
                 tracing::warn!(%error, "the bus was not told of a refusal");
             }

@@ -1,7 +1,10 @@
 //! What decisions are measured by: keys, patterns, tolerance. Replaced as a whole when the
 //! configuration changes.
 
-use crate::config::{AuthConfig, CaConfig, HostsRule};
+use crate::{
+    config::{AuthConfig, CaConfig, HostsRule},
+    limits::LimitsConfig,
+};
 use canopy_api::san::SanPatterns;
 use canopy_identity::{Authority, SigningKey, VerifyingKeys};
 use ring::digest::{Context, SHA256};
@@ -25,6 +28,8 @@ pub(crate) struct Trust {
     pub(crate) authority: Option<HostAuthority>,
     /// By how much clocks may differ.
     pub(crate) skew: Duration,
+    /// How much of the bus each principal may use.
+    pub(crate) limits: LimitsConfig,
     /// Tells whether what was read is what was read before.
     digest: Vec<u8>,
 }
@@ -105,6 +110,7 @@ impl Trust {
             hosts: config.hosts,
             authority,
             skew: Duration::from_secs(config.clock_skew_seconds),
+            limits: config.limits.clone(),
         })
     }
 }

@@ -41,7 +41,7 @@ impl Scene {
         let stack = Stack::start();
         let admin = stack.connect("u-admin").await;
         let refused =
-            admin.subscribe_events("canopy.v1.event.policy.connect.refused._").await.unwrap();
+            admin.subscribe_events("canopy.v1.security.policy.connect.refused._").await.unwrap();
         admin.flush().await;
         Self { stack, admin, refused }
     }

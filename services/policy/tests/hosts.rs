@@ -79,7 +79,7 @@ impl Scene {
         let stack = Stack::enrolling();
         let admin = stack.connect("u-admin").await;
         let refused =
-            admin.subscribe_events("canopy.v1.event.policy.connect.refused._").await.unwrap();
+            admin.subscribe_events("canopy.v1.security.policy.connect.refused._").await.unwrap();
         admin.flush().await;
         Self { stack, admin, refused }
     }
@@ -212,7 +212,8 @@ async fn an_authority_below_the_buss_signs_for_hosts() {
     stack.start_policy();
     stack.bootstrap("u-admin");
     let admin = stack.connect("u-admin").await;
-    let refused = admin.subscribe_events("canopy.v1.event.policy.connect.refused._").await.unwrap();
+    let refused =
+        admin.subscribe_events("canopy.v1.security.policy.connect.refused._").await.unwrap();
     let scene = Scene { stack, admin, refused };
     let files = scene.enrolled(&NewHost::new("web9")).await;
     scene.stack.connect_with("h-web9-loader", &files[&Service::Loader]).await;

@@ -149,6 +149,36 @@ async fn nobody_reaches_past_what_is_theirs() {
     }
 }
 
+/// A refused connect is told with its address: to administrators, and to nobody else.
+#[tokio::test]
+async fn only_admins_hear_whence_people_connect() {
+    let stack = scene().await;
+    let mut others = Vec::new();
+    for name in ["u-viewer", "u-operator", "u-publisher"] {
+        let mut intruder = Intruder::new(&stack, name).await;
+        let refused = "canopy.v1.security.policy.connect.refused._";
+        for subject in ["canopy.v1.security.>", refused, "canopy.v1.*.policy.connect.*._"] {
+            intruder.may_not_hear(subject).await;
+        }
+        let heard = intruder.client.subscribe("canopy.v1.event.>").await.unwrap();
+        intruder.client.flush().await.unwrap();
+        others.push((name, intruder, heard));
+    }
+    let admin = stack.connect("u-admin").await;
+    let mut events = admin.subscribe_events("canopy.v1.security.>").await.unwrap();
+    admin.flush().await;
+    let stranger = stack.certificate("stranger", vec![]);
+    assert!(stack.attempt(&stranger).await.is_err());
+    let event = timeout(LIMIT, events.next()).await.expect("an administrator hears").unwrap();
+    assert_eq!(event.value().unwrap()["address"], "127.0.0.1");
+    for (name, _intruder, heard) in &mut others {
+        while let Ok(Some(message)) = timeout(Duration::from_millis(100), heard.next()).await {
+            let text = String::from_utf8_lossy(&message.payload);
+            assert!(!text.contains("127.0.0.1"), "{name} hears {}: {text}", message.subject);
+        }
+    }
+}
+
 /// A service that answers publishes with its own rights, so never where a caller points.
 #[tokio::test]
 async fn an_answer_goes_to_who_asked_and_nowhere_else() {

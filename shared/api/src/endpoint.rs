@@ -81,6 +81,14 @@ impl Class {
             Self::Internal => "internal",
         }
     }
+
+    /// Whether its requests change something that a person wants to be done, and leave a trail.
+    pub fn changes(self) -> bool {
+        match self {
+            Self::Write | Self::Publish | Self::Admin => true,
+            Self::Read | Self::Internal => false,
+        }
+    }
 }
 
 impl fmt::Display for Class {

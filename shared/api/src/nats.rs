@@ -31,6 +31,19 @@ pub fn spiffe_id(principal: impl fmt::Display) -> String {
     format!("{TRUST_DOMAIN}{principal}")
 }
 
+/// Connections of one server, of everybody together.
+pub const MAX_CONNECTIONS: u32 = 65_536;
+/// Of these, those that people and daemons cannot take: the policy service has to get in.
+pub const RESERVED_CONNECTIONS: u32 = 512;
+/// Subscriptions of one connection. A daemon has a few dozen; each costs the server up to some 35 kB.
+pub const MAX_SUBSCRIPTIONS: u32 = 512;
+/// Tokens of a subject that is subscribed to. Those of the table have eight.
+pub const MAX_SUBSCRIPTION_TOKENS: u32 = 16;
+/// Longest message.
+const MAX_PAYLOAD: &str = "1MB";
+/// What may wait to be sent to one connection before the server ends it.
+const MAX_PENDING: &str = "32MB";
+
 /// Who may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
@@ -197,7 +210,13 @@ impl ServerConfig {
         }
         // Tokens travel in CONNECT.
         line("max_control_line", "16KB");
-        line("max_payload", "1MB");
+        line("max_payload", MAX_PAYLOAD);
+        // A client that does not read is ended; what one principal may hold is policy's to bound.
+        line("max_pending", MAX_PENDING);
+        line("max_connections", &MAX_CONNECTIONS.to_string());
+        // Of each connection.
+        line("max_subscriptions", &MAX_SUBSCRIPTIONS.to_string());
+        line("max_sub_tokens", &MAX_SUBSCRIPTION_TOKENS.to_string());
         // Who says nothing for 15 s is dropped: a policy service that hangs gets no more questions.
         line("ping_interval", "\"5s\"");
         line("ping_max", "2");
@@ -228,8 +247,15 @@ impl ServerConfig {
             );
         }
         out.push_str("\nsystem_account: SYS\n\naccounts {\n");
-        let stored = [format!("{ROOT}.event.>"), format!("{ROOT}.audit.>")];
+        let stored =
+            [format!("{ROOT}.event.>"), format!("{ROOT}.security.>"), format!("{ROOT}.audit.>")];
         self.account(&mut out, "APP", |out| {
+            let _ = writeln!(
+                out,
+                "    limits: {{ max_connections: {}, max_subscriptions: {MAX_SUBSCRIPTIONS}, \
+                 max_payload: {MAX_PAYLOAD} }}",
+                MAX_CONNECTIONS.saturating_sub(RESERVED_CONNECTIONS)
+            );
             out.push_str("    exports: [\n");
             for subject in &stored {
                 let _ = writeln!(out, "      {{ stream: {} }}", quoted(subject));
@@ -330,6 +356,10 @@ mod tests {
             "timeout: 3",
             "max_control_line: 16KB",
             "system_account: SYS",
+            "max_connections: 65536",
+            "max_subscriptions: 512",
+            "max_pending: 32MB",
+            "limits: { max_connections: 65024, max_subscriptions: 512, max_payload: 1MB }",
             "listen: \"127.0.0.1:-1\"",
             "user: \"spiffe://canopy/u-admin\"",
             "user: \"spiffe://canopy/h-web1-loader\"",

@@ -3,7 +3,10 @@
 //! A person's permissions are a handful of wildcards, one for each class their role holds, each
 //! ending in the person's own name. A daemon's are templated on (service, host): the loader of one
 //! host can neither act, nor listen, nor answer as that of another. Nobody but a responder may
-//! publish into an inbox, and only into its own part of it.
+//! publish into an inbox, and only into its own part of it. A daemon subscribes only to the parts of the
+//! responders that the table lets it call: no other principal can fill its inbox. A person calls every
+//! host and may subscribe to the whole of their own inbox; the client library subscribes to one part for
+//! each responder it is waiting for.
 
 use crate::{
     endpoint::{self, Class, Service},
@@ -95,6 +98,14 @@ impl Role {
         }
     }
 
+    /// Whether it may follow the events that tell whence people connect.
+    pub fn may_follow_security(self) -> bool {
+        match self {
+            Self::Admin => true,
+            Self::Viewer | Self::Operator | Self::Publisher => false,
+        }
+    }
+
     /// Whether it may ask the services for their inventory and statistics (`$SRV`).
     pub fn may_discover(self) -> bool {
         match self {
@@ -157,6 +168,9 @@ pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
     });
     // Discovery tells of every service and host.
     let discovery = (role.may_discover() && reach.is_everywhere()).then(|| "$SRV.>".to_owned());
+    // They are of everybody who connects anywhere.
+    let security =
+        (role.may_follow_security() && reach.is_everywhere()).then(|| format!("{ROOT}.security.>"));
     let events: Vec<String> = if reach.is_everywhere() {
         vec![format!("{ROOT}.event.>")]
     } else {
@@ -167,7 +181,7 @@ pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
     };
     Permissions::of(
         requests.chain(discovery).chain([echo(me.as_str())]),
-        [format!("_INBOX.{me}.>")].into_iter().chain(events),
+        [format!("_INBOX.{me}.>")].into_iter().chain(events).chain(security),
     )
 }
 
@@ -178,31 +192,46 @@ pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
 pub fn daemon(service: Service, host: Option<&HostId>) -> Result<Permissions, NameError> {
     let me = daemon_principal(service, host)?;
     let place = host.map_or("_", HostId::as_str);
-    let calls = endpoint::all().filter(|spec| spec.callers.contains(&service)).map(|spec| {
-        let target = match (spec.service.is_host_local(), host) {
-            (false, _) => Target::Central.to_string(),
+    let (mut calls, mut inboxes) = (Vec::new(), vec![echo(me.as_str())]);
+    for spec in endpoint::all().filter(|spec| spec.callers.contains(&service)) {
+        let (target, responder) = match (spec.service.is_host_local(), host) {
+            (false, _) => called(&Target::Central, spec.service),
             // A host's daemons call only those of their own host.
-            (true, Some(host)) => Target::Host(host.clone()).to_string(),
-            (true, None) => "*".to_owned(),
+            (true, Some(host)) => called(&Target::Host(host.clone()), spec.service),
+            // A wildcard cannot tell hosts from people: such a caller hears everybody.
+            (true, None) => ("*".to_owned(), "*".to_owned()),
         };
-        format!("{ROOT}.rpc.{}.{}.{}.{target}.{me}", spec.service, spec.class, spec.verb)
-    });
-    let publish = calls.chain([
+        calls.push(format!(
+            "{ROOT}.rpc.{}.{}.{}.{target}.{me}",
+            spec.service, spec.class, spec.verb
+        ));
+        inboxes.push(subject::inbox(me.as_str(), &responder));
+    }
+    let security = subject::SECURITY_EVENTS
+        .into_iter()
+        .filter(|(publisher, ..)| *publisher == service)
+        .map(|(service, noun, happened)| subject::security_event(service, noun, happened, host));
+    let publish = calls.into_iter().chain(security).chain([
         format!("_INBOX.*.{me}.>"),
         format!("{ROOT}.event.{service}.*.*.{place}"),
         format!("{ROOT}.audit.{service}.{place}"),
     ]);
-    let mut subscribe = vec![
-        format!("_INBOX.{me}.>"),
+    let mut subscribe = inboxes;
+    subscribe.extend([
         format!("{ROOT}.rpc.{service}.*.*.{place}.*"),
         "$SRV.*".to_owned(),
         format!("$SRV.*.{service}"),
         format!("$SRV.*.{service}.*"),
-    ];
+    ]);
     if host.is_some() {
         subscribe.push(format!("{ROOT}.rpc.{service}.*.*.{}.*", Target::AllHosts));
     }
     Ok(Permissions::of(publish, subscribe))
+}
+
+/// Target and responder of a call, as tokens of subjects.
+fn called(target: &Target, service: Service) -> (String, String) {
+    (target.to_string(), target.responder(service))
 }
 
 /// Of the policy service's second connection, in the account DATA where JetStream is and requests
@@ -217,6 +246,7 @@ pub fn data() -> Permissions {
         [
             format!("_INBOX.{me}.>"),
             format!("{ROOT}.event.>"),
+            format!("{ROOT}.security.>"),
             format!("{ROOT}.audit.>"),
             "$KV.>".to_owned(),
             "$O.>".to_owned(),
@@ -257,7 +287,7 @@ pub fn callout() -> Permissions {
 
 /// Its own part of its own inbox: how a client finds out that the connection really works.
 fn echo(me: &str) -> String {
-    format!("_INBOX.{me}.{me}.>")
+    subject::inbox(me, me)
 }
 
 /// The connections of the policy service that are not in APP.
@@ -437,6 +467,8 @@ mod tests {
                 "_INBOX.u-other.>",
                 "canopy.v1.rpc.>",
                 "canopy.v1.audit.>",
+                "canopy.v1.>",
+                "canopy.v1.*.policy.connect.refused._",
                 ">",
                 "$SRV.>",
             ] {
@@ -446,6 +478,25 @@ mod tests {
                 assert!(!permissions.may_publish(subject), "{role}: {subject}");
             }
             assert_eq!(permissions.may_publish("$SRV.PING"), role.may_discover(), "{role}");
+        }
+    }
+
+    #[test]
+    fn only_admins_hear_whence_people_connect() {
+        let web1 = Reach { hosts: Some(BTreeSet::from([host("web1")])), ..Reach::EVERYWHERE };
+        let refused = subject::security_event(Service::Policy, "connect", "refused", None);
+        for role in Role::ALL {
+            let me = principal("u-x");
+            let everywhere = person(&me, role, &Reach::EVERYWHERE);
+            assert_eq!(everywhere.may_subscribe(&refused), role == Role::Admin, "{role}");
+            assert!(!person(&me, role, &web1).may_subscribe(&refused), "{role} of one host");
+            assert!(!everywhere.may_publish(&refused), "{role}");
+        }
+        for service in Service::ALL {
+            let place = service.is_host_local().then(|| host("web1"));
+            let daemon = daemon(service, place.as_ref()).unwrap();
+            assert_eq!(daemon.may_publish(&refused), service == Service::Policy, "{service}");
+            assert!(!daemon.may_subscribe(&refused), "{service}");
         }
     }
 
@@ -469,6 +520,8 @@ mod tests {
             "canopy.v1.rpc.loader.>".to_owned(),
             "canopy.v1.rpc.*.*.*.web1.*".to_owned(),
             "_INBOX.h-web2-loader.>".to_owned(),
+            "_INBOX.h-web1-loader.>".to_owned(),
+            "_INBOX.h-web1-loader.h-web2-loader.>".to_owned(),
             "_INBOX.>".to_owned(),
         ] {
             assert!(!mine.may_subscribe(&subject), "listens: {subject}");
@@ -506,6 +559,41 @@ mod tests {
                         "{service}: {subject}"
                     );
                 }
+            }
+        }
+    }
+
+    /// For every pair of daemons: what one may publish reaches the other's inbox only where the table
+    /// says that the other calls it, or where a host's daemon is itself.
+    #[test]
+    fn daemon_inboxes_hear_only_responders_they_call() {
+        let hosts = [host("web1"), host("web2")];
+        let daemons: Vec<(Service, Option<HostId>)> = Service::ALL
+            .into_iter()
+            .flat_map(|service| {
+                if service.is_host_local() {
+                    hosts.iter().map(|host| (service, Some(host.clone()))).collect()
+                } else {
+                    vec![(service, None)]
+                }
+            })
+            .collect();
+        for (service, place) in &daemons {
+            let me = daemon_principal(*service, place.as_ref()).unwrap();
+            let mine = daemon(*service, place.as_ref()).unwrap();
+            for (other_service, other_place) in &daemons {
+                let other = daemon_principal(*other_service, other_place.as_ref()).unwrap();
+                let theirs = daemon(*other_service, other_place.as_ref()).unwrap();
+                let answer = format!("_INBOX.{me}.{other}.x");
+                assert!(theirs.may_publish(&answer), "{answer}");
+                let calls = endpoint::all().any(|spec| {
+                    let there = other_place.is_none() || other_place == place;
+                    spec.service == *other_service && spec.callers.contains(service) && there
+                });
+                assert_eq!(mine.may_subscribe(&answer), calls || me == other, "{answer}");
+            }
+            for everything in [format!("_INBOX.{me}.>"), format!("_INBOX.{me}.*.*")] {
+                assert!(!mine.may_subscribe(&everything), "{everything}");
             }
         }
     }

@@ -127,7 +127,7 @@ pub fn subjects_markdown() -> String {
     out
 }
 
-/// What is told of the audit trail.
+/// What is told of the audit trail, and to administrators alone.
 fn audit(out: &mut String, types: &mut BTreeMap<String, Value>) {
     let _ = write!(
         out,
@@ -144,6 +144,27 @@ fn audit(out: &mut String, types: &mut BTreeMap<String, Value>) {
     );
     let audit = schemars::schema_for!(crate::wire::Audit).to_value();
     schema::fields(out, &audit, types);
+    security(out, types);
+}
+
+/// What only administrators hear of.
+fn security(out: &mut String, types: &mut BTreeMap<String, Value>) {
+    let _ = write!(
+        out,
+        "\n## Security events\n\n`{ROOT}.security.<service>.<noun>.<what happened>.<host or _>`: events that tell \
+         whence people connect. Only administrators whose token is not narrowed may subscribe: \
+         `nats sub '{ROOT}.security.>'`.\n\n\
+         ### `{ROOT}.security.policy.connect.refused._`\n\nSomebody tried to connect, and was refused.\n\n"
+    );
+    let refused = schemars::schema_for!(crate::wire::ConnectRefused).to_value();
+    schema::fields(out, &refused, types);
+    let _ = write!(
+        out,
+        "\n### `{ROOT}.security.policy.connect.cut._`\n\nConnections of a principal that used more of the bus \
+         than it may were ended, and new ones are refused for a while.\n\n"
+    );
+    let cut = schemars::schema_for!(crate::wire::ConnectCut).to_value();
+    schema::fields(out, &cut, types);
 }
 
 /// The status table of the README: what each service does today and what is planned.
@@ -338,7 +359,7 @@ mod tests {
             let found = page.lines().find(|line| line.starts_with('|') && line.contains(name));
             assert_eq!(found, None, "{name}");
         }
-        for needed in ["auth_token", "TLS first", "_INBOX.<you>.>", "524288"] {
+        for needed in ["auth_token", "TLS first", "_INBOX.<you>.<responder>.>", "524288"] {
             assert!(page.contains(needed), "{needed}");
         }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! canopy.v1.rpc.<service>.<class>.<verb>.<host | all | _>.<principal>   request
 //! canopy.v1.event.<service>.<noun>.<what happened>.<host or "_">        event
+//! canopy.v1.security.<service>.<noun>.<what happened>.<host or "_">     event for administrators
 //! canopy.v1.audit.<service>.<host or "_">                               audit
 //! canopy.v1.stored.audit.<writer>.<chain>.<main | beside>               stored audit, in DATA only
 //! _INBOX.<principal>.<responder>.<random>                               reply
@@ -69,9 +70,29 @@ pub fn subscription(endpoint: &EndpointSpec, target: &Target) -> String {
     format!("{ROOT}.rpc.{}.{}.{}.{target}.*", endpoint.service, endpoint.class, endpoint.verb)
 }
 
+/// Where `responder` answers `me`: all of it, as a pattern to subscribe to.
+pub fn inbox(me: &str, responder: &str) -> String {
+    format!("_INBOX.{me}.{responder}.>")
+}
+
 /// The subject of an event; `noun` and `happened` are single tokens.
 pub fn event(service: Service, noun: &str, happened: &str, host: Option<&HostId>) -> String {
     format!("{ROOT}.event.{service}.{noun}.{happened}.{}", host.map_or("_", HostId::as_str))
+}
+
+/// Security events: service, noun, what happened. They tell whence people connect, so only
+/// administrators may subscribe to them, and only their service may publish them.
+pub const SECURITY_EVENTS: [(Service, &str, &str); 2] =
+    [(Service::Policy, "connect", "refused"), (Service::Policy, "connect", "cut")];
+
+/// The subject of a security event, one of [`SECURITY_EVENTS`].
+pub fn security_event(
+    service: Service,
+    noun: &str,
+    happened: &str,
+    host: Option<&HostId>,
+) -> String {
+    format!("{ROOT}.security.{service}.{noun}.{happened}.{}", host.map_or("_", HostId::as_str))
 }
 
 /// The subject of an audit record.

@@ -5,10 +5,11 @@ use crate::{
     config::BusError,
     connection::{Bus, DIAGNOSIS, Why, random_token},
     header,
+    inbox::Outcome,
     refusal::Refusal,
     trace,
 };
-use async_nats::{HeaderMap, Message, StatusCode};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, StatusCode, Subject};
 use canopy_api::{
     document,
     endpoint::{Endpoint, EndpointSpec},
@@ -191,26 +192,24 @@ impl Bus {
     ) -> Result<E::Reply, CallError> {
         let spec = E::SPEC;
         self.ensure_newer_known::<E>(target, request, options.timeout).await?;
-        let request_id = options.request_id.get_or_insert_with(random_token).clone();
+        if spec.class.changes() {
+            options.request_id.get_or_insert_with(random_token);
+        }
         // Of what changes nothing, or the same again, there is nothing to ask for.
-        let request_id = (!spec.idempotent).then_some(request_id);
-        let subject = subject::request(spec, target, self.principal());
+        let request_id = if spec.idempotent { None } else { options.request_id.clone() };
+        let subject = Subject::from(subject::request(spec, target, self.principal()));
         let wait = options.timeout.unwrap_or(spec.timeout);
         let responder = target.responder(spec.service);
-        let random = random_token();
-        let inbox = format!("_INBOX.{}.{responder}.{random}", self.principal());
         // Registered before the request goes out: the refusal may be quick.
-        let mut waiting = self.shared.wait_on(&subject);
-        let mut expected = self.shared.inbox.expect(&inbox);
+        let mut expected =
+            self.shared.inbox.expect(self.principal().as_str(), &responder, &subject);
         let until = Instant::now() + wait;
-        let ready = async { self.shared.inbox.open(self).await.map_err(|_| self.closed()) };
-        self.send::<E, ()>(&subject, ready, &inbox, request, &options, until).await?;
-        let message = tokio::select! {
-            message = timeout_at(until, &mut expected.answer) => message,
-            Ok(()) = &mut waiting.refused => return Err(self.not_permitted(spec)),
-        };
-        match message {
-            Ok(Ok(message)) => self.read::<E>(target, &message),
+        let ready = async { expected.open(self).await.map_err(|_| self.closed()) };
+        let reply = expected.reply.clone();
+        self.send::<E, ()>(subject, ready, reply, request, &options, until).await?;
+        match timeout_at(until, &mut expected.outcome).await {
+            Ok(Ok(Outcome::Answered(message))) => self.read::<E>(target, &message),
+            Ok(Ok(Outcome::Refused)) => Err(self.not_permitted(spec)),
             Ok(Err(_)) => Err(self.lost("the connection was closed", request_id)),
             Err(_) if self.link() != crate::Link::Connected => {
                 Err(self.lost("the connection was lost while waiting", request_id))
@@ -255,8 +254,8 @@ impl Bus {
         let options = CallOptions::default();
         let until = Instant::now() + gather.wait;
         let ready = async { self.client.subscribe(listen).await.map_err(|_| self.closed()) };
-        let mut replies =
-            self.send::<E, _>(&subject, ready, &reply, request, &options, until).await?;
+        let (to, back) = (Subject::from(subject.as_str()), Subject::from(reply.as_str()));
+        let mut replies = self.send::<E, _>(to, ready, back, request, &options, until).await?;
         let mut answers = BTreeMap::new();
         let mut missing = gather.expected.clone();
         loop {
@@ -291,9 +290,9 @@ impl Bus {
     /// subject `reply`.
     async fn send<E: Endpoint, R>(
         &self,
-        subject: &str,
+        subject: Subject,
         ready: impl Future<Output = Result<R, CallError>>,
-        reply: &str,
+        reply: Subject,
         request: &E::Request,
         options: &CallOptions,
         until: Instant,
@@ -315,21 +314,23 @@ impl Bus {
         }
         let left = until.saturating_duration_since(Instant::now());
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
-        headers.insert(header::DEADLINE, time::unix_millis(self.now() + left).to_string().as_str());
-        headers.insert(header::TIMEOUT, left.as_millis().to_string().as_str());
-        let request_id = options.request_id.clone().unwrap_or_else(random_token);
-        headers.insert(header::REQUEST_ID, request_id.as_str());
+        // Each header costs the server and both sides; MessagePack is meant where there is no type.
+        if options.encoding != Encoding::MessagePack {
+            headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
+        }
+        let deadline = HeaderValue::from(time::unix_millis(self.now() + left));
+        headers.insert(HeaderName::from_static(header::DEADLINE), deadline);
+        if spec.class.changes() {
+            headers.insert(header::TIMEOUT, left.as_millis().to_string().as_str());
+        }
+        if let Some(request_id) = &options.request_id {
+            headers.insert(header::REQUEST_ID, request_id.as_str());
+        }
         trace::inject(&mut headers);
         let sending = async {
             let ready = ready.await?;
             self.client
-                .publish_with_reply_and_headers(
-                    subject.to_owned(),
-                    reply.to_owned(),
-                    headers,
-                    payload.into(),
-                )
+                .publish_with_reply_and_headers(subject, reply, headers, payload.into())
                 .await
                 .map_err(|error| match error.kind() {
                     async_nats::PublishErrorKind::MaxPayloadExceeded

@@ -87,6 +87,8 @@ impl CalloutKeys {
 /// Somebody wants to connect.
 #[derive(Clone)]
 pub struct ConnectRequest {
+    /// Id of the server that asks.
+    pub server: String,
     /// From where, without port.
     pub address: String,
     /// Number of the connection at its server.

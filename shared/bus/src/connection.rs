@@ -308,6 +308,7 @@ impl Shared {
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.to_owned());
             return;
         }
+        self.inbox.refuse(subject);
         let told = self
             .waiting
             .lock()
@@ -615,6 +616,9 @@ impl Bus {
 
     /// Whether the connection was up before `until`.
     pub(crate) async fn wait_connected(&self, until: Instant) -> bool {
+        if self.link() == Link::Connected {
+            return true;
+        }
         let mut link = self.shared.link.subscribe();
         let connected = link.wait_for(|link| *link == Link::Connected);
         tokio::time::timeout_at(until, connected).await.is_ok_and(|up| up.is_ok())

@@ -77,6 +77,22 @@ impl Bus {
         self.publish(subject::event(service, noun, happened, host), event).await
     }
 
+    /// Says that something happened that only administrators may hear of: one of
+    /// [`subject::SECURITY_EVENTS`].
+    ///
+    /// # Errors
+    /// As [`Bus::publish_event`].
+    pub async fn publish_security_event<T: Serialize + Sync>(
+        &self,
+        service: Service,
+        noun: &str,
+        happened: &str,
+        host: Option<&HostId>,
+        event: &T,
+    ) -> Result<(), BusError> {
+        self.publish(subject::security_event(service, noun, happened, host), event).await
+    }
+
     /// Leaves an audit record.
     pub(crate) async fn publish_audit<T: Serialize + Sync>(
         &self,

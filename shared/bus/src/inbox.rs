@@ -1,24 +1,44 @@
-//! Where answers to requests arrive: one subscription to our own inboxes, and for each request a
-//! subject that nobody can guess.
+//! Where answers to requests arrive: one subscription for each responder that is called, and for each
+//! request a subject that nobody can guess.
 //!
-//! A subscription a request would be as safe, and costs the server a change of its routing tables
-//! twice a request.
+//! Only a responder may publish to its own part of an inbox, so a subscription for each responder hears
+//! nobody else; one to the whole inbox would let every host push messages at a caller until the server
+//! cuts it. A subscription a request would be as safe, and costs the server a change of its routing
+//! tables twice a request.
+//!
+//! The server's refusal of a request names the request's subject only, so everybody who waits for an answer
+//! to a request with that subject is told.
+//!
+//! Subscriptions to central services stay: there are few. One to a host ends when nothing has been
+//! waiting for it for a while, so that a host that was asked once cannot go on sending.
 
 use crate::{config::BusError, connection::Bus};
-use async_nats::Message;
+use async_nats::{Message, Subject, Subscriber};
+use canopy_api::subject;
 use futures::StreamExt as _;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::{OnceCell, oneshot};
+use tokio::{
+    sync::{OnceCell, oneshot},
+    time::{Instant, MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
-/// Requests that wait for an answer, by the subject it comes to.
+/// How long the inbox of a host stays open after the last request to it.
+const HOST_IDLE: Duration = Duration::from_secs(2);
+/// Inboxes of hosts that stay open although nothing waits for them: the server bounds subscriptions.
+const IDLE_HOSTS: usize = 64;
+
+/// Requests that wait for an answer, and the subscriptions it comes by.
 #[derive(Default)]
 pub(crate) struct Inbox {
-    subscribed: OnceCell<()>,
-    waiting: Mutex<HashMap<String, oneshot::Sender<Message>>>,
+    /// By the number in the subject the answer comes to.
+    waiting: Mutex<HashMap<u128, Waiting>>,
+    /// By responder.
+    responders: Mutex<HashMap<String, Arc<Listening>>>,
     ended: CancellationToken,
 }
 
@@ -29,50 +49,221 @@ impl Drop for Inbox {
     }
 }
 
+/// What comes of a request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// An answer.
+    Answered(Message),
+    /// The server did not take the request.
+    Refused,
+}
+
+/// A request in flight.
+struct Waiting {
+    tell: oneshot::Sender<Outcome>,
+    /// Where the answer comes to.
+    inbox: Subject,
+    /// Where the request goes to.
+    request: Subject,
+}
+
+/// The subscription to one responder's part of our inbox.
+struct Listening {
+    subscribed: OnceCell<()>,
+    stop: CancellationToken,
+    /// Requests in flight, and when the last of them ended.
+    users: Mutex<(usize, Instant)>,
+}
+
+impl Listening {
+    fn new(parent: &CancellationToken) -> Self {
+        Self {
+            subscribed: OnceCell::new(),
+            stop: parent.child_token(),
+            users: Mutex::new((0, Instant::now())),
+        }
+    }
+
+    fn users(&self) -> MutexGuard<'_, (usize, Instant)> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle_for(&self) -> Option<Duration> {
+        let (count, since) = *self.users();
+        (count == 0).then(|| since.elapsed())
+    }
+}
+
 /// A request that waits. Whatever comes after it is dropped goes nowhere.
 pub(crate) struct Expected<'a> {
     inbox: &'a Inbox,
-    subject: &'a str,
-    pub(crate) answer: oneshot::Receiver<Message>,
+    number: u128,
+    responder: &'a str,
+    listening: Arc<Listening>,
+    /// Where the answer comes to.
+    pub(crate) reply: Subject,
+    pub(crate) outcome: oneshot::Receiver<Outcome>,
 }
 
-impl Drop for Expected<'_> {
-    fn drop(&mut self) {
-        self.inbox.take(self.subject);
-    }
-}
-
-impl Inbox {
-    /// Waits for what comes to `subject`.
-    pub(crate) fn expect<'a>(&'a self, subject: &'a str) -> Expected<'a> {
-        let (tell, answer) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(subject.to_owned(), tell);
-        Expected { inbox: self, subject, answer }
-    }
-
-    fn take(&self, subject: &str) -> Option<oneshot::Sender<Message>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(subject)
-    }
-
-    /// Subscribes, the first time.
+impl Expected<'_> {
+    /// Subscribes to the responder's part of the inbox, the first time.
     pub(crate) async fn open(&self, bus: &Bus) -> Result<(), BusError> {
-        let opened = self.subscribed.get_or_try_init(|| async {
-            let all = format!("_INBOX.{}.>", bus.principal());
-            let mut messages = bus.client.subscribe(all).await.map_err(|_| BusError::Closed)?;
+        let Self { responder, listening, .. } = self;
+        if listening.subscribed.initialized() {
+            return Ok(());
+        }
+        let opened = listening.subscribed.get_or_try_init(|| async {
+            let pattern = subject::inbox(bus.principal().as_str(), responder);
+            let messages = bus.client.subscribe(pattern).await.map_err(|_| BusError::Closed)?;
             // The connection's last user ends it, not this task.
-            let (shared, ended) = (Arc::downgrade(&bus.shared), self.ended.clone());
+            let shared = Arc::downgrade(&bus.shared);
+            let (responder, listening) = ((*responder).to_owned(), Arc::clone(listening));
             tokio::spawn(async move {
-                while let Some(Some(message)) = ended.run_until_cancelled(messages.next()).await {
-                    let Some(shared) = shared.upgrade() else { return };
-                    if let Some(tell) = shared.inbox.take(&message.subject) {
-                        // Who has given up meanwhile does not mind.
-                        let _ = tell.send(message);
-                    }
-                }
+                let deliver = |message: Message| {
+                    let Some(shared) = shared.upgrade() else { return false };
+                    shared.inbox.deliver(message);
+                    true
+                };
+                let forget =
+                    || shared.upgrade().is_none_or(|shared| shared.inbox.close_idle(&responder));
+                listen(messages, &listening, is_host(&responder), deliver, forget).await;
             });
             Ok(())
         });
         opened.await.copied()
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.inbox.waiting().remove(&self.number);
+        self.inbox.release(self.responder, &self.listening);
+    }
+}
+
+/// Delivers what comes, until told to stop, or `forget` agrees that nothing is waited for any more.
+async fn listen(
+    mut messages: Subscriber,
+    listening: &Listening,
+    ends_idle: bool,
+    deliver: impl Fn(Message) -> bool,
+    forget: impl Fn() -> bool,
+) {
+    let mut timer = interval(HOST_IDLE);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = listening.stop.cancelled() => return,
+            // Before messages: a host that goes on sending does not keep it open.
+            _ = timer.tick(), if ends_idle => {
+                if listening.idle_for().is_some_and(|idle| idle >= HOST_IDLE) && forget() {
+                    return;
+                }
+            }
+            message = messages.next() => match message {
+                Some(message) => if !deliver(message) { return },
+                None => return,
+            },
+        }
+    }
+}
+
+fn is_host(responder: &str) -> bool {
+    responder.starts_with("h-")
+}
+
+impl Inbox {
+    /// Waits for what `responder` answers `me` to a request with subject `request`.
+    pub(crate) fn expect<'a>(
+        &'a self,
+        me: &str,
+        responder: &'a str,
+        request: &Subject,
+    ) -> Expected<'a> {
+        let number = rand::random::<u128>();
+        let reply = Subject::from(format!("_INBOX.{me}.{responder}.{number:032x}"));
+        let (tell, outcome) = oneshot::channel();
+        let waiting = Waiting { tell, inbox: reply.clone(), request: request.clone() };
+        self.waiting().insert(number, waiting);
+        let listening = {
+            let mut responders = self.responders();
+            let listening = if let Some(listening) = responders.get(responder) {
+                Arc::clone(listening)
+            } else {
+                let new = Arc::new(Listening::new(&self.ended));
+                responders.insert(responder.to_owned(), Arc::clone(&new));
+                new
+            };
+            // Still under the lock: who closes idle ones sees it.
+            listening.users().0 += 1;
+            listening
+        };
+        Expected { inbox: self, number, responder, listening, reply, outcome }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u128, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn responders(&self) -> MutexGuard<'_, HashMap<String, Arc<Listening>>> {
+        self.responders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliver(&self, message: Message) {
+        let number = message.subject.rsplit('.').next();
+        let Some(number) = number.and_then(|text| u128::from_str_radix(text, 16).ok()) else {
+            return;
+        };
+        let waiting = {
+            let mut all = self.waiting();
+            // Others than the responder that was asked may know the number.
+            if all.get(&number).is_none_or(|waiting| waiting.inbox != message.subject) {
+                return;
+            }
+            all.remove(&number)
+        };
+        if let Some(waiting) = waiting {
+            // Who has given up meanwhile does not mind.
+            let _ = waiting.tell.send(Outcome::Answered(message));
+        }
+    }
+
+    /// The server did not take requests with this subject.
+    pub(crate) fn refuse(&self, request: &str) {
+        let mut all = self.waiting();
+        let refused = all.extract_if(|_, waiting| waiting.request.as_str() == request);
+        for (_, waiting) in refused {
+            // Who has given up meanwhile does not mind.
+            let _ = waiting.tell.send(Outcome::Refused);
+        }
+    }
+
+    fn release(&self, responder: &str, listening: &Listening) {
+        {
+            let mut users = listening.users();
+            users.0 = users.0.saturating_sub(1);
+            if users.0 > 0 {
+                return;
+            }
+            users.1 = Instant::now();
+        }
+        if is_host(responder) && self.responders().len() > IDLE_HOSTS {
+            self.close_idle(responder);
+        }
+    }
+
+    /// Ends the subscription to a responder, unless a request waits for it; whether it ended.
+    fn close_idle(&self, responder: &str) -> bool {
+        let mut responders = self.responders();
+        match responders.get(responder) {
+            Some(listening) if listening.idle_for().is_none() => false,
+            Some(listening) => {
+                listening.stop.cancel();
+                responders.remove(responder);
+                true
+            }
+            None => true,
+        }
     }
 }

@@ -96,10 +96,10 @@ impl Refusal {
                 "ask an administrator for a new token: canopy token regenerate"
             }
             Self::TokenRevoked => {
-                "use the newest token, or ask an administrator: canopy token list says which is in force"
+                "use the newest token, or ask an administrator: canopy token list says which is in force; a principal that exceeded a limit of the bus is refused for a while"
             }
             Self::HostRevoked => {
-                "have an administrator enrol the host: canopy host list says its state"
+                "have an administrator enrol the host: canopy host list says its state; a daemon that exceeded a limit of the bus is refused for a while"
             }
             Self::NotAService => "use the service's own certificate",
         }

@@ -18,7 +18,7 @@ use crate::{
     spool::Spool,
     trace,
 };
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, Subject};
 use canopy_api::{
     document::Lenient,
     endpoint::{Class, Service},
@@ -61,11 +61,26 @@ pub(crate) struct Shop {
     pub(crate) tasks: TaskTracker,
 }
 
+/// How an answer is written. MessagePack is meant where none is named; a caller who names one is told one.
+#[derive(Clone, Copy)]
+struct ReplyFormat {
+    encoding: Encoding,
+    /// Whether the answer names it.
+    named: bool,
+}
+
+impl From<Encoding> for ReplyFormat {
+    fn from(encoding: Encoding) -> Self {
+        Self { encoding, named: true }
+    }
+}
+
 /// A request that may be answered.
 struct Accepted {
     caller: Principal,
     reply: String,
-    message: Message,
+    /// Its headers are costly to copy.
+    message: Arc<Message>,
     endpoint: Arc<Registered>,
     statistics: Arc<EndpointStatistics>,
     received: Instant,
@@ -125,14 +140,15 @@ impl Shop {
         let accepted = Accepted {
             caller,
             reply,
-            message,
+            message: Arc::new(message),
             endpoint: endpoint.clone(),
             statistics: statistics.clone(),
             received: Instant::now(),
             lane: lane.clone(),
         };
         let shop = self.clone();
-        self.tasks.spawn(shop.work(accepted, entered).instrument(span));
+        // A future of some kilobytes, which is moved a few times until it runs.
+        self.tasks.spawn(Box::pin(shop.work(accepted, entered)).instrument(span));
     }
 
     async fn work(self: Arc<Self>, request: Accepted, entered: Entered) {
@@ -148,6 +164,9 @@ impl Shop {
             }
             Err(error) => Decided::Refused(error),
         };
+        let named = reply_encoding != Encoding::MessagePack
+            || header::get(headers, header::CONTENT_TYPE).is_some();
+        let format = ReplyFormat { encoding: reply_encoding, named };
         let recorded = matches!(decided, Decided::Worked(_));
         let answer = match decided {
             Decided::Refused(error) => Err(error),
@@ -171,7 +190,7 @@ impl Shop {
                 }
             }
         }
-        self.answer((&request.lane, &request.reply), reply_encoding, answer).await;
+        self.answer((&request.lane, &request.reply), format, answer).await;
         if let Some(record) = refusal {
             self.record_refused(spec, record, 1).await;
         }
@@ -284,7 +303,7 @@ impl Shop {
             work,
             encoding,
             endpoint: Arc::clone(&request.endpoint),
-            message: request.message.clone(),
+            message: Arc::clone(&request.message),
         })))
     }
 
@@ -504,13 +523,14 @@ impl Shop {
         Ok(left)
     }
 
-    async fn answer(&self, to: (&Bus, &str), encoding: Encoding, answer: Answer) {
+    async fn answer(&self, to: (&Bus, &str), format: impl Into<ReplyFormat>, answer: Answer) {
+        let format = format.into();
         let answer = self.carried(answer);
-        let Err(error) = self.send(to, encoding, answer).await else { return };
+        let Err(error) = self.send(to, format, answer).await else { return };
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(to, encoding, Err(error)).await;
+        let _ = self.send(to, format, Err(error)).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
@@ -536,12 +556,15 @@ impl Shop {
     async fn send(
         &self,
         (lane, reply): (&Bus, &str),
-        encoding: Encoding,
+        ReplyFormat { encoding, named }: ReplyFormat,
         answer: Answer,
     ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, encoding.content_type());
-        headers.insert(header::TIME, time::unix_millis(self.bus.now()).to_string().as_str());
+        if named {
+            headers.insert(header::CONTENT_TYPE, encoding.content_type());
+        }
+        let now = HeaderValue::from(time::unix_millis(self.bus.now()));
+        headers.insert(HeaderName::from_static(header::TIME), now);
         let payload = match answer {
             Ok(payload) => Arc::unwrap_or_clone(payload),
             Err(error) => {
@@ -551,7 +574,7 @@ impl Shop {
             }
         };
         lane.client
-            .publish_with_headers(reply.to_owned(), headers, payload.into())
+            .publish_with_headers(Subject::from(reply), headers, payload.into())
             .await
             .map_err(|error| error.to_string())
     }
@@ -617,7 +640,7 @@ struct Job {
     work: Work,
     encoding: Encoding,
     endpoint: Arc<Registered>,
-    message: Message,
+    message: Arc<Message>,
 }
 
 /// What is left for an answer to arrive before its caller has gone.
@@ -694,10 +717,7 @@ fn short(reason: &str) -> String {
 
 /// Whether requests of a class leave a trail.
 fn changes(class: Class) -> bool {
-    match class {
-        Class::Write | Class::Publish | Class::Admin => true,
-        Class::Read | Class::Internal => false,
-    }
+    class.changes()
 }
 
 /// What came of a request, and why where it was not done.

@@ -638,3 +638,33 @@ async fn events_reach_people_and_carry_their_content() {
     assert_eq!(event.subject, "canopy.v1.event.loader.host.alive.web1");
     assert_eq!(event.value().unwrap(), json!({"generation": 3}));
 }
+
+/// MessagePack is meant where no encoding is named; who names one is told one.
+#[tokio::test]
+async fn a_reply_names_its_encoding_where_the_request_did() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let viewer = common::raw(&server, "u-viewer").await;
+    let subject = "canopy.v1.rpc.loader.read.get.web1.u-viewer";
+    for (number, (asked, told)) in [
+        (None, None),
+        (Some("application/msgpack"), Some("application/msgpack")),
+        (Some("application/json"), Some("application/json")),
+        (Some("text/xml"), Some("application/json")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut headers = async_nats::HeaderMap::new();
+        if let Some(asked) = asked {
+            headers.insert("Content-Type", asked);
+        }
+        let reply = format!("_INBOX.u-viewer.h-web1-loader.{number}");
+        let answer = viewer.ask(subject, &reply, headers, "").await.expect("answered");
+        let headers = answer.headers.expect("headers");
+        let named = headers.get("Content-Type").map(|value| value.as_str().to_owned());
+        assert_eq!(named.as_deref(), told, "{asked:?}");
+        assert!(headers.get("Canopy-Time").is_some(), "{asked:?}");
+    }
+    web1.stop().await;
+}

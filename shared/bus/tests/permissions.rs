@@ -115,6 +115,8 @@ async fn one_hosts_loader_cannot_listen_act_or_answer_as_another() {
         "canopy.v1.rpc.loader.write.apply.web2.*",
         "canopy.v1.rpc.loader.*.*.*.*",
         "_INBOX.h-web2-loader.>",
+        "_INBOX.h-web1-loader.>",
+        "_INBOX.h-web1-loader.h-web2-loader.>",
         "_INBOX.>",
         "canopy.v1.event.>",
     ] {
@@ -141,6 +143,82 @@ async fn one_hosts_loader_cannot_listen_act_or_answer_as_another() {
     let error = Running::start(bus, web2).outcome().await.unwrap_err();
     assert!(matches!(error, BusError::NotPermitted { .. }), "{error}");
     assert!(error.to_string().contains("web2"), "{error}");
+}
+
+/// Messages and bytes that the server has sent to a principal.
+async fn delivered(server: &NatsServer, principal: &str) -> (u64, u64) {
+    let system = raw(server, "s-policy-system").await;
+    let body = format!(r#"{{"auth": true, "user": "spiffe://canopy/{principal}"}}"#);
+    let connz = "$SYS.REQ.SERVER.PING.CONNZ";
+    let list = server_request(&system, "s-policy-system", connz, &body).await;
+    let connections = list["data"]["connections"].as_array().unwrap();
+    let sum = |field: &str| connections.iter().map(|one| one[field].as_u64().unwrap()).sum();
+    (sum("out_msgs"), sum("out_bytes"))
+}
+
+/// One host's daemon sends 100 messages of 1 MB to a place where it may publish.
+async fn push(from: &common::Raw, inbox: &str) {
+    for _ in 0..100 {
+        from.client.publish(inbox.to_owned(), vec![b'x'; 1_000_000].into()).await.unwrap();
+    }
+    from.client.flush().await.unwrap();
+}
+
+/// A daemon's inbox hears the services it calls, and no other host: those cut it with messages of 1 MB.
+#[tokio::test]
+async fn no_host_can_fill_another_daemons_inbox() {
+    let server = NatsServer::start(&["web1", "web2"]).unwrap();
+    let central = registry(&server).await;
+    let web2 = loader(&server, "web2").await;
+    let resolve = canopy_api::wire::ResolveRequest {
+        package: "firewall".parse().unwrap(),
+        requirement: "*".into(),
+        arch: None,
+        kernel: None,
+    };
+    // Nobody serves it; the inbox is open from now on.
+    let answer = web2.bus.call::<endpoint::registry::Resolve>(&Target::Central, &resolve).await;
+    assert!(matches!(answer, Err(canopy_bus::CallError::NoResponders { .. })), "{answer:?}");
+    let attacker = raw(&server, "h-web1-loader").await;
+    let before = delivered(&server, "h-web2-loader").await;
+    push(&attacker, "_INBOX.h-web2-loader.h-web1-loader.x").await;
+    assert_eq!(delivered(&server, "h-web2-loader").await, before);
+    assert_eq!((web2.bus.statistics().connects, web2.bus.statistics().dropped), (1, 0));
+    web2.stop().await;
+    central.stop().await;
+}
+
+/// A person calls any host: the client library hears the hosts it is waiting for, and not for ever.
+#[tokio::test]
+async fn only_hosts_that_were_called_reach_a_callers_inbox() {
+    let server = NatsServer::start(&["web1", "web2"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let viewer = connect(&server, "u-viewer").await;
+    let target = Target::Host("web1".parse().unwrap());
+    let get = canopy_api::wire::GetRequest::default();
+    viewer.call::<endpoint::loader::Get>(&target, &get).await.unwrap();
+    let before = delivered(&server, "u-viewer").await;
+    let other = raw(&server, "h-web2-loader").await;
+    push(&other, "_INBOX.u-viewer.h-web2-loader.x").await;
+    assert_eq!(delivered(&server, "u-viewer").await, before);
+    // The one that was called is heard for a while.
+    let until = std::time::Instant::now() + LIMIT;
+    let called = raw(&server, "h-web1-loader").await;
+    let inbox = "_INBOX.u-viewer.h-web1-loader.x";
+    loop {
+        let before = delivered(&server, "u-viewer").await;
+        called.client.publish(inbox, "x".into()).await.unwrap();
+        called.client.flush().await.unwrap();
+        if delivered(&server, "u-viewer").await == before {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "its inbox stays open");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // And again when it is called again.
+    viewer.call::<endpoint::loader::Get>(&target, &get).await.unwrap();
+    assert_eq!((viewer.statistics().connects, viewer.statistics().dropped), (1, 0));
+    web1.stop().await;
 }
 
 #[tokio::test]

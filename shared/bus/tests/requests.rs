@@ -261,6 +261,7 @@ fn readers_of_replies_and_events_ignore_unknown_fields() {
     is_read::<wire::PackageDowngraded>("package.downgraded");
     is_read::<wire::PackagePublished>("package.published");
     is_read::<wire::ConnectRefused>("connect.refused");
+    is_read::<wire::ConnectCut>("connect.cut");
     is_read::<wire::AuditFinding>("audit.finding");
     is_read::<wire::MapRecords>("map.records");
 }

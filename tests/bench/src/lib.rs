@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod attack;
+pub mod attack_bus;
 pub mod bus;
 pub mod chain;
 pub mod hop;

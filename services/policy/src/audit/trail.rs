@@ -40,16 +40,17 @@ enum Sort {
     Refused,
     Granted,
     Denied,
+    Cut,
 }
 
 impl Sort {
-    const ALL: [Self; 3] = [Self::Refused, Self::Granted, Self::Denied];
+    const ALL: [Self; 4] = [Self::Refused, Self::Granted, Self::Denied, Self::Cut];
 
     /// Different ones that are recorded in a window. Anybody at all can be refused.
     fn most(self) -> usize {
         match self {
             Self::Refused => 20,
-            Self::Granted | Self::Denied => 500,
+            Self::Granted | Self::Denied | Self::Cut => 500,
         }
     }
 }
@@ -86,6 +87,11 @@ impl Happening {
         Self { peer, ..Self::new(Sort::Refused, refusal.to_string()) }
     }
 
+    /// Somebody's connections were ended, because they exceeded a limit.
+    pub(crate) fn cut(principal: &Principal, address: Option<String>, reason: &str) -> Self {
+        Self { principal: Some(principal.clone()), peer: address, ..Self::new(Sort::Cut, reason) }
+    }
+
     /// Somebody could not connect, as a bus server says.
     pub(super) fn failed(failed: FailedConnect) -> Self {
         let reason = format!("the bus server {}: {}", failed.server, failed.reason);
@@ -118,6 +124,7 @@ impl Happening {
             Sort::Granted => (Kind::Connected, "connect", Decision::Done),
             Sort::Refused => (Kind::Refused, "connect", Decision::Denied),
             Sort::Denied => (Kind::Refused, "admit", Decision::Denied),
+            Sort::Cut => (Kind::Refused, "cut", Decision::Denied),
         };
         Entry {
             principal: self.principal,

@@ -9,15 +9,13 @@ class Canopy:
     @classmethod
     async def connect(cls, url, ca, cert, key, me, token_file=None):
         self = cls()
-        self.me, self.waiting = me, {}
+        self.me, self.waiting, self.responders = me, {}, set()
         tls = ssl.create_default_context(cafile=ca)
         tls.load_cert_chain(cert, key)
         token = open(token_file).read().strip() if token_file else None
         self.nats = await nats.connect(
             url, tls=tls, tls_handshake_first=True, token=token, inbox_prefix=f"_INBOX.{me}".encode()
         )
-        # Every answer to us, whoever gives it.
-        await self.nats.subscribe(f"_INBOX.{me}.>", cb=self.answered)
         return self
 
     async def answered(self, message):
@@ -35,6 +33,10 @@ class Canopy:
             pack, unpack = msgpack.packb, msgpack.unpackb
         service = endpoint.split(".")[0]
         responder = f"s-{service}" if target == "_" else f"h-{target}-{service}"
+        if responder not in self.responders:
+            self.responders.add(responder)
+            # Answers of whom we call; others could fill an inbox that hears everybody.
+            await self.nats.subscribe(f"_INBOX.{self.me}.{responder}.>", cb=self.answered)
         inbox = f"_INBOX.{self.me}.{responder}.{uuid.uuid4().hex}"
         self.waiting[inbox] = asyncio.get_running_loop().create_future()
         headers = {

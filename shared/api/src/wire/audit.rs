@@ -40,7 +40,7 @@ pub struct Audit {
     pub place: Option<String>,
 }
 
-/// `event.policy.connect.refused._`: somebody tried to connect, and was refused.
+/// `security.policy.connect.refused._`: somebody tried to connect, and was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConnectRefused {
     /// When.
@@ -57,6 +57,28 @@ pub struct ConnectRefused {
     pub reason: String,
     /// How many more were refused since the last that was told: at most 20 a second are.
     pub untold: u64,
+}
+
+/// `security.policy.connect.cut._`: connections of somebody who used more of the bus than they may were
+/// ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectCut {
+    /// When.
+    pub time: String,
+    /// Whose connections.
+    pub principal: Principal,
+    /// From where.
+    pub addresses: Vec<String>,
+    /// What there was too much of, in a word: `subscriptions`, `pending_bytes`, `bytes_per_second`.
+    pub code: String,
+    /// The same in words, with numbers.
+    pub reason: String,
+    /// How many connections were ended.
+    pub connections: u64,
+    /// How often in a row this principal's connections were ended.
+    pub times: u32,
+    /// For how long new connections of the principal are refused, milliseconds.
+    pub refused_for_ms: u64,
 }
 
 /// What came of a request.

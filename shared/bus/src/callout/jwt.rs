@@ -96,6 +96,7 @@ impl Question {
         let given = &asked.connect_opts;
         let some = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         ConnectRequest {
+            server: asked.server_id.id.clone(),
             address: asked.client_info.host.clone(),
             connection: asked.client_info.id,
             name: given.name.chars().filter(|c| !c.is_control()).take(128).collect(),
