@@ -6,7 +6,7 @@
 use crate::{
     compile,
     config::Layout,
-    pki::{self, Pki},
+    pki::{self, Pki, RoutesPki},
     process::{self, Privilege, Process},
     progress::{step, wait_for},
     running, shell, tools,
@@ -89,6 +89,7 @@ impl Stack {
         }
         let names = layout.users()?.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
         let pki = Pki::ensure(&layout.pki_dir(), &names)?;
+        RoutesPki::ensure(&layout.routes_pki_dir())?;
         if !layout.signing_key().exists() {
             pki::private_dir(&layout.signing_dir())?;
             shell::quiet(
@@ -110,6 +111,14 @@ impl Stack {
                 Command::new(compile::binary("canopy-policy")?)
                     .args(["audit-key", "--output"])
                     .arg(layout.audit_key()),
+            )?;
+        }
+        if !layout.policy_nkeys().exists() {
+            // The same.
+            shell::quiet(
+                Command::new(compile::binary("canopy-policy")?)
+                    .args(["nkeys", "--output"])
+                    .arg(layout.policy_keys()),
             )?;
         }
         self.give_to_root(&pki)?;

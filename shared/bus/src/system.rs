@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 /// Connections asked for at once, of each server.
 const PAGE: usize = 1024;
 
-/// A connection in APP.
+/// A connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Its server.
@@ -61,11 +61,21 @@ pub async fn connections(
     user: Option<&str>,
     limit: Duration,
 ) -> Result<Vec<Connection>, BusError> {
+    connections_in(bus, "APP", user, limit).await
+}
+
+/// The same in another account.
+pub(crate) async fn connections_in(
+    bus: &Bus,
+    account: &str,
+    user: Option<&str>,
+    limit: Duration,
+) -> Result<Vec<Connection>, BusError> {
     let until = Instant::now() + limit;
     let mut found = Vec::new();
     let mut offset = 0;
     loop {
-        let mut pages = ask(bus, user, offset).await?;
+        let mut pages = ask(bus, (account, user), offset).await?;
         let mut more = false;
         // How many servers there are is not known: the answers end when nobody says anything more.
         let mut quiet = until.min(Instant::now() + Duration::from_millis(500));
@@ -160,9 +170,13 @@ pub async fn failed_connects(
     }))
 }
 
-async fn ask(bus: &Bus, user: Option<&str>, offset: usize) -> Result<Subscriber, BusError> {
+async fn ask(
+    bus: &Bus,
+    (account, user): (&str, Option<&str>),
+    offset: usize,
+) -> Result<Subscriber, BusError> {
     let question = json!({
-        "auth": true, "acc": "APP", "user": user, "limit": PAGE, "offset": offset, "state": 0
+        "auth": true, "acc": account, "user": user, "limit": PAGE, "offset": offset, "state": 0
     });
     let inbox = format!("_INBOX.{}.{}", bus.principal(), random_token());
     let defect = |error: &dyn std::fmt::Display| BusError::Defect(error.to_string());
