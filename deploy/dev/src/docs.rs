@@ -56,13 +56,9 @@ fn documents() -> Result<Vec<(PathBuf, String)>> {
         ("docs/subjects.md".into(), reference::subjects_markdown()),
         ("docs/cli.md".into(), ask("canopy", &["generate", "cli-reference"])?),
         ("docs/metrics.md".into(), metrics()?),
-        ("deploy/nats/nats-server.conf".into(), production_bus("bus1", None).to_text()?),
         ("README.md".into(), readme()?),
     ];
-    for number in 1..=3 {
-        let path = format!("deploy/nats/cluster/bus{number}.conf");
-        documents.push((path.into(), production_cluster(number).to_text()?));
-    }
+    documents.extend(bus_servers()?);
     let mut configuration = String::from(
         "# Configuration\n\n\
          Generated from the schemas by `cargo xtask gen-docs`; do not edit.\n\n\
@@ -282,6 +278,17 @@ fn production_bus(name: &str, cluster: Option<Cluster>) -> ServerConfig {
     }
 }
 
+/// The configurations of the bus servers that are shipped.
+fn bus_servers() -> Result<Vec<(PathBuf, String)>> {
+    let mut files =
+        vec![("deploy/nats/nats-server.conf".into(), production_bus("bus1", None).to_text()?)];
+    for number in 1..=3 {
+        let path = format!("deploy/nats/cluster/bus{number}.conf");
+        files.push((path.into(), production_cluster(number).to_text()?));
+    }
+    Ok(files)
+}
+
 /// One of the three servers of a cluster; they differ in their name alone.
 fn production_cluster(number: u8) -> ServerConfig {
     let cluster = Cluster {
@@ -295,4 +302,17 @@ fn production_cluster(number: u8) -> ServerConfig {
         },
     };
     production_bus(&format!("bus{number}"), Some(cluster))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_bus_configurations_are_current() {
+        for (path, text) in bus_servers().unwrap() {
+            let shipped = fs::read_to_string(paths::workspace().join(&path)).unwrap();
+            assert_eq!(shipped, text, "{}: run `cargo xtask gen-docs`", path.display());
+        }
+    }
 }

@@ -394,5 +394,35 @@ pub fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
         .nth(1)
         .and_then(|status| status.parse().ok())
         .context("no status in the HTTP answer")?;
-    Ok((status, body.to_owned()))
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Ok((status, if chunked { unchunked(body)? } else { body.to_owned() }))
+}
+
+/// The body of an answer that came in chunks (RFC 9112, 7.1).
+fn unchunked(mut body: &str) -> Result<String> {
+    let mut whole = String::new();
+    loop {
+        let (length, rest) = body.split_once("\r\n").context("a chunk without its length")?;
+        let length =
+            usize::from_str_radix(length.trim(), 16).context("a chunk without its length")?;
+        if length == 0 {
+            return Ok(whole);
+        }
+        let (chunk, rest) = rest.split_at_checked(length).context("half a chunk")?;
+        whole.push_str(chunk);
+        body = rest.strip_prefix("\r\n").context("a chunk without its end")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_put_together() {
+        assert_eq!(unchunked("4\r\n{\"a\"\r\n3\r\n:1}\r\n0\r\n\r\n").unwrap(), "{\"a\":1}");
+        for bad in ["", "4\r\nab", "x\r\n", "2\r\nab0\r\n"] {
+            assert!(unchunked(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -69,19 +69,18 @@ impl Bucket {
     pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
         let mut context = jetstream::new(bus.client.clone());
         context.set_timeout(LIMIT);
-        let store = match context.get_key_value(name).await {
-            Ok(store) => store,
-            Err(_) => context
-                .create_key_value(kv::Config {
-                    bucket: name.to_owned(),
-                    history: 5,
-                    storage: StorageType::File,
-                    num_replicas: replicas,
-                    ..kv::Config::default()
-                })
-                .await
-                .map_err(|error| failed(&error))?,
+        if let Ok(store) = context.get_key_value(name).await {
+            return Ok(Self { store });
+        }
+        let config = kv::Config {
+            bucket: name.to_owned(),
+            history: 5,
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..kv::Config::default()
         };
+        let store = context.create_key_value(config).await.map_err(|error| failed(&error))?;
+        tracing::warn!(bucket = name, replicas, "a bucket is created: there was none");
         Ok(Self { store })
     }
 

@@ -146,7 +146,7 @@ mod tests {
         for millis in [500, 1000, 1500, 2000, 2500] {
             assert!(heard.silent(at(millis), true).is_empty(), "{millis}");
         }
-        assert_eq!(heard.silent(at(3000), true), [peer.clone()]);
+        assert_eq!(heard.silent(at(3000), true), std::slice::from_ref(&peer));
         assert!(heard.silent(at(3500), true).is_empty());
         // This instance hung, or had no connection: nobody else is to blame.
         heard.peers.insert(peer.clone(), at(3500));

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 /// Bytes of a message: well below the server's `max_payload`.
 const CHUNK: usize = 128 * 1024;
 /// How long the server may say nothing: it packs, or unpacks, everything at once.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Writes all of a stream to `to`. The answer describes it: [`restore`] needs it.
 ///
