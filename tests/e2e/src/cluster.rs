@@ -181,13 +181,20 @@ impl Cluster {
         let layout = self.stack.layout();
         let token = layout.token("u-admin");
         fs::create_dir_all(token.parent().context("no directory of tokens")?)?;
-        let mut bootstrap = Command::new(compile::binary("canopy-policy")?);
-        bootstrap.args(["bootstrap", "--principal", "u-admin", "--config"]);
-        bootstrap.arg(self.path("policy0.json")).arg("--certificate");
-        bootstrap.arg(layout.pki_dir().join("u-admin.crt")).arg("--output").arg(token);
-        let done = self.netns.run(|| Ok(bootstrap.output()?))?;
-        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        Ok(())
+        let certificate = layout.pki_dir().join("u-admin.crt");
+        let (certificate, token) = (certificate.display(), token.display());
+        let (certificate, token) = (certificate.to_string(), token.to_string());
+        let rest = ["--principal", "u-admin", "--certificate", &certificate, "--output", &token];
+        self.policy_command("bootstrap", &rest).map(drop)
+    }
+
+    /// Runs a command of the policy service with the first one's configuration; what it prints.
+    pub fn policy_command(&self, name: &str, rest: &[&str]) -> Result<String> {
+        let mut command = Command::new(compile::binary("canopy-policy")?);
+        command.arg(name).arg("--config").arg(self.path("policy0.json")).args(rest);
+        let done = self.netns.run(|| Ok(command.output()?))?;
+        ensure!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }
 
     /// Waits until a policy service says it is ready.
