@@ -81,13 +81,25 @@ pub(crate) async fn restore(bus: &Bus, dir: &Path, config: &Config) -> anyhow::R
             fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         all.push((stream, about, file));
     }
-    let mut restored = String::new();
+    let mut restored: Vec<String> = Vec::new();
     for (stream, about, mut file) in all {
-        let done = data::restore(bus, &stream, &about, &mut file).await;
-        done.with_context(|| format!("{stream} is not restored; restored before it:\n{restored}"))?;
-        restored = format!("{restored}{stream}\n");
+        if let Err(error) = data::restore(bus, &stream, &about, &mut file).await {
+            // There was none of it before; a part would be in the way of the next attempt.
+            let mut left: Vec<String> = Vec::new();
+            for stream in restored {
+                if data::remove_stream(bus, &stream).await.is_err() {
+                    left.push(stream);
+                }
+            }
+            let left = match left.as_slice() {
+                [] => "nothing is left of it".to_owned(),
+                left => format!("remove {} before the next attempt", left.join(", ")),
+            };
+            bail!("{stream} is not restored: {error}; {left}");
+        }
+        restored.push(stream);
     }
-    Ok(restored)
+    Ok(restored.iter().map(|stream| format!("{stream}\n")).collect())
 }
 
 fn new_file(path: &Path) -> anyhow::Result<fs::File> {

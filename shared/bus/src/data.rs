@@ -7,7 +7,7 @@ mod snapshot;
 
 pub use log::{Append, Log, LogConfig, LogEntry};
 pub use replicas::{Copies, ensure_replicas};
-pub use snapshot::{has_stream, restore, snapshot};
+pub use snapshot::{has_stream, remove_stream, restore, snapshot};
 
 use crate::{config::BusError, connection::Bus, retry};
 use async_nats::jetstream::{

@@ -9,7 +9,7 @@ use crate::{
     config::BusError,
     connection::{Bus, random_token},
 };
-use async_nats::StatusCode;
+use async_nats::{RequestErrorKind, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -17,12 +17,14 @@ use std::{
     io::{Read, Write},
     time::Duration,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Bytes of a message: well below the server's `max_payload`.
 const CHUNK: usize = 128 * 1024;
 /// How long the server may say nothing: it packs, or unpacks, everything at once.
 const LIMIT: Duration = Duration::from_mins(1);
+/// How long it may take until all servers of a cluster know who listens.
+const UNKNOWN: Duration = Duration::from_secs(5);
 
 /// Writes all of a stream to `to`. The answer describes it: [`restore`] needs it.
 ///
@@ -95,6 +97,14 @@ pub async fn restore(
     }
 }
 
+/// Removes a stream with all that is in it.
+///
+/// # Errors
+/// When there is none, or the store does not answer.
+pub async fn remove_stream(bus: &Bus, stream: &str) -> Result<(), BusError> {
+    answer(bus, format!("$JS.API.STREAM.DELETE.{stream}"), Bytes::new()).await.map(drop)
+}
+
 /// Whether there is such a stream.
 ///
 /// # Errors
@@ -110,8 +120,20 @@ pub async fn has_stream(bus: &Bus, stream: &str) -> Result<bool, BusError> {
 
 /// The server's answer, JSON; null where it says nothing.
 async fn raw(bus: &Bus, subject: String, body: Bytes) -> Result<Value, BusError> {
-    let request = async_nats::Request::new().payload(body).timeout(Some(LIMIT));
-    let reply = bus.client.send_request(subject, request).await.map_err(|error| failed(&error))?;
+    let until = Instant::now() + UNKNOWN;
+    let reply = loop {
+        let request = async_nats::Request::new().payload(body.clone()).timeout(Some(LIMIT));
+        match bus.client.send_request(subject.clone(), request).await {
+            Ok(reply) => break reply,
+            // Nobody has got it: whoever listens does so at another server, of which this one has not heard.
+            Err(error)
+                if error.kind() == RequestErrorKind::NoResponders && Instant::now() < until =>
+            {
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(failed(&error)),
+        }
+    };
     if reply.payload.is_empty() {
         return Ok(Value::Null);
     }
