@@ -99,7 +99,8 @@ pub(crate) async fn restore(bus: &Bus, dir: &Path, config: &Config) -> anyhow::R
         }
         restored.push(stream);
     }
-    Ok(restored.iter().map(|stream| format!("{stream}\n")).collect())
+    restored.push(String::new());
+    Ok(restored.join("\n"))
 }
 
 fn new_file(path: &Path) -> anyhow::Result<fs::File> {
