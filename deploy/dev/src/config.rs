@@ -1,16 +1,25 @@
 //! What the stack's processes read: the bus server's configuration, one JSON file a service, the
 //! command line's contexts.
 
-use crate::pki::{self, Pki};
+use crate::pki::{self, Pki, RoutesPki};
 use anyhow::{Context as _, Result};
 use canopy_api::{
     HostId,
     endpoint::Service,
-    nats::{Callout, ServerConfig, TlsPaths, User},
+    nats::{Callout, Cluster, PolicyNkeys, ServerConfig, TlsPaths, User},
     permission::{self, Seat},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// Where the first server of a cluster on this machine listens for the others; they follow.
+const ROUTES_PORT: u16 = 6222;
 
 /// Everything that tells one stack from another.
 #[derive(Clone, Debug)]
@@ -34,6 +43,11 @@ impl Layout {
         self.dir.join("pki")
     }
 
+    /// The authority of the routes between bus servers, and a certificate of it.
+    pub fn routes_pki_dir(&self) -> PathBuf {
+        self.dir.join("routes-pki")
+    }
+
     /// The package-signing key pair, `canopy.key` and `canopy.pub`.
     pub fn signing_dir(&self) -> PathBuf {
         self.dir.join("signing")
@@ -47,6 +61,11 @@ impl Layout {
     /// The key that signs audit checkpoints; its public half ends in `.pub`.
     pub fn audit_key(&self) -> PathBuf {
         self.policy_keys().join("audit-signing.pem")
+    }
+
+    /// The public halves of the keys by which the bus server knows the policy service's connections.
+    pub fn policy_nkeys(&self) -> PathBuf {
+        self.policy_keys().join("nkeys.json")
     }
 
     /// A person's token.
@@ -121,18 +140,7 @@ impl Layout {
     /// Writes every configuration.
     pub fn write(&self, pki: &Pki) -> Result<()> {
         pki::private_dir(&self.dir.join("config"))?;
-        let server = ServerConfig {
-            name: format!("canopy-{}", self.host),
-            listen: self.bus,
-            monitor: None,
-            tls: TlsPaths { ca: pki.ca(), cert: pki.cert("server"), key: pki.key("server") },
-            jetstream_dir: self.state_dir().join("jetstream"),
-            ports_file_dir: None,
-            pid_file: None,
-            users: User::policy(),
-            callout: Some(self.callout()?),
-        };
-        pki::private_file(&self.bus_config(), &server.to_text()?)?;
+        pki::private_file(&self.bus_config(), &self.server(pki)?.to_text()?)?;
         for service in Service::ALL {
             let config = serde_json::to_string_pretty(&self.service(service, pki)?)?;
             pki::private_file(&self.service_config(service), &config)?;
@@ -146,17 +154,61 @@ impl Layout {
         pki::private_file(&self.contexts(), &serde_json::to_string_pretty(&self.cli(pki)?)?)
     }
 
+    /// The bus server's configuration, of one that is alone.
+    pub fn server(&self, pki: &Pki) -> Result<ServerConfig> {
+        Ok(ServerConfig {
+            name: format!("canopy-{}", self.host),
+            listen: self.bus,
+            monitor: None,
+            tls: TlsPaths { ca: pki.ca(), cert: pki.cert("server"), key: pki.key("server") },
+            jetstream_dir: self.state_dir().join("jetstream"),
+            ports_file_dir: None,
+            pid_file: None,
+            users: User::policy(),
+            callout: Some(self.callout()?),
+            cluster: None,
+        })
+    }
+
+    /// The configurations of a cluster of so many bus servers on this machine: clients at [`Self::bus`] and
+    /// the ports behind it, routes at 6222 and the ports behind it.
+    pub fn cluster(
+        &self,
+        pki: &Pki,
+        routes: &RoutesPki,
+        servers: u16,
+    ) -> Result<Vec<ServerConfig>> {
+        let port = |number: u16| ROUTES_PORT.saturating_add(number);
+        let all: Vec<String> =
+            (0..servers).map(|number| format!("localhost:{}", port(number))).collect();
+        let server = |number: u16| {
+            let mut listen = self.bus;
+            listen.set_port(self.bus.port().saturating_add(number));
+            Ok(ServerConfig {
+                name: format!("bus{}", number + 1),
+                listen,
+                jetstream_dir: self.state_dir().join(format!("jetstream{}", number + 1)),
+                cluster: Some(Cluster {
+                    name: "canopy".to_owned(),
+                    listen: SocketAddr::from(([127, 0, 0, 1], port(number))),
+                    routes: all.clone(),
+                    tls: routes.tls(),
+                }),
+                ..self.server(pki)?
+            })
+        };
+        (0..servers).map(server).collect()
+    }
+
     /// The public halves of the policy service's keys.
     fn callout(&self) -> Result<Callout> {
         let file = self.policy_keys().join("callout.json");
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let public: BTreeMap<String, String> = serde_json::from_str(&text)
-            .with_context(|| format!("not as canopy-policy writes it: {}", file.display()))?;
+        let public: BTreeMap<String, String> = read_public(&file)?;
         let key = |name: &str| {
             public.get(name).cloned().with_context(|| format!("{}: no {name}", file.display()))
         };
-        Ok(Callout { issuer: key("issuer")?, xkey: key("xkey")? })
+        let nkeys: PolicyNkeys = read_public(&self.policy_nkeys())?;
+        Ok(Callout { issuer: key("issuer")?, xkey: key("xkey")?, nkeys })
     }
 
     /// Who may connect, in the policy service's configuration.
@@ -170,6 +222,12 @@ impl Layout {
             "system": seat(Seat::System),
             "issuer_seed": key("issuer.seed"),
             "xkey_seed": key("xkey.seed"),
+            "nkeys": {
+                "app": key("nkey-app.seed"),
+                "callout": key("nkey-callout.seed"),
+                "data": key("nkey-data.seed"),
+                "system": key("nkey-system.seed"),
+            },
             "signing_keys": [key("token-signing.pem")],
             "ca": { "cert": pki.ca(), "key": { "file": pki.key("ca") } },
         })
@@ -259,6 +317,14 @@ impl Layout {
     pub fn bus_url(&self) -> String {
         format!("tls://{}", self.bus)
     }
+}
+
+/// A file with public keys that canopy-policy wrote.
+fn read_public<T: DeserializeOwned>(file: &Path) -> Result<T> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("not as canopy-policy writes it: {}", file.display()))
 }
 
 fn put(object: &mut Value, key: &str, value: Value) {

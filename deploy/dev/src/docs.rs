@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use canopy_api::{
     DesiredState,
     endpoint::Service,
-    nats::{Callout, ServerConfig, TlsPaths, User},
+    nats::{Callout, Cluster, PolicyNkeys, ServerConfig, TlsPaths, User},
     reference,
 };
 use schemars::schema_for;
@@ -56,9 +56,9 @@ fn documents() -> Result<Vec<(PathBuf, String)>> {
         ("docs/subjects.md".into(), reference::subjects_markdown()),
         ("docs/cli.md".into(), ask("canopy", &["generate", "cli-reference"])?),
         ("docs/metrics.md".into(), metrics()?),
-        ("deploy/nats/nats-server.conf".into(), production_bus()?),
         ("README.md".into(), readme()?),
     ];
+    documents.extend(bus_servers()?);
     let mut configuration = String::from(
         "# Configuration\n\n\
          Generated from the schemas by `cargo xtask gen-docs`; do not edit.\n\n\
@@ -249,9 +249,10 @@ fn readme() -> Result<String> {
 }
 
 /// A bus server for production: it asks the policy service who may connect.
-fn production_bus() -> Result<String> {
-    let config = ServerConfig {
-        name: "bus1".to_owned(),
+fn production_bus(name: &str, cluster: Option<Cluster>) -> ServerConfig {
+    let variable = |name: &str| format!("$CANOPY_{name}");
+    ServerConfig {
+        name: name.to_owned(),
         listen: ([0, 0, 0, 0], 4222).into(),
         monitor: Some(([127, 0, 0, 1], 8222).into()),
         tls: TlsPaths {
@@ -264,9 +265,54 @@ fn production_bus() -> Result<String> {
         pid_file: Some("/run/nats-server/nats-server.pid".into()),
         users: User::policy(),
         callout: Some(Callout {
-            issuer: "$CANOPY_CALLOUT_ISSUER".to_owned(),
-            xkey: "$CANOPY_CALLOUT_XKEY".to_owned(),
+            issuer: variable("CALLOUT_ISSUER"),
+            xkey: variable("CALLOUT_XKEY"),
+            nkeys: PolicyNkeys {
+                app: variable("NKEY_APP"),
+                callout: variable("NKEY_CALLOUT"),
+                data: variable("NKEY_DATA"),
+                system: variable("NKEY_SYSTEM"),
+            },
         }),
+        cluster,
+    }
+}
+
+/// The configurations of the bus servers that are shipped.
+fn bus_servers() -> Result<Vec<(PathBuf, String)>> {
+    let mut files =
+        vec![("deploy/nats/nats-server.conf".into(), production_bus("bus1", None).to_text()?)];
+    for number in 1..=3 {
+        let path = format!("deploy/nats/cluster/bus{number}.conf");
+        files.push((path.into(), production_cluster(number).to_text()?));
+    }
+    Ok(files)
+}
+
+/// One of the three servers of a cluster; they differ in their name alone.
+fn production_cluster(number: u8) -> ServerConfig {
+    let cluster = Cluster {
+        name: "canopy".to_owned(),
+        listen: ([0, 0, 0, 0], 6222).into(),
+        routes: (1..=3).map(|other| format!("bus{other}.example.net:6222")).collect(),
+        tls: TlsPaths {
+            ca: "/etc/canopy/tls/routes-ca.crt".into(),
+            cert: "/etc/canopy/tls/route.crt".into(),
+            key: "/etc/canopy/tls/route.key".into(),
+        },
     };
-    Ok(config.to_text()?)
+    production_bus(&format!("bus{number}"), Some(cluster))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_bus_configurations_are_current() {
+        for (path, text) in bus_servers().unwrap() {
+            let shipped = fs::read_to_string(paths::workspace().join(&path)).unwrap();
+            assert_eq!(shipped, text, "{}: run `cargo xtask gen-docs`", path.display());
+        }
+    }
 }

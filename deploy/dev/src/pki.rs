@@ -1,7 +1,9 @@
 //! The development stack's certificates: a CA of its own, one server certificate for the bus, one
-//! client certificate a principal with the URI SAN `spiffe://canopy/<principal>`.
+//! client certificate a principal with the URI SAN `spiffe://canopy/<principal>`. The routes between bus
+//! servers have an authority apart: whoever is taken for a server is everybody.
 
 use anyhow::{Context as _, Result};
+use canopy_api::nats::TlsPaths;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -62,11 +64,7 @@ impl Pki {
     }
 
     fn is_good(&self, names: &[String]) -> bool {
-        let expires = fs::read_to_string(self.stamp())
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-            .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
-        expires.is_some_and(|expires| expires > SystemTime::now() + RENEW_BEFORE)
+        lasts(&self.stamp())
             && self.key("ca").is_file()
             && names
                 .iter()
@@ -78,44 +76,116 @@ impl Pki {
     fn make(&self, names: &[String]) -> Result<()> {
         let expires = SystemTime::now() + VALID;
 
-        let mut params = CertificateParams::default();
-        params.distinguished_name = common_name("Canopy development CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        validity(&mut params, expires);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let ca = authority("Canopy development CA", expires)?;
         // The policy service signs with it for hosts that are enrolled.
         private_file(&self.key("ca"), &ca.key().serialize_pem())?;
         public_file(&self.ca(), &ca.pem())?;
 
         let mut server = leaf("nats-server", ExtendedKeyUsagePurpose::ServerAuth, expires);
-        server.subject_alt_names = vec![
-            SanType::DnsName("localhost".try_into()?),
-            SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)),
-        ];
-        self.sign("server", &server, &ca)?;
+        server.subject_alt_names = loopback()?;
+        sign(&server, &ca, &self.cert("server"), &self.key("server"))?;
         for name in names {
             let mut params = leaf(name, ExtendedKeyUsagePurpose::ClientAuth, expires);
             let uri = format!("spiffe://canopy/{name}");
             params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
-            self.sign(name, &params, &ca)?;
+            sign(&params, &ca, &self.cert(name), &self.key(name))?;
         }
-        let seconds = expires.duration_since(UNIX_EPOCH)?.as_secs();
-        public_file(&self.stamp(), &format!("{seconds}\n"))
+        stamp(&self.stamp(), expires)
+    }
+}
+
+/// The directory of the routes: an authority that signs bus servers alone, and a certificate of it for the
+/// servers of this machine.
+#[derive(Clone, Debug)]
+pub struct RoutesPki {
+    dir: PathBuf,
+}
+
+impl RoutesPki {
+    /// Makes what is missing or about to expire.
+    pub fn ensure(dir: &Path) -> Result<Self> {
+        let pki = Self { dir: dir.to_owned() };
+        let tls = pki.tls();
+        let is_good = lasts(&pki.stamp())
+            && [&tls.ca, &tls.cert, &tls.key].into_iter().all(|path| path.is_file());
+        if is_good {
+            return Ok(pki);
+        }
+        if dir.exists() {
+            fs::remove_dir_all(dir)?;
+        }
+        private_dir(dir)?;
+        let expires = SystemTime::now() + VALID;
+        let ca = authority("Canopy development routes CA", expires)?;
+        private_file(&dir.join("ca.key"), &ca.key().serialize_pem())?;
+        public_file(&tls.ca, &ca.pem())?;
+        // A server is the server of one route and the client of another.
+        let mut params = leaf("nats-server route", ExtendedKeyUsagePurpose::ServerAuth, expires);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        params.subject_alt_names = loopback()?;
+        sign(&params, &ca, &tls.cert, &tls.key)?;
+        stamp(&pki.stamp(), expires)?;
+        Ok(pki)
     }
 
-    fn sign(
-        &self,
-        name: &str,
-        params: &CertificateParams,
-        ca: &CertifiedIssuer<'_, KeyPair>,
-    ) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let cert = params.signed_by(&key, ca)?;
-        public_file(&self.cert(name), &cert.pem())?;
-        private_file(&self.key(name), &key.serialize_pem())
+    /// The authority, the certificate and its key.
+    pub fn tls(&self) -> TlsPaths {
+        TlsPaths {
+            ca: self.dir.join("ca.crt"),
+            cert: self.dir.join("route.crt"),
+            key: self.dir.join("route.key"),
+        }
     }
+
+    fn stamp(&self) -> PathBuf {
+        self.dir.join("expires")
+    }
+}
+
+/// The names of a server of this machine.
+fn loopback() -> Result<Vec<SanType>> {
+    Ok(vec![
+        SanType::DnsName("localhost".try_into()?),
+        SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    ])
+}
+
+/// A new authority that signs leaves.
+fn authority(name: &str, expires: SystemTime) -> Result<CertifiedIssuer<'static, KeyPair>> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    validity(&mut params, expires);
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
+/// Writes a certificate and its new key.
+fn sign(
+    params: &CertificateParams,
+    ca: &CertifiedIssuer<'_, KeyPair>,
+    cert_file: &Path,
+    key_file: &Path,
+) -> Result<()> {
+    let key = KeyPair::generate()?;
+    let cert = params.signed_by(&key, ca)?;
+    public_file(cert_file, &cert.pem())?;
+    private_file(key_file, &key.serialize_pem())
+}
+
+/// Whether what the stamp was written for is valid for long enough.
+fn lasts(stamp: &Path) -> bool {
+    let expires = fs::read_to_string(stamp)
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+    expires.is_some_and(|expires| expires > SystemTime::now() + RENEW_BEFORE)
+}
+
+fn stamp(file: &Path, expires: SystemTime) -> Result<()> {
+    let seconds = expires.duration_since(UNIX_EPOCH)?.as_secs();
+    public_file(file, &format!("{seconds}\n"))
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -220,5 +290,22 @@ mod tests {
         Pki::ensure(&dir, &["u-admin".to_owned(), "u-viewer".to_owned()]).unwrap();
         assert_ne!(fs::read(pki.cert("u-admin")).unwrap(), first);
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn routes_have_an_authority_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::ensure(&dir.path().join("pki"), &[]).unwrap();
+        let routes = RoutesPki::ensure(&dir.path().join("routes")).unwrap();
+        let of_bus = fs::read(pki.ca()).unwrap();
+        let of_routes = fs::read(routes.tls().ca).unwrap();
+        assert_ne!(of_bus, of_routes);
+        let mode = routes.tls().key.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        // Neither is made again because the other is.
+        Pki::ensure(&dir.path().join("pki"), &["u-admin".to_owned()]).unwrap();
+        RoutesPki::ensure(&dir.path().join("routes")).unwrap();
+        assert_eq!(fs::read(routes.tls().ca).unwrap(), of_routes);
+        assert_ne!(fs::read(pki.ca()).unwrap(), of_bus);
     }
 }

@@ -6,7 +6,7 @@
 use crate::{
     compile,
     config::Layout,
-    pki::{self, Pki},
+    pki::{self, Pki, RoutesPki},
     process::{self, Privilege, Process},
     progress::{step, wait_for},
     running, shell, tools,
@@ -96,6 +96,7 @@ impl Stack {
         }
         let names = layout.users()?.iter().map(User::name).collect::<Result<Vec<_>, _>>()?;
         let pki = Pki::ensure(&layout.pki_dir(), &names)?;
+        RoutesPki::ensure(&layout.routes_pki_dir())?;
         if !layout.signing_key().exists() {
             pki::private_dir(&layout.signing_dir())?;
             shell::quiet(
@@ -117,6 +118,14 @@ impl Stack {
                 Command::new(compile::binary("canopy-policy")?)
                     .args(["audit-key", "--output"])
                     .arg(layout.audit_key()),
+            )?;
+        }
+        if !layout.policy_nkeys().exists() {
+            // The same.
+            shell::quiet(
+                Command::new(compile::binary("canopy-policy")?)
+                    .args(["nkeys", "--output"])
+                    .arg(layout.policy_keys()),
             )?;
         }
         self.give_to_root(&pki)?;
@@ -397,5 +406,35 @@ pub fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
         .nth(1)
         .and_then(|status| status.parse().ok())
         .context("no status in the HTTP answer")?;
-    Ok((status, body.to_owned()))
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Ok((status, if chunked { unchunked(body)? } else { body.to_owned() }))
+}
+
+/// The body of an answer that came in chunks (RFC 9112, 7.1).
+fn unchunked(mut body: &str) -> Result<String> {
+    let mut whole = String::new();
+    loop {
+        let (length, rest) = body.split_once("\r\n").context("a chunk without its length")?;
+        let length =
+            usize::from_str_radix(length.trim(), 16).context("a chunk without its length")?;
+        if length == 0 {
+            return Ok(whole);
+        }
+        let (chunk, rest) = rest.split_at_checked(length).context("half a chunk")?;
+        whole.push_str(chunk);
+        body = rest.strip_prefix("\r\n").context("a chunk without its end")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_put_together() {
+        assert_eq!(unchunked("4\r\n{\"a\"\r\n3\r\n:1}\r\n0\r\n\r\n").unwrap(), "{\"a\":1}");
+        for bad in ["", "4\r\nab", "x\r\n", "2\r\nab0\r\n"] {
+            assert!(unchunked(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     audit::{Happening, Noter},
-    config::{AuthConfig, Config, HostsRule},
+    config::{AuthConfig, Config, HostsRule, NkeySeeds},
     connect::{self, Identity, Refusal},
     connections::{Connections, seconds},
     hosts::{self, Hosts},
@@ -23,9 +23,11 @@ use canopy_api::{
 use canopy_bus::{
     Bus, BusConfig, BusError, Server,
     callout::{self, CalloutKeys, ConnectRequest, Grant},
-    data::Bucket,
+    data::{Bucket, stream_of},
 };
 use canopy_runtime::{Context, Latch};
+use canopy_secrets::Secret;
+use canopy_store::SecretSource;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
@@ -36,6 +38,11 @@ use tokio::{
 const BUCKET: &str = "canopy_tokens";
 /// The bucket of enrolled hosts.
 const HOSTS: &str = "canopy_hosts";
+/// The streams that tokens and enrolments are stored in.
+pub(crate) fn streams() -> [String; 2] {
+    [BUCKET, HOSTS].map(stream_of)
+}
+
 /// How long a bus that is away is waited for, each time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -57,24 +64,58 @@ pub(crate) struct Auth {
     replicas: usize,
 }
 
+/// The seeds of the keys by which the bus server knows our own connections.
+#[derive(Clone)]
+pub(crate) struct SeatNkeys {
+    /// In APP.
+    pub(crate) app: Secret,
+    callout: Secret,
+    data: Secret,
+    system: Secret,
+}
+
+impl SeatNkeys {
+    /// Reads them, which may take a cloud's answer.
+    pub(crate) fn read(seeds: &NkeySeeds) -> anyhow::Result<Self> {
+        let [app, callout, data, system] = seeds.all().map(|(at, seed)| read_secret(at, seed));
+        Ok(Self { app: app?, callout: callout?, data: data?, system: system? })
+    }
+}
+
 /// A connection of ours outside APP.
-async fn seat(bus: &BusConfig, config: &AuthConfig, seat: Seat) -> anyhow::Result<Bus> {
-    let files = match seat {
-        Seat::Callout => &config.callout,
-        Seat::Data => &config.data,
-        Seat::System => &config.system,
+async fn seat(
+    bus: &BusConfig,
+    config: &AuthConfig,
+    nkeys: &SeatNkeys,
+    seat: Seat,
+) -> anyhow::Result<Bus> {
+    let (files, seed) = match seat {
+        Seat::Callout => (&config.callout, &nkeys.callout),
+        Seat::Data => (&config.data, &nkeys.data),
+        Seat::System => (&config.system, &nkeys.system),
     };
     let config = bus.with_certificate(files.cert.clone(), files.key.clone());
-    Ok(Bus::connect(&config, seat.name().parse()?).await?)
+    Ok(Bus::connect_with_nkey(&config, seat.name().parse()?, seed).await?)
+}
+
+/// The connection in DATA, when the bus is there.
+pub(crate) async fn open_data(
+    bus: &BusConfig,
+    config: &AuthConfig,
+    nkeys: &SeatNkeys,
+) -> anyhow::Result<Bus> {
+    let data = seat(bus, config, nkeys, Seat::Data).await?;
+    data.wait_ready(PATIENCE).await?;
+    Ok(data)
 }
 
 /// Opens the bucket of tokens over the connection in DATA, when the bus is there.
 pub(crate) async fn open_tokens(
     bus: &BusConfig,
     config: &AuthConfig,
+    nkeys: &SeatNkeys,
 ) -> anyhow::Result<(Bus, Tokens)> {
-    let data = seat(bus, config, Seat::Data).await?;
-    data.wait_ready(PATIENCE).await?;
+    let data = open_data(bus, config, nkeys).await?;
     let bucket = Bucket::open(&data, BUCKET, config.replicas).await?;
     Ok((data, Tokens::new(bucket)))
 }
@@ -108,7 +149,7 @@ impl Auth {
     /// it was time to stop before.
     pub(crate) async fn start(
         config: &Config,
-        auth: &AuthConfig,
+        (auth, nkeys): (&AuthConfig, &SeatNkeys),
         bus: &Bus,
         cx: &Context,
         trust: watch::Receiver<Arc<Trust>>,
@@ -118,7 +159,7 @@ impl Auth {
         latch.set(false, "waiting for the bus");
         let of = auth.clone();
         let keys = tokio::task::spawn_blocking(move || callout_keys(&of)).await??;
-        let data = seat(&config.bus, auth, Seat::Data).await?;
+        let data = seat(&config.bus, auth, nkeys, Seat::Data).await?;
         let opening = Box::pin(async {
             let tokens = open(&data, BUCKET, auth.replicas, &latch).await;
             (tokens, open(&data, HOSTS, auth.replicas, &latch).await)
@@ -130,7 +171,7 @@ impl Auth {
         // Before anybody is answered: rules speak of their labels.
         let before = admission.enrolments();
         admission.all_enrolled(&hosts.all().await?, before);
-        let system = seat(&config.bus, auth, Seat::System).await?;
+        let system = seat(&config.bus, auth, nkeys, Seat::System).await?;
         let connections = Connections {
             system: system.clone(),
             tokens: tokens.clone(),
@@ -165,13 +206,22 @@ impl Auth {
         };
         cx.tasks.spawn(connections.follow(cx.clone(), changes));
 
-        let asked = seat(&config.bus, auth, Seat::Callout).await?;
+        let asked = seat(&config.bus, auth, nkeys, Seat::Callout).await?;
         let (decider, stop) = (this.clone(), cx.shutdown.clone());
         cx.tasks.spawn(async move {
             if stop.run_until_cancelled(carries(&asked, &latch)).await.is_none() {
                 return;
             }
             latch.set(true, "the bus server's questions are answered");
+            let (own, system, until) = (asked.clone(), decider.system.clone(), stop.clone());
+            decider.cx.tasks.spawn(async move {
+                while let Err(error) = callout::watch_peers(&own, &system, until.clone()).await {
+                    tracing::warn!(%error, "other instances are not watched; trying again");
+                    if until.run_until_cancelled(sleep(PATIENCE)).await.is_none() {
+                        return;
+                    }
+                }
+            });
             let decide = move |request| {
                 let decider = decider.clone();
                 async move { decider.decide(request).await }
@@ -388,11 +438,12 @@ fn told(done: &str, record: &TokenRecord) -> String {
     format!("{done}: token {} of {}, role {}", record.id, record.principal, record.role)
 }
 
+fn read_secret(at: &str, source: &SecretSource) -> anyhow::Result<Secret> {
+    source.read().map_err(|error| anyhow::anyhow!("{at}: {error}; {}", error.remedy))
+}
+
 fn callout_keys(auth: &AuthConfig) -> anyhow::Result<CalloutKeys> {
-    let read = |at: &str, reference: &canopy_store::SecretSource| {
-        reference.read().map_err(|error| anyhow::anyhow!("{at}: {error}; {}", error.remedy))
-    };
-    let issuer = read("auth.issuer_seed", &auth.issuer_seed)?;
-    let xkey = read("auth.xkey_seed", &auth.xkey_seed)?;
+    let issuer = read_secret("auth.issuer_seed", &auth.issuer_seed)?;
+    let xkey = read_secret("auth.xkey_seed", &auth.xkey_seed)?;
     Ok(CalloutKeys::from_seeds(&issuer, &xkey)?)
 }

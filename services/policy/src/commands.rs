@@ -2,17 +2,23 @@
 //! keys, and the first administrator's token.
 
 use crate::{
-    AuthConfig, Config, auth::open_tokens, connections::seconds, grants::Giver, trust::Trust,
+    AuthConfig, Config,
+    auth::{SeatNkeys, open_data, open_tokens},
+    backup,
+    connections::seconds,
+    grants::Giver,
+    trust::Trust,
 };
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use canopy_api::{
     Principal,
+    nats::PolicyNkeys,
     permission::Role,
     wire::tokens::{Binding, TokenIssueRequest, TokenReply},
 };
 use canopy_audit::CheckpointKey;
-use canopy_bus::callout::CalloutKeys;
+use canopy_bus::callout::{CalloutKeys, generate_nkey};
 use canopy_identity::{Certificate, SigningKey};
 use canopy_secrets::{Account, Secret, SecretError, is_root};
 use ring::{rand::SystemRandom, signature::Ed25519KeyPair};
@@ -27,14 +33,27 @@ use std::{
 
 const USAGE: &str = "\
 canopy-policy keys --output DIR [--owner USER]
-    Makes the service's keys in DIR: issuer.seed, xkey.seed, token-signing.pem, audit-signing.pem (each
-    mode 0600), callout.json with the public keys the bus server's configuration names, and
-    audit-signing.pub, which canopy audit verify --key takes. Overwrites nothing. They belong to USER, whom
-    the service runs as; without --owner, to the owner of DIR.
+    Makes the service's keys in DIR: issuer.seed, xkey.seed, nkey-app.seed, nkey-callout.seed,
+    nkey-data.seed, nkey-system.seed, token-signing.pem, audit-signing.pem (each mode 0600), callout.json and
+    nkeys.json with the public keys the bus server's configuration names, and audit-signing.pub, which
+    canopy audit verify --key takes. Prints the public keys as the bus server's environment has them.
+    Overwrites nothing. They belong to USER, whom the service runs as; without --owner, to the owner of DIR.
+
+canopy-policy nkeys --output DIR [--owner USER]
+    Makes only the keys of the service's own connections (nkey-*.seed, nkeys.json), for a service that has
+    the others. Overwrites nothing. They belong to USER as above.
 
 canopy-policy audit-key --output FILE [--owner USER]
     Makes only the key that signs audit checkpoints, for a service that has the others: FILE (mode 0600),
     and FILE with the ending .pub. Overwrites nothing. They belong to USER as above.
+
+canopy-policy backup --config FILE --output DIR
+    Writes everything the service has stored (tokens, enrolments, the audit trail) into the new directory DIR.
+
+canopy-policy restore --config FILE --input DIR
+    Puts a backup into a store that has none of it: another bus server, or the cluster that one server has
+    become part of, which starts with nothing. Policy services do not run meanwhile. Both read the files the
+    configuration names as bootstrap does, and so do files of a backup belong to that user.
 
 canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --output FILE
     Writes a token with the role admin for this person, bound to this certificate, to a file of mode
@@ -49,8 +68,14 @@ pub fn run(args: &[String]) -> Option<ExitCode> {
     let done = match name.as_str() {
         "keys" => options(rest, ["--output"], ["--owner"])
             .and_then(|([output], [owner])| keys(Path::new(&output), owner.as_deref())),
+        "nkeys" => options(rest, ["--output"], ["--owner"])
+            .and_then(|([output], [owner])| nkeys(Path::new(&output), owner.as_deref())),
         "audit-key" => options(rest, ["--output"], ["--owner"])
             .and_then(|([output], [owner])| audit_key(Path::new(&output), owner.as_deref())),
+        "backup" => options(rest, ["--config", "--output"], [])
+            .and_then(|([config, output], [])| stored(&config, Path::new(&output), Store::Backup)),
+        "restore" => options(rest, ["--config", "--input"], [])
+            .and_then(|([config, input], [])| stored(&config, Path::new(&input), Store::Restore)),
         "bootstrap" => options(rest, ["--config", "--principal", "--certificate", "--output"], [])
             .and_then(|([config, principal, certificate, output], [])| {
                 bootstrap(&config, &principal, &certificate, Path::new(&output))
@@ -154,7 +179,8 @@ fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     }
     let owner = owner(dir, named)?;
     let public = format!("{:#}\n", json!({ "issuer": callout.issuer(), "xkey": callout.xkey() }));
-    let files: [(&str, &str, u32); 6] = [
+    let own = OwnNkeys::generate()?;
+    let mut files: Vec<(&str, &str, u32)> = vec![
         ("issuer.seed", &issuer, 0o600),
         ("xkey.seed", &xkey, 0o600),
         ("token-signing.pem", &pem, 0o600),
@@ -162,17 +188,77 @@ fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
         ("callout.json", &public, 0o644),
         ("audit-signing.pub", &audit_public, 0o644),
     ];
-    // All or none: half a set would be taken for a whole one.
+    files.extend(own.files());
+    let written = write_set(dir, &files, &owner)?;
+    let (issuer, xkey) = (callout.issuer(), callout.xkey());
+    Ok(format!(
+        "{written}tokens will be signed by the key {id}\n{}\nthe bus server's environment:\n\
+         CANOPY_CALLOUT_ISSUER={issuer}\nCANOPY_CALLOUT_XKEY={xkey}\n{}",
+        belongs(&owner),
+        own.environment()
+    ))
+}
+
+/// The keys of the service's own connections.
+struct OwnNkeys {
+    /// File, seed.
+    seeds: [(&'static str, Secret); 4],
+    public: PolicyNkeys,
+    /// `public` as its file has it.
+    json: String,
+}
+
+impl OwnNkeys {
+    fn generate() -> anyhow::Result<Self> {
+        let [app, callout, data, system] = [(); 4].map(|()| generate_nkey());
+        let (app, callout, data, system) = (app?, callout?, data?, system?);
+        let public = PolicyNkeys { app: app.0, callout: callout.0, data: data.0, system: system.0 };
+        let json = serde_json::to_string_pretty(&public)? + "\n";
+        let seeds = [
+            ("nkey-app.seed", app.1),
+            ("nkey-callout.seed", callout.1),
+            ("nkey-data.seed", data.1),
+            ("nkey-system.seed", system.1),
+        ];
+        Ok(Self { seeds, public, json })
+    }
+
+    fn files(&self) -> impl Iterator<Item = (&str, &str, u32)> {
+        let seeds = self.seeds.iter().map(|(name, seed)| (*name, seed.as_str(), 0o600));
+        seeds.chain([("nkeys.json", self.json.as_str(), 0o644)])
+    }
+
+    /// The public keys, as variables of the bus server's environment.
+    fn environment(&self) -> String {
+        let PolicyNkeys { app, callout, data, system } = &self.public;
+        format!(
+            "CANOPY_NKEY_APP={app}\nCANOPY_NKEY_CALLOUT={callout}\nCANOPY_NKEY_DATA={data}\n\
+             CANOPY_NKEY_SYSTEM={system}\n"
+        )
+    }
+}
+
+fn nkeys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
+    let owner = owner(dir, named)?;
+    let own = OwnNkeys::generate()?;
+    let files: Vec<(&str, &str, u32)> = own.files().collect();
+    let written = write_set(dir, &files, &owner)?;
+    let environment = own.environment();
+    Ok(format!("{written}{}\nthe bus server's environment:\n{environment}", belongs(&owner)))
+}
+
+/// Writes all of these files or none: half a set would be taken for a whole one. The paths, a line each.
+fn write_set(dir: &Path, files: &[(&str, &str, u32)], owner: &Account) -> anyhow::Result<String> {
     if let Some((name, ..)) = files.iter().find(|(name, ..)| dir.join(name).exists()) {
         bail!("{} exists; choose another directory", dir.join(name).display());
     }
-    let mut said = String::new();
+    let mut written = String::new();
     for (name, content, mode) in files {
         let path = dir.join(name);
-        write_new(&path, content, mode, &owner)?;
-        said = format!("{said}{}\n", path.display());
+        write_new(&path, content, *mode, owner)?;
+        written = format!("{written}{}\n", path.display());
     }
-    Ok(format!("{said}tokens will be signed by the key {id}\n{}", belongs(&owner)))
+    Ok(written)
 }
 
 /// Who can use what was written.
@@ -261,6 +347,37 @@ fn bootstrap(
     Ok(format!("{}: token {} of {principal}, role admin\n", output.display(), reply.record.id))
 }
 
+/// What to do with everything that is stored.
+#[derive(Clone, Copy)]
+enum Store {
+    Backup,
+    Restore,
+}
+
+/// Backs up, or restores, with the service's own keys.
+fn stored(config: &str, dir: &Path, what: Store) -> anyhow::Result<String> {
+    let path = PathBuf::from(config);
+    let config: Config = canopy_runtime::load(&path)
+        .map_err(|problems| anyhow::anyhow!("{}: {problems}", path.display()))?;
+    let auth = config.auth.as_ref().context("the configuration has no `auth`")?;
+    let service = Account::owner_of(&auth.data.key)
+        .with_context(|| format!("auth.data.key: cannot read {}", auth.data.key.display()))?;
+    let work = || -> anyhow::Result<String> {
+        let nkeys = SeatNkeys::read(&auth.nkeys)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let data = open_data(&config.bus, auth, &nkeys).await?;
+            let done = match what {
+                Store::Backup => backup::backup(&data, dir).await,
+                Store::Restore => backup::restore(&data, dir, &config).await,
+            };
+            data.close().await;
+            done
+        })
+    };
+    if is_root() { service.act(work)? } else { work() }
+}
+
 /// Issues a token with the service's own keys.
 fn issue(
     config: &Config,
@@ -269,9 +386,10 @@ fn issue(
     binding: &Binding,
 ) -> anyhow::Result<TokenReply> {
     let trust = Trust::read(auth)?;
+    let nkeys = SeatNkeys::read(&auth.nkeys)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (data, tokens) = open_tokens(&config.bus, auth).await?;
+        let (data, tokens) = open_tokens(&config.bus, auth, &nkeys).await?;
         let (now, giver) = (seconds(), Giver::bootstrap());
         let issue = TokenIssueRequest {
             principal: principal.clone(),

@@ -67,13 +67,16 @@ pub struct Host {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuthConfig {
-    /// The connection in which the server asks; its certificate's URI name is
+    /// Certificate of the connection in which the server asks; its URI name is
     /// `spiffe://canopy/s-policy-auth`.
     pub callout: Files,
-    /// The connection to what is stored; `spiffe://canopy/s-policy-data`.
+    /// Certificate of the connection to what is stored; `spiffe://canopy/s-policy-data`.
     pub data: Files,
-    /// The connection that ends others; `spiffe://canopy/s-policy-system`.
+    /// Certificate of the connection that ends others; `spiffe://canopy/s-policy-system`.
     pub system: Files,
+    /// Seeds (`SU…`) of the keys by which the server knows this service's own connections; their
+    /// certificates' names count for nothing there. `canopy-policy nkeys` makes them.
+    pub nkeys: NkeySeeds,
     /// Seed (`SA…`) of the key that the server's configuration names as `issuer`. Whoever has it can
     /// be anybody on the bus.
     pub issuer_seed: SecretSource,
@@ -111,6 +114,33 @@ pub struct AuthConfig {
     /// Servers of a cluster that keep what is stored: 1, 3 or 5. Default 1.
     #[serde(default = "replicas")]
     pub replicas: usize,
+}
+
+/// The seeds of the keys of this service's own connections. Whoever has one of them and any certificate of
+/// the bus's authority is that connection.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NkeySeeds {
+    /// Of the connection that answers requests, whose certificate is the one of `bus`.
+    pub app: SecretSource,
+    /// Of the connection in which the server asks.
+    pub callout: SecretSource,
+    /// Of the connection to what is stored.
+    pub data: SecretSource,
+    /// Of the connection that ends others.
+    pub system: SecretSource,
+}
+
+impl NkeySeeds {
+    /// Each, by the name of its field.
+    pub(crate) fn all(&self) -> [(&'static str, &SecretSource); 4] {
+        [
+            ("auth.nkeys.app", &self.app),
+            ("auth.nkeys.callout", &self.callout),
+            ("auth.nkeys.data", &self.data),
+            ("auth.nkeys.system", &self.system),
+        ]
+    }
 }
 
 /// Which daemons of hosts may connect.
@@ -249,6 +279,9 @@ impl ServiceConfig for Config {
         auth.limits.check(&mut problems);
         auth.issuer_seed.check("auth.issuer_seed", &mut problems);
         auth.xkey_seed.check("auth.xkey_seed", &mut problems);
+        for (at, seed) in auth.nkeys.all() {
+            seed.check(at, &mut problems);
+        }
         for (i, key) in auth.signing_keys.iter().enumerate() {
             key.check(&format!("auth.signing_keys[{i}]"), &mut problems);
         }

@@ -48,6 +48,9 @@ pub(crate) enum Refusal {
     /// Names of ours, but not exactly one.
     #[error("the certificate has several names of ours")]
     SeveralNames,
+    /// A name of ours as an e-mail address, as a DNS name or in the subject.
+    #[error("the certificate has the Canopy name \"{0}\" in another place than a URI name")]
+    MisplacedName(String),
     /// A name of ours that is nobody's.
     #[error("\"{0}\" in the certificate is nobody's name")]
     Nobody(String),
@@ -117,6 +120,7 @@ impl Refusal {
             Self::BadCertificate(_) => "bad_certificate",
             Self::CertificateTime => "certificate_time",
             Self::SeveralNames => "several_names",
+            Self::MisplacedName(_) => "misplaced_name",
             Self::Nobody(_) => "nobody",
             Self::NotPeoples => "not_peoples",
             Self::OurOwn(_) => "our_own",
@@ -189,6 +193,9 @@ fn by_certificate(
     let until = u64::try_from(certificate.not_after).unwrap_or(0);
     if request.other_credentials {
         return Err(Refusal::OtherCredentials);
+    }
+    if let Some(name) = &certificate.misplaced_name {
+        return Err(Refusal::MisplacedName(name.chars().take(64).collect()));
     }
     let owner = match certificate.our_name() {
         Some(name) => Some(

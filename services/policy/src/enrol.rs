@@ -196,6 +196,12 @@ fn one(trust: &Trust, principal: &Principal, text: &str, now: u64) -> Result<Sig
             spiffe_id(principal)
         )));
     }
+    if let Some(name) = &certificate.misplaced_name {
+        return Err(invalid(format!(
+            "the certificate has {name:?} as an e-mail address, as a DNS name or in its subject"
+        ))
+        .remedy(format!("have one signed whose only Canopy name is {}", spiffe_id(principal))));
+    }
     if i64::try_from(now).is_ok_and(|now| now > certificate.not_after) {
         return Err(invalid("the certificate has ended".to_owned()));
     }

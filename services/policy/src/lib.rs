@@ -28,6 +28,7 @@
 mod audit;
 mod auth;
 mod back_off;
+mod backup;
 pub mod commands;
 mod config;
 mod connect;
@@ -42,6 +43,7 @@ mod limit_enforcer;
 mod limits;
 mod metrics;
 mod page;
+mod replicas;
 pub mod rules;
 mod sessions;
 mod teller;
@@ -50,12 +52,12 @@ mod trust;
 mod usage;
 
 pub use audit::AuditConfig;
-pub use config::{AuthConfig, CaConfig, Config, HostsRule};
+pub use config::{AuthConfig, CaConfig, Config, HostsRule, NkeySeeds};
 pub use limits::{LimitsConfig, PrincipalLimits};
 pub use metrics::{METRICS, Metrics};
 
 use audit::{Noter, Trails};
-use auth::Auth;
+use auth::{Auth, SeatNkeys};
 use canopy_api::{endpoint::Service, permission::daemon_principal};
 use canopy_bus::{Bus, Server};
 use canopy_runtime::{Context, clock};
@@ -108,19 +110,24 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         None => None,
     };
     let noter = trails.as_ref().map_or_else(Noter::none, Trails::noter);
-    let bus = Bus::connect(&config.bus, me).await?;
+    let nkeys = match config.auth.as_ref().map(|auth| auth.nkeys.clone()) {
+        Some(seeds) => Some(tokio::task::spawn_blocking(move || SeatNkeys::read(&seeds)).await??),
+        None => None,
+    };
+    let bus = match &nkeys {
+        Some(nkeys) => Bus::connect_with_nkey(&config.bus, me, &nkeys.app).await?,
+        None => Bus::connect(&config.bus, me).await?,
+    };
     let mut server = Server::new(bus.clone(), Service::Policy, None)
         .health(cx.health())
         .observe(cx.observe())
         .bus_events(cx.bus_events())
         .on_ready(cx.bus.reporter());
     let mut roles = Roles::Configured;
-    if let (Some(auth), Some(trust)) = (&config.auth, trust) {
+    if let (Some(auth), Some(nkeys), Some(trust)) = (&config.auth, &nkeys, trust) {
         let around = (Arc::clone(&admission), metrics.clone(), noter.clone());
-        let Some(auth) = Box::pin(Auth::start(&config, auth, &bus, &cx, trust, around)).await?
-        else {
-            return Ok(());
-        };
+        let start = Auth::start(&config, (auth, nkeys), &bus, &cx, trust, around);
+        let Some(auth) = Box::pin(start).await? else { return Ok(()) };
         roles = Roles::Tokens(Box::new(auth.tokens()));
         server = auth.serve_hosts(auth.serve(server));
         server = match config.audit.as_ref().zip(trails) {
@@ -131,6 +138,13 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
             }
             None => audit::without(server),
         };
+        let mut streams = auth::streams().to_vec();
+        if config.audit.is_some() {
+            streams.extend(audit::streams());
+        }
+        let told = (cx.readiness.latch("copies"), metrics.clone());
+        let (data, stop) = (auth.data().clone(), cx.shutdown.clone());
+        cx.tasks.spawn(replicas::follow(data, streams, auth.replicas(), told, stop));
     } else {
         tracing::warn!(
             "no `auth` in the configuration: the bus server's own says who may connect, and there are no tokens"

@@ -45,6 +45,16 @@ const CONFIGURATION: MetricSpec = MetricSpec::gauge(
     &[],
     "1 when the configuration file as it stands is in use, 0 when it has a mistake or needs a restart",
 );
+const COPIES: MetricSpec = MetricSpec::gauge(
+    "canopy_policy_store_copies",
+    &[],
+    "Bus servers that have all of what is stored now; of several streams, the fewest",
+);
+const COPIES_WANTED: MetricSpec = MetricSpec::gauge(
+    "canopy_policy_store_copies_wanted",
+    &[],
+    "Bus servers that are to keep what is stored (auth.replicas)",
+);
 
 const AUDIT_RECORDS: MetricSpec = MetricSpec::counter(
     "canopy_policy_audit_records_total",
@@ -68,6 +78,8 @@ pub const METRICS: &[MetricSpec] = &[
     CURRENT,
     DECIDED,
     CONFIGURATION,
+    COPIES,
+    COPIES_WANTED,
     AUDIT_RECORDS,
     AUDIT_FINDINGS,
 ];
@@ -84,6 +96,8 @@ pub struct Metrics {
     current: IntGaugeVec,
     decided: IntCounterVec,
     pub(crate) configuration: IntGaugeVec,
+    copies: IntGaugeVec,
+    copies_wanted: IntGaugeVec,
     audit_records: IntCounterVec,
     audit_findings: IntCounterVec,
 }
@@ -101,6 +115,8 @@ impl Metrics {
             current: int_gauge_vec(registry, &CURRENT)?,
             decided: int_counter_vec(registry, &DECIDED)?,
             configuration: int_gauge_vec(registry, &CONFIGURATION)?,
+            copies: int_gauge_vec(registry, &COPIES)?,
+            copies_wanted: int_gauge_vec(registry, &COPIES_WANTED)?,
             audit_records: int_counter_vec(registry, &AUDIT_RECORDS)?,
             audit_findings: int_counter_vec(registry, &AUDIT_FINDINGS)?,
         };
@@ -117,6 +133,13 @@ impl Metrics {
         self.rules.with_label_values::<&str>(&[]).set(count);
         self.open.with_label_values::<&str>(&[]).set(i64::from(open));
         self.current.with_label_values::<&str>(&[]).set(i64::from(current));
+    }
+
+    /// How many bus servers keep what is stored, and how many are to.
+    pub(crate) fn copies(&self, current: usize, wanted: usize) {
+        for (gauge, count) in [(&self.copies, current), (&self.copies_wanted, wanted)] {
+            gauge.with_label_values::<&str>(&[]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn audit_stored(&self) {

@@ -14,17 +14,19 @@ mod stack;
 use async_nats::ConnectOptions;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use canopy_api::{
+    nats::spiffe_id,
     permission::Role,
     wire::{ConnectRefused, tokens::Binding},
 };
-use canopy_bus::{Bus, Events};
+use canopy_bus::{Bus, Events, callout::generate_nkey};
 use canopy_identity::{AUDIENCE, Claims, ISSUER, SigningKey};
-use canopy_test_support::nats::{Authority, private_file};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
-use serde_json::json;
+use canopy_test_support::nats::{Authority, NatsServer, private_file};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519, SanType};
+use serde_json::{Value, json};
 use stack::{Credentials, LIMIT, Stack, binding_of, uri};
 use std::{
     fs,
+    path::Path,
     time::{Duration, UNIX_EPOCH},
 };
 use tokio::time::timeout;
@@ -38,7 +40,10 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let stack = Stack::start();
+        Self::with(Stack::start()).await
+    }
+
+    async fn with(stack: Stack) -> Self {
         let admin = stack.connect("u-admin").await;
         let refused =
             admin.subscribe_events("canopy.v1.security.policy.connect.refused._").await.unwrap();
@@ -129,7 +134,7 @@ async fn a_certificate_of_another_authority() {
         let file = format!("rogue-{name}");
         let (cert, key) = rogue.issue(&dir, &file, vec![uri(name)], |_| {}).unwrap();
         let token = Some(scene.stack.path("u-admin.token"));
-        scene.never_asked(&Credentials { cert, key, token }).await;
+        scene.never_asked(&Credentials { cert, key, token, nkey: None }).await;
     }
 }
 
@@ -190,6 +195,99 @@ async fn names_like_the_policy_services() {
     for (i, name) in ["s-policy-auth2", "s-policy-x", "s-policyx"].into_iter().enumerate() {
         let with = scene.stack.certificate(&format!("policy{i}"), vec![uri(name)]);
         scene.refused(&with, "our_own").await;
+    }
+}
+
+/// One attempt with a certificate and the means of `options` beside.
+async fn connects(server: &NatsServer, with: &Credentials, options: ConnectOptions) -> bool {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let options = options
+        .require_tls(true)
+        .tls_first()
+        .connection_timeout(LIMIT)
+        .add_root_certificates(server.client("server").ca)
+        .add_client_certificate(with.cert.clone(), with.key.clone());
+    options.connect(server.url()).await.is_ok()
+}
+
+/// Certificates of people's authority that read like this principal's, one for each place a name can be in.
+fn disguised(people: &Authority, dir: &Path, principal: &str) -> Vec<(&'static str, Credentials)> {
+    let name = || spiffe_id(principal).as_str().try_into().unwrap();
+    let subject = |params: &mut CertificateParams| {
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, spiffe_id(principal));
+    };
+    let files = |place, sans, change: &dyn Fn(&mut CertificateParams)| {
+        let file = format!("{place}-{principal}");
+        let (cert, key) = people.issue(dir, &file, sans, change).unwrap();
+        (place, Credentials { cert, key, token: None, nkey: None })
+    };
+    vec![
+        files("email", vec![SanType::Rfc822Name(name())], &|_| {}),
+        files("dns", vec![SanType::DnsName(name())], &|_| {}),
+        files("uri", vec![SanType::URI(name())], &|_| {}),
+        files("subject", vec![], &subject),
+    ]
+}
+
+/// The policy service's own connections prove a key. A certificate, whatever names it has and whichever of
+/// the trusted authorities signed it, makes nobody one of them.
+#[tokio::test]
+async fn no_certificate_makes_anybody_the_policy_service() {
+    let people = Authority::new().unwrap();
+    let mut stack = Stack::without_policy();
+    stack.server.trust(&people).unwrap();
+    stack.start_policy();
+    stack.bootstrap("u-admin");
+    let mut scene = Scene::with(stack).await;
+    let keys = fs::read_to_string(scene.stack.path("keys/nkeys.json")).unwrap();
+    let keys: Value = serde_json::from_str(&keys).unwrap();
+    for (principal, seat) in [
+        ("s-policy", "app"),
+        ("s-policy-data", "data"),
+        ("s-policy-system", "system"),
+        ("s-policy-auth", "callout"),
+    ] {
+        for (place, with) in disguised(&people, scene.stack.dir.path(), principal) {
+            let code = if place == "uri" { "our_own" } else { "misplaced_name" };
+            scene.refused(&with, code).await;
+        }
+        // Its own certificate, without the key that is proved beside.
+        let own = Credentials { nkey: None, ..scene.stack.credentials(principal) };
+        scene.refused(&own, "our_own").await;
+        // A key of one's own; the right key's name with a signature that is none.
+        let (_, seed) = generate_nkey().unwrap();
+        scene
+            .refused_from(&own, "other_credentials", |options| options.nkey(seed.to_string()))
+            .await;
+        let public = keys[seat].as_str().unwrap().to_owned();
+        let forged = ConnectOptions::with_auth_callback(move |_| {
+            let public = public.clone();
+            async move {
+                let mut auth = async_nats::Auth::new();
+                (auth.nkey, auth.signature) = (Some(public), Some(vec![0; 64]));
+                Ok(auth)
+            }
+        });
+        assert!(!connects(&scene.stack.server, &own, forged).await, "{principal}");
+        // What counts is the key, whoever's certificate is shown beside.
+        let nkey = scene.stack.credentials(principal).nkey;
+        let host = Credentials { nkey, ..scene.stack.credentials("h-web1-loader") };
+        scene.stack.attempt(&host).await.unwrap();
+    }
+}
+
+/// What the test above would let through: a server that maps certificates to users takes each of these
+/// names, of either authority.
+#[tokio::test]
+async fn a_server_that_maps_certificates_takes_any_name() {
+    let people = Authority::new().unwrap();
+    let mut server = NatsServer::start(&[]).unwrap();
+    server.trust(&people).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (place, with) in disguised(&people, dir.path(), "s-policy-data") {
+        let taken = connects(&server, &with, ConnectOptions::new()).await;
+        assert_eq!(taken, place != "subject", "{place}");
     }
 }
 
@@ -318,6 +416,10 @@ async fn nothing_secret_is_said() {
         "u-viewer.token",
         "keys/issuer.seed",
         "keys/xkey.seed",
+        "keys/nkey-app.seed",
+        "keys/nkey-callout.seed",
+        "keys/nkey-data.seed",
+        "keys/nkey-system.seed",
         "keys/token-signing.pem",
     ] {
         let secret = fs::read_to_string(scene.stack.path(file)).unwrap();

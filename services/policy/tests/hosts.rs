@@ -113,7 +113,7 @@ impl Scene {
             let (cert, key) = (file("crt"), file("key"));
             fs::write(&cert, pem).unwrap();
             private_file(&key, &new.keys[service]).unwrap();
-            (*service, Credentials { cert, key, token: None })
+            (*service, Credentials { cert, key, token: None, nkey: None })
         };
         reply.certificates.iter().map(one).collect()
     }
@@ -230,6 +230,9 @@ async fn a_request_for_another_or_for_more_is_not_signed() {
         params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
     };
     let dns = || SanType::DnsName("localhost".try_into().unwrap());
+    let disguised = |kind: fn(rcgen::string::Ia5String) -> SanType| {
+        kind("spiffe://canopy/s-policy-data".try_into().unwrap())
+    };
     let cases = [
         (asking(&|p| p.subject_alt_names = vec![uri("h-web1-loader")]), "h-web1-loader"),
         (asking(&|p| p.subject_alt_names = vec![uri("s-policy")]), "s-policy"),
@@ -237,6 +240,15 @@ async fn a_request_for_another_or_for_more_is_not_signed() {
         (asking(&|p| p.subject_alt_names.push(uri("h-web1-loader"))), "no other"),
         // Which would make it a bus server's.
         (asking(&|p| p.subject_alt_names.push(dns())), "DNS:localhost"),
+        // Which nats-server's mapping of certificates would take for the policy service's.
+        (
+            asking(&|p| p.subject_alt_names.push(disguised(SanType::DnsName))),
+            "DNS:spiffe://canopy/s-",
+        ),
+        (
+            asking(&|p| p.subject_alt_names.push(disguised(SanType::Rfc822Name))),
+            "email:spiffe://canopy/s-policy-data",
+        ),
         (asking(&|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "authority"),
         ("rubbish".to_owned(), "not a certificate signing request"),
     ];
@@ -256,6 +268,17 @@ async fn a_request_for_another_or_for_more_is_not_signed() {
         ..NewHost::new("web9").request()
     };
     assert_eq!(scene.enrol(&unlabelled).await.unwrap_err().path, "labels.env");
+    // Signed elsewhere, with a name in it that is no host's.
+    for kind in [SanType::DnsName as fn(_) -> _, SanType::Rfc822Name] {
+        let sans = vec![uri("h-web9-loader"), disguised(kind)];
+        let certificate = scene.stack.certificate("disguised", sans);
+        let mut request = NewHost::new("web9").request();
+        let pem = fs::read_to_string(certificate.cert).unwrap();
+        request.certificates.insert(Service::Loader, pem);
+        let refused = scene.enrol(&request).await.unwrap_err();
+        assert_eq!((refused.code, refused.path.as_str()), (Code::Invalid, "certificates.loader"));
+        assert!(refused.message.contains("s-policy-data"), "{refused}");
+    }
     let hosts = scene.ask::<policy::HostList>(&HostListRequest::default()).await.unwrap().hosts;
     assert_eq!(hosts, []);
 }

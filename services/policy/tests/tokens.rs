@@ -23,7 +23,10 @@ use canopy_api::{
         },
     },
 };
-use canopy_bus::{Bus, BusConfig, BusError, CallError, CallOptions, Link, Refusal, data::Bucket};
+use canopy_bus::{
+    Bus, BusConfig, BusError, CallError, CallOptions, Link, Refusal,
+    data::{Bucket, ensure_replicas},
+};
 use canopy_test_support::nats::private_file;
 use serde_json::json;
 use stack::{LIMIT, Stack};
@@ -221,6 +224,8 @@ async fn replicas_that_the_cluster_lacks_leave_the_bucket_usable() {
     let credentials = stack.credentials("s-policy-data");
     let bus = stack.connect_with("s-policy-data", &credentials).await;
     for replicas in [1, 3, 1] {
+        let copies = ensure_replicas(&bus, "KV_canopy_tokens", replicas).await;
+        assert_eq!(copies.is_ok(), replicas == 1, "{copies:?}");
         let bucket = Bucket::open(&bus, "canopy_tokens", replicas).await.unwrap();
         assert_eq!(bucket.keys().await.unwrap(), ["u-admin"]);
     }

@@ -3,8 +3,11 @@
 //!
 //! There are no passwords. In production the server asks the policy service about everybody who
 //! connects (**auth callout**), and only the policy service's own connections are users of the
-//! configuration: certificates whose URI name is `spiffe://canopy/<principal>`. Without a policy
-//! service, in tests of single services, every principal is such a user.
+//! configuration: each proves a key of its own (an **nkey**), whose seed only that service has. A
+//! certificate alone never makes a user there: nats-server would take an e-mail address or a DNS name
+//! for one, of any authority it trusts (`docs/adr/0036-nkeys-of-the-policy-service.md`). Without a
+//! policy service, in tests of single services, every principal is a user by the URI name of its
+//! certificate, `spiffe://canopy/<principal>`.
 //!
 //! Accounts: **APP** has people and daemons and no JetStream; **DATA** has JetStream and no
 //! requests, and takes events and audit records from APP; **AUTH** is where the server asks who may
@@ -17,6 +20,7 @@ use crate::{
     scope::Reach,
     subject::ROOT,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     fmt::{self, Write as _},
     net::SocketAddr,
@@ -150,6 +154,53 @@ pub struct Callout {
     pub issuer: String,
     /// Public key (`X…`) for which questions are encrypted: they carry people's tokens; or `$NAME`.
     pub xkey: String,
+    /// Public keys (`U…`) of the policy service's own connections; or `$NAME` for each.
+    pub nkeys: PolicyNkeys,
+}
+
+/// One key for each of the policy service's connections, because a key belongs to one account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyNkeys {
+    /// Of the connection in APP, where it answers requests.
+    pub app: String,
+    /// Of the connection in AUTH, where the server asks.
+    pub callout: String,
+    /// Of the connection in DATA.
+    pub data: String,
+    /// Of the connection in SYS.
+    pub system: String,
+}
+
+impl PolicyNkeys {
+    /// The key of this user; `None` for users other than the policy service.
+    fn key_of(&self, user: &User) -> Option<&str> {
+        match user {
+            User::Daemon { service: Service::Policy, .. } => Some(&self.app),
+            User::Policy(Seat::Callout) => Some(&self.callout),
+            User::Policy(Seat::Data) => Some(&self.data),
+            User::Policy(Seat::System) => Some(&self.system),
+            User::Daemon { .. } | User::Person { .. } => None,
+        }
+    }
+}
+
+/// What connects a server with the others of its cluster.
+///
+/// Whoever is taken for a server is everybody on the bus. So the authority is one of the routes alone, never
+/// the one that signs clients, and the other's certificate has to have the DNS name of one of `routes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster's name, the same on every server.
+    pub name: String,
+    /// Where the other servers connect.
+    pub listen: SocketAddr,
+    /// Every server of the cluster, this one included, as `name:port`. Names in DNS: addresses are not
+    /// compared with certificates.
+    pub routes: Vec<String>,
+    /// This server's certificate for routes (server and client use) and its key; `ca` is the authority of
+    /// the routes.
+    pub tls: TlsPaths,
 }
 
 /// Everything the configuration is made of.
@@ -171,10 +222,13 @@ pub struct ServerConfig {
     pub ports_file_dir: Option<PathBuf>,
     /// Where the server writes its process id.
     pub pid_file: Option<PathBuf>,
-    /// Who may connect without being asked about.
+    /// Who may connect, by certificate, where there is no `callout`. With one only the policy service's
+    /// own connections are users, by nkey.
     pub users: Vec<User>,
     /// Whom to ask about everybody else. Without it nobody else connects.
     pub callout: Option<Callout>,
+    /// The other servers, where there are several.
+    pub cluster: Option<Cluster>,
 }
 
 impl ServerConfig {
@@ -186,10 +240,12 @@ impl ServerConfig {
     /// # Errors
     /// When a host's id makes too long a principal.
     pub fn to_text(&self) -> Result<String, NameError> {
-        let mut out = String::from(
-            "# Generated from the endpoint table; changes here are lost.\n\
-             # A user is a certificate: its URI name.\n\n",
-        );
+        let mut out = String::from("# Generated from the endpoint table; changes here are lost.\n");
+        out.push_str(if self.callout.is_some() {
+            "# The policy service's connections are users by nkey; the policy service decides about all others.\n\n"
+        } else {
+            "# A user is a certificate: its URI name.\n\n"
+        });
         let address = |listen: SocketAddr| match listen.port() {
             Self::RANDOM_PORT => format!("{}:-1", host_of(listen)),
             port => format!("{}:{port}", host_of(listen)),
@@ -221,27 +277,30 @@ impl ServerConfig {
         line("ping_interval", "\"5s\"");
         line("ping_max", "2");
         line("write_deadline", "\"5s\"");
-        let tls = &self.tls;
+        // Mapping would make users of names that the authority's certificates have in any place.
+        let verify = if self.callout.is_some() { "verify" } else { "verify_and_map" };
         let _ = write!(
             out,
-            "\ntls {{\n  ca_file: {}\n  cert_file: {}\n  key_file: {}\n  verify_and_map: true\n  \
-             handshake_first: true\n  timeout: 3\n  min_version: \"1.3\"\n}}\n",
-            quoted(&tls.ca.display().to_string()),
-            quoted(&tls.cert.display().to_string()),
-            quoted(&tls.key.display().to_string()),
+            "\ntls {{\n{}  {verify}: true\n  handshake_first: true\n  timeout: 3\n  \
+             min_version: \"1.3\"\n}}\n",
+            tls_files(&self.tls, "  "),
         );
+        if let Some(cluster) = &self.cluster {
+            cluster_block(&mut out, cluster, &address(cluster.listen));
+        }
         let _ = write!(
             out,
             "\njetstream {{\n  store_dir: {}\n  max_memory_store: 64MB\n  max_file_store: 4GB\n}}\n",
             quoted(&self.jetstream_dir.display().to_string())
         );
         if let Some(callout) = &self.callout {
-            let names = self.users.iter().map(|user| Ok(quoted(&spiffe_id(user.name()?))));
-            let names = names.collect::<Result<Vec<_>, NameError>>()?.join(", ");
+            let users = User::policy();
+            let keys = users.iter().filter_map(|user| callout.nkeys.key_of(user));
+            let keys = keys.map(key_or_variable).collect::<Vec<_>>().join(", ");
             let _ = write!(
                 out,
                 "\nauthorization {{\n  timeout: 2\n  auth_callout {{\n    issuer: {}\n    xkey: {}\n    \
-                 account: AUTH\n    auth_users: [{names}]\n    allowed_accounts: [APP]\n  }}\n}}\n",
+                 account: AUTH\n    auth_users: [{keys}]\n    allowed_accounts: [APP]\n  }}\n}}\n",
                 key_or_variable(&callout.issuer),
                 key_or_variable(&callout.xkey),
             );
@@ -288,17 +347,22 @@ impl ServerConfig {
         let _ = writeln!(out, "  {name} {{");
         extra(out);
         out.push_str("    users: [\n");
-        for user in self.users.iter().filter(|user| user.account() == name) {
+        let users = if self.callout.is_some() { User::policy() } else { self.users.clone() };
+        for user in users.iter().filter(|user| user.account() == name) {
+            let nkey = self.callout.as_ref().and_then(|callout| callout.nkeys.key_of(user));
+            let who = match nkey {
+                Some(nkey) => format!("nkey: {}", key_or_variable(nkey)),
+                None => format!("user: {}", quoted(&spiffe_id(user.name()?))),
+            };
             let permissions = user.permissions()?;
             let list = |subjects: &[String]| {
                 subjects.iter().map(|subject| quoted(subject)).collect::<Vec<_>>().join(", ")
             };
             let _ = write!(
                 out,
-                "      {{\n        user: {}\n        permissions: {{\n          \
+                "      {{\n        {who}\n        permissions: {{\n          \
                  publish: {{ allow: [{}] }}\n          \
                  subscribe: {{ allow: [{}] }}\n        }}\n      }}\n",
-                quoted(&spiffe_id(user.name()?)),
                 list(&permissions.publish),
                 list(&permissions.subscribe)
             );
@@ -306,6 +370,36 @@ impl ServerConfig {
         out.push_str("    ]\n  }\n");
         Ok(())
     }
+}
+
+fn tls_files(tls: &TlsPaths, indent: &str) -> String {
+    format!(
+        "{indent}ca_file: {}\n{indent}cert_file: {}\n{indent}key_file: {}\n",
+        quoted(&tls.ca.display().to_string()),
+        quoted(&tls.cert.display().to_string()),
+        quoted(&tls.key.display().to_string()),
+    )
+}
+
+fn cluster_block(out: &mut String, cluster: &Cluster, listen: &str) {
+    let _ = write!(
+        out,
+        "\ncluster {{\n  name: {}\n  listen: {}\n  # Clients learn the servers from their own \
+         configuration.\n  no_advertise: true\n  # This server is among them: the list is the same on \
+         every server.\n  routes: [\n",
+        quoted(&cluster.name),
+        quoted(listen),
+    );
+    for route in &cluster.routes {
+        let _ = writeln!(out, "    {}", quoted(&format!("nats-route://{route}")));
+    }
+    let _ = write!(
+        out,
+        "  ]\n  tls {{\n    # The authority of the routes: it signs bus servers and nothing else.\n{}    \
+         # A certificate of that authority with the DNS name of one of the routes above.\n    \
+         verify_cert_and_check_known_urls: true\n    timeout: 3\n    min_version: \"1.3\"\n  }}\n}}\n",
+        tls_files(&cluster.tls, "    "),
+    );
 }
 
 fn key_or_variable(text: &str) -> String {
@@ -344,7 +438,18 @@ mod tests {
             pid_file: None,
             users: User::development(&["web1".parse().unwrap()]).unwrap(),
             callout: None,
+            cluster: None,
         }
+    }
+
+    fn callout() -> Callout {
+        let nkeys = PolicyNkeys {
+            app: "UAPP".into(),
+            callout: "UAUTH".into(),
+            data: "UDATA".into(),
+            system: "$SYSTEM_KEY".into(),
+        };
+        Callout { issuer: "AISSUER".into(), xkey: "XKEY".into(), nkeys }
     }
 
     #[test]
@@ -377,20 +482,68 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_asks_knows_nobody_but_whom_it_asks() {
-        let callout = Callout { issuer: "AISSUER".into(), xkey: "XKEY".into() };
-        let config = ServerConfig { users: User::policy(), callout: Some(callout), ..config() };
+    fn with_a_callout_users_are_nkeys_and_no_certificate_is_mapped() {
+        // Users by certificate are left out, whatever is asked for.
+        let config = ServerConfig { callout: Some(callout()), ..config() };
         let text = config.to_text().unwrap();
         for expected in [
             "issuer: \"AISSUER\"",
             "xkey: \"XKEY\"",
             "account: AUTH",
             "allowed_accounts: [APP]",
-            "auth_users: [\"spiffe://canopy/s-policy\", \"spiffe://canopy/s-policy-data\"",
+            "auth_users: [\"UAPP\", \"UDATA\", $SYSTEM_KEY, \"UAUTH\"]",
+            "  verify: true\n",
+            "nkey: \"UAPP\"",
+            "nkey: \"UDATA\"",
+            "nkey: $SYSTEM_KEY",
+            "nkey: \"UAUTH\"",
         ] {
             assert!(text.contains(expected), "{expected} missing in\n{text}");
         }
-        assert!(!text.contains("u-admin") && !text.contains("s-registry"), "{text}");
+        for absent in ["verify_and_map", "user: ", "spiffe://", "u-admin", "s-registry"] {
+            assert!(!text.contains(absent), "{absent} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn routes_trust_their_own_authority_alone() {
+        let cluster = Cluster {
+            name: "canopy".into(),
+            listen: "0.0.0.0:6222".parse().unwrap(),
+            routes: vec!["bus1.example:6222".into(), "bus2.example:6222".into()],
+            tls: TlsPaths {
+                ca: "/x/routes-ca.pem".into(),
+                cert: "/x/route.pem".into(),
+                key: "/x/route-key.pem".into(),
+            },
+        };
+        let text = ServerConfig { cluster: Some(cluster), ..config() }.to_text().unwrap();
+        let (_, block) = text.split_once("\ncluster {").unwrap();
+        let (block, _) = block.split_once("\n}\n").unwrap();
+        for expected in [
+            "listen: \"0.0.0.0:6222\"",
+            "\"nats-route://bus2.example:6222\"",
+            "ca_file: \"/x/routes-ca.pem\"",
+            "cert_file: \"/x/route.pem\"",
+            "verify_cert_and_check_known_urls: true",
+            "no_advertise: true",
+        ] {
+            assert!(block.contains(expected), "{expected} missing in\n{block}");
+        }
+        assert!(!block.contains("/x/ca.pem"), "{block}");
+    }
+
+    /// Nothing listens but for clients, for routes, and on loopback for monitoring.
+    #[test]
+    fn no_other_listener_is_configured() {
+        for callout in [None, Some(callout())] {
+            let text = ServerConfig { callout, ..config() }.to_text().unwrap();
+            for absent in
+                ["leafnodes", "gateway", "websocket", "mqtt", "http", "cluster", "profile"]
+            {
+                assert!(!text.contains(&format!("\n{absent}")), "{absent} in\n{text}");
+            }
+        }
     }
 
     #[test]

@@ -239,7 +239,8 @@ fn called(target: &Target, service: Service) -> (String, String) {
 pub fn data() -> Permissions {
     let me = Seat::Data.name();
     Permissions::of(
-        ["$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"]
+        // Snapshots: backup and restore.
+        ["$JS.API.>", "$JS.ACK.>", "$JS.SNAPSHOT.>", "$KV.>", "$O.>"]
             .map(str::to_owned)
             .into_iter()
             .chain([format!("{ROOT}.stored.>"), echo(me)]),
@@ -274,14 +275,18 @@ pub fn system() -> Permissions {
     )
 }
 
+/// Where the instances of the policy service tell each other, in AUTH, that they are well.
+pub const CALLOUT_ALIVE: &str = "canopy.v1.callout.alive";
+
 /// Of the policy service's fourth connection, in the account AUTH: answers the server when somebody
-/// connects; nothing else.
+/// connects, and tells its other instances that it is well; nothing else.
 pub fn callout() -> Permissions {
     let me = Seat::Callout.name();
+    let alive = || CALLOUT_ALIVE.to_owned();
     Permissions::of(
         // Where the server waits for the answer.
-        ["$SYS._INBOX.>".to_owned(), echo(me)],
-        ["$SYS.REQ.USER.AUTH".to_owned(), format!("_INBOX.{me}.>")],
+        ["$SYS._INBOX.>".to_owned(), echo(me), alive()],
+        ["$SYS.REQ.USER.AUTH".to_owned(), format!("_INBOX.{me}.>"), alive()],
     )
 }
 

@@ -5,6 +5,9 @@
 //! <https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-26.md>.
 
 mod jwt;
+mod peers;
+
+pub use peers::watch_peers;
 
 use crate::{
     config::BusError,
@@ -82,6 +85,16 @@ impl CalloutKeys {
         let defect = |error: nkeys::error::Error| BusError::Defect(error.to_string());
         Ok((self.issuer.seed().map_err(defect)?.into(), self.xkey.seed().map_err(defect)?.into()))
     }
+}
+
+/// A new key by which a server knows a user: its public half (`U…`) and its seed (`SU…`).
+///
+/// # Errors
+/// When the key has no seed, which none of ours is without.
+pub fn generate_nkey() -> Result<(String, Secret), BusError> {
+    let key = KeyPair::new_user();
+    let seed = key.seed().map_err(|error| BusError::Defect(error.to_string()))?;
+    Ok((key.public_key(), seed.into()))
 }
 
 /// Somebody wants to connect.

@@ -5,14 +5,16 @@ use crate::{
     for_log::LogGate,
     inbox::Inbox,
     peer::Peer,
-    refusal::{Refusal, diagnose},
+    refusal::{Refusal, diagnose, is_refusal},
     tls,
     unreachable::UnreachableCause,
 };
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use canopy_api::{Code, endpoint::Service, name::Principal};
+use canopy_secrets::Secret;
 use futures::StreamExt as _;
+use nkeys::{KeyPair, KeyPairType};
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
@@ -131,6 +133,8 @@ pub(crate) struct Shared {
     pub(crate) principal: Principal,
     pub(crate) config: BusConfig,
     pub(crate) clock: Clock,
+    /// The key this connection proves beside its certificate.
+    nkey: Option<Arc<KeyPair>>,
     link: watch::Sender<Link>,
     waiting: Mutex<HashMap<String, Vec<Waiter>>>,
     /// Subscriptions the server refused.
@@ -257,6 +261,10 @@ impl Shared {
     }
 
     fn diagnose(&self, error: &str, took: Duration) -> Option<Refusal> {
+        if self.nkey.is_some() && is_refusal(error) {
+            // The server alone decides about a user that it knows by a key.
+            return Some(Refusal::UnknownKey);
+        }
         diagnose(&self.config, &self.principal, error, took, (self.clock)())
     }
 
@@ -367,9 +375,22 @@ fn addresses(url: &str) -> Result<Vec<ServerAddr>, BusError> {
     url.split(',').map(|one| one.trim().parse().map_err(|_| bad())).collect()
 }
 
-/// What is said to the server beside the certificate. Read at each connection, so that a token
-/// that was regenerated is used without a restart.
-fn credentials(config: &BusConfig) -> ConnectOptions {
+/// What is said to the server beside the certificate: a signature of its nonce, where there is a key. A
+/// token is read at each connection, so that one that was regenerated is used without a restart.
+fn credentials(config: &BusConfig, nkey: Option<&Arc<KeyPair>>) -> ConnectOptions {
+    if let Some(nkey) = nkey.cloned() {
+        return ConnectOptions::with_auth_callback(move |nonce| {
+            let nkey = Arc::clone(&nkey);
+            async move {
+                let mut auth = async_nats::Auth::new();
+                auth.nkey = Some(nkey.public_key());
+                let signature = nkey.sign(&nonce);
+                auth.signature =
+                    Some(signature.map_err(|error| async_nats::AuthError::new(error.to_string()))?);
+                Ok(auth)
+            }
+        });
+    }
     let Some(path) = config.token.clone() else { return ConnectOptions::new() };
     ConnectOptions::with_auth_callback(move |_| {
         let path = path.clone();
@@ -383,8 +404,12 @@ fn credentials(config: &BusConfig) -> ConnectOptions {
     })
 }
 
-fn options(config: &BusConfig, principal: &Principal) -> Result<ConnectOptions, BusError> {
-    let options = credentials(config);
+fn options(
+    config: &BusConfig,
+    principal: &Principal,
+    nkey: Option<&Arc<KeyPair>>,
+) -> Result<ConnectOptions, BusError> {
+    let options = credentials(config, nkey);
     let options = if config.server_names.is_empty() {
         options
     } else {
@@ -415,11 +440,39 @@ impl Bus {
         Self::connect_with_clock(config, principal, Arc::new(SystemTime::now)).await
     }
 
+    /// The same for a user that the server knows by a key: `seed` (`SU…`) signs the server's nonce at each
+    /// connect. The certificate is shown as well, and its names count for nothing.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], and when `seed` is not such a seed, without repeating it.
+    pub async fn connect_with_nkey(
+        config: &BusConfig,
+        principal: Principal,
+        seed: &Secret,
+    ) -> Result<Self, BusError> {
+        let nkey = KeyPair::from_seed(seed.trim())
+            .ok()
+            .filter(|key| key.key_pair_type() == KeyPairType::User)
+            .ok_or_else(|| {
+                BusError::Defect(format!("{principal}: not the seed of a user (SU…)"))
+            })?;
+        Self::open(config, principal, Arc::new(SystemTime::now), Some(Arc::new(nkey))).await
+    }
+
     /// The same with another clock.
     pub async fn connect_with_clock(
         config: &BusConfig,
         principal: Principal,
         clock: Clock,
+    ) -> Result<Self, BusError> {
+        Self::open(config, principal, clock, None).await
+    }
+
+    async fn open(
+        config: &BusConfig,
+        principal: Principal,
+        clock: Clock,
+        nkey: Option<Arc<KeyPair>>,
     ) -> Result<Self, BusError> {
         // Fails when it is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -436,6 +489,7 @@ impl Bus {
             principal: principal.clone(),
             config: config.clone(),
             clock,
+            nkey: nkey.clone(),
             link: watch::Sender::new(Link::Connecting),
             waiting: Mutex::default(),
             refused: Mutex::default(),
@@ -464,7 +518,7 @@ impl Bus {
                 attempts.delay(attempt)
             }
         };
-        let client = options(config, &principal)?
+        let client = options(config, &principal, nkey.as_ref())?
             .reconnect_delay_callback(delay)
             .retry_on_initial_connect()
             .event_callback(move |event| {
@@ -668,7 +722,8 @@ impl Bus {
         let Ok(addresses) = addresses(&self.shared.config.url) else {
             return Why::Other(UnreachableCause::Other, "not an address".to_owned());
         };
-        let options = match options(&self.shared.config, &self.shared.principal) {
+        let shared = &self.shared;
+        let options = match options(&shared.config, &shared.principal, shared.nkey.as_ref()) {
             Ok(options) => options,
             Err(error) => return Why::Other(UnreachableCause::Other, error.to_string()),
         };

@@ -2,8 +2,12 @@
 //! that only grow.
 
 mod log;
+mod replicas;
+mod snapshot;
 
 pub use log::{Append, Log, LogConfig, LogEntry};
+pub use replicas::{Copies, ensure_replicas};
+pub use snapshot::{has_stream, remove_stream, restore, snapshot};
 
 use crate::{config::BusError, connection::Bus, retry};
 use async_nats::jetstream::{
@@ -50,29 +54,33 @@ pub enum Swap {
     Overtaken,
 }
 
+/// The name of the stream that a bucket is stored in.
+pub fn stream_of(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
 fn failed(error: &dyn fmt::Display) -> BusError {
     BusError::Unavailable(error.to_string())
 }
 
 impl Bucket {
-    /// Opens a bucket, makes it where there is none, and has it kept by so many servers of a cluster.
+    /// Opens a bucket. Where there is none it is made, to be kept by so many servers of a cluster; one that
+    /// is there stays as it is ([`ensure_replicas`]).
     pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
         let mut context = jetstream::new(bus.client.clone());
         context.set_timeout(LIMIT);
-        let store = match context.get_key_value(name).await {
-            Ok(store) => store,
-            Err(_) => context
-                .create_key_value(kv::Config {
-                    bucket: name.to_owned(),
-                    history: 5,
-                    storage: StorageType::File,
-                    num_replicas: replicas,
-                    ..kv::Config::default()
-                })
-                .await
-                .map_err(|error| failed(&error))?,
+        if let Ok(store) = context.get_key_value(name).await {
+            return Ok(Self { store });
+        }
+        let config = kv::Config {
+            bucket: name.to_owned(),
+            history: 5,
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..kv::Config::default()
         };
-        keep_by(&context, &store.stream_name, replicas).await;
+        let store = context.create_key_value(config).await.map_err(|error| failed(&error))?;
+        tracing::warn!(bucket = name, replicas, "a bucket is created: there was none");
         Ok(Self { store })
     }
 
@@ -152,11 +160,18 @@ impl Bucket {
 
     /// Removes this value, and what is kept of those before it.
     pub async fn remove(&self, key: &str, revision: u64) -> Result<Swap, BusError> {
-        match self.store.purge_expect_revision(key, Some(revision)).await {
-            Ok(()) => Ok(Swap::Done),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Swap::Overtaken),
-            Err(error) => Err(failed(&error)),
-        }
+        retry::repeated(|again| async move {
+            match self.store.purge_expect_revision(key, Some(revision)).await {
+                Ok(()) => Ok(Swap::Done),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    // After an attempt of which no answer came that may have been this one.
+                    let gone = again && self.entry(key).await?.is_none();
+                    Ok(if gone { Swap::Done } else { Swap::Overtaken })
+                }
+                Err(error) => Err(failed(&error)),
+            }
+        })
+        .await
     }
 
     /// The values of these keys, in their order; those that are gone are left out.
@@ -176,39 +191,6 @@ impl Bucket {
         let watch = self.store.watch_all().await.map_err(|error| failed(&error))?;
         // A missed heartbeat is an error after which the library begins again.
         Ok(watch.filter_map(|entry| async move { entry.ok().map(|entry| entry.key) }))
-    }
-}
-
-/// Has a stream kept by so many servers. Where the cluster cannot it stays as it is, with a word about it:
-/// what is stored is there.
-async fn keep_by(context: &jetstream::Context, name: &str, replicas: usize) {
-    let changed = async {
-        let mut stream = context.get_stream(name).await.map_err(|error| error.to_string())?;
-        let info = stream.info().await.map_err(|error| error.to_string())?;
-        let (kept_by, mut config) = (info.config.num_replicas, info.config.clone());
-        if kept_by == replicas {
-            return Ok(kept_by);
-        }
-        config.num_replicas = replicas;
-        context
-            .update_stream(config)
-            .await
-            .map(|_| kept_by)
-            .map_err(|error| format!("it is kept by {kept_by}: {error}"))
-    };
-    match changed.await {
-        Ok(kept_by) if kept_by == replicas => {}
-        Ok(kept_by) => tracing::warn!(
-            stream = name,
-            before = kept_by,
-            now = replicas,
-            "what is stored is kept by another number of servers now"
-        ),
-        Err(error) => tracing::error!(
-            stream = name, replicas, %error,
-            "what is stored is not kept by as many servers as `replicas` says; see that the cluster has \
-             so many with JetStream, then restart, or correct the setting"
-        ),
     }
 }
 

@@ -55,6 +55,9 @@ pub enum Refusal {
     /// A central service whose certificate is valid.
     #[error("its certificate is not a service's of this installation")]
     NotAService,
+    /// A connection of the policy service's own, which the server knows by an nkey.
+    #[error("the bus server's configuration does not have the public key of its nkey")]
+    UnknownKey,
 }
 
 impl Refusal {
@@ -102,6 +105,10 @@ impl Refusal {
                 "have an administrator enrol the host: canopy host list says its state; a daemon that exceeded a limit of the bus is refused for a while"
             }
             Self::NotAService => "use the service's own certificate",
+            Self::UnknownKey => {
+                "put the public keys of nkeys.json, beside the seeds that `auth.nkeys` names, into the bus \
+                 server's configuration and restart it"
+            }
         }
     }
 }

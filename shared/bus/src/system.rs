@@ -19,7 +19,7 @@ pub struct SessionId {
     pub id: u64,
 }
 
-/// A connection in APP.
+/// A connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// Its server.
@@ -140,12 +140,22 @@ pub async fn connections(
     user: Option<&str>,
     limit: Duration,
 ) -> Result<Vec<Connection>, BusError> {
+    connections_in(bus, "APP", user, limit).await
+}
+
+/// The same in another account.
+pub(crate) async fn connections_in(
+    bus: &Bus,
+    account: &str,
+    user: Option<&str>,
+    limit: Duration,
+) -> Result<Vec<Connection>, BusError> {
     let until = Instant::now() + limit;
     let mut found = Vec::new();
     let mut offset = 0;
     loop {
         let question = json!({
-            "auth": true, "acc": "APP", "user": user, "limit": PAGE, "offset": offset, "state": 0
+            "auth": true, "acc": account, "user": user, "limit": PAGE, "offset": offset, "state": 0
         });
         let mut more = false;
         for Page { server, data } in ask(bus, &question, until).await? {

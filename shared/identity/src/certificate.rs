@@ -29,6 +29,9 @@ pub struct Certificate {
     /// Its subject alternative names. The subject's common name is not among them and counts for
     /// nothing (RFC 6125).
     pub names: SubjectNames,
+    /// A Canopy name where none belongs: as an e-mail address, as a DNS name or in the subject. Here it
+    /// counts for nothing; elsewhere, as in nats-server's mapping of certificates to users, it may.
+    pub misplaced_name: Option<String>,
     /// First second it is valid, since 1970.
     pub not_before: i64,
     /// Last second it is valid, since 1970.
@@ -79,10 +82,12 @@ impl Certificate {
                 _ => {}
             }
         }
+        let misplaced_name = misplaced(&names, &parsed);
         Ok(Self {
             fingerprint: URL_SAFE_NO_PAD.encode(Sha256::digest(der)),
             key_fingerprint: URL_SAFE_NO_PAD.encode(Sha256::digest(parsed.public_key().raw)),
             names,
+            misplaced_name,
             not_before: parsed.validity().not_before.timestamp(),
             not_after: parsed.validity().not_after.timestamp(),
         })
@@ -113,6 +118,16 @@ impl Certificate {
             Binding::Name(pattern) => pattern.fits(&self.names),
         }
     }
+}
+
+/// The first name that reads like one of Canopy's and is no URI. Without regard to case: a DNS name has
+/// none.
+fn misplaced(names: &SubjectNames, parsed: &X509Certificate<'_>) -> Option<String> {
+    let is_ours = |text: &&str| text.to_ascii_lowercase().contains(TRUST_DOMAIN);
+    let attributes =
+        parsed.subject().iter_attributes().filter_map(|attribute| attribute.as_str().ok());
+    let alternative = names.email.iter().chain(&names.dns).map(String::as_str);
+    alternative.chain(attributes).find(is_ours).map(str::to_owned)
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -152,6 +167,28 @@ mod tests {
         assert_eq!(read.names.ip.len(), 2);
         assert_eq!(read.our_name(), Some("u-alice"));
         assert_eq!(read.fingerprint.len(), 43);
+    }
+
+    /// nats-server would take each of these for a user of that name.
+    #[test]
+    fn canopy_names_outside_of_uris_are_found() {
+        let name = "spiffe://canopy/s-policy-data";
+        let email = SanType::Rfc822Name(name.try_into().unwrap());
+        let dns = SanType::DnsName(name.try_into().unwrap());
+        for san in [email, dns] {
+            let read = Certificate::from_der(&certificate(vec![san])).unwrap();
+            assert_eq!(read.misplaced_name.as_deref(), Some(name));
+            assert!(!read.has_our_name());
+        }
+        for attribute in [rcgen::DnType::CommonName, rcgen::DnType::OrganizationName] {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(attribute, format!("x,CN={}", name.to_uppercase()));
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+            assert!(Certificate::from_der(&der).unwrap().misplaced_name.is_some());
+        }
+        let good = certificate(vec![uri("spiffe://canopy/h-web1-loader")]);
+        assert_eq!(Certificate::from_der(&good).unwrap().misplaced_name, None);
     }
 
     #[test]

@@ -57,8 +57,8 @@ impl NatsServer {
         Self::make(users, &names, None)
     }
 
-    /// Starts a server that knows only the policy service, and asks it about everybody else. There
-    /// are certificates of a development stack for these hosts all the same.
+    /// Starts a server that knows only the policy service, by its nkeys, and asks it about everybody
+    /// else. There are certificates of a development stack for these hosts all the same.
     pub fn asking(hosts: &[&str], callout: Callout) -> Result<Self> {
         let hosts = hosts.iter().map(|host| host.parse()).collect::<Result<Vec<HostId>, _>>()?;
         let everybody = User::development(&hosts)?;
@@ -127,6 +127,13 @@ impl NatsServer {
         self.authority.issue_all(self.dir.path(), &names)
     }
 
+    /// Has the server trust another authority of clients as well, as a site's own for people; from now on.
+    pub fn trust(&mut self, other: &Authority) -> Result<()> {
+        let file = self.dir.path().join("ca.crt");
+        fs::write(&file, self.authority.pem() + &other.pem()).context("ca.crt")?;
+        self.restart()
+    }
+
     /// Kills the server, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -154,6 +161,7 @@ impl NatsServer {
             pid_file: None,
             users: self.users.clone(),
             callout: self.callout.clone(),
+            cluster: None,
         };
         let file = dir.join("nats.conf");
         fs::write(&file, config.to_text()?).context("nats.conf")?;

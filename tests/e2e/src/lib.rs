@@ -7,8 +7,10 @@
 //! **Must not know:** any service's insides. What is asserted comes from the command line's answers,
 //! `bpftool`, packets, and the files a person could look at.
 
+mod cluster;
 mod machine;
 mod world;
 
+pub use cluster::{Cluster, StreamState};
 pub use machine::{Machine, Who};
 pub use world::{Answer, BLOCKED, Gap, HOST, INTERFACE, Repository, World};

@@ -30,7 +30,7 @@ use std::{
 };
 
 /// The log of all records.
-const LOG: &str = "CANOPY_AUDIT";
+pub(super) const LOG: &str = "CANOPY_AUDIT";
 /// Chains that are stored of a writer beside a host. It goes on with its chain over restarts, so that
 /// each new one is news; and no host is to fill the store.
 const CHAINS_OF_HOST: usize = 8;

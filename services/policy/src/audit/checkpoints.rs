@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The bucket: by writer, the last checkpoint of each of its chains, the newest chain first.
-const BUCKET: &str = "canopy_audit_checkpoints";
+pub(super) const BUCKET: &str = "canopy_audit_checkpoints";
 /// Chains of a writer whose checkpoints are kept.
 const CHAINS: usize = 64;
 /// How often a change that was overtaken is tried again.

@@ -20,7 +20,7 @@ pub(crate) use trail::{Happening, Noter, Trails};
 use crate::{auth::Auth, metrics::Metrics};
 use archive::Archive;
 use canopy_api::{ApiError, Code, Principal, endpoint::policy};
-use canopy_bus::{Bus, BusError, Server, forward};
+use canopy_bus::{Bus, BusError, Server, data::stream_of, forward};
 use canopy_runtime::{Context, clock};
 use std::{
     collections::BTreeMap,
@@ -37,6 +37,11 @@ use tokio::{
 const AT_ONCE: usize = 8;
 /// After a store that is not there.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// The streams that the trail is stored in.
+pub(crate) fn streams() -> [String; 2] {
+    [archive::LOG.to_owned(), stream_of(checkpoints::BUCKET)]
+}
 
 /// Opens the store, as long as it takes, and serves the verbs about it. `None` when it was time to stop
 /// before.

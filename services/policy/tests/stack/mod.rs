@@ -5,7 +5,7 @@ use async_nats::{Client, ConnectOptions};
 use canopy_api::{
     Principal,
     endpoint::policy,
-    nats::{Callout, spiffe_id},
+    nats::{Callout, PolicyNkeys, spiffe_id},
     permission::Role,
     scope::Scope,
     subject::Target,
@@ -53,6 +53,8 @@ pub struct Credentials {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub token: Option<PathBuf>,
+    /// The file with the seed of a key, for the policy service's own connections.
+    pub nkey: Option<PathBuf>,
 }
 
 pub fn run(args: &[&str]) -> Output {
@@ -83,9 +85,12 @@ impl Stack {
         assert!(made.status.success(), "{made:?}");
         let public = fs::read_to_string(dir.path().join("keys/callout.json")).unwrap();
         let public: Value = serde_json::from_str(&public).unwrap();
+        let nkeys = fs::read_to_string(dir.path().join("keys/nkeys.json")).unwrap();
+        let nkeys: PolicyNkeys = serde_json::from_str(&nkeys).unwrap();
         let callout = Callout {
             issuer: public["issuer"].as_str().unwrap().to_owned(),
             xkey: public["xkey"].as_str().unwrap().to_owned(),
+            nkeys,
         };
         let server = NatsServer::asking(&["web1", "web2"], callout).unwrap();
         fs::write(dir.path().join("ca.crt"), server.authority().pem()).unwrap();
@@ -112,6 +117,12 @@ impl Stack {
                 "system": files("s-policy-system"),
                 "issuer_seed": key("issuer.seed"),
                 "xkey_seed": key("xkey.seed"),
+                "nkeys": {
+                    "app": key("nkey-app.seed"),
+                    "callout": key("nkey-callout.seed"),
+                    "data": key("nkey-data.seed"),
+                    "system": key("nkey-system.seed"),
+                },
                 "signing_keys": [key("token-signing.pem")],
                 "hosts": self.hosts,
                 "ca": { "cert": self.path("ca.crt"), "key": key("ca.key") },
@@ -168,11 +179,23 @@ impl Stack {
         assert!(made.status.success(), "{made:?}");
     }
 
-    /// With the certificate of that name, and its token if there is one.
+    /// With the certificate of that name, and its token or nkey if there is one.
     pub fn credentials(&self, principal: &str) -> Credentials {
         let files = self.server.client(principal);
         let token = self.path(&format!("{principal}.token"));
-        Credentials { cert: files.cert, key: files.key, token: token.exists().then_some(token) }
+        let nkey = match principal {
+            "s-policy" => Some("app"),
+            "s-policy-auth" => Some("callout"),
+            "s-policy-data" => Some("data"),
+            "s-policy-system" => Some("system"),
+            _ => None,
+        };
+        Credentials {
+            cert: files.cert,
+            key: files.key,
+            token: token.exists().then_some(token),
+            nkey: nkey.map(|seat| self.path(&format!("keys/nkey-{seat}.seed"))),
+        }
     }
 
     /// Another certificate of the same authority.
@@ -188,13 +211,13 @@ impl Stack {
     ) -> Credentials {
         let (cert, key) =
             self.server.authority().issue(self.dir.path(), file, sans, change).unwrap();
-        Credentials { cert, key, token: None }
+        Credentials { cert, key, token: None, nkey: None }
     }
 
     pub fn config_of(&self, with: &Credentials) -> BusConfig {
         let url = self.server.url();
         let ca = self.server.client("server").ca;
-        let Credentials { cert, key, token } = with.clone();
+        let Credentials { cert, key, token, .. } = with.clone();
         BusConfig { token, ..BusConfig::new(url, ca, cert, key) }
     }
 
@@ -204,7 +227,14 @@ impl Stack {
     }
 
     pub async fn connect_with(&self, principal: &str, with: &Credentials) -> Bus {
-        let bus = Bus::connect(&self.config_of(with), principal.parse().unwrap()).await.unwrap();
+        let (config, principal) = (self.config_of(with), principal.parse().unwrap());
+        let bus = match &with.nkey {
+            Some(seed) => {
+                let seed = fs::read_to_string(seed).unwrap().into();
+                Bus::connect_with_nkey(&config, principal, &seed).await.unwrap()
+            }
+            None => Bus::connect(&config, principal).await.unwrap(),
+        };
         bus.wait_ready(LIMIT).await.unwrap();
         bus
     }
@@ -228,6 +258,9 @@ impl Stack {
             .add_client_certificate(with.cert.clone(), with.key.clone());
         if let Some(token) = &with.token {
             options = options.token(fs::read_to_string(token).unwrap().trim().to_owned());
+        }
+        if let Some(seed) = &with.nkey {
+            options = options.nkey(fs::read_to_string(seed).unwrap());
         }
         change(options).connect(&self.server.url()).await.map_err(|error| format!("{error:?}"))
     }

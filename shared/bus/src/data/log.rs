@@ -37,7 +37,8 @@ pub struct LogConfig {
     pub max_bytes: u64,
     /// The oldest entries of a subject go when it has more.
     pub max_of_subject: u64,
-    /// How many servers of a cluster keep it.
+    /// How many servers of a cluster keep it, where it is made; one that is there stays as it is
+    /// ([`super::ensure_replicas`]).
     pub replicas: usize,
 }
 
@@ -90,6 +91,11 @@ impl Log {
     pub async fn open(bus: &Bus, config: &LogConfig) -> Result<Self, BusError> {
         let mut context = jetstream::new(bus.client.clone());
         context.set_timeout(LIMIT);
+        // More copies than the cluster has servers for would be refused, and the bounds with them.
+        let replicas = match context.get_stream(config.name).await {
+            Ok(stream) => stream.cached_info().config.num_replicas,
+            Err(_) => config.replicas,
+        };
         let number = |of: u64| i64::try_from(of).unwrap_or(i64::MAX);
         let wanted = Config {
             name: config.name.to_owned(),
@@ -99,7 +105,7 @@ impl Log {
             max_messages_per_subject: number(config.max_of_subject),
             discard: DiscardPolicy::Old,
             storage: StorageType::File,
-            num_replicas: config.replicas,
+            num_replicas: replicas,
             // Nobody takes single entries out, this service included.
             deny_delete: true,
             deny_purge: true,
