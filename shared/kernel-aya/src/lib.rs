@@ -50,6 +50,7 @@ mod observe;
 pub mod pins;
 mod placement;
 mod prepare;
+mod program_names;
 mod recover;
 mod rings;
 mod route;
