@@ -244,20 +244,59 @@ fn data_section(index: usize, section: &Section) -> Result<Option<MapDef>, Objec
     }))
 }
 
+/// What iproute2's definition of a map says of maps in maps.
+struct Nesting {
+    /// The map's place among all, and its symbol.
+    map: usize,
+    symbol: usize,
+    id: u32,
+    /// The id of the map whose like it holds.
+    inner_id: u32,
+    /// Where in such a map it is put; `u32::MAX` for nowhere.
+    inner_index: u32,
+}
+
+/// Gives maps of maps what they hold, by iproute2's rules (`bpf_maps_attach_all` in lib/bpf_legacy.c).
+fn nest(maps: &mut [MapDef], nestings: &[Nesting]) -> Result<(), ObjectError> {
+    for outer in nestings.iter().filter(|nesting| nesting.inner_id != 0) {
+        let name = maps.get(outer.map).map(|map| map.name.clone()).unwrap_or_default();
+        let held =
+            || nestings.iter().filter(|inner| inner.id == outer.inner_id && inner.inner_id == 0);
+        let like = held().next().and_then(|inner| maps.get(inner.map)).cloned();
+        let like = like.ok_or_else(|| ObjectError::Unsupported {
+            what: format!(
+                "map \"{name}\" holds maps like the one with id {}, and no map of the object has that id",
+                outer.inner_id
+            ),
+            remedy: "declare the inner map with this id in the same object, or declare the maps in BTF \
+                     (SEC(\".maps\"), __array(values, ...))"
+                .to_owned(),
+        })?;
+        let Some(map) = maps.get_mut(outer.map) else { continue };
+        map.inner = Some(Box::new(like));
+        map.values = held()
+            .filter(|inner| inner.inner_index != u32::MAX)
+            .map(|inner| (inner.inner_index, inner.symbol))
+            .collect();
+    }
+    Ok(())
+}
+
 /// `struct bpf_map_def` and what iproute2 made of it (`struct bpf_elf_map`): type, key size, value
-/// size, entries, flags, then id and pinning where the symbol is that long.
+/// size, entries, flags, then id, pinning, `inner_id` and `inner_idx` where the symbol is that long.
 fn old_form(
     elf: &Elf,
     index: usize,
     section: &Section,
     maps: &mut Vec<MapDef>,
 ) -> Result<(), ObjectError> {
-    let here = elf.symbols.iter().filter(|symbol| {
+    let here = elf.symbols.iter().enumerate().filter(|(_, symbol)| {
         symbol.section == Some(index)
             && !symbol.name.is_empty()
             && matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label)
     });
-    for symbol in here {
+    let mut nestings = Vec::new();
+    for (number, symbol) in here {
         let bytes = usize::try_from(symbol.address).ok().and_then(|at| section.data.get(at..));
         let size = if symbol.size == 0 { 20 } else { usize::try_from(symbol.size).unwrap_or(0) };
         let bytes = bytes.and_then(|bytes| bytes.get(..size)).filter(|bytes| bytes.len() >= 20);
@@ -266,6 +305,13 @@ fn old_form(
         })?;
         let word =
             |at: usize| bytes.as_chunks::<4>().0.get(at).copied().map_or(0, u32::from_ne_bytes);
+        nestings.push(Nesting {
+            map: maps.len(),
+            symbol: number,
+            id: word(5),
+            inner_id: word(7),
+            inner_index: word(8),
+        });
         maps.push(MapDef {
             name: symbol.name.clone(),
             section: index,
@@ -280,7 +326,8 @@ fn old_form(
         });
         bounded(maps)?;
     }
-    Ok(())
+    nest(maps, &nestings)?;
+    bounded(maps)
 }
 
 fn declared(
