@@ -20,7 +20,7 @@ use canopy_api::ProgramName;
 use canopy_kernel::{KernelError, MapContents, MapField, Member, MovedSlots};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, iter,
     ops::Range,
 };
 
@@ -59,7 +59,7 @@ impl Entry {
 
     /// The bytes that are settings.
     fn set(&self) -> Vec<Range<usize>> {
-        self.fields.clone().unwrap_or_else(|| vec![0..self.value.len()])
+        self.fields.clone().unwrap_or_else(|| iter::once(0..self.value.len()).collect())
     }
 
     /// Those of them that a running map has to have.
@@ -296,7 +296,8 @@ impl MapSettings {
             let mut before = globals.clone();
             if let Some(value) = old.get(entry.key.as_slice()) {
                 let fields = fields_of(&detail.old_fields, &def.name, &entry.key);
-                let fields = if fields.is_empty() { vec![0..value.len()] } else { fields };
+                let all = || iter::once(0..value.len()).collect();
+                let fields = if fields.is_empty() { all() } else { fields };
                 let bytes = |field: Range<usize>| Some((field.clone(), value.get(field)?));
                 before.extend(fields.into_iter().filter_map(bytes));
             }
@@ -682,6 +683,7 @@ pub(crate) fn entry_error(
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "bytes of one setting")]
 mod tests {
     use super::*;
     use canopy_api::VerdictSet;

@@ -317,7 +317,7 @@ struct Nesting {
     inner_index: u32,
 }
 
-/// Gives maps of maps what they hold, by iproute2's rules (`bpf_maps_attach_all` in lib/bpf_legacy.c).
+/// Gives maps of maps what they hold, by iproute2's rules (`bpf_maps_attach_all` in `lib/bpf_legacy.c`).
 fn nest(maps: &mut [MapDef], nestings: &[Nesting]) -> Result<(), ObjectError> {
     for outer in nestings.iter().filter(|nesting| nesting.inner_id != 0) {
         let name = maps.get(outer.map).map(|map| map.name.clone()).unwrap_or_default();

@@ -361,12 +361,11 @@ impl<'a> Walk<'a> {
 
     /// A path leads to an instruction.
     fn reach(&mut self, at: usize, state: &State) {
-        let news = match self.states.get_mut(&at) {
-            Some(known) => known.join(state),
-            None => {
-                self.states.insert(at, state.clone());
-                true
-            }
+        let news = if let Some(known) = self.states.get_mut(&at) {
+            known.join(state)
+        } else {
+            self.states.insert(at, state.clone());
+            true
         };
         if news {
             self.queue.insert(at);
@@ -507,9 +506,9 @@ impl<'a> Walk<'a> {
                 }
                 Thing::Stack(_) => {
                     state.forget_numbers();
-                    self.escaped.extend(stored.iter().filter(|thing| is_value(thing)).copied());
+                    self.escaped.extend(stored.iter().copied().filter(|thing| is_value(*thing)));
                 }
-                _ => self.escaped.extend(stored.iter().filter(|thing| is_value(thing)).copied()),
+                _ => self.escaped.extend(stored.iter().copied().filter(|thing| is_value(*thing))),
             }
         }
         // What was there comes back in a register.
@@ -596,7 +595,7 @@ impl<'a> Walk<'a> {
     /// The frame is another function's to look into and to write.
     fn escape(&mut self, state: &mut State) {
         let values = state.slots.values().flat_map(|(_, things)| things);
-        self.escaped.extend(values.filter(|thing| is_value(thing)).copied());
+        self.escaped.extend(values.copied().filter(|thing| is_value(*thing)));
         state.forget_numbers();
     }
 
@@ -718,7 +717,7 @@ fn width(insn: Insn) -> i64 {
     }
 }
 
-fn is_value(thing: &&Thing) -> bool {
+fn is_value(thing: Thing) -> bool {
     matches!(thing, Thing::Value { .. } | Thing::Map(_))
 }
 
@@ -764,6 +763,7 @@ fn moved(things: &Things, by: Option<i64>) -> Things {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "bytes that one store writes")]
 mod tests {
     use super::*;
     use canopy_test_support::compile_text;

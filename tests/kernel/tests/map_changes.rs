@@ -235,6 +235,14 @@ fn kinds() -> Vec<Kind> {
         kinds.push(filled(kind(outer, "ARRAY_OF_MAPS", "0", inner, No, Mark::Map(THREE))));
     }
     kinds.push(kind("outer_hash", "HASH_OF_MAPS", "0", "in_array", No, Mark::Map(NINE_LONG)));
+    kinds.extend(kinds_for_other_hooks());
+    kinds
+}
+
+/// Those that mean something to programs of other hooks only, and that an XDP program can have.
+fn kinds_for_other_hooks() -> Vec<Kind> {
+    use Bound::No;
+    let mut kinds = Vec::new();
     for (name, map_type, owner) in [
         ("sk_local", "SK_STORAGE", Owner::Socket),
         ("inode_local", "INODE_STORAGE", Owner::File),
@@ -275,13 +283,13 @@ impl Kind {
     }
 }
 
+/// Map types that are not in every system's headers.
+const NEW_TYPES: &str = "#define BPF_MAP_TYPE_CGRP_STORAGE 32\n#define BPF_MAP_TYPE_ARENA 33\n";
+
 /// The object with all kinds.
 fn source(kinds: &[Kind], pinned: bool, wide: bool) -> String {
     let mut text = format!(
-        "#define ENTRIES {}\n#define PIN {}\n\
-         /* Not in every system's headers. */\n\
-         #define BPF_MAP_TYPE_CGRP_STORAGE 32\n#define BPF_MAP_TYPE_ARENA 33\n\
-         int target(struct xdp_md *ctx);\n",
+        "{NEW_TYPES}#define ENTRIES {}\n#define PIN {}\nint target(struct xdp_md *ctx);\n",
         if wide { 32 } else { 16 },
         if pinned { "__uint(pinning, LIBBPF_PIN_BY_NAME);" } else { "" }
     );
