@@ -141,9 +141,13 @@ enum canopy_link {
 	CANOPY_LINK_DEEP, /* it has more tags than are read */
 };
 
-/* Reads the VLAN tags, of which `type` announces the first. */
+/*
+ * Reads the VLAN tags, of which `type` announces the first. The loop has one way out, with the
+ * answer in one variable: of several, clang -O1 makes numbers that the verifier takes for pointers.
+ */
 static __always_inline enum canopy_link canopy_take_tags(struct canopy_cursor *cursor, __be16 *type)
 {
+	enum canopy_link link = CANOPY_LINK_DEEP;
 	void *first = cursor->at, *behind;
 	__u64 bytes;
 
@@ -151,22 +155,27 @@ static __always_inline enum canopy_link canopy_take_tags(struct canopy_cursor *c
 	for (int depth = 0; depth < CANOPY_VLAN_DEPTH; depth++) {
 		struct canopy_vlan *vlan;
 
-		if (canopy_take(cursor, sizeof(*vlan), (void **)&vlan))
-			return CANOPY_LINK_CUT;
+		if (canopy_take(cursor, sizeof(*vlan), (void **)&vlan)) {
+			link = CANOPY_LINK_CUT;
+			break;
+		}
 		*type = vlan->protocol;
-		if (canopy_unlikely(canopy_is_vlan(*type)))
-			continue;
-		/*
-		 * The verifier knows nothing of a difference of pointers: whatever follows is
-		 * verified once, not once for every number of tags.
-		 */
-		behind = cursor->at;
-		canopy_opaque(behind);
-		bytes = behind - first;
-		cursor->at = first + (bytes & CANOPY_VLAN_BYTES);
-		return CANOPY_LINK_READ;
+		if (canopy_likely(!canopy_is_vlan(*type))) {
+			link = CANOPY_LINK_READ;
+			break;
+		}
 	}
-	return CANOPY_LINK_DEEP;
+	if (link != CANOPY_LINK_READ)
+		return link;
+	/*
+	 * The verifier knows nothing of a difference of pointers: whatever follows is verified
+	 * once, not once for every number of tags.
+	 */
+	behind = cursor->at;
+	canopy_opaque(behind);
+	bytes = behind - first;
+	cursor->at = first + (bytes & CANOPY_VLAN_BYTES);
+	return CANOPY_LINK_READ;
 }
 
 /*

@@ -142,13 +142,14 @@ static __always_inline __u64 now(void)
 static __always_inline bool convert(struct bucket *bucket, __u64 interval, __u32 burst)
 {
 	__u64 before = canopy_read_once(bucket->interval);
+	bool converted = false;
 
 	if (before == interval)
 		return true;
 	if (before == CONVERTING ||
 	    __sync_val_compare_and_swap(&bucket->interval, before, CONVERTING) != before)
 		return false;
-	for (int i = 0; i < MAX_TRIES; i++) {
+	for (int i = 0; i < MAX_TRIES && !converted; i++) {
 		__u64 seen = canopy_read_once(bucket->full_at), at = now(), missing = 0;
 
 		/* A part of a token is a whole one: nothing is gained by a change. */
@@ -156,22 +157,23 @@ static __always_inline bool convert(struct bucket *bucket, __u64 interval, __u32
 			missing = (seen - at - 1) / before + 1;
 		if (missing > burst)
 			missing = burst;
-		if (__sync_val_compare_and_swap(&bucket->full_at, seen, at + missing * interval) ==
-		    seen) {
-			*(volatile __u64 *)&bucket->interval = interval;
-			return true;
-		}
+		converted = __sync_val_compare_and_swap(&bucket->full_at, seen,
+							at + missing * interval) == seen;
 	}
-	*(volatile __u64 *)&bucket->interval = before;
-	return false;
+	*(volatile __u64 *)&bucket->interval = converted ? interval : before;
+	return converted;
 }
 
-/* Takes a token of the source's bucket. */
+/*
+ * Takes a token of the source's bucket. The loop has one way out, with the answer in one variable:
+ * of several, clang -O1 makes numbers that the verifier takes for pointers.
+ */
 static __always_inline bool take_token(const struct source *source, const struct settings *settings)
 {
 	__u64 interval = (NSEC_PER_SEC << TIME_SHIFT) / settings->rate;
 	__u64 room = settings->burst * interval, at = now();
 	struct bucket *bucket = bpf_map_lookup_elem(&rl_sources, source);
+	bool token = false;
 
 	if (!bucket) {
 		struct bucket taken = {.full_at = at + interval, .interval = interval};
@@ -189,7 +191,7 @@ static __always_inline bool take_token(const struct source *source, const struct
 	if (canopy_unlikely(canopy_read_once(bucket->interval) != interval) &&
 	    !convert(bucket, interval, settings->burst))
 		return false;
-	for (int i = 0; i < MAX_TRIES; i++) {
+	for (int i = 0; i < MAX_TRIES && !token; i++) {
 		__u64 seen = canopy_read_once(bucket->full_at), full_at;
 
 		/*
@@ -197,11 +199,11 @@ static __always_inline bool take_token(const struct source *source, const struct
 		 * CPU may have changed it just now.
 		 */
 		if (canopy_unlikely(canopy_read_once(bucket->interval) != interval))
-			return false;
+			break;
 		full_at = (seen > at ? seen : at) + interval;
 		if (full_at - at <= room) {
-			if (__sync_val_compare_and_swap(&bucket->full_at, seen, full_at) == seen)
-				return true;
+			token = __sync_val_compare_and_swap(&bucket->full_at, seen, full_at) ==
+				seen;
 			continue;
 		}
 		/*
@@ -213,9 +215,9 @@ static __always_inline bool take_token(const struct source *source, const struct
 			if (seen > full_at)
 				__sync_val_compare_and_swap(&bucket->full_at, seen, full_at);
 		}
-		return false;
+		break;
 	}
-	return false;
+	return token;
 }
 
 SEC("xdp.frags")

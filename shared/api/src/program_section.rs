@@ -186,12 +186,11 @@ pub fn section_fit(hook: Hook, section: &str, context: Option<&str>) -> SectionF
         }
         (Hook::Xdp, Meant::Xdp) | (Hook::TcIngress | Hook::TcEgress, Meant::Tc) => {
             if takes_other {
-                SectionFit::Doubtful(format!(
+                return SectionFit::Doubtful(format!(
                     "its section \"{section}\" is one for {wanted}, and its context a struct {other}"
-                ))
-            } else {
-                SectionFit::Fits
+                ));
             }
+            direction_fit(hook, section)
         }
         _ if takes_other => by_context(other_program, other, other_hook.to_owned()),
         (_, Meant::Tc | Meant::Xdp | Meant::XdpOfMap(_)) => SectionFit::Doubtful(format!(
@@ -208,10 +207,27 @@ pub fn section_fit(hook: Hook, section: &str, context: Option<&str>) -> SectionF
             });
             match foreign {
                 Some((context, words)) => by_context(words, context, choose_another()),
-                None => SectionFit::Fits,
+                None => direction_fit(hook, section),
             }
         }
     }
+}
+
+/// Compares the direction that a TC section names with the hook. The kernel knows none: a program runs
+/// wherever it is attached.
+fn direction_fit(hook: Hook, section: &str) -> SectionFit {
+    let name = section.strip_prefix('?').unwrap_or(section);
+    let meant = match name.split_once('/') {
+        Some(("tc" | "tcx" | "classifier" | "cls", "ingress")) => Hook::TcIngress,
+        Some(("tc" | "tcx" | "classifier" | "cls", "egress")) => Hook::TcEgress,
+        _ => return SectionFit::Fits,
+    };
+    if hook == Hook::Xdp || meant == hook {
+        return SectionFit::Fits;
+    }
+    SectionFit::Doubtful(format!(
+        "its section \"{section}\" is one for {meant}, and the manifest declares it for {hook}"
+    ))
 }
 
 #[cfg(test)]
@@ -311,10 +327,6 @@ mod tests {
         }
         for section in [
             "tc",
-            "tc/ingress",
-            "tc/egress",
-            "tcx/ingress",
-            "tcx/egress",
             "netkit/primary",
             "netkit/peer",
             "classifier",
@@ -330,6 +342,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_section_of_the_other_direction_is_remarked() {
+        use Hook::{TcEgress, TcIngress};
+        for section in ["tc/ingress", "tcx/ingress", "?tcx/ingress", "classifier/ingress"] {
+            for context in [None, Some("__sk_buff")] {
+                assert!(fits(TcIngress, section, context), "{section}");
+                let SectionFit::Doubtful(said) = section_fit(TcEgress, section, context) else {
+                    panic!("{section} fits");
+                };
+                assert!(said.contains("tc-ingress") && said.contains("tc-egress"), "{said}");
+            }
+        }
+        for section in ["tc/egress", "tcx/egress", "classifier/egress"] {
+            assert!(fits(TcEgress, section, None), "{section}");
+            assert!(matches!(section_fit(TcIngress, section, None), SectionFit::Doubtful(_)));
+        }
+        assert!(fits(TcEgress, "tc/ingress_filter", None), "another word");
     }
 
     #[test]

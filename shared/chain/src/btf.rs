@@ -105,23 +105,49 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 impl<'a> Btf<'a> {
     /// Reads the contents of a `.BTF` section.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
-        let header = || -> Option<(&'a [u8], &'a [u8])> {
+        let (types, strings) = Self::sections(bytes)?;
+        let mut btf = Self { types: Vec::new(), strings };
+        btf.append(types)?;
+        Ok(btf)
+    }
+
+    /// The types of a kernel module, which go on where those of the kernel end (split BTF): numbers and
+    /// strings are counted through. `strings` are [`Self::joined_strings`].
+    pub fn with_split(&self, bytes: &'a [u8], strings: &'a [u8]) -> Result<Self, BtfError> {
+        let (types, _) = Self::sections(bytes)?;
+        let mut btf = Self { types: self.types.clone(), strings };
+        btf.append(types)?;
+        Ok(btf)
+    }
+
+    /// The strings of these types and, behind them, those of a module.
+    pub fn joined_strings(&self, bytes: &[u8]) -> Result<Vec<u8>, BtfError> {
+        let (_, strings) = Btf::sections(bytes)?;
+        Ok([self.strings, strings].concat())
+    }
+
+    /// Types and strings.
+    fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8]), BtfError> {
+        let header = || -> Option<(&[u8], &[u8])> {
             let magic = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?);
             if magic != MAGIC {
                 return None;
             }
             let length = word(bytes, 4)? as usize;
             let body = bytes.get(length..)?;
-            let part = |at: usize| -> Option<&'a [u8]> {
+            let part = |at: usize| -> Option<&[u8]> {
                 let offset = word(bytes, at)? as usize;
                 body.get(offset..offset.checked_add(word(bytes, at + 4)? as usize)?)
             };
             Some((part(8)?, part(16)?))
         };
-        let (types_bytes, strings) = header().ok_or(BtfError::Header)?;
-        let (words, _) = types_bytes.as_chunks::<4>();
+        header().ok_or(BtfError::Header)
+    }
 
-        let mut types = Vec::new();
+    /// Reads types behind those that are there.
+    fn append(&mut self, bytes: &'a [u8]) -> Result<(), BtfError> {
+        let (words, _) = bytes.as_chunks::<4>();
+        let types = &mut self.types;
         let mut rest = words;
         while !rest.is_empty() {
             let id = u32::try_from(types.len() + 1).unwrap_or(u32::MAX);
@@ -142,7 +168,7 @@ impl<'a> Btf<'a> {
             });
             rest = tail;
         }
-        Ok(Self { types, strings })
+        Ok(())
     }
 
     /// The type with this id; `None` for 0 (void) and past the end.
@@ -304,9 +330,10 @@ pub struct Import {
     known: Arc<HashMap<u32, u32>>,
 }
 
-/// Structs of which the kernel takes only the first in a BTF for what they are: the special fields of
-/// objects that programs make (`alloc_obj_fields` in `kernel/bpf/btf.c`), and of maps.
-const SPECIAL: [&str; 10] = [
+/// Structs that are the kernel's own where they are fields of map values or of objects that programs make:
+/// it neither shows nor takes them (`btf_get_field_type` in `kernel/bpf/btf.c`), and takes only the first
+/// of each name in a BTF for what it is (`alloc_obj_fields`).
+pub const KERNEL_FIELDS: [&str; 10] = [
     "bpf_spin_lock",
     "bpf_res_spin_lock",
     "bpf_timer",
@@ -318,6 +345,9 @@ const SPECIAL: [&str; 10] = [
     "bpf_rb_node",
     "bpf_refcount",
 ];
+
+/// Type tags of pointers in map values that are the kernel's own.
+pub const KERNEL_POINTER_TAGS: [&str; 4] = ["kptr", "kptr_untrusted", "percpu_kptr", "uptr"];
 
 /// What of an object's types is not imported as it stands.
 #[derive(Debug, Default)]
@@ -364,7 +394,7 @@ pub struct Merger {
     imports: Vec<Import>,
     /// The names of structs.
     structs: HashSet<String>,
-    /// The first of each of [`SPECIAL`]: id and size.
+    /// The first of each of [`KERNEL_FIELDS`]: id and size.
     special: HashMap<&'static str, (u32, u32)>,
 }
 
@@ -463,7 +493,7 @@ impl Merger {
     fn special_types(&mut self, btf: &Btf<'_>, shift: u32) -> HashMap<u32, u32> {
         let mut known = HashMap::new();
         for (id, ty) in btf.iter().filter(|(_, ty)| ty.kind == kind::STRUCT) {
-            let Some(name) = SPECIAL.iter().find(|name| **name == btf.string(ty.name)) else {
+            let Some(name) = KERNEL_FIELDS.iter().find(|name| **name == btf.string(ty.name)) else {
                 continue;
             };
             let (first, size) = *self.special.entry(name).or_insert((id + shift, ty.size_or_type));

@@ -205,7 +205,10 @@ impl Resolver<'_, '_> {
         if !self.known.contains_key(&key) {
             let outcome = match Kind::new(kind) {
                 Some(Kind::TypeIdLocal) => self.own_type(id, access),
-                Some(kind) => self.resolve(KernelBtf::get()?, id, access, kind),
+                Some(kind) => {
+                    let kernel = KernelBtf::get()?;
+                    self.resolve(kernel, |name| kernel.of_modules(name), id, access, kind)
+                }
                 None => Err(format!("relocations of the kind {kind} are not known")),
             };
             self.known.insert(key, outcome);
@@ -222,7 +225,16 @@ impl Resolver<'_, '_> {
         Ok(Value { expected: None, wanted: u64::from(id), resize: None })
     }
 
-    fn resolve(&self, kernel: &KernelBtf, id: u32, access: u32, kind: Kind) -> Outcome {
+    /// The kernel's answer; that of its modules where the kernel has no type of the name
+    /// (`bpf_core_find_cands`).
+    fn resolve<'k>(
+        &self,
+        kernel: &'k KernelBtf,
+        modules: impl FnOnce(&str) -> Vec<&'k KernelBtf>,
+        id: u32,
+        access: u32,
+        kind: Kind,
+    ) -> Outcome {
         let subject = subject(self.btf, id);
         let told = |why: String| format!("{subject}: {why}");
         let spec = Spec::parse(self.btf, id, self.btf.string(access), kind).map_err(told)?;
@@ -234,16 +246,20 @@ impl Resolver<'_, '_> {
         // One relocation may take what is left, but no more than its share.
         let budget = self.steps.0.get().min(STEPS);
         let steps = Steps(Cell::new(budget));
-        let pair = Pair { local: self.btf, target: &kernel.btf, steps: &steps };
         let mut found: Option<(Spec<'static>, Outcome)> = None;
         let mut same_name = false;
+        let in_kernel = kernel.named(name).any(|(_, ty)| kinds_compatible(local, ty));
+        let sources = if in_kernel { vec![kernel] } else { modules(name) };
+        let candidates =
+            sources.into_iter().flat_map(|kernel| kernel.named(name).map(move |one| (kernel, one)));
         let outcome = (|| {
-            for (target, ty) in kernel.named(name) {
+            for (kernel, (target, ty)) in candidates {
                 steps.take()?;
                 if !kinds_compatible(local, ty) {
                     continue;
                 }
                 same_name = true;
+                let pair = Pair { local: self.btf, target: &kernel.btf, steps: &steps };
                 let Some(matched) = spec.matched(&pair, target, kind)? else { continue };
                 let value = self.value(kernel, kind, &spec, Some(&matched))?;
                 if let Some((before, known)) = &found {
@@ -425,5 +441,40 @@ impl Field {
             ),
             _ => just(64_u64.wrapping_sub(bits), true),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel_btf::tests::{kernel_and_module, structs};
+
+    /// The offset of `x` in a struct, as an object that has it at 0 is answered.
+    fn offset_of_x(name: &str, modules: &[&KernelBtf], kernel: &KernelBtf) -> Result<u64, String> {
+        let mut local = structs(&[(name, 0)], 0, 0);
+        // The way to the first member, behind the other strings.
+        let strings = u32::from_ne_bytes(local[20..24].try_into().unwrap());
+        local.extend(b"0:0\0");
+        local[20..24].copy_from_slice(&(strings + 4).to_ne_bytes());
+        let btf = Btf::parse(&local).unwrap();
+        let steps = Steps(Cell::new(ALL_STEPS));
+        let resolver = Resolver { btf: &btf, known: HashMap::new(), steps };
+        let modules = |_: &str| modules.to_vec();
+        let value = resolver.resolve(kernel, modules, 2, strings, Kind::FieldOffset)?;
+        Ok(value.wanted)
+    }
+
+    #[test]
+    fn types_are_looked_for_in_modules_after_the_kernel() {
+        let (kernel, module) = kernel_and_module();
+        assert_eq!(offset_of_x("of_module", &[&module], &kernel), Ok(8));
+        assert_eq!(offset_of_x("of_kernel", &[&module], &kernel), Ok(0), "the kernel's goes first");
+        let error = offset_of_x("of_module", &[], &kernel).unwrap_err();
+        assert!(error.contains("struct of_module"), "{error}");
+        // Two modules that have it alike, and two that have not.
+        assert_eq!(offset_of_x("of_module", &[&module, &module], &kernel), Ok(8));
+        let other = KernelBtf::of(structs(&[("of_module", 32)], 0, 0)).unwrap();
+        let error = offset_of_x("of_module", &[&module, &other], &kernel).unwrap_err();
+        assert!(error.contains("several types"), "{error}");
     }
 }

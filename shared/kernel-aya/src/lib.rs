@@ -50,6 +50,7 @@ mod observe;
 pub mod pins;
 mod placement;
 mod prepare;
+mod program_names;
 mod recover;
 mod rings;
 mod route;
@@ -60,11 +61,12 @@ pub mod sys;
 mod times;
 mod verified;
 mod verifier_log;
+mod writes;
 
 pub use check::{check_member, load_member};
 pub use facts::missing_capabilities;
 
-use crate::{held::Held, map_settings::Copied, pins::Pins, route::Routes};
+use crate::{held::Held, map_settings::Deferred, pins::Pins, route::Routes};
 use canopy_api::{
     ChainKey, InterfaceName, Netns, ProgramName, XdpMode,
     wire::{ChainPlacement, Fact, ObservedChain},
@@ -92,8 +94,8 @@ pub struct AyaKernel {
     /// The devices' counters when XDP chains were attached.
     device_baselines: Mutex<BTreeMap<ChainKey, device_errors::Baseline>>,
     routes: Routes,
-    /// Of generations that are prepared and not attached: the maps that are copies of running ones.
-    copied: Mutex<BTreeMap<(ChainKey, u64), Vec<Copied>>>,
+    /// Of generations that are prepared: what is done to maps only when they are attached.
+    deferred: Mutex<BTreeMap<(ChainKey, u64), Deferred>>,
 }
 
 impl AyaKernel {
@@ -112,7 +114,7 @@ impl AyaKernel {
             held: Mutex::default(),
             device_baselines: Mutex::default(),
             routes: Routes::default(),
-            copied: Mutex::default(),
+            deferred: Mutex::default(),
         })
     }
 
@@ -131,22 +133,28 @@ impl AyaKernel {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn copied(&self) -> MutexGuard<'_, BTreeMap<(ChainKey, u64), Vec<Copied>>> {
+    fn deferred(&self) -> MutexGuard<'_, BTreeMap<(ChainKey, u64), Deferred>> {
         // As for `held`.
-        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies once more into the maps of a generation what they are copies of.
     fn copy_again(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
-        for copied in self.copied().get(&(key.clone(), generation)).into_iter().flatten() {
-            let failed = |error| pins::os(format!("copy the maps of {key}"), error);
-            copied.again().map_err(failed)?;
-        }
-        Ok(())
+        let deferred = self.deferred();
+        let Some(deferred) = deferred.get(&(key.clone(), generation)) else { return Ok(()) };
+        let failed = |error| pins::os(format!("copy the maps of {key}"), error);
+        deferred.copy_again().map_err(failed)
     }
 
-    fn forget_copied(&self, key: &ChainKey, generation: u64) {
-        self.copied().remove(&(key.clone(), generation));
+    /// Lets go of the maps that a generation's maps are copies of.
+    fn forget_copies(&self, key: &ChainKey, generation: u64) {
+        if let Some(deferred) = self.deferred().get_mut(&(key.clone(), generation)) {
+            deferred.copies.clear();
+        }
+    }
+
+    fn forget_deferred(&self, key: &ChainKey, generation: u64) {
+        self.deferred().remove(&(key.clone(), generation));
     }
 
     /// The chain's link: the pinned one, else the one we hold.
@@ -251,10 +259,10 @@ impl Kernel for AyaKernel {
     }
 
     fn prepare(&self, build: &ChainBuild) -> Result<Prepared, KernelError> {
-        let (prepared, copied) =
+        let (prepared, deferred) =
             netns::within(build.key.netns.as_ref(), || prepare::prepare(&self.pins, build))?;
-        if !copied.is_empty() {
-            self.copied().insert((build.key.clone(), build.generation), copied);
+        if !deferred.is_empty() {
+            self.deferred().insert((build.key.clone(), build.generation), deferred);
         }
         Ok(prepared)
     }
@@ -276,6 +284,29 @@ impl Kernel for AyaKernel {
         expect: Expect,
     ) -> Result<ObservedChain, KernelError> {
         netns::within(key.netns.as_ref(), || link::switch(self, key, generation, mode, expect))
+    }
+
+    fn restore_shared_settings(
+        &self,
+        key: &ChainKey,
+        generation: u64,
+    ) -> Result<Option<String>, KernelError> {
+        match self.deferred().get_mut(&(key.clone(), generation)) {
+            Some(deferred) => deferred.restore(),
+            None => Ok(None),
+        }
+    }
+
+    fn keep_restored_settings(&self, key: &ChainKey, generation: u64) {
+        // Its copies were let go of at the switch.
+        self.forget_deferred(key, generation);
+    }
+
+    fn undo_restored_settings(&self, key: &ChainKey, generation: u64) -> Result<(), KernelError> {
+        match self.deferred().get_mut(&(key.clone(), generation)) {
+            Some(deferred) => deferred.undo_restore(),
+            None => Ok(()),
+        }
     }
 
     fn rename(&self, from: &ChainKey, to: &InterfaceName) -> Result<(), KernelError> {

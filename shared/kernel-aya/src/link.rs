@@ -77,7 +77,7 @@ pub(crate) fn switch(
         }
     }
     shared_maps::follow(&kernel.pins, key, generation)?;
-    kernel.forget_copied(key, generation);
+    kernel.forget_copies(key, generation);
     observe::read_back(kernel, key, generation)
 }
 
@@ -234,7 +234,7 @@ pub(crate) fn discard(
             held.remove(key);
         }
     }
-    kernel.forget_copied(key, generation);
+    kernel.forget_deferred(key, generation);
     // First what makes it a generation: a crash half-way leaves nothing that looks whole.
     pins::remove_file(&kernel.pins.prog(key, generation))?;
     pins::remove_tree(&kernel.pins.generation(key, generation))?;

@@ -4,6 +4,10 @@
 //! A running map is never changed for a setting (ADR 0015): its contents are copied into a new one,
 //! with the settings laid over them.
 
+mod deferred;
+
+pub(crate) use deferred::{Copied, Deferred, Restore};
+
 use crate::{
     elf::ObjectError,
     map_create::os,
@@ -16,7 +20,7 @@ use canopy_api::ProgramName;
 use canopy_kernel::{KernelError, MapContents, MapField, Member, MovedSlots};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, iter,
     ops::Range,
 };
 
@@ -29,15 +33,10 @@ const LRU_HASH: u32 = 9;
 const LRU_PERCPU_HASH: u32 = 10;
 const LPM_TRIE: u32 = 11;
 
-/// `BPF_F_RDONLY` and `BPF_F_WRONLY`: who made the map can do only one of the two.
-const ONE_WAY: u32 = 1 << 3 | 1 << 4;
-
 /// Entries that are read in one call.
 const BATCH: usize = 1024;
 /// Settings from which on a map is read whole instead of entry by entry.
 const MANY: usize = 32;
-/// Bytes of a map that is copied once more in the instant of the switch.
-const SMALL: usize = 256 << 10;
 
 /// One entry that settings say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,17 +45,33 @@ struct Entry {
     value: Vec<u8>,
     /// The bytes of the value that are settings; `None` for all of it.
     fields: Option<Vec<Range<usize>>>,
+    /// Bytes that are as the running programs left them: these write them themselves, and the setting is
+    /// what it was.
+    left: Vec<Range<usize>>,
+    /// Whether they may have removed it as well.
+    may_be_gone: bool,
 }
 
 impl Entry {
-    /// Puts the bytes that are settings over what is there.
-    fn lay_over(&self, value: &mut [u8]) {
-        let Some(fields) = &self.fields else {
-            if value.len() == self.value.len() {
-                value.copy_from_slice(&self.value);
-            }
+    fn new(key: Vec<u8>, value: Vec<u8>, fields: Option<Vec<Range<usize>>>) -> Self {
+        Self { key, value, fields, left: Vec::new(), may_be_gone: false }
+    }
+
+    /// The bytes that are settings.
+    fn set(&self) -> Vec<Range<usize>> {
+        self.fields.clone().unwrap_or_else(|| iter::once(0..self.value.len()).collect())
+    }
+
+    /// Those of them that a running map has to have.
+    fn required(&self) -> Vec<Range<usize>> {
+        if self.left.is_empty() { self.set() } else { without(&self.set(), &self.left) }
+    }
+
+    /// Puts bytes that are settings over what is there.
+    fn lay_over(&self, value: &mut [u8], fields: &[Range<usize>]) {
+        if self.fields.is_none() && value.len() != self.value.len() {
             return;
-        };
+        }
         for field in fields {
             if let (Some(to), Some(from)) =
                 (value.get_mut(field.clone()), self.value.get(field.clone()))
@@ -66,15 +81,28 @@ impl Entry {
         }
     }
 
-    /// Whether a value has the bytes that are settings.
+    /// Whether a value has the bytes that it has to have.
     fn is_in(&self, value: &[u8]) -> bool {
-        match &self.fields {
-            None => value == self.value,
-            Some(fields) => fields.iter().all(|field| {
+        let same_size = self.fields.is_some() || value.len() == self.value.len();
+        same_size
+            && self.required().iter().all(|field| {
                 let wanted = self.value.get(field.clone());
                 wanted.is_some() && value.get(field.clone()) == wanted
-            }),
-        }
+            })
+    }
+
+    /// Leaves as they are the bytes that the programs write themselves, as far as the setting is what it
+    /// was: `before` are the bytes that were settings of the running generation, and their values.
+    fn leave(&mut self, written: &[Range<usize>], before: &[(Range<usize>, &[u8])]) {
+        let is_as_before = |at: usize| {
+            let was = before.iter().find(|(bytes, _)| bytes.contains(&at));
+            let was = was.and_then(|(bytes, value)| value.get(at - bytes.start));
+            was.is_some() && was == self.value.get(at)
+        };
+        // A setting changes as a whole: a number of which one byte is another is another number.
+        let unchanged = self.set().into_iter().filter(|field| field.clone().all(&is_as_before));
+        let left = unchanged.flatten().filter(|at| written.iter().any(|bytes| bytes.contains(at)));
+        self.left = left.map(|at| at..at + 1).collect();
     }
 }
 
@@ -162,7 +190,7 @@ impl MapSettings {
                 let fields = fields_of(&detail.fields, map, key);
                 settings.list |= fields.is_empty();
                 let fields = Some(fields).filter(|fields| !fields.is_empty());
-                settings.entries.push(Entry { key: key.clone(), value: value.clone(), fields });
+                settings.entries.push(Entry::new(key.clone(), value.clone(), fields));
             }
         }
         if let Some(old) = entries_of(&detail.old_entries, map) {
@@ -184,7 +212,7 @@ impl MapSettings {
                 };
                 if !gone.is_empty() {
                     let value = vec![0; value.len()];
-                    settings.reset.push(Entry { key: key.clone(), value, fields: Some(gone) });
+                    settings.reset.push(Entry::new(key.clone(), value, Some(gone)));
                 }
             }
         }
@@ -230,17 +258,68 @@ impl MapSettings {
             .settings
             .old_globals
             .iter()
-            .filter_map(|global| object.global(global))
+            .filter_map(|(global, _)| object.global(global))
             .filter(|(map, ..)| *map == number)
             .map(|(_, offset, size)| offset..offset.saturating_add(size))
             .collect();
         let gone = without(&gone, &fields);
         if !gone.is_empty() {
             let (key, value) = (key.clone(), contents.clone());
-            settings.reset.push(Entry { key, value, fields: Some(gone) });
+            settings.reset.push(Entry::new(key, value, Some(gone)));
         }
-        settings.entries.push(Entry { key, value: contents, fields: Some(fields) });
+        settings.entries.push(Entry::new(key, contents, Some(fields)));
         Ok(settings)
+    }
+
+    /// Leaves as they are the settings that the object's programs write themselves, as far as they are
+    /// what they were: those are where a program starts, not what it has to stay at.
+    pub(crate) fn leave_written(&mut self, member: &Member, object: &Object, number: usize) {
+        let detail = &member.settings;
+        if detail.old_globals.is_empty() && detail.old_entries.is_empty() {
+            return;
+        }
+        let Some(def) = object.maps.get(number) else { return };
+        let globals: Vec<(Range<usize>, &[u8])> = detail
+            .old_globals
+            .iter()
+            .filter(|_| def.data.is_some())
+            .filter_map(|(global, value)| Some((object.global(global)?, value)))
+            .filter(|((map, ..), _)| *map == number)
+            .map(|((_, at, size), value)| (at..at.saturating_add(size), value.as_slice()))
+            .collect();
+        let old: BTreeMap<&[u8], &Vec<u8>> = entries_of(&detail.old_entries, &def.name)
+            .into_iter()
+            .flat_map(|old| &old.entries)
+            .map(|(key, value)| (key.as_slice(), value))
+            .collect();
+        for entry in &mut self.entries {
+            let mut before = globals.clone();
+            if let Some(value) = old.get(entry.key.as_slice()) {
+                let fields = fields_of(&detail.old_fields, &def.name, &entry.key);
+                let all = || iter::once(0..value.len()).collect();
+                let fields = if fields.is_empty() { all() } else { fields };
+                let bytes = |field: Range<usize>| Some((field.clone(), value.get(field)?));
+                before.extend(fields.into_iter().filter_map(bytes));
+            }
+            if before.is_empty() {
+                continue;
+            }
+            entry.leave(&object.writes().bytes(number, &entry.key), &before);
+            entry.may_be_gone = object.writes().deletes(number) && {
+                let value = old.get(entry.key.as_slice());
+                value.is_some_and(|value| **value == entry.value)
+            };
+        }
+    }
+
+    /// The same for a new map, in which everything is as they say.
+    pub(crate) fn in_full(&self) -> Self {
+        let mut all = self.clone();
+        for entry in &mut all.entries {
+            entry.left.clear();
+            entry.may_be_gone = false;
+        }
+        all
     }
 
     /// What they say, to be compared with those of others.
@@ -276,8 +355,19 @@ impl MapSettings {
     pub(crate) fn merge(&mut self, other: Self) {
         let Self { entries, reset, stale, list, moved } = other;
         for entry in entries {
-            if !self.entries.contains(&entry) {
-                self.entries.push(entry);
+            // What one of the programs writes is written for all of them.
+            let (mut left, mut may_be_gone) = (entry.left.clone(), entry.may_be_gone);
+            for mine in self.entries.iter_mut().filter(|mine| mine.key == entry.key) {
+                mine.left.extend(entry.left.iter().cloned());
+                mine.may_be_gone |= entry.may_be_gone;
+                left.extend(mine.left.iter().cloned());
+                may_be_gone |= mine.may_be_gone;
+            }
+            let says_it = |mine: &Entry| {
+                mine.key == entry.key && mine.value == entry.value && mine.fields == entry.fields
+            };
+            if !self.entries.iter().any(says_it) {
+                self.entries.push(Entry { left, may_be_gone, ..entry });
             }
         }
         self.reset.extend(reset);
@@ -352,8 +442,9 @@ impl MapSettings {
             || kind == LPM_TRIE && !self.stale.is_empty();
         if whole {
             let have = read_all(map)?;
-            let lacks = |entry: &&Entry| {
-                have.get(&entry.key).is_none_or(|parts| parts.iter().any(|part| !entry.is_in(part)))
+            let lacks = |entry: &&Entry| match have.get(&entry.key) {
+                Some(parts) => parts.iter().any(|part| !entry.is_in(part)),
+                None => !entry.may_be_gone,
             };
             let stale = self.stale.iter().find(|key| !is_array(kind) && have.contains_key(*key));
             return Ok(said().find(lacks).map(|entry| &entry.key).or(stale).cloned());
@@ -361,6 +452,7 @@ impl MapSettings {
         for entry in said() {
             match map.lookup(&entry.key)? {
                 Some(value) if map.split(&value).iter().all(|part| entry.is_in(part)) => {}
+                None if entry.may_be_gone => {}
                 _ => return Ok(Some(entry.key.clone())),
             }
         }
@@ -387,7 +479,7 @@ impl MapSettings {
                 Some(before) => {
                     let mut parts = map.split(&before);
                     for part in &mut parts {
-                        entry.lay_over(part);
+                        entry.lay_over(part, &entry.set());
                     }
                     map.update(&entry.key, &map.join(&parts), 0)?;
                 }
@@ -396,22 +488,35 @@ impl MapSettings {
         Ok(())
     }
 
-    /// Brings them about in a map that is in use: only to restore what everybody who uses it says.
-    pub(crate) fn restore(&self, map: &Map) -> io::Result<()> {
+    /// Brings them about in a map that may be in use: what it lacks is written, and `before` is told of
+    /// each entry what was there.
+    pub(crate) fn restore(
+        &self,
+        map: &Map,
+        mut before: impl FnMut(&[u8], Option<Vec<u8>>),
+    ) -> io::Result<()> {
         for key in self.stale.iter().filter(|_| !is_array(map.info().map_type)) {
-            map.delete(key)?;
+            if let Some(value) = map.lookup(key)? {
+                before(key, Some(value));
+                map.delete(key)?;
+            }
         }
         for entry in self.reset.iter().chain(&self.entries) {
-            let mut parts = match map.lookup(&entry.key)? {
-                Some(value) => map.split(&value),
+            let there = map.lookup(&entry.key)?;
+            if there.is_none() && entry.may_be_gone {
+                continue;
+            }
+            let mut parts = match &there {
+                Some(value) => map.split(value),
                 None => vec![entry.value.clone(); map.parts()],
             };
-            if entry.fields.is_none() {
-                parts = vec![entry.value.clone(); map.parts()];
+            if there.is_some() && parts.iter().all(|part| entry.is_in(part)) {
+                continue;
             }
             for part in &mut parts {
-                entry.lay_over(part);
+                entry.lay_over(part, &entry.required());
             }
+            before(&entry.key, there);
             map.update(&entry.key, &map.join(&parts), 0)?;
         }
         Ok(())
@@ -435,17 +540,24 @@ impl MapSettings {
             by_key.entry(&entry.key).or_default().push(entry);
         }
         let have = read_all(from)?;
+        for entry in self.entries.iter().filter(|entry| entry.may_be_gone && !array) {
+            if !have.contains_key(&entry.key) {
+                to.delete(&entry.key)?;
+            }
+        }
         let mut lost = 0;
         for (key, mut parts) in self.moved_contents(from, have) {
             let said = by_key.get(key.as_slice()).map(Vec::as_slice).unwrap_or_default();
             if self.stale.contains(&key) && !array
-                || said.iter().any(|entry| entry.fields.is_none() && !array)
+                || said
+                    .iter()
+                    .any(|entry| entry.fields.is_none() && entry.left.is_empty() && !array)
             {
                 continue;
             }
             for part in &mut parts {
                 for entry in said {
-                    entry.lay_over(part);
+                    entry.lay_over(part, &entry.required());
                 }
             }
             if new && array && parts.iter().flatten().all(|byte| *byte == 0) {
@@ -482,41 +594,6 @@ impl MapSettings {
             }
         }
         next
-    }
-}
-
-/// A map that was made of one that runs, to be made of it once more in the instant of the switch.
-#[derive(Debug)]
-pub(crate) struct Copied {
-    from: Map,
-    to: Map,
-    settings: MapSettings,
-}
-
-impl Copied {
-    /// Of two maps of the same shape; `None` for large ones, for which there is no time then.
-    pub(crate) fn new(from: Map, to: &Map, settings: &MapSettings) -> Option<Self> {
-        let each = from.info().key_size as usize
-            + (from.info().value_size as usize).saturating_mul(from.parts());
-        let bytes = each.saturating_mul(from.info().max_entries as usize);
-        let open = from.info().flags & ONE_WAY == 0;
-        let to = to.try_clone().ok().filter(|_| bytes <= SMALL && open)?;
-        Some(Self { from, to, settings: settings.clone() })
-    }
-
-    /// Copies what the running programs have written since.
-    pub(crate) fn again(&self) -> io::Result<()> {
-        let Self { from, to, settings } = self;
-        settings.copy(from, to, false)?;
-        if !is_array(from.info().map_type) {
-            let (now, set) = (read_all(from)?, read_all(to)?);
-            for key in set.keys().filter(|key| {
-                !now.contains_key(*key) && !settings.entries.iter().any(|entry| entry.key == **key)
-            }) {
-                to.delete(key)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -606,6 +683,7 @@ pub(crate) fn entry_error(
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "bytes of one setting")]
 mod tests {
     use super::*;
     use canopy_api::VerdictSet;
@@ -652,15 +730,34 @@ mod tests {
         let settings = MapSettings::of_map(&member, "m");
         let mut value = [5; 4];
         for entry in settings.reset.iter().chain(&settings.entries).filter(|e| e.key == [0]) {
-            entry.lay_over(&mut value);
+            entry.lay_over(&mut value, &entry.set());
         }
         assert_eq!(value, [7, 0, 5, 5]);
         let mut value = [5; 4];
         for entry in settings.reset.iter().filter(|e| e.key == [1]) {
-            entry.lay_over(&mut value);
+            entry.lay_over(&mut value, &entry.set());
         }
         assert_eq!(value, [5, 5, 0, 0]);
         assert!(settings.stale.is_empty());
+    }
+
+    #[test]
+    fn written_settings_are_left_only_if_they_are_what_they_were() {
+        let entry = |value: [u8; 4]| Entry::new(vec![0], value.to_vec(), Some(vec![0..2, 2..4]));
+        let laid = |mut entry: Entry, written: &[Range<usize>], before: [u8; 4]| {
+            entry.leave(written, &[(0..2, &before[..2]), (2..4, &before[2..])]);
+            let mut value = [7; 4];
+            entry.lay_over(&mut value, &entry.required());
+            value
+        };
+        assert_eq!(laid(entry([1, 0, 2, 0]), &[0..2], [1, 0, 2, 0]), [7, 7, 2, 0]);
+        assert_eq!(laid(entry([1, 0, 2, 0]), &[0..4], [1, 0, 2, 0]), [7, 7, 7, 7]);
+        assert_eq!(laid(entry([1, 0, 2, 0]), &[0..4], [3, 0, 2, 0]), [1, 0, 7, 7], "as a whole");
+        assert_eq!(laid(entry([1, 0, 2, 0]), &[], [1, 0, 2, 0]), [1, 0, 2, 0]);
+        let mut all = Entry::new(vec![0], vec![1; 4], None);
+        all.leave(&[2..4], &[(0..4, &[1; 4])]);
+        assert!(all.is_in(&[1, 1, 9, 9]) && !all.is_in(&[1, 9, 1, 1]));
+        assert!(!all.is_in(&[1, 1, 9]), "another size");
     }
 
     #[test]

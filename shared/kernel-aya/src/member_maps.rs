@@ -3,25 +3,33 @@
 //! What runs is never changed: a map that is kept and whose settings change is copied into a new one,
 //! and a shared map is replaced only if every chain that uses it changes in the same step.
 
+mod filling;
+mod frags;
+mod read_back;
+mod sharing;
+
+pub(crate) use filling::fill;
+pub(crate) use read_back::{running_shares, unmet_setting};
+
 use crate::{
     chain_types::MapTypes,
-    map_create::{ARRAY_OF_MAPS, HASH_OF_MAPS, create, differs, os, settle_size},
-    map_settings::{Copied, MapSettings, can_be_copied, entry_error, place},
+    map_create::{create, differs, os, settle_size},
+    map_settings::{Copied, Deferred, MapSettings, can_be_copied, entry_error, place},
     member::{Loading, object_error, refused},
     meta::Meta,
     object::Object,
     object_maps::{MapDef, PROG_ARRAY},
     observe,
     pins::{self, Pins},
-    shared_maps::{self, Share, User},
+    shared_maps::{self, Share},
     sys,
 };
-use canopy_api::{ChainKey, Hook, ProgramName};
+use canopy_api::ProgramName;
 use canopy_kernel::{Carry, ChainBuild, KernelError, Member, ShareScope};
+use sharing::Shared;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -45,23 +53,6 @@ impl Made {
     fn fresh(map: sys::Map) -> Self {
         Self { map, constant: None, fresh: true, before: None }
     }
-}
-
-/// What all members of the chain say of a map that they share.
-#[derive(Debug, Default)]
-struct Shared {
-    settings: MapSettings,
-    /// Who says something of it.
-    by: Vec<(ProgramName, MapSettings)>,
-    /// The map, once a member has it, and which.
-    map: Option<(sys::Map, ProgramName)>,
-}
-
-/// A map by scope that is there.
-struct Base {
-    map: sys::Map,
-    /// It is the member's own until now.
-    own: bool,
 }
 
 /// One map to be made.
@@ -97,8 +88,8 @@ pub(crate) struct MapMaker<'a> {
     shared: BTreeMap<PathBuf, Shared>,
     /// Shared maps pinned by this preparation, to be unpinned should it fail.
     pub(crate) pinned: Vec<PathBuf>,
-    /// Maps whose contents were copied.
-    pub(crate) copied: Vec<Copied>,
+    /// What is done to maps only when the generation is attached.
+    pub(crate) deferred: Deferred,
     /// What the members share.
     pub(crate) shares: Vec<Share>,
 }
@@ -130,7 +121,7 @@ impl<'a> MapMaker<'a> {
             sharing: pins.shared().exists(),
             shared: BTreeMap::new(),
             pinned: Vec::new(),
-            copied: Vec::new(),
+            deferred: Deferred::default(),
             shares: Vec::new(),
         };
         for member in &build.members {
@@ -142,95 +133,6 @@ impl<'a> MapMaker<'a> {
     /// How the chain's programs are loaded.
     pub(crate) fn loading(&self) -> Loading {
         self.loading
-    }
-
-    /// Notes what a member's settings say of the maps it shares, and that nobody else says otherwise.
-    fn gather(&mut self, member: &Member) -> Result<(), KernelError> {
-        if member.map_entries.is_empty()
-            && member.settings.old_entries.is_empty()
-            && member.settings.moved_slots.is_empty()
-            && (member.globals.is_empty() || member.shared_maps.is_empty())
-        {
-            return Ok(());
-        }
-        let object = object(member)?;
-        for (number, def) in object.maps.iter().enumerate() {
-            let Some(scope) = scope(member, &object, number) else { continue };
-            let settings = settings(member, &object, number, def)?;
-            if !settings.any() && !settings.claims().any() {
-                continue;
-            }
-            let path = self.pins.shared_map(&self.build.key, scope, &def.name);
-            let shared = self.shared.entry(path).or_default();
-            let claims = settings.claims();
-            if let Some((other, _)) = shared.by.iter().find(|(_, s)| !s.claims().agree(&claims)) {
-                return Err(disagree(&member.name, &format!("\"{other}\""), &def.name));
-            }
-            shared.by.push((member.name.clone(), settings.clone()));
-            shared.settings.merge(settings);
-        }
-        Ok(())
-    }
-
-    /// Whether the chain can be loaded for multi-buffer packets, as its members could be. The first
-    /// program that uses a program array decides that for all whose programs are in it; so an array that
-    /// others have filled decides it for the chain.
-    pub(crate) fn settle_frags(&mut self, notes: &mut Vec<String>) -> Result<(), KernelError> {
-        let wanted = self.loading.frags;
-        let Some((generation, Some(meta))) = &self.old else { return Ok(()) };
-        let key = &self.build.key;
-        if key.hook != Hook::Xdp || meta.frags == wanted {
-            return Ok(());
-        }
-        for member in &self.build.members {
-            let object = object(member)?;
-            for (number, def) in object.maps.iter().enumerate() {
-                if def.map_type != PROG_ARRAY || !def.values.is_empty() {
-                    continue;
-                }
-                let path = match scope(member, &object, number) {
-                    Some(scope) => self.pins.shared_map(key, scope, &def.name),
-                    None if kept(&member.carry, def) => {
-                        self.pins.map(key, *generation, &member.name, &def.name)
-                    }
-                    None => continue,
-                };
-                let Some(fd) = pins::open(&path)? else { continue };
-                let failed = |error| os(&member.name, &def.name, "read", error);
-                let map = sys::Map::new(fd).map_err(failed)?;
-                let filled = references(&map).map_err(failed)?;
-                let Some((_, program)) = filled.first() else { continue };
-                if wanted {
-                    notes.push(format!(
-                        "the chain stays without multi-buffer packets (xdp.frags): map \"{}\" of \
-                         \"{}\" holds {}, which was loaded without",
-                        def.name,
-                        member.name,
-                        program_name(*program)
-                    ));
-                    self.loading.frags = false;
-                    return Ok(());
-                }
-                let small = self.build.members.iter().find(|member| !member.frags);
-                let small = small.map(|small| small.name.to_string()).unwrap_or_default();
-                return Err(refused(
-                    &member.name,
-                    format!(
-                        "its map \"{}\" holds {}, which was loaded for multi-buffer packets \
-                         (xdp.frags) and can be called only by programs loaded for them; \
-                         \"{small}\" does not handle such packets, so the chain cannot be",
-                        def.name,
-                        program_name(*program)
-                    ),
-                    format!(
-                        "delete the entries of \"{}\", apply, and fill it with programs that were \
-                         loaded without xdp.frags; or leave \"{small}\" out",
-                        def.name
-                    ),
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// Makes the maps of one member: those its code uses, those they hold, and those its settings
@@ -365,7 +267,17 @@ impl<'a> MapMaker<'a> {
                 "\"{name}\": {lost} entries of map \"{map}\" are not kept: its settings take their room"
             ));
         }
-        self.copied.extend(Copied::new(from, to, settings));
+        let fields = &wanted.def.kernel_fields;
+        if !fields.is_empty() {
+            let fields: Vec<String> =
+                fields.iter().map(|field| format!("\"{}\" ({})", field.name, field.kind)).collect();
+            notes.push(format!(
+                "\"{name}\": map \"{map}\" is copied; what is the kernel's own in it is not, and starts \
+                 anew: {}",
+                fields.join(", ")
+            ));
+        }
+        self.deferred.copies.extend(Copied::new(from, to, settings));
         Ok(())
     }
 
@@ -426,203 +338,6 @@ impl<'a> MapMaker<'a> {
         let same = layout.is_some() && was == layout;
         difference.or_else(|| (!same).then(|| "layout of its contents".to_owned()))
     }
-
-    /// A map that others use too: theirs if it is there, else made and pinned for all.
-    fn share(
-        &mut self,
-        wanted: Wanted<'_>,
-        scope: ShareScope,
-        maps: &[Option<Made>],
-        notes: &mut Vec<String>,
-    ) -> Result<Made, KernelError> {
-        let Wanted { member, object, number, def, .. } = wanted;
-        let name = &member.name;
-        let path = self.pins.shared_map(&self.build.key, scope, &def.name);
-        let claims = settings(member, object, number, def)?.claims();
-        let share = Share { member: name.clone(), map: def.name.clone(), scope, claims };
-        self.shares.push(share);
-        if let Some(Shared { map: Some((map, first)), .. }) = self.shared.get(&path) {
-            if let Some(difference) = differs(name, map, def) {
-                return Err(refused(
-                    name,
-                    format!(
-                        "the shared map \"{}\" is there with another {difference}: \"{first}\" \
-                         declares it so",
-                        def.name
-                    ),
-                    "use versions that agree on the map, or give the map another name in one of them",
-                ));
-            }
-            let map = map.try_clone().map_err(|error| os(name, &def.name, "open", error))?;
-            return Ok(Made::kept(map));
-        }
-        let shared = self.shared.entry(path.clone()).or_default();
-        if shared.settings.has_list() {
-            shared.settings.forget(&self.build.left_entries, &def.name);
-        }
-        let settings = shared.settings.clone();
-        let made = match self.base(wanted, &path, notes)? {
-            None => self.first(wanted, &settings, &path)?,
-            Some(base) => self.next(wanted, &settings, base, maps, notes)?,
-        };
-        let map = made.map.try_clone().map_err(|error| os(name, &def.name, "open", error))?;
-        self.shared.entry(path).or_default().map = Some((map, name.clone()));
-        Ok(made)
-    }
-
-    /// The first of a shared map.
-    fn first(
-        &mut self,
-        wanted: Wanted<'_>,
-        settings: &MapSettings,
-        path: &Path,
-    ) -> Result<Made, KernelError> {
-        let map = wanted.make()?;
-        fill_new(wanted, settings, &map)?;
-        if let Some(dir) = path.parent() {
-            pins::make_dir(dir)?;
-        }
-        self.pinned.push(path.to_path_buf());
-        pins::pin(&map, path)?;
-        Ok(Made::fresh(map))
-    }
-
-    /// The map of a scope: that of a chain which changes in the same step, else what is pinned for all;
-    /// else the member's own until now.
-    fn base(
-        &self,
-        wanted: Wanted<'_>,
-        path: &Path,
-        notes: &mut Vec<String>,
-    ) -> Result<Option<Base>, KernelError> {
-        let shared = match shared_maps::prepared(self.pins, &self.build.together, path)? {
-            Some(fd) => Some(fd),
-            None => pins::open(path)?,
-        };
-        if let Some(fd) = shared {
-            let map = sys::Map::new(fd)
-                .map_err(|error| os(wanted.name(), &wanted.def.name, "open", error))?;
-            if wanted.def.own_types && !wanted.btf.is_some_and(|btf| btf.made(&map)) {
-                return Err(refused(
-                    wanted.name(),
-                    format!(
-                        "the shared map \"{}\" holds objects of another chain's types, which the \
-                         kernel lets no other use",
-                        wanted.def.name
-                    ),
-                    "share maps of plain values only, or use the map in one chain whose members do \
-                     not change",
-                ));
-            }
-            return Ok(Some(Base { map, own: false }));
-        }
-        let own = self.before(wanted, notes)?;
-        Ok(own.map(|map| Base { map, own: true }))
-    }
-
-    /// A shared map that is there: itself if it is as it is to be, else its successor, if all that use
-    /// it change now.
-    fn next(
-        &mut self,
-        wanted: Wanted<'_>,
-        settings: &MapSettings,
-        base: Base,
-        maps: &[Option<Made>],
-        notes: &mut Vec<String>,
-    ) -> Result<Made, KernelError> {
-        let Wanted { member, object, number, def, .. } = wanted;
-        let name = &member.name;
-        let Base { map: old, own } = base;
-        let id = old.info().id;
-        let room = old.info().max_entries;
-        let failed = |error| entry_error(name, &def.name, room, error);
-        // The layout is known of what this member had before; of others' the shape has to do.
-        let mine = self
-            .old
-            .as_ref()
-            .map(|(generation, _)| self.pins.map(&self.build.key, *generation, name, &def.name));
-        let mine = mine.map(|path| shared_maps::id(&path)).transpose()?.flatten() == Some(id);
-        let mut difference = if mine && !own {
-            self.difference(&old, object, number, def, name)
-        } else {
-            differs(name, &old, def)
-        };
-        let mut users: Option<Vec<User>> = own.then(Vec::new);
-        if def.map_type == PROG_ARRAY && difference.is_none() {
-            difference = self.other_owner(wanted, id, mine, &mut users)?;
-        }
-        let holds = difference.is_none()
-            && settings.hold(&old).map_err(failed)?
-            && nested_as_declared(object, def, &old, maps).map_err(failed)?;
-        if holds {
-            return Ok(Made::kept(old));
-        }
-        let users = match users {
-            Some(users) => users,
-            None => self.users(&def.name, id)?,
-        };
-        let claims = settings.claims();
-        let agrees = |user: &User| user.claims.as_ref().is_none_or(|theirs| theirs.agree(&claims));
-        if let Some(user) = users.iter().find(|user| !agrees(user)) {
-            let other = format!("\"{}\" of {}", user.member, user.key);
-            return Err(KernelError::SharedMap {
-                member: name.clone(),
-                reason: disagreement(&other, &def.name),
-                remedy: "give all that share the map the same settings, in one document".to_owned(),
-                users: keys(&users),
-            });
-        }
-        if !users.is_empty() {
-            // All say the same: something took an entry away. It is put back where it was.
-            let same = |user: &User| user.claims.as_ref().is_some_and(|theirs| *theirs == claims);
-            if difference.is_none() && def.values.is_empty() && users.iter().any(same) {
-                settings.restore(&old).map_err(failed)?;
-                return Ok(Made::kept(old));
-            }
-            return Err(in_use(name, &def.name, difference.as_deref(), &users));
-        }
-        let map = wanted.make()?;
-        match difference {
-            None if can_be_copied(def.map_type) => self.copy(wanted, settings, old, &map, notes)?,
-            None => return Ok(Made { before: Some(old), ..Made::fresh(map) }),
-            Some(difference) => {
-                fill_new(wanted, settings, &map)?;
-                notes.push(format!(
-                    "\"{name}\": the shared map \"{}\" starts empty: it has another {difference} now",
-                    def.name
-                ));
-            }
-        }
-        Ok(Made::fresh(map))
-    }
-
-    fn users(&self, map: &str, id: u32) -> Result<Vec<User>, KernelError> {
-        shared_maps::users(self.pins, &self.build.key, &self.build.together, map, id)
-    }
-
-    /// Why the programs of this chain cannot use a program array: the first program that used it decides
-    /// of which type, and whether for multi-buffer packets, all others are.
-    fn other_owner(
-        &self,
-        wanted: Wanted<'_>,
-        id: u32,
-        mine: bool,
-        users: &mut Option<Vec<User>>,
-    ) -> Result<Option<String>, KernelError> {
-        let frags = self.loading.frags;
-        let xdp = self.build.key.hook == Hook::Xdp;
-        let before = self.old.as_ref().and_then(|(_, meta)| meta.as_ref()).filter(|_| mine);
-        if before.is_some_and(|meta| meta.frags == frags) {
-            return Ok(None);
-        }
-        if users.is_none() {
-            *users = Some(self.users(&wanted.def.name, id)?);
-        }
-        let other = |meta: &Meta| (meta.hook == Hook::Xdp) != xdp || xdp && meta.frags != frags;
-        let metas = users.iter().flatten().filter_map(|user| user.meta.as_ref()).chain(before);
-        let differs = metas.into_iter().any(other);
-        Ok(differs.then(|| "kind of programs that use it (hook, xdp.frags)".to_owned()))
-    }
 }
 
 /// The maps that a member needs, and that what its settings name is there.
@@ -666,23 +381,13 @@ fn settings(
     number: usize,
     def: &MapDef,
 ) -> Result<MapSettings, KernelError> {
-    if def.data.is_some() {
-        MapSettings::of_section(member, object, number, def)
+    let mut settings = if def.data.is_some() {
+        MapSettings::of_section(member, object, number, def)?
     } else {
-        Ok(MapSettings::of_map(member, &def.name))
-    }
-}
-
-/// Puts into a new shared map what it holds from the start.
-fn fill_new(wanted: Wanted<'_>, settings: &MapSettings, map: &sys::Map) -> Result<(), KernelError> {
-    let (name, def) = (wanted.name(), wanted.def);
-    let failed = |error| entry_error(name, &def.name, map.info().max_entries, error);
-    // Nobody's settings may name a variable of a section, which has its initial contents all the same.
-    if let Some(section) = &def.data {
-        map.update(&[0; 4], &section.contents, 0).map_err(failed)?;
-        return settings.restore(map).map_err(failed);
-    }
-    settings.write(map).map_err(failed)
+        MapSettings::of_map(member, &def.name)
+    };
+    settings.leave_written(member, object, number);
+    Ok(settings)
 }
 
 /// Whether a map is to be kept.
@@ -733,153 +438,6 @@ fn map_of(object: &Object, symbol: usize) -> Option<usize> {
     object.maps.iter().position(|map| map.data.is_none() && map.name == name)
 }
 
-/// Whether a map of maps holds what its object fills it with.
-fn nested_as_declared(
-    object: &Object,
-    def: &MapDef,
-    map: &sys::Map,
-    maps: &[Option<Made>],
-) -> std::io::Result<bool> {
-    for (index, symbol) in &def.values {
-        let inner = map_of(object, *symbol).and_then(|inner| maps.get(inner)?.as_ref());
-        let Some(inner) = inner else { continue };
-        let held = map.lookup(&index.to_ne_bytes())?;
-        if held.as_deref() != Some(inner.map.info().id.to_ne_bytes().as_slice()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// What an array or hash of programs or maps holds: key and the kernel's id.
-fn references(map: &sys::Map) -> std::io::Result<Vec<(Vec<u8>, u32)>> {
-    let mut found = Vec::new();
-    let mut last: Option<Vec<u8>> = None;
-    let steps = (map.info().max_entries as usize).saturating_mul(2).saturating_add(16);
-    for _ in 0..steps {
-        let Some(key) = map.next_key(last.as_deref())? else { break };
-        let id = map.lookup(&key)?;
-        if let Some(id) = id.and_then(|id| id.as_slice().try_into().ok()).map(u32::from_ne_bytes) {
-            found.push((key.clone(), id));
-        }
-        last = Some(key);
-    }
-    Ok(found)
-}
-
-/// A program by number and name.
-fn program_name(id: u32) -> String {
-    let info = sys::fd_by_id(sys::Kind::Prog, id).and_then(|program| sys::prog_info(&program));
-    match info {
-        Ok(info) => format!("program {id} (\"{}\")", info.name),
-        Err(_) => format!("program {id}"),
-    }
-}
-
-/// Puts the object's initial values into arrays of programs and of maps, and what others put there.
-pub(crate) fn fill(
-    name: &ProgramName,
-    object: &Object,
-    maps: &[Option<Made>],
-    programs: &[(&str, BorrowedFd<'_>)],
-    notes: &mut Vec<String>,
-) -> Result<(), KernelError> {
-    for (def, made) in object.maps.iter().zip(maps) {
-        let Some(made) = made.as_ref().filter(|made| made.fresh) else { continue };
-        let failed = |error| os(name, &def.name, "fill", error);
-        for (index, symbol) in &def.values {
-            let value = if def.map_type == PROG_ARRAY {
-                let function = object.symbol(*symbol);
-                programs
-                    .iter()
-                    .find(|(name, _)| Some(*name) == function)
-                    .map(|(_, fd)| fd.as_raw_fd())
-            } else {
-                map_of(object, *symbol)
-                    .and_then(|map| maps.get(map)?.as_ref())
-                    .map(|inner| inner.map.as_fd().as_raw_fd())
-            };
-            let Some(value) = value else { continue };
-            made.map.update(&index.to_ne_bytes(), &value.to_ne_bytes(), 0).map_err(failed)?;
-        }
-        let Some(before) = &made.before else { continue };
-        let kind = match def.map_type {
-            PROG_ARRAY => sys::Kind::Prog,
-            ARRAY_OF_MAPS | HASH_OF_MAPS => sys::Kind::Map,
-            _ => continue,
-        };
-        let mut lost = 0;
-        for (key, id) in references(before).map_err(failed)? {
-            let index = <[u8; 4]>::try_from(key.as_slice()).map(u32::from_ne_bytes);
-            if index.is_ok_and(|index| def.values.iter().any(|(filled, _)| *filled == index)) {
-                continue;
-            }
-            let copied = sys::fd_by_id(kind, id)
-                .and_then(|fd| made.map.update(&key, &fd.as_raw_fd().to_ne_bytes(), 0));
-            lost += usize::from(copied.is_err());
-        }
-        if lost > 0 {
-            notes.push(format!(
-                "\"{name}\": {lost} entries that others put into map \"{}\" are not kept: the kernel \
-                 does not take them into the new one",
-                def.name
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The shared maps of a generation that others run with already.
-pub(crate) fn running_shares(pins: &Pins, build: &ChainBuild) -> Result<Vec<Share>, KernelError> {
-    let (key, generation) = (&build.key, build.generation);
-    let mut running = Vec::new();
-    for share in shared_maps::read(pins, key, generation)?.into_iter().flatten() {
-        let own = pins.map(key, generation, &share.member, &share.map);
-        let index = pins.shared_map(key, share.scope, &share.map);
-        if shared_maps::id(&own)? == shared_maps::id(&index)? {
-            running.push(share);
-        }
-    }
-    Ok(running)
-}
-
-/// A setting that a pinned generation does not have in its maps, but for these shared ones; see
-/// [`canopy_kernel::Kernel::unmet_setting`].
-pub(crate) fn unmet_setting(
-    pins: &Pins,
-    build: &ChainBuild,
-    known: &[Share],
-) -> Result<Option<String>, KernelError> {
-    let (key, generation) = (&build.key, build.generation);
-    for member in &build.members {
-        if member.globals.is_empty() && member.map_entries.is_empty() {
-            continue;
-        }
-        let object = object(member)?;
-        for (number, def) in object.maps.iter().enumerate() {
-            let settings = settings(member, &object, number, def)?;
-            // What others share, and runs already, was read when it was taken over.
-            let runs = |share: &Share| share.member == member.name && share.map == def.name;
-            if !settings.any() || known.iter().any(runs) {
-                continue;
-            }
-            let path = pins.map(key, generation, &member.name, &def.name);
-            let failed = |error| pins::os(format!("read {}", path.display()), error);
-            let Some(fd) = pins::open(&path)? else { continue };
-            let map = sys::Map::new(fd).map_err(failed)?;
-            if let Some(key) = settings.missing(&map).map_err(failed)? {
-                let what = if def.data.is_some() {
-                    format!("the variables in {} of \"{}\"", def.name, member.name)
-                } else {
-                    format!("map \"{}\" of \"{}\" under key {key:02x?}", def.name, member.name)
-                };
-                return Ok(Some(what));
-            }
-        }
-    }
-    Ok(None)
-}
-
 fn no_map(name: &ProgramName, object: &Object, map: &str) -> KernelError {
     let have: Vec<&str> = object.maps.iter().map(|map| map.name.as_str()).collect();
     refused(
@@ -887,40 +445,4 @@ fn no_map(name: &ProgramName, object: &Object, map: &str) -> KernelError {
         format!("the object has no map \"{map}\"; it has {}", have.join(", ")),
         "name a map of the object in the package's manifest",
     )
-}
-
-/// Two programs want different things of one map.
-fn disagree(name: &ProgramName, other: &str, map: &str) -> KernelError {
-    refused(
-        name,
-        disagreement(other, map),
-        "give both the same settings, or use packages that do not share the map",
-    )
-}
-
-fn disagreement(other: &str, map: &str) -> String {
-    format!("it and {other} share map \"{map}\" and have different settings for it")
-}
-
-/// The chains of users, each once.
-fn keys(users: &[User]) -> Vec<ChainKey> {
-    let keys: BTreeSet<&ChainKey> = users.iter().map(|user| &user.key).collect();
-    keys.into_iter().cloned().collect()
-}
-
-/// A shared map that cannot be replaced, for who else uses it.
-fn in_use(name: &ProgramName, map: &str, difference: Option<&str>, users: &[User]) -> KernelError {
-    let named: Vec<String> =
-        users.iter().map(|user| format!("\"{}\" of {}", user.member, user.key)).collect();
-    let why = match difference {
-        Some(difference) => format!("is there with another {difference}"),
-        None => "has to be replaced for the changed settings".to_owned(),
-    };
-    KernelError::SharedMap {
-        member: name.clone(),
-        reason: format!("the shared map \"{map}\" {why}, and is used by {}", named.join(", ")),
-        remedy: "change all chains that use the map in one document, applied with --atomic"
-            .to_owned(),
-        users: keys(users),
-    }
 }

@@ -11,6 +11,7 @@ use crate::{
     kernel_btf::{KernelBtf, essential_name},
     layout,
     object_maps::{self, MapDef},
+    writes::Writes,
 };
 use canopy_chain::{
     Attachment, Code, KernelCall, Line, MapLoad,
@@ -52,6 +53,8 @@ pub(crate) struct Object {
     pub(crate) maps: Vec<MapDef>,
     /// See [`Self::layout`].
     layouts: OnceLock<Vec<u64>>,
+    /// See [`Self::writes`].
+    writes: OnceLock<Writes>,
     types: Mutex<Vec<Types>>,
 }
 
@@ -175,8 +178,8 @@ impl Object {
         if let Some(parsed) = btf.as_ref().and_then(|raw| Btf::parse(raw).ok()) {
             object_maps::type_values(&mut maps, &parsed);
         }
-        let (layouts, types) = (OnceLock::new(), Mutex::default());
-        Ok(Self { elf, btf, plain_btf, notes, externs, relocated, maps, layouts, types })
+        let (layouts, writes, types) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        Ok(Self { elf, btf, plain_btf, notes, externs, relocated, maps, layouts, writes, types })
     }
 
     /// The types of a function, as `compose` makes them when it is asked for the first time.
@@ -200,6 +203,29 @@ impl Object {
     /// The number of a map's layout.
     pub(crate) fn layout(&self, map: usize) -> Option<u64> {
         self.layouts.get_or_init(|| layout::numbers(self)).get(map).copied()
+    }
+
+    /// What its own programs write in its maps and variables.
+    pub(crate) fn writes(&self) -> &Writes {
+        self.writes.get_or_init(|| Writes::of(self))
+    }
+
+    /// Its programs, each linked with what it calls, without those that cannot be. What lies in `.text`
+    /// is only called.
+    pub(crate) fn programs(&self) -> impl Iterator<Item = Code> {
+        let is_program = |function: &&Function| {
+            self.elf.sections.get(function.section).is_some_and(|section| section.name != ".text")
+        };
+        let functions = self.elf.functions.iter().filter(is_program);
+        functions.filter_map(|function| self.link(&function.name).ok())
+    }
+
+    /// The maps that a map of maps holds from the start.
+    pub(crate) fn held_maps(&self, def: &MapDef) -> impl Iterator<Item = usize> {
+        let names = def.values.iter().filter_map(|(_, symbol)| self.symbol(*symbol));
+        names.filter_map(|name| {
+            self.maps.iter().position(|map| map.data.is_none() && map.name == name)
+        })
     }
 
     /// Parses an object and links every function of it, as an entry; their names.

@@ -5,7 +5,7 @@ use crate::{
     kconfig::{self, Configuration},
     kernel_btf::KernelBtf,
 };
-use canopy_chain::btf::{Btf, Type, kind};
+use canopy_chain::btf::{Btf, KERNEL_FIELDS, KERNEL_POINTER_TAGS, Type, kind};
 use object::SymbolKind;
 use std::collections::BTreeMap;
 
@@ -32,6 +32,8 @@ pub(crate) struct MapDef {
     /// Its values hold objects of the program's own types: lists, trees, pointers. The kernel takes it
     /// only in programs loaded with the very type information that it was made with.
     pub(crate) own_types: bool,
+    /// What in its values is the kernel's own: locks, timers, pointers. It is not copied with the rest.
+    pub(crate) kernel_fields: Vec<KernelField>,
     /// What a map of maps holds.
     pub(crate) inner: Option<Box<MapDef>>,
     /// What it holds from the start: index and symbol, of a map or a function.
@@ -40,6 +42,15 @@ pub(crate) struct MapDef {
     pub(crate) data: Option<Data>,
     /// The variables at the start of an arena.
     pub(crate) arena: Option<ArenaData>,
+}
+
+/// Something of the kernel's own in a map's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelField {
+    /// Its name, with those of the structs it is in: `flow.timer`.
+    pub(crate) name: String,
+    /// Its type: `bpf_timer`, or the tag of a pointer.
+    pub(crate) kind: String,
 }
 
 /// The section of variables in an arena.
@@ -157,6 +168,56 @@ pub(crate) fn type_values(maps: &mut [MapDef], btf: &Btf<'_>) {
         let mut holds = |id: u32| id != 0 && holds_own_types(btf, id, 16, &mut steps);
         map.own_types =
             holds(map.btf_value) || map.inner.as_ref().is_some_and(|inner| holds(inner.btf_value));
+        let mut fields = KernelFields { btf, steps: STEPS, found: Vec::new() };
+        fields.look(map.btf_value, "", 16);
+        map.kernel_fields = fields.found;
+    }
+}
+
+/// A search for what is the kernel's own in a value.
+struct KernelFields<'a> {
+    btf: &'a Btf<'a>,
+    steps: u32,
+    found: Vec<KernelField>,
+}
+
+impl KernelFields<'_> {
+    fn look(&mut self, id: u32, name: &str, depth: u32) {
+        let Some((_, ty)) = self.btf.resolve(id).filter(|_| id != 0) else { return };
+        let (Some(depth), Some(left)) = (depth.checked_sub(1), self.steps.checked_sub(1)) else {
+            return;
+        };
+        self.steps = left;
+        let mut found = |kind: &str| {
+            self.found.push(KernelField { name: name.to_owned(), kind: kind.to_owned() });
+        };
+        match ty.kind {
+            kind::STRUCT if KERNEL_FIELDS.contains(&self.btf.string(ty.name)) => {
+                found(self.btf.string(ty.name));
+            }
+            kind::STRUCT | kind::UNION => {
+                for (member, ty, _) in members(self.btf, ty) {
+                    let dot = if name.is_empty() || member.is_empty() { "" } else { "." };
+                    self.look(ty, &format!("{name}{dot}{member}"), depth);
+                }
+            }
+            kind::DATASEC => {
+                for variable in (0..usize::from(ty.vlen)).map(|variable| ty.word(variable * 3)) {
+                    let of = self.btf.get(variable).filter(|ty| ty.kind == kind::VAR);
+                    let Some(of) = of else { continue };
+                    self.look(of.size_or_type, self.btf.string(of.name), depth);
+                }
+            }
+            kind::ARRAY => self.look(ty.word(0), name, depth),
+            kind::PTR => {
+                let tag = self.btf.get(ty.size_or_type).filter(|tag| tag.kind == kind::TYPE_TAG);
+                let tag = tag.map(|tag| self.btf.string(tag.name));
+                if let Some(tag) = tag.filter(|tag| KERNEL_POINTER_TAGS.contains(tag)) {
+                    found(tag);
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -244,20 +305,59 @@ fn data_section(index: usize, section: &Section) -> Result<Option<MapDef>, Objec
     }))
 }
 
+/// What iproute2's definition of a map says of maps in maps.
+struct Nesting {
+    /// The map's place among all, and its symbol.
+    map: usize,
+    symbol: usize,
+    id: u32,
+    /// The id of the map whose like it holds.
+    inner_id: u32,
+    /// Where in such a map it is put; `u32::MAX` for nowhere.
+    inner_index: u32,
+}
+
+/// Gives maps of maps what they hold, by iproute2's rules (`bpf_maps_attach_all` in `lib/bpf_legacy.c`).
+fn nest(maps: &mut [MapDef], nestings: &[Nesting]) -> Result<(), ObjectError> {
+    for outer in nestings.iter().filter(|nesting| nesting.inner_id != 0) {
+        let name = maps.get(outer.map).map(|map| map.name.clone()).unwrap_or_default();
+        let held =
+            || nestings.iter().filter(|inner| inner.id == outer.inner_id && inner.inner_id == 0);
+        let like = held().next().and_then(|inner| maps.get(inner.map)).cloned();
+        let like = like.ok_or_else(|| ObjectError::Unsupported {
+            what: format!(
+                "map \"{name}\" holds maps like the one with id {}, and no map of the object has that id",
+                outer.inner_id
+            ),
+            remedy: "declare the inner map with this id in the same object, or declare the maps in BTF \
+                     (SEC(\".maps\"), __array(values, ...))"
+                .to_owned(),
+        })?;
+        let Some(map) = maps.get_mut(outer.map) else { continue };
+        map.inner = Some(Box::new(like));
+        map.values = held()
+            .filter(|inner| inner.inner_index != u32::MAX)
+            .map(|inner| (inner.inner_index, inner.symbol))
+            .collect();
+    }
+    Ok(())
+}
+
 /// `struct bpf_map_def` and what iproute2 made of it (`struct bpf_elf_map`): type, key size, value
-/// size, entries, flags, then id and pinning where the symbol is that long.
+/// size, entries, flags, then id, pinning, `inner_id` and `inner_idx` where the symbol is that long.
 fn old_form(
     elf: &Elf,
     index: usize,
     section: &Section,
     maps: &mut Vec<MapDef>,
 ) -> Result<(), ObjectError> {
-    let here = elf.symbols.iter().filter(|symbol| {
+    let here = elf.symbols.iter().enumerate().filter(|(_, symbol)| {
         symbol.section == Some(index)
             && !symbol.name.is_empty()
             && matches!(symbol.kind, SymbolKind::Data | SymbolKind::Unknown | SymbolKind::Label)
     });
-    for symbol in here {
+    let mut nestings = Vec::new();
+    for (number, symbol) in here {
         let bytes = usize::try_from(symbol.address).ok().and_then(|at| section.data.get(at..));
         let size = if symbol.size == 0 { 20 } else { usize::try_from(symbol.size).unwrap_or(0) };
         let bytes = bytes.and_then(|bytes| bytes.get(..size)).filter(|bytes| bytes.len() >= 20);
@@ -266,6 +366,13 @@ fn old_form(
         })?;
         let word =
             |at: usize| bytes.as_chunks::<4>().0.get(at).copied().map_or(0, u32::from_ne_bytes);
+        nestings.push(Nesting {
+            map: maps.len(),
+            symbol: number,
+            id: word(5),
+            inner_id: word(7),
+            inner_index: word(8),
+        });
         maps.push(MapDef {
             name: symbol.name.clone(),
             section: index,
@@ -280,7 +387,8 @@ fn old_form(
         });
         bounded(maps)?;
     }
-    Ok(())
+    nest(maps, &nestings)?;
+    bounded(maps)
 }
 
 fn declared(

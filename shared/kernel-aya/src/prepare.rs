@@ -3,7 +3,7 @@
 use crate::{
     chain_types::{self, ChainTypes},
     eligibility, inventory, link,
-    map_settings::Copied,
+    map_settings::Deferred,
     member::{self, Linked, Loaded, Loading},
     member_maps::MapMaker,
     meta::Meta,
@@ -47,7 +47,7 @@ fn attachment(build: &ChainBuild) -> Result<Attachment, KernelError> {
 pub(crate) fn prepare(
     pins: &Pins,
     build: &ChainBuild,
-) -> Result<(Prepared, Vec<Copied>), KernelError> {
+) -> Result<(Prepared, Deferred), KernelError> {
     let key = &build.key;
     pins.claim()?;
     pins.ensure_unobstructed(key)?;
@@ -74,7 +74,7 @@ pub(crate) fn prepare(
             }
         }
     }
-    Ok((result?, maker.copied))
+    Ok((result?, maker.deferred))
 }
 
 /// Whether a member handles multi-buffer packets: its package says so, or its section (`xdp.frags`).

@@ -4,19 +4,20 @@
 //! would meet it twice.
 //!
 //! The kernel turns an id into a descriptor only for `CAP_SYS_ADMIN`. Without it, a link is within reach
-//! only if it is pinned somewhere that this process can see.
+//! only if it is pinned somewhere that this process can see; what a program is called is told all the
+//! same, by an iterator.
 
 use crate::{
     AyaKernel, clsact, inventory, link, netif, netns,
     observe::Now,
     pins::{self, os},
-    sys,
+    program_names, sys,
 };
 use canopy_api::{ChainKey, Hook};
 use canopy_chain::Attachment;
 use canopy_kernel::{KernelError, KnownProgram};
 use std::{
-    fs,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     thread,
@@ -100,9 +101,18 @@ fn on_hook(key: &ChainKey, device: &netif::Device) -> Result<Vec<OnHook>, Kernel
 
 fn is_composed_here(hook: Hook, program_id: u32) -> bool {
     let attachment = if hook == Hook::Xdp { Attachment::Xdp } else { Attachment::Tcx };
-    sys::fd_by_id(sys::Kind::Prog, program_id)
-        .and_then(|prog| sys::prog_info(&prog))
-        .is_ok_and(|info| info.name == attachment.main())
+    let info = sys::fd_by_id(sys::Kind::Prog, program_id).and_then(|prog| sys::prog_info(&prog));
+    let name = info.map(|info| info.name).or_else(|_| {
+        let mut names = program_names::names()?;
+        names.remove(&program_id).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    });
+    match name {
+        Ok(name) => name == attachment.main(),
+        Err(error) => {
+            tracing::warn!(program = program_id, %error, "whose program it is cannot be told");
+            false
+        }
+    }
 }
 
 /// Whether another chain has it: one whose interface was renamed, or is called by another namespace.

@@ -12,8 +12,8 @@ mod prog;
 mod stats;
 
 pub use link::{
-    LinkInfo, LinkOrder, LinkTarget, TcxList, TcxProgram, link_create, link_create_tracing,
-    link_detach, link_info, link_update, tcx_list, tcx_query,
+    LinkInfo, LinkOrder, LinkTarget, TcxList, TcxProgram, iter_create, link_create,
+    link_create_tracing, link_detach, link_info, link_update, tcx_list, tcx_query,
 };
 pub use map::{
     Batch, Map, MapCreate, MapInfo, MapState, arena_place, map_create, map_info, map_state, memory,
@@ -69,6 +69,7 @@ enum Cmd {
     LinkGetFdById = 30,
     LinkGetNextId = 31,
     EnableStats = 32,
+    IterCreate = 33,
     LinkDetach = 34,
     ProgBindMap = 35,
 }

@@ -153,6 +153,7 @@ fn remedy_of(error: Option<i32>, capabilities: Option<u64>) -> &'static str {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_BPF: u64 = 1 << 39;
+    // For loading a program the kernel takes CAP_SYS_ADMIN for either (`bpf_prog_load`).
     let lacks =
         |capability| capabilities.is_some_and(|have| have & (capability | CAP_SYS_ADMIN) == 0);
     match error {

@@ -93,8 +93,8 @@ pub struct SettingsDetail {
     /// Bytes of values in [`Member::map_entries`] that are settings. The rest of such a value is the
     /// program's own. An entry without any here is a setting as a whole.
     pub fields: Vec<MapField>,
-    /// Variables that are settings of the running generation.
-    pub old_globals: Vec<String>,
+    /// Variables that are settings of the running generation, and what it was built with.
+    pub old_globals: Vec<(String, Vec<u8>)>,
     /// Entries that are settings of the running generation.
     pub old_entries: Vec<MapContents>,
     /// Bytes of those that are settings.
@@ -481,6 +481,25 @@ pub trait Kernel: Send + Sync + 'static {
         mode: XdpMode,
         expect: Expect,
     ) -> Result<ObservedChain, KernelError>;
+
+    /// Writes back the settings of an attached generation that maps lack which it shares with chains that
+    /// do not change, and reads them back: a map that does not have them even then, in words. The last
+    /// thing before a change is committed, for a preparation changes nothing that runs.
+    fn restore_shared_settings(
+        &self,
+        _key: &ChainKey,
+        _generation: u64,
+    ) -> Result<Option<String>, KernelError> {
+        Ok(None)
+    }
+
+    /// The change of a generation is committed: what [`Self::restore_shared_settings`] wrote stays.
+    fn keep_restored_settings(&self, _key: &ChainKey, _generation: u64) {}
+
+    /// Takes back what [`Self::restore_shared_settings`] wrote for a generation whose change failed.
+    fn undo_restored_settings(&self, _key: &ChainKey, _generation: u64) -> Result<(), KernelError> {
+        Ok(())
+    }
 
     /// Gives a chain the name that its interface has now. What is attached stays attached, and what is
     /// pinned pinned; a chain of the new name must not be there.

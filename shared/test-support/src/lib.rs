@@ -12,6 +12,7 @@ pub mod node;
 pub mod old_kernel;
 pub mod packet;
 pub mod pair;
+pub mod process;
 pub mod python;
 pub mod service;
 pub mod stores;

@@ -1,6 +1,6 @@
 //! What a type is made of, as far as its bytes and its JSON are concerned.
 
-use canopy_chain::btf::{Btf, Type, kind};
+use canopy_chain::btf::{Btf, KERNEL_FIELDS, KERNEL_POINTER_TAGS, Type, kind};
 
 /// Types within types before one is given up as endless.
 pub(crate) const DEPTH: usize = 32;
@@ -9,24 +9,6 @@ pub(crate) const DEPTH: usize = 32;
 const SIGNED: u32 = 1;
 const CHAR: u32 = 2;
 const BOOL: u32 = 4;
-
-/// Fields of map values that belong to the kernel: it neither shows nor takes them
-/// (`btf_get_field_type` in `kernel/bpf/btf.c`).
-const KERNELS: [&str; 10] = [
-    "bpf_spin_lock",
-    "bpf_res_spin_lock",
-    "bpf_timer",
-    "bpf_wq",
-    "bpf_task_work",
-    "bpf_list_head",
-    "bpf_list_node",
-    "bpf_rb_root",
-    "bpf_rb_node",
-    "bpf_refcount",
-];
-
-/// Type tags of pointers that belong to the kernel.
-const KERNELS_POINTERS: [&str; 4] = ["kptr", "kptr_untrusted", "percpu_kptr", "uptr"];
 
 /// What a type is made of.
 #[derive(Clone, Debug)]
@@ -108,7 +90,7 @@ pub(crate) fn shape<'a>(btf: &Btf<'a>, id: u32) -> Shape<'a> {
         kind::PTR => match btf.get(ty.size_or_type) {
             Some(tag)
                 if tag.kind == kind::TYPE_TAG
-                    && KERNELS_POINTERS.contains(&btf.string(tag.name)) =>
+                    && KERNEL_POINTER_TAGS.contains(&btf.string(tag.name)) =>
             {
                 Shape::Kernels(btf.string(tag.name))
             }
@@ -164,7 +146,7 @@ fn names<'a>(btf: &Btf<'a>, ty: &Type<'a>, size: usize) -> Vec<(&'a str, u128)> 
 
 fn record<'a>(btf: &Btf<'a>, ty: &Type<'a>) -> Shape<'a> {
     let name = btf.string(ty.name);
-    if KERNELS.contains(&name) {
+    if KERNEL_FIELDS.contains(&name) {
         return Shape::Kernels(name);
     }
     let members = (0..usize::from(ty.vlen))

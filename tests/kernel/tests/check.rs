@@ -5,6 +5,7 @@ use canopy_api::Hook;
 use canopy_kernel::{KernelError, Member};
 use canopy_kernel_aya::{check_member, load_member};
 use canopy_kernel_tests::chain::{Chains, member, object};
+use canopy_test_support::{compile_with, repository};
 
 fn xdp(object_name: &str, function: &str) -> Member {
     member(&function.replace('_', "-"), Hook::Xdp, &object(object_name), function)
@@ -42,6 +43,30 @@ fn check_gives_the_verdict_of_the_loader() {
         let check = check_member(&xdp(object, function), Hook::Xdp).map(|_| ());
         assert_eq!(said(check), said(loader), "{object}: {function}");
         let _ = canopy_kernel::Kernel::discard(&chains.kernel, &Chains::key(Hook::Xdp), 1);
+    }
+}
+
+/// Authors and distributions build with other options than ours.
+#[test]
+fn shipped_programs_load_at_any_optimisation() {
+    let directory = tempfile::tempdir().unwrap();
+    let pins = canopy_test_support::bpffs::BpffsDir::new().unwrap();
+    for entry in std::fs::read_dir(repository().join("ebpf/packages")).unwrap() {
+        let package = entry.unwrap().file_name().into_string().unwrap();
+        for option in ["-O1", "-O2", "-Os", "-O3"] {
+            let source = repository().join(format!("ebpf/packages/{package}/{package}.bpf.c"));
+            let out = directory.path().join("object.o");
+            compile_with(&source, &out, &[option]).unwrap();
+            let to = pins.path().join(format!("{package}{option}"));
+            let loaded = std::process::Command::new("bpftool")
+                .args(["prog", "loadall"])
+                .args([&out, &to])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&loaded.stderr);
+            assert!(loaded.status.success(), "{package} {option}: {said}");
+            std::fs::remove_dir_all(&to).unwrap();
+        }
     }
 }
 

@@ -174,6 +174,27 @@ fn legacy_maps_sections() {
 }
 
 #[test]
+fn legacy_maps_in_maps_are_found_by_id() {
+    let (chains, verdict) = alone("legacy_nested", "count");
+    assert_eq!(verdict, XDP_PASS);
+    assert_eq!(number(&chains.map(Hook::Xdp, 1, "count", "inner"), 0), 1);
+    let outer = chains.map(Hook::Xdp, 1, "count", "outer");
+    let inner = chains.map(Hook::Xdp, 1, "count", "inner").info().id;
+    assert_eq!(outer.lookup(&1_u32.to_ne_bytes()).unwrap(), Some(inner.to_ne_bytes().to_vec()));
+    // Of a map that is not there.
+    let other = object_with("legacy_nested", &["-DOTHER_ID"]);
+    let error = Chains::new()
+        .prepare(Hook::Xdp, 1, vec![member("count", Hook::Xdp, &other, "count")])
+        .unwrap_err();
+    let canopy_kernel::KernelError::Refused { member, reason, remedy, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(member.unwrap().as_str(), "count");
+    assert!(reason.contains("\"outer\"") && reason.contains("id 43"), "{reason}");
+    assert!(remedy.contains("inner map"), "{remedy}");
+}
+
+#[test]
 fn objects_without_type_information() {
     let chains = Chains::new();
     let bare = object_with("legacy_maps", &["-g0"]);

@@ -261,6 +261,52 @@ fn without_the_right_a_hidden_chain_is_told_and_not_doubled() {
 }
 
 #[test]
+fn a_hidden_chain_is_known_by_name_without_any_memory() {
+    for (hook, package, lost) in [
+        (Hook::Xdp, "firewall", "state/attached.json"),
+        (Hook::TcIngress, "flowmeter", "state/attached.json"),
+        (Hook::TcIngress, "flowmeter", "state"),
+        (Hook::TcEgress, "flowmeter", "state"),
+    ] {
+        let world = World::new();
+        let document = chain(hook.as_str(), package, &json!({}));
+        world.change_confined(&document).unwrap();
+        let there = world.on_hook(hook);
+        let lost = world.dir.path().join(lost);
+        if lost.is_dir() {
+            fs::remove_dir_all(&lost).unwrap();
+        } else {
+            fs::remove_file(&lost).unwrap();
+        }
+        let cover = Cover::new("bpf", world.bpffs.path());
+        let said = world.change_confined(&document).unwrap_err();
+        assert!(said.contains("of a Canopy loader"), "{hook}: {said}");
+        assert!(said.contains(&format!("umount {}", world.bpffs.path().display())), "{said}");
+        assert_eq!(world.on_hook(hook), there, "{said}");
+        assert_eq!(world.pins(), BTreeSet::new());
+        // What was said to be done helps.
+        drop(cover);
+        world.change_confined(&document).unwrap();
+        assert_eq!(world.on_hook(hook).len(), 1);
+    }
+}
+
+#[test]
+fn a_foreign_program_keeps_no_chain_from_a_new_host() {
+    let world = World::new();
+    // r0 = TCX_NEXT; exit
+    let next = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    let prog = sys::prog_load(&sys::ProgLoad::new(3, &next, "GPL", "somebody_else")).unwrap();
+    let _link = world.here(|| {
+        let index = if_nametoindex(HOST_LINK).unwrap();
+        let target = sys::LinkTarget::TcxIngress(sys::LinkOrder::First);
+        sys::link_create(&prog, index, target).unwrap()
+    });
+    world.change_confined(&chain("tc-ingress", "flowmeter", &json!({}))).unwrap();
+    assert_eq!(world.on_hook(Hook::TcIngress).len(), 2);
+}
+
+#[test]
 fn who_holds_the_hook_is_not_guessed_without_the_right_to_ask() {
     let world = World::new();
     // r0 = XDP_PASS; exit

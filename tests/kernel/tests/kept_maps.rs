@@ -2,8 +2,8 @@
 //! rest is as the programs left it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code: a failure is a panic")]
 
-use canopy_api::Hook;
-use canopy_kernel::{Kernel as _, KernelError};
+use canopy_api::{Hook, wire::Action};
+use canopy_kernel::{Kernel as _, KernelError, MapContents, ShareScope, SharedMap};
 use canopy_kernel_aya::sys;
 use canopy_kernel_tests::{
     chain::{Chains, member},
@@ -537,4 +537,252 @@ fn a_shared_program_array_has_one_kind_of_programs() {
     assert!(reason.contains("\"hooks\"") && reason.contains("\"one\""), "{reason}");
     chains.kernel.discard(&Chains::key(Hook::Xdp), 1).unwrap();
     chains.load(Hook::TcIngress, 1, tc());
+}
+
+/// What a map holds, as foreign eyes see it.
+fn dump(bench: &Bench, member: &str, map: &str) -> String {
+    let path = bench.map_path(HOST_LINK, member, map);
+    let output = std::process::Command::new("bpftool")
+        .args(["-j", "map", "dump", "pinned"])
+        .arg(path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A program that the verifier refuses.
+fn publish_refused(bench: &mut Bench) {
+    let source = "SEC(\"xdp\") int bad(struct xdp_md *ctx)\n\
+                  { return *(volatile int *)((long)ctx->data + 5); }";
+    bench.publish("bad", "1.0.0", "bad", "", source);
+}
+
+#[test]
+fn a_dry_run_or_failed_change_writes_into_no_shared_map() {
+    let mut bench = Bench::new();
+    let maps = "maps:\n- { name: ports, shared: host }\n- { name: slots, shared: host }\n";
+    bench.publish("p", "1.0.0", "f", &format!("{PORTS_CONFIG}{maps}"), PORTS);
+    publish_refused(&mut bench);
+    bench.interface("d1");
+    bench.interface("d2");
+    let one = || json!([ports("one", &[443], 7)]);
+    let all = [(HOST_LINK, one()), ("d1", json!([ports("far", &[443], 7)]))];
+    bench.apply_all(&all, &options()).unwrap();
+    // Somebody takes one setting away and writes over another.
+    bench.map("one", "ports").delete(&443_u16.to_ne_bytes()).unwrap();
+    bench.map("one", "slots").update(&[0; 4], &[200; 16], 0).unwrap();
+    let contents = |bench: &Bench| ["ports", "slots"].map(|map| dump(bench, "one", map));
+    let lost = contents(&bench);
+
+    let dry = Options { dry_run: true, ..options() };
+    let reply = bench.apply_all(&[(HOST_LINK, one())], &dry).unwrap();
+    assert!(reply.chains[0].notes.join(";").contains("put back"), "{:?}", reply.chains[0].notes);
+    assert_eq!(contents(&bench), lost, "a dry run");
+    // Another member is refused behind it.
+    let refused = json!([ports("one", &[443], 7), { "name": "bad", "package": "bad" }]);
+    bench.refusal(&[(HOST_LINK, refused)]);
+    assert_eq!(contents(&bench), lost, "a change that cannot be prepared");
+    // Another chain of the same step cannot be attached: its hook is somebody else's.
+    let (other, _) = target(false);
+    let held = bench.host.here(|| {
+        let index = nix::net::if_::if_nametoindex("d2").unwrap();
+        sys::link_create(&other, index, sys::LinkTarget::XdpNative).unwrap()
+    });
+    let both = [(HOST_LINK, one()), ("d2", json!([ports("third", &[443], 7)]))];
+    let atomic = Options { atomic: true, ..options() };
+    bench.apply_all(&both, &atomic).unwrap_err();
+    assert_eq!(contents(&bench), lost, "a change that cannot be attached");
+    drop(held);
+    // A change that is made puts them back, for all who share the map.
+    bench.apply_all(&both, &atomic).unwrap();
+    assert_eq!(bench.keys("one", "ports"), keys(&[443]));
+    assert_eq!(bench.verdict(), PASS);
+    assert_eq!(bench.verdict_on("d1"), PASS);
+    assert_eq!(bench.apply_all(&both, &dry).unwrap().chains[0].notes, [""; 0]);
+}
+
+/// Writes some of its own settings: variables, parts of a slot, values and entries of hashes.
+const WRITER: &str = "
+volatile __u32 budget = 1, limit = 1, window[4] = { 1 };
+struct value { __u32 rate, tokens; };
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 2); __type(key, __u32); __type(value, struct value); } slots SEC(\".maps\");
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 8); __type(key, __u16); __type(value, __u32); } hits SEC(\".maps\");
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 8); __type(key, __u16); __type(value, __u32); } once SEC(\".maps\");
+static __attribute__((noinline)) void spend(struct value *slot) { slot->tokens--; }
+SEC(\"xdp\") int f(struct xdp_md *ctx)
+{
+	__u16 port = 80;
+	__u32 zero = 0, one = 1, *hit = bpf_map_lookup_elem(&hits, &port);
+	struct value *slot = bpf_map_lookup_elem(&slots, &zero), *other = bpf_map_lookup_elem(&slots, &one);
+
+	if (budget)
+		budget--;
+	window[ctx->rx_queue_index & 3]++;
+	if (slot)
+		spend(slot);
+	if (other)
+		other->rate++;
+	if (hit)
+		++*hit;
+	bpf_map_delete_elem(&once, &port);
+	return limit > 100 || (slot && slot->rate > 100) ? XDP_TX : XDP_PASS;
+}";
+
+const WRITER_CONFIG: &str = "
+config:
+- { name: budget, type: u32, description: d, default: 1, bind: { global: budget } }
+- { name: limit, type: u32, description: d, default: 1, bind: { global: limit } }
+- { name: rate, type: u32, description: d, default: 1, bind: { map: slots, slot: 0, value_size: 8 } }
+- { name: tokens, type: u32, description: d, default: 1, bind: { map: slots, slot: 0, offset: 4, value_size: 8 } }
+- { name: hits, type: ports, description: d, default: [], max: 4, bind: { keys: hits } }
+- { name: once, type: ports, description: d, default: [], max: 4, bind: { keys: once } }
+";
+
+#[test]
+fn settings_that_programs_write_are_left_as_they_are() {
+    for maps in [
+        "",
+        "maps:\n- { name: .data, shared: host }\n- { name: slots, shared: host }\n\
+         - { name: hits, shared: host }\n- { name: once, shared: host }\n",
+    ] {
+        let mut bench = Bench::new();
+        publish_plain(&mut bench);
+        bench.publish("w", "1.0.0", "f", &format!("{WRITER_CONFIG}{maps}"), WRITER);
+        let writer = |budget: u32, limit: u32| {
+            json!({ "name": "one", "package": "w", "config": {
+                "budget": budget, "limit": limit, "rate": 1, "tokens": 10,
+                "hits": [80, 443], "once": [80, 443] } })
+        };
+        // Budget, tokens, hits of port 80, ports that were not met yet.
+        let left = |bench: &Bench| {
+            let data = bench.map("one", ".data").lookup(&[0; 4]).unwrap().unwrap();
+            let slot = bench.map("one", "slots").lookup(&[0; 4]).unwrap().unwrap();
+            let hits = bench.map("one", "hits").lookup(&80_u16.to_ne_bytes()).unwrap().unwrap();
+            (data[..4].to_vec(), slot[4..].to_vec(), hits, bench.keys("one", "once"))
+        };
+        let now = |budget: u32, tokens: u32, hits: u32| {
+            let [budget, tokens, hits] = [budget, tokens, hits].map(|n| n.to_ne_bytes().to_vec());
+            (budget, tokens, hits, keys(&[443]))
+        };
+        bench.applied(with_plain(1, vec![writer(9, 7)]));
+        for _ in 0..3 {
+            assert_eq!(bench.verdict(), PASS);
+        }
+        assert_eq!(left(&bench), now(6, 7, 3), "{maps}");
+        // The same again: nothing is done.
+        let reply = bench.apply(with_plain(1, vec![writer(9, 7)])).unwrap();
+        assert_eq!(reply.chains[0].action, Action::Unchanged, "{:?}", reply.chains[0]);
+        // Another program's setting, and another setting of its own.
+        bench.applied(with_plain(2, vec![writer(9, 7)]));
+        assert_eq!(left(&bench), now(6, 7, 3), "{maps}");
+        bench.applied(with_plain(2, vec![writer(9, 8)]));
+        assert_eq!(left(&bench), now(6, 7, 3), "{maps}");
+        // What it only reads is put back as ever.
+        bench.map("one", "slots").update(&[0; 4], &[200; 8], 0).unwrap();
+        assert_eq!(bench.verdict(), TX);
+        bench.applied(with_plain(2, vec![writer(9, 8)]));
+        assert_eq!(bench.verdict(), PASS, "{maps}");
+        bench.map("one", "hits").delete(&443_u16.to_ne_bytes()).unwrap();
+        bench.applied(with_plain(2, vec![writer(9, 8)]));
+        assert_eq!(bench.keys("one", "hits"), keys(&[80, 443]), "it removes none of those");
+        // And what the document changes is in effect.
+        bench.applied(with_plain(2, vec![writer(20, 8)]));
+        assert_eq!(left(&bench).0, 20_u32.to_ne_bytes(), "{maps}");
+    }
+}
+
+#[test]
+fn a_copy_tells_what_of_the_kernels_starts_anew() {
+    let mut bench = Bench::new();
+    let source = "
+struct value { struct bpf_timer timer; __u32 limit; __u32 seen; };
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, struct value); } flows SEC(\".maps\");
+struct bpf_spin_lock guard SEC(\".data.own\");
+volatile __u32 number SEC(\".data.own\") = 1;
+SEC(\"xdp\") int f(struct xdp_md *ctx)
+{
+	__u32 zero = 0;
+	struct value *value = bpf_map_lookup_elem(&flows, &zero);
+
+	if (!value)
+		return XDP_ABORTED;
+	bpf_timer_init(&value->timer, &flows, 1);
+	value->seen++;
+	bpf_spin_lock(&guard);
+	bpf_spin_unlock(&guard);
+	return number > 100 || value->limit > 100 ? XDP_TX : XDP_PASS;
+}";
+    let config = "
+config:
+- { name: limit, type: u32, description: d, default: 1, bind: { map: flows, slot: 0, offset: 16, value_size: 24 } }
+- { name: number, type: u32, description: d, default: 1, bind: { global: number } }
+";
+    publish_plain(&mut bench);
+    bench.publish("p", "1.0.0", "f", config, source);
+    let one = |limit: u32, number: u32| json!({ "name": "one", "package": "p", "config": { "limit": limit, "number": number } });
+    bench.applied(with_plain(1, vec![one(1, 1)]));
+    assert_eq!(bench.verdict(), PASS);
+    // Kept: nothing starts anew.
+    let anew = |notes: &[String]| -> Vec<String> {
+        notes.iter().filter(|note| note.contains("starts anew")).cloned().collect()
+    };
+    assert_eq!(anew(&bench.applied(with_plain(2, vec![one(1, 1)]))), [""; 0]);
+    let notes = anew(&bench.applied(with_plain(2, vec![one(200, 1)])));
+    assert!(notes.len() == 1 && notes[0].contains("\"one\": map \"flows\""), "{notes:?}");
+    assert!(notes[0].contains("\"timer\" (bpf_timer)"), "{notes:?}");
+    assert_eq!(bench.verdict(), TX);
+    assert_eq!(bench.number("one", "flows", 0, 16) >> 32, 2, "what is the program's is copied");
+    let notes = anew(&bench.applied(with_plain(2, vec![one(1, 200)])));
+    let section = notes.iter().find(|note| note.contains("\".data.own\"")).unwrap();
+    assert!(section.contains("\"guard\" (bpf_spin_lock)"), "{notes:?}");
+    assert_eq!(bench.verdict(), TX);
+}
+
+#[test]
+fn settings_put_back_into_a_shared_map_can_be_taken_back() {
+    let chains = Chains::new();
+    let object = compile_text(
+        "struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 8); __type(key, __u16); __type(value, __u32); } \
+         ports SEC(\".maps\");\n\
+         SEC(\"xdp\") int x(struct xdp_md *ctx) { __u16 port = 80; return bpf_map_lookup_elem(&ports, &port) ? XDP_DROP : XDP_PASS; }\n\
+         SEC(\"tc\") int t(struct __sk_buff *ctx) { __u16 port = 80; return bpf_map_lookup_elem(&ports, &port) ? 2 : 0; }",
+    );
+    let with_ports = |name: &str, hook: Hook, function: &str| {
+        let entry =
+            |port: u16, place: u32| (port.to_ne_bytes().to_vec(), place.to_ne_bytes().to_vec());
+        let entries = vec![entry(80, 0), entry(443, 1)];
+        let mut member = member(name, hook, &object, function);
+        member.map_entries = vec![MapContents { map: "ports".to_owned(), entries }];
+        let scope = ShareScope::Interface;
+        member.shared_maps = vec![SharedMap { map: "ports".to_owned(), scope }];
+        vec![member]
+    };
+    chains.load(Hook::TcIngress, 1, with_ports("two", Hook::TcIngress, "t"));
+    chains.load(Hook::Xdp, 1, with_ports("one", Hook::Xdp, "x"));
+    let map = chains.map(Hook::Xdp, 1, "one", "ports");
+    let held = || [80_u16, 443].map(|port| map.lookup(&port.to_ne_bytes()).unwrap());
+    let all = held();
+    map.delete(&80_u16.to_ne_bytes()).unwrap();
+    map.update(&443_u16.to_ne_bytes(), &9_u32.to_ne_bytes(), 0).unwrap();
+    let lost = held();
+    assert_ne!(lost, all);
+    chains.load(Hook::Xdp, 2, with_ports("one", Hook::Xdp, "x"));
+    assert_eq!(held(), lost, "prepared");
+    let key = Chains::key(Hook::Xdp);
+    assert_eq!(chains.kernel.restore_shared_settings(&key, 2).unwrap(), None);
+    assert_eq!(held(), all);
+    chains.kernel.undo_restored_settings(&key, 2).unwrap();
+    assert_eq!(held(), lost, "as it was");
+    assert_eq!(chains.kernel.restore_shared_settings(&key, 2).unwrap(), None);
+    chains.kernel.keep_restored_settings(&key, 2);
+    chains.kernel.undo_restored_settings(&key, 2).unwrap();
+    chains.kernel.discard(&key, 1).unwrap();
+    assert_eq!(held(), all, "committed, it stays");
+    // A preparation that is dropped has nothing left to be done.
+    map.delete(&80_u16.to_ne_bytes()).unwrap();
+    chains.load(Hook::Xdp, 3, with_ports("one", Hook::Xdp, "x"));
+    chains.kernel.discard(&key, 3).unwrap();
+    assert_eq!(chains.kernel.restore_shared_settings(&key, 3).unwrap(), None);
+    assert_eq!(held()[0], None);
 }

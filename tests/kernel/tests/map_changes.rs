@@ -13,14 +13,16 @@
 
 use canopy_kernel_aya::sys::{self, Map, MapCreate};
 use canopy_kernel_tests::packages::Bench;
-use canopy_test_support::{pair::HOST_LINK, repository};
+use canopy_test_support::{pair::HOST_LINK, process, repository};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
+    net::UdpSocket,
     os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
+    sync::Mutex,
     thread,
 };
 
@@ -50,8 +52,41 @@ enum Mark {
     Program(&'static [u8]),
     Map(&'static [u8]),
     Device(&'static [u8]),
+    /// A value of something that has a descriptor: a socket, a file, a process, a cgroup.
+    Owner(Owner),
     /// A variable that the program counts in.
     Variable,
+}
+
+/// What a storage map keeps a value for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Owner {
+    Socket,
+    File,
+    Process,
+    Cgroup,
+}
+
+impl Owner {
+    /// One that is there as long as this process: what is kept for it goes with it.
+    fn descriptor(self) -> i32 {
+        static OPEN: Mutex<BTreeMap<Owner, OwnedFd>> = Mutex::new(BTreeMap::new());
+        let open = || -> OwnedFd {
+            match self {
+                Self::Socket => UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+                Self::File => fs::File::open("/dev/null").unwrap().into(),
+                Self::Process => process::descriptor().unwrap(),
+                Self::Cgroup => {
+                    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+                    let mut mounts = mounts.lines().map(|line| line.split(' '));
+                    let mount = mounts.find(|line| line.clone().nth(2) == Some("cgroup2"));
+                    let at = mount.and_then(|mut line| line.nth(1)).unwrap();
+                    fs::File::open(at).unwrap().into()
+                }
+            }
+        };
+        OPEN.lock().unwrap().entry(self).or_insert_with(open).as_raw_fd()
+    }
 }
 
 /// A kind of map.
@@ -76,6 +111,9 @@ const TRIE4: &str = "__uint(max_entries, ENTRIES); __uint(key_size, 8); __uint(v
 const TRIE6: &str = "__uint(max_entries, ENTRIES); __uint(key_size, 20); __uint(value_size, 8);";
 const QUEUE: &str = "__uint(max_entries, ENTRIES); __uint(value_size, 4);";
 const RING: &str = "__uint(max_entries, ENTRIES * 4096);";
+const LOCAL: &str = "__type(key, int); __type(value, __u32[ENTRIES]);";
+const CGROUP: &str = "__type(key, struct bpf_cgroup_storage_key); __type(value, __u32[ENTRIES]);";
+const PAGES: &str = "__uint(max_entries, ENTRIES);";
 const NINE: &[u8] = &[9, 0];
 const ONE: &[u8] = &[1, 0, 0, 0];
 const ZERO: &[u8] = &[0; 4];
@@ -106,7 +144,7 @@ const fn section(name: &'static str, variables: &'static str, more: &'static str
     }
 }
 
-/// The kinds that an XDP program can have on Linux 6.1, with the flags that a type takes.
+/// The kinds that an XDP program can have on Linux 6.9, with the flags that a type takes.
 fn kinds() -> Vec<Kind> {
     use Bound::{Keys, No, Prefixes, Slot};
     let entry = Mark::Entry;
@@ -197,6 +235,27 @@ fn kinds() -> Vec<Kind> {
         kinds.push(filled(kind(outer, "ARRAY_OF_MAPS", "0", inner, No, Mark::Map(THREE))));
     }
     kinds.push(kind("outer_hash", "HASH_OF_MAPS", "0", "in_array", No, Mark::Map(NINE_LONG)));
+    kinds.extend(kinds_for_other_hooks());
+    kinds
+}
+
+/// Those that mean something to programs of other hooks only, and that an XDP program can have.
+fn kinds_for_other_hooks() -> Vec<Kind> {
+    use Bound::No;
+    let mut kinds = Vec::new();
+    for (name, map_type, owner) in [
+        ("sk_local", "SK_STORAGE", Owner::Socket),
+        ("inode_local", "INODE_STORAGE", Owner::File),
+        ("task_local", "TASK_STORAGE", Owner::Process),
+        ("cgrp_local", "CGRP_STORAGE", Owner::Cgroup),
+    ] {
+        let mark = Mark::Owner(owner);
+        kinds.push(kind(name, map_type, "BPF_F_NO_PREALLOC", LOCAL, No, mark));
+    }
+    kinds.push(kind("cg_storage", "CGROUP_STORAGE", "0", CGROUP, No, Mark::None));
+    kinds.push(kind("pc_cg_storage", "PERCPU_CGROUP_STORAGE", "0", CGROUP, No, Mark::None));
+    kinds.push(kind("cgroups", "CGROUP_ARRAY", "0", SLOTS, No, Mark::None));
+    kinds.push(kind("arena", "ARENA", "BPF_F_MMAPABLE", PAGES, No, Mark::None));
     kinds
 }
 
@@ -224,10 +283,13 @@ impl Kind {
     }
 }
 
+/// Map types that are not in every system's headers.
+const NEW_TYPES: &str = "#define BPF_MAP_TYPE_CGRP_STORAGE 32\n#define BPF_MAP_TYPE_ARENA 33\n";
+
 /// The object with all kinds.
 fn source(kinds: &[Kind], pinned: bool, wide: bool) -> String {
     let mut text = format!(
-        "#define ENTRIES {}\n#define PIN {}\nint target(struct xdp_md *ctx);\n",
+        "{NEW_TYPES}#define ENTRIES {}\n#define PIN {}\nint target(struct xdp_md *ctx);\n",
         if wide { 32 } else { 16 },
         if pinned { "__uint(pinning, LIBBPF_PIN_BY_NAME);" } else { "" }
     );
@@ -541,6 +603,12 @@ impl Case {
                 Mark::Push => (&[][..], vec![7; 4]),
                 Mark::Program(key) => (key, number(program.as_raw_fd())),
                 Mark::Device(key) => (key, device.to_ne_bytes().to_vec()),
+                Mark::Owner(owner) => {
+                    let key = owner.descriptor().to_ne_bytes();
+                    let value = vec![7; map.info().value_size as usize];
+                    map.update(&key, &value, 0).unwrap_or_else(|e| panic!("{}: {e}", kind.name));
+                    continue;
+                }
                 Mark::Map(key) => {
                     let inner = self.bench.map("all", kind.inner().unwrap());
                     let inner = another(&inner);
@@ -570,6 +638,9 @@ impl Case {
             Mark::Entry(key) => {
                 let value = map.lookup(key).unwrap();
                 Some(value.is_some_and(|value| value.iter().any(|byte| *byte == 7 || *byte == 64)))
+            }
+            Mark::Owner(owner) => {
+                Some(map.lookup(&owner.descriptor().to_ne_bytes()).unwrap().is_some())
             }
             Mark::Push => Some(map.lookup(&[]).unwrap().is_some()),
             Mark::Program(key) | Mark::Map(key) | Mark::Device(key) => {
@@ -745,7 +816,15 @@ fn table(kinds: &[Kind], seen: &BTreeMap<(Place, Change), Vec<Became>>) -> Strin
         - **new**: a new map with what the object and the settings say.\n\n\
         A place is what the manifest or the object says of the map: nothing (own), `carry_over: true`,\n\
         `shared: interface`, `shared: host`, `LIBBPF_PIN_BY_NAME`. A map that settings fill, or that is\n\
-        filled by its object, is marked.\n"
+        filled by its object, is marked.\n\n\
+        A setting that the program itself writes (a variable, a part of a value, an entry that it removes)\n\
+        is where the program starts. It is in effect when it is set first and whenever the document\n\
+        changes it; any other change of the chain, and an apply of the same document, leave it as the\n\
+        program has it. Everything else that somebody wrote over is put back by the next apply, in a map\n\
+        that other chains use only once the change is attached.\n\n\
+        In a copied map what is the kernel's own starts anew: locks, timers, work queues, pointers\n\
+        (`__kptr`). The answer to the apply names map and field. Lists and trees cannot be copied at all:\n\
+        such a map starts empty, and the answer says so.\n"
         .to_owned();
     for change in CHANGES {
         let title = match change {

@@ -125,7 +125,7 @@ fn member(
         fields: fields(bindings.map_fields),
         moved_slots: moved.known,
         ..old.map_or_else(SettingsDetail::default, |old| SettingsDetail {
-            old_globals: old.globals.into_iter().map(|(name, _)| name).collect(),
+            old_globals: old.globals,
             old_entries: contents(old.map_entries),
             old_fields: fields(old.map_fields),
             ..SettingsDetail::default()

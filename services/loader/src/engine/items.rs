@@ -208,7 +208,10 @@ impl<K: Kernel> Engine<K> {
         };
         let packages = self.packages(wanted.programs.iter().map(|p| p.digest.clone()));
         // Without its packages nothing could be built instead.
-        let Ok(running) = build(&asked.key, chain.running, wanted, None, &packages) else { return };
+        let before = Some(&chain.wanted);
+        let Ok(running) = build(&asked.key, chain.running, wanted, before, &packages) else {
+            return;
+        };
         match self.parts.kernel.lost_setting(&running) {
             Ok(None) => {}
             Ok(Some(what)) => {

@@ -78,7 +78,22 @@ impl<K: Kernel> Engine<K> {
                 }
             }
         }
+        self.restore_shared_settings(journal)?;
         Ok(after)
+    }
+
+    /// Writes back settings that shared maps lack: behind everything else that can fail.
+    fn restore_shared_settings(&self, journal: &Journal) -> Result<(), LoaderError> {
+        for change in &journal.changes {
+            let Some(to) = change.to else { continue };
+            let kernel = &self.parts.kernel;
+            let unmet =
+                kernel.restore_shared_settings(&change.key, to).map_err(LoaderError::kernel)?;
+            if let Some(what) = unmet {
+                return Err(LoaderError::Settings { key: change.key.clone(), what });
+            }
+        }
+        Ok(())
     }
 
     /// Makes the state after a journal the state, counts of old generations added to the totals.
@@ -99,6 +114,11 @@ impl<K: Kernel> Engine<K> {
         });
         self.parts.store.save(&next)?;
         inner.state = next;
+        for change in &journal.changes {
+            if let Some(to) = change.to {
+                self.parts.kernel.keep_restored_settings(&change.key, to);
+            }
+        }
         self.hand_over(inner, journal.changes.iter().map(|change| &change.key));
         for change in &journal.changes {
             inner.trouble.remove(&change.key);
@@ -197,6 +217,12 @@ impl<K: Kernel> Engine<K> {
         let mut whole = true;
         for change in journal.changes.iter().rev() {
             let now = find(&seen, &change.key);
+            let restored = change
+                .to
+                .map_or(Ok(()), |to| self.parts.kernel.undo_restored_settings(&change.key, to));
+            if let Err(error) = restored {
+                tracing::error!(key = %change.key, %error, "settings that were put back stay so");
+            }
             if change.from == change.to || !on_new_side(change, now) {
                 continue;
             }

@@ -104,6 +104,18 @@ pub fn link_create_tracing(prog: &impl AsFd, attach_type: u32) -> io::Result<Own
     unsafe { bpf_fd(Cmd::LinkCreate, &mut attr) }
 }
 
+/// Opens an iterator: reading what is returned runs the program of its link (`BPF_ITER_CREATE`).
+pub fn iter_create(link: &impl AsFd) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        flags: u32,
+    }
+    let mut attr = Attr { link_fd: raw(link), flags: 0 };
+    // SAFETY: the layout is the kernel's and holds no address.
+    unsafe { bpf_fd(Cmd::IterCreate, &mut attr) }
+}
+
 /// Puts `new` in the place of what a link runs (`BPF_LINK_UPDATE`). With `old`, only if that is
 /// what it runs now, compared by the kernel in the same step: `EPERM` if it is not.
 ///
