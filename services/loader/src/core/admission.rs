@@ -13,12 +13,12 @@ use canopy_api::{
     wire::{AdmissionItem, AdmissionVerb},
 };
 
-/// A chain whose attachment another one would take: its interface has the other's name now.
+/// A chain that would be taken off an interface which has another name now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Displaced {
     /// The chain.
     pub chain: ChainKey,
-    /// The one that would have its interface.
+    /// The one that would have its interface, by the name that it has now.
     pub by: ChainKey,
 }
 
@@ -96,8 +96,10 @@ impl Changes<'_> {
         }
         for Displaced { chain, by } in self.displaced {
             let Some(record) = self.state.chains.get(chain) else { continue };
-            let asked = self.asked.iter().find(|asked| asked.key == *by);
-            let wanted = asked.and_then(|asked| asked.wanted.as_ref());
+            let of = |key: &ChainKey| self.asked.iter().find(|asked| asked.key == *key);
+            let asked = of(by).or_else(|| of(chain));
+            // A chain that is changed itself leaves that interface with all it has.
+            let wanted = of(by).and_then(|asked| asked.wanted.as_ref());
             // By the name that it has in the state, and by the one that its interface has now.
             for target in [chain.clone().into(), by.clone().into()] {
                 items.extend(lost(&record.wanted, wanted).map(|program| AdmissionItem {

@@ -29,15 +29,17 @@ pub fn described(state: &State) -> Described<'_> {
 pub struct Aliases(pub BTreeSet<(Option<Netns>, Option<Netns>)>);
 
 impl Aliases {
-    fn same(&self, a: &Option<Netns>, b: &Option<Netns>) -> bool {
-        a == b
-            || self.0.contains(&(a.clone(), b.clone()))
-            || self.0.contains(&(b.clone(), a.clone()))
+    fn same(&self, a: Option<&Netns>, b: Option<&Netns>) -> bool {
+        let pair = |one: &(Option<Netns>, Option<Netns>)| {
+            let (one, other) = (one.0.as_ref(), one.1.as_ref());
+            (one, other) == (a, b) || (other, one) == (a, b)
+        };
+        a == b || self.0.iter().any(pair)
     }
 
     /// Whether there may be an interface that two targets stand for, on whichever hook.
     pub fn may_meet(&self, a: &Target, b: &Target) -> bool {
-        self.same(&a.netns, &b.netns) && a.interface.may_meet(&b.interface)
+        self.same(a.netns.as_ref(), b.netns.as_ref()) && a.interface.may_meet(&b.interface)
     }
 }
 

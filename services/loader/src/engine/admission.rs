@@ -143,8 +143,7 @@ impl<K: Kernel> Engine<K> {
         at: u64,
     ) -> Result<Survey, LoaderError> {
         let (expanded, absent) = self.expand(inner, wishes.to_vec(), options, at)?;
-        let wanted = expanded.asked.iter().filter(|asked| asked.wanted.is_some());
-        let displaced = self.displaced(inner, wanted.map(|asked: &Asked| &asked.key))?;
+        let displaced = self.displaced(inner, expanded.asked.iter())?;
         let aliases = self.aliases(inner, wishes);
         let changes = Changes {
             state: &inner.state,
@@ -160,19 +159,21 @@ impl<K: Kernel> Engine<K> {
         Ok(Survey { generation, expanded, absent, displaced, items, downgrades })
     }
 
-    /// The chains whose link hangs on an interface that one of these would have: it was renamed, or came
-    /// from another namespace.
+    /// The chains whose link hangs on an interface of another name, and would be taken off it: because one
+    /// of these would have that interface, or because it is one of these itself.
     pub(super) fn displaced<'a>(
         &self,
         inner: &Inner,
-        by: impl Iterator<Item = &'a ChainKey>,
+        asked: impl Iterator<Item = &'a Asked>,
     ) -> Result<Vec<Displaced>, LoaderError> {
-        let by: Vec<_> = by.collect();
-        let hooks: BTreeSet<_> = by.iter().map(|key| key.hook).collect();
+        let asked: Vec<_> = asked.collect();
+        let hooks: BTreeSet<_> = asked.iter().map(|asked| asked.key.hook).collect();
         let known = inner.state.chains.keys().filter(|key| hooks.contains(&key.hook));
         let seen = self.look_at(known)?;
-        let takes = |by: &ChainKey, chain: &ChainKey, away: &Away| {
-            by != chain
+        let takes = |asked: &Asked, chain: &ChainKey, away: &Away| {
+            let by = &asked.key;
+            asked.wanted.is_some()
+                && by != chain
                 && by.hook == chain.hook
                 && match away {
                     Away::Renamed(to) => (&by.netns, &by.interface) == (&chain.netns, to),
@@ -181,9 +182,14 @@ impl<K: Kernel> Engine<K> {
         };
         let mut displaced = Vec::new();
         for one in &seen {
-            let Some(away) = &one.away else { continue };
-            for by in by.iter().filter(|by| takes(by, &one.key, away)) {
-                displaced.push(Displaced { chain: one.key.clone(), by: (*by).clone() });
+            let (chain, Some(away)) = (&one.key, &one.away) else { continue };
+            for asked in asked.iter().filter(|asked| takes(asked, chain, away)) {
+                displaced.push(Displaced { chain: chain.clone(), by: asked.key.clone() });
+            }
+            if let Away::Renamed(to) = away
+                && asked.iter().any(|asked| asked.key == *chain)
+            {
+                displaced.push(Displaced { chain: chain.clone(), by: chain.on(to.clone()) });
             }
         }
         Ok(displaced)

@@ -236,8 +236,7 @@ impl<K: Kernel> Engine<K> {
         in_time(options.until)?;
         let seen = self.look_at(items_of(&plan.groups).map(|item| &item.asked.key))?;
         let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();
-        let wanted = items_of(&plan.groups).filter(|item| item.asked.wanted.is_some());
-        let displaced = self.displaced(&inner, wanted.map(|item| &item.asked.key))?;
+        let displaced = self.displaced(&inner, items_of(&plan.groups).map(|item| &item.asked))?;
         for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
             // The rounds of the check went on while it was prepared.
             if group.has_moved(&inner, &displaced, &plan.displaced) {
@@ -410,7 +409,7 @@ impl Group {
     fn has_moved(&self, inner: &Inner, now: &[Displaced], planned: &[Displaced]) -> bool {
         self.items.iter().any(|item| {
             let key = &item.asked.key;
-            let mut taken = now.iter().filter(|one| one.by == *key);
+            let mut taken = now.iter().filter(|one| one.by == *key || one.chain == *key);
             described_as(inner, key) != item.before || taken.any(|one| !planned.contains(one))
         })
     }
