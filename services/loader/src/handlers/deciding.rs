@@ -43,8 +43,8 @@ impl<K: Kernel> Handlers<K> {
         let mut left = PLANS;
         loop {
             left -= 1;
-            let planner = Arc::clone(&plan);
-            let planned = self.blocking(ask.turn.clone(), move |engine| planner(engine)).await?;
+            let again = Arc::clone(&plan);
+            let planned = self.blocking(ask.turn.clone(), move |engine| again(engine)).await?;
             let planned = Arc::new(planned);
             let admitted = self.admission.ask(ask.caller, parts(&planned), ask.dry_run).await?;
             let (act, what) = (Arc::clone(&act), Arc::clone(&planned));
@@ -54,10 +54,10 @@ impl<K: Kernel> Handlers<K> {
                     result => result.map(Some),
                 })
                 .await?;
-            match done {
-                Some(done) => return Ok((done, planned, admitted)),
-                None => tracing::info!(left, "the host changed meanwhile; planned again"),
+            if let Some(done) = done {
+                return Ok((done, planned, admitted));
             }
+            tracing::info!(left, "the host changed meanwhile; planned again");
         }
     }
 
