@@ -35,7 +35,7 @@ pub enum LoaderError {
     #[error("{0}")]
     Host(Box<ApiError>),
     /// A program would go back to an older version, and nobody said that it may.
-    #[error("{} {} is older than the {} that runs as \"{}\" on {}", .0.package, .0.to, .0.from, .0.program, .0.key)]
+    #[error("{} {} is older than the {} that runs as \"{}\" on {}", .0.package, .0.to, .0.from, .0.program, .0.target)]
     Downgrade(Box<Downgrade>),
     /// The host is drained.
     #[error("this host is drained: nothing is attached until the drain is undone")]
@@ -48,6 +48,9 @@ pub enum LoaderError {
         /// What is.
         current: u64,
     },
+    /// What a change was planned from is not so any more. Nothing was changed.
+    #[error("the host's interfaces or chains changed while this was being decided")]
+    Moved,
     /// No such interface.
     #[error("there is no interface \"{name}\"{}", netns.as_ref().map(|netns| format!(" in network namespace {netns}")).unwrap_or_default())]
     NoInterface {
@@ -156,6 +159,15 @@ impl LoaderError {
         Self::Kernel { path: String::new(), source: Box::new(source) }
     }
 
+    /// Whether all that failed did because the host is not as it was when the change was planned.
+    pub fn is_moved(&self) -> bool {
+        match self {
+            Self::Moved => true,
+            Self::Nothing(failed) => failed.iter().all(|(_, error)| error.is_moved()),
+            _ => false,
+        }
+    }
+
     /// What the caller is told.
     pub fn into_api(self) -> ApiError {
         let said = self.to_string();
@@ -171,6 +183,12 @@ impl LoaderError {
             Self::Generation { .. } => ApiError::new(Code::Conflict, said)
                 .at("expected_generation")
                 .remedy("read the state again and decide anew"),
+            Self::Moved => {
+                let mut error =
+                    ApiError::new(Code::Conflict, said).remedy("nothing was changed; try again");
+                error.retryable = true;
+                error
+            }
             Self::NoInterface { path, known, .. } => {
                 ApiError::new(Code::NotFound, said).at(path).remedy(one_of("this host", &known))
             }

@@ -175,7 +175,9 @@ impl Fetcher {
         by: &Principal,
         now: SystemTime,
     ) {
-        for Downgrade { key, program, package, from, to, .. } in downgrades {
+        for Downgrade { target, program, package, from, to, .. } in downgrades {
+            // What a selector stands for is told interface by interface.
+            let Some(key) = target.key() else { continue };
             tracing::warn!(%key, %program, %package, %from, %to, %by, "went back to an older version");
             let event = PackageDowngraded {
                 host: host.clone(),

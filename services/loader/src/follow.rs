@@ -72,6 +72,13 @@ impl<K: Kernel> Followers<K> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a ring buffer is called now that was first followed under this name.
+    pub fn name_now(&self, name: &MapName) -> MapName {
+        let known = self.lock().iter().find(|known| known.first == *name).and_then(Followed::name);
+        // Another interface may have the name meanwhile.
+        known.filter(|_| self.engine.ring_generation(name).is_err()).unwrap_or_else(|| name.clone())
+    }
+
     /// Starts a reader, or lets the one there is go on for another lease. Blocks on the kernel.
     pub fn follow(
         self: &Arc<Self>,

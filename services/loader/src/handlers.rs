@@ -1,13 +1,12 @@
 //! The loader's verbs on the bus. Changes wait for each other; reading does not wait for them.
 
+mod deciding;
+
 use crate::{
     admission::Admission,
     audit,
-    core::{
-        admission::signers,
-        resolve::{self, Located},
-    },
-    engine::{Engine, Options, Programs},
+    core::resolve::{self, Located},
+    engine::{Engine, Options, Programs, Proposal},
     error::LoaderError,
     facts::FactsCache,
     fetch::Fetcher,
@@ -19,12 +18,13 @@ use canopy_api::{
     endpoint::{Service, loader},
     wire::{
         AdmissionVerb, ApplyReply, ApplyRequest, DeleteRequest, DrainRequest, Empty, FactsReply,
-        GetReply, GetRequest, MapChangeReply, MapDeleteRequest, MapName, MapRecords, MapSetRequest,
+        GetReply, GetRequest, MapChangeReply, MapDeleteRequest, MapRecords, MapSetRequest,
         ResetIndexReply,
     },
 };
 use canopy_bus::{Bus, Caller, Link, Server};
 use canopy_kernel::Kernel;
+use deciding::{Ask, gone_back};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -48,6 +48,9 @@ const AT_ONCE: usize = 8;
 
 /// Events of ring buffers that wait to be published.
 const QUEUE: usize = 64;
+
+/// A change's turn; given back with the last of these.
+type Turn = Arc<OwnedMutexGuard<()>>;
 
 /// Packages by the text of the reference.
 type Packages = BTreeMap<String, Located>;
@@ -137,11 +140,7 @@ impl<K: Kernel> Handlers<K> {
             })
             .handle::<loader::Profile, _, _>(move |caller, request| {
                 let me = profile.clone();
-                async move {
-                    tracing::info!(seconds = request.seconds, by = %caller.principal, "profile");
-                    caller.notes.about(format!("run times taken for {} s", request.seconds));
-                    me.blocking(None, move |engine| engine.profile(&request)).await
-                }
+                async move { me.profile(&caller, request).await }
             })
             .handle::<loader::Drain, _, _>(move |caller, request| {
                 let me = drain.clone();
@@ -178,10 +177,9 @@ impl<K: Kernel> Handlers<K> {
                 let me = delete.clone();
                 async move { me.map_delete(&caller, request).await }
             })
-            .handle::<loader::MapFollow, _, _>(move |_, request| {
+            .handle::<loader::MapFollow, _, _>(move |caller, request| {
                 let me = follow.clone();
-                let followers = Arc::clone(&me.followers);
-                async move { me.blocking(None, move |_| Ok(followers.follow(&request)?)).await }
+                async move { me.map_follow(&caller, request).await }
             })
     }
 
@@ -205,13 +203,13 @@ impl<K: Kernel> Handlers<K> {
 
     /// Waits until no other change is being made; not longer than the caller does, for whom nothing
     /// is to be done any more then.
-    async fn turn(&self, caller: &Caller) -> Result<OwnedMutexGuard<()>, ApiError> {
+    async fn turn(&self, caller: &Caller) -> Result<Turn, ApiError> {
         // Early enough for the caller to hear that nothing was done.
         let now = Instant::now();
         let left = caller.until.map_or(PATIENCE, |until| Instant::from_std(until) - now);
         let until = now + left.saturating_sub(ON_THE_WAY.min(left / 5));
         let turn = Arc::clone(&self.changes).lock_owned();
-        timeout_at(until, turn).await.map_err(|_| {
+        timeout_at(until, turn).await.map(Arc::new).map_err(|_| {
             ApiError::new(
                 Code::Unavailable,
                 "other changes of this host were being made all the time; nothing was done",
@@ -287,31 +285,37 @@ impl<K: Kernel> Handlers<K> {
         let asked_for = options.clone();
         self.blocking(None, move |engine| engine.admitted(&asked_for)).await?;
         let (located, notes) = self.locate(&document).await?;
-        let mut asked = resolve::resolve(&document, &located, &notes)?;
-        let (wishes, asked_by, signers) = (asked.clone(), options.clone(), signers(&located));
-        let (back, parts) = self
-            .blocking(None, move |engine| engine.parts_of_apply(&wishes, &signers, &asked_by))
-            .await?;
-        if let Some(refused) = back.iter().find(|one| !allowed.contains(&one.package)) {
-            return Err(LoaderError::Downgrade(Box::new(refused.clone())).into_api());
-        }
-        let admitted = self.admission.ask(&caller, parts, options.dry_run).await?;
+        let asked = resolve::resolve(&document, &located, &notes)?;
         let summary = summary(&asked);
         let by = options.by.clone();
-        let reply = self
-            .blocking(Some(turn), move |engine| {
-                engine
-                    .check_host(&document, &located)
-                    .map_err(|error| LoaderError::Host(Box::new(error)))?;
-                engine.apply(std::mem::take(&mut asked), &options)
-            })
-            .await
-            .map(|reply| ApplyReply { admission: Some(admitted), ..reply });
-        if let Ok(reply) = &reply {
+        let ask = Ask { caller: &caller, turn: Some(turn), dry_run: options.dry_run };
+        let plan = move |engine: &Engine<K>| {
+            let proposal = engine.propose_apply(asked.clone(), &options)?;
+            match proposal.downgrades().iter().find(|one| !allowed.contains(&one.package)) {
+                Some(refused) => Err(LoaderError::Downgrade(Box::new(refused.clone()))),
+                None => Ok(proposal),
+            }
+        };
+        let act = move |engine: &Engine<K>, proposal: &Proposal| {
+            engine
+                .check_host(&document, &located)
+                .map_err(|error| LoaderError::Host(Box::new(error)))?;
+            engine.execute(proposal)
+        };
+        let decided = self.decided(ask, plan, |proposal| proposal.parts().to_vec(), act).await;
+        let (reply, proposal) = match decided {
+            Ok((reply, proposal, admitted)) => {
+                (Ok(ApplyReply { admission: Some(admitted), ..reply }), Some(proposal))
+            }
+            Err(error) => (Err(error), None),
+        };
+        if let (Ok(reply), Some(proposal)) = (&reply, &proposal) {
             self.record(&caller, "apply", &before, reply).await;
-        }
-        if reply.as_ref().is_ok_and(|reply| !reply.dry_run) {
-            self.fetcher.tell_downgrades(self.engine.host(), &back, &by, self.engine.now()).await;
+            if !reply.dry_run {
+                let back = gone_back(proposal.downgrades(), reply);
+                let (host, now) = (self.engine.host(), self.engine.now());
+                self.fetcher.tell_downgrades(host, &back, &by, now).await;
+            }
         }
         match &reply {
             Ok(reply) => {
@@ -342,13 +346,16 @@ impl<K: Kernel> Handlers<K> {
         tracing::info!(
             interface = %request.interface, hook = %request.hook, by = %options.by, "delete"
         );
-        let (asked, asked_by) = (request.clone(), options.clone());
-        let parts =
-            self.blocking(None, move |engine| engine.parts_of_delete(&asked, &asked_by)).await?;
-        let admitted = self.admission.ask(&caller, parts, options.dry_run).await?;
         let by = options.by.clone();
-        let reply =
-            self.blocking(Some(turn), move |engine| engine.delete(&request, &options)).await?;
+        let ask = Ask { caller: &caller, turn: Some(turn), dry_run: options.dry_run };
+        let (reply, _, admitted) = self
+            .decided(
+                ask,
+                move |engine| engine.propose_delete(&request, &options),
+                |proposal| proposal.parts().to_vec(),
+                Engine::execute,
+            )
+            .await?;
         self.record(&caller, "delete", &before, &reply).await;
         self.tell(&reply, &by);
         Ok(ApplyReply { admission: Some(admitted), ..reply })
@@ -383,10 +390,13 @@ impl<K: Kernel> Handlers<K> {
         tracing::warn!(undo = request.undo, dry_run = request.dry_run, %by, "drain");
         let DrainRequest { undo, dry_run } = request;
         let until = caller.until;
-        let parts = self.blocking(None, move |engine| Ok(engine.parts_of_drain(undo))).await?;
-        let admitted = self.admission.ask(caller, parts, dry_run).await?;
-        let reply = self
-            .blocking(Some(turn), move |engine| engine.drain_before(undo, dry_run, until))
+        let (reply, _, admitted) = self
+            .decided(
+                Ask { caller, turn: Some(turn), dry_run },
+                move |engine| Ok(engine.parts_of_drain(undo)),
+                Clone::clone,
+                move |engine, asked| engine.drain_as_asked(undo, dry_run, until, asked),
+            )
             .await?;
         self.record(caller, verb, &before, &reply).await;
         Ok(ApplyReply { admission: Some(admitted), ..reply })
@@ -404,12 +414,18 @@ impl<K: Kernel> Handlers<K> {
             map = %request.map, entries = request.entries.len(), dry_run = request.dry_run,
             by = %caller.principal, "map set"
         );
-        let asked = (AdmissionVerb::MapSet, &request.map, request.dry_run);
-        self.admit_map(caller, asked).await?;
         let until = caller.until;
         let keys: Vec<_> = request.entries.iter().map(|entry| entry.key.clone()).collect();
-        let reply =
-            self.blocking(Some(turn), move |engine| engine.map_set_before(&request, until)).await?;
+        let ask = Ask { caller, turn: Some(turn), dry_run: request.dry_run };
+        let map = request.map.clone();
+        let (reply, ..) = self
+            .decided(
+                ask,
+                move |engine| engine.parts_of_map(AdmissionVerb::MapSet, &map),
+                Clone::clone,
+                move |engine, asked| engine.map_set_as_asked(&request, until, asked),
+            )
+            .await?;
         let done = if reply.dry_run { "checked in a dry run" } else { "written" };
         self.record_map(caller, ("map-set", done), &keys, &reply).await;
         Ok(reply)
@@ -426,12 +442,17 @@ impl<K: Kernel> Handlers<K> {
             map = %request.map, entries = request.keys.len(), dry_run = request.dry_run,
             by = %caller.principal, "map delete"
         );
-        let asked = (AdmissionVerb::MapDelete, &request.map, request.dry_run);
-        self.admit_map(caller, asked).await?;
         let until = caller.until;
         let keys = request.keys.clone();
-        let reply = self
-            .blocking(Some(turn), move |engine| engine.map_delete_before(&request, until))
+        let ask = Ask { caller, turn: Some(turn), dry_run: request.dry_run };
+        let map = request.map.clone();
+        let (reply, ..) = self
+            .decided(
+                ask,
+                move |engine| engine.parts_of_map(AdmissionVerb::MapDelete, &map),
+                Clone::clone,
+                move |engine, asked| engine.map_delete_as_asked(&request, until, asked),
+            )
             .await?;
         let done = if reply.dry_run { "checked in a dry run" } else { "removed" };
         self.record_map(caller, ("map-delete", done), &keys, &reply).await;
@@ -451,22 +472,11 @@ impl<K: Kernel> Handlers<K> {
         audit::publish_map(self.fetcher.bus(), (caller, verb, self.engine.now()), reply).await;
     }
 
-    /// Asks whether entries of a map may be written.
-    async fn admit_map(
-        &self,
-        caller: &Caller,
-        (verb, map, dry_run): (AdmissionVerb, &MapName, bool),
-    ) -> Result<(), ApiError> {
-        let name = map.clone();
-        let part = self.blocking(None, move |engine| engine.part_of_map(verb, &name)).await?;
-        self.admission.ask(caller, vec![part], dry_run).await.map(drop)
-    }
-
     /// Runs work that blocks. The turn is given back when the work ends, not when its
     /// caller goes away.
     async fn blocking<T: Send + 'static>(
         &self,
-        turn: Option<OwnedMutexGuard<()>>,
+        turn: Option<Turn>,
         work: impl FnOnce(&Engine<K>) -> Result<T, LoaderError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let engine = Arc::clone(&self.engine);

@@ -220,7 +220,7 @@ impl Admission {
         let labels = state.labels(host);
         let subject = Subject { principal, role, host, labels: &labels };
         match &state.rules {
-            Rules::None => Ok((AdmissionBasis::Open, vec![open(); items.len()])),
+            Rules::None => Ok((AdmissionBasis::Open, items.iter().map(open).collect())),
             Rules::Unread => Err(unread(&state)),
             Rules::InForce { rules, .. } => {
                 let decided = items.iter().map(|item| rules.decide(subject, item)).collect();
@@ -240,7 +240,7 @@ impl Admission {
         let labels = state.labels(host);
         let subject = Subject { principal, role, host, labels: &labels };
         let (basis, decision, rules) = match &state.rules {
-            Rules::None => (AdmissionBasis::Open, open(), Vec::new()),
+            Rules::None => (AdmissionBasis::Open, open(item), Vec::new()),
             Rules::Unread => return Err(unread(&state)),
             Rules::InForce { rules, .. } => {
                 let verdicts = rules.explain(subject, item);
@@ -272,7 +272,14 @@ impl Admission {
     }
 }
 
-fn open() -> AdmissionDecision {
+fn open(item: &AdmissionItem) -> AdmissionDecision {
+    if item.verb.is_named_only() {
+        return AdmissionDecision {
+            allowed: false,
+            rule: None,
+            reason: format!("no rule names {}, and none is allowed without", item.verb),
+        };
+    }
     AdmissionDecision {
         allowed: true,
         rule: None,

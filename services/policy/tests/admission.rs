@@ -259,6 +259,10 @@ async fn without_rules_whoever_the_bus_lets_through_may_and_it_is_said_so() {
         (connect(&world.nats, "h-web1-loader").await, connect(&world.nats, "u-viewer").await);
     let reply = ask(&loader, "u-mallory", vec![apply()]).await.unwrap();
     assert!(reply.basis == AdmissionBasis::Open && reply.decisions[0].allowed, "{reply:?}");
+    // But what only a rule that names it allows.
+    let share = AdmissionItem { verb: AdmissionVerb::ShareMap, ..apply() };
+    let reply = ask(&loader, "u-mallory", vec![share]).await.unwrap();
+    assert!(!reply.decisions[0].allowed, "{reply:?}");
     let health = viewer.call::<policy::Health>(&Target::Central, &Empty {}).await.unwrap();
     let check = health.checks.iter().find(|check| check.name == "admission").unwrap();
     assert!(check.ok && check.warning && check.detail.starts_with("open"), "{check:?}");

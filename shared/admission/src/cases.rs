@@ -57,9 +57,15 @@ pub struct Case {
     /// The interface, as a document names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSelector>,
+    /// A second selector, where only the interfaces are meant that both stand for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<InterfaceSelector>,
     /// The map.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map: Option<String>,
+    /// The other package that has the map, of a `share-map`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_with: Option<PackageName>,
     /// The decision expected.
     pub expect: RuleEffect,
     /// The rule expected to make it; `none` for a denial because no rule allows.
@@ -151,11 +157,13 @@ impl Case {
         let item = AdmissionItem {
             netns: self.netns.clone(),
             interface: self.interface.clone(),
+            within: self.within.clone(),
             hook: self.hook,
             package,
             version,
             publisher: self.publisher.as_ref().map(ToString::to_string),
             map: self.map.clone(),
+            shared_with: self.shared_with.clone(),
             ..AdmissionItem::new(self.verb)
         };
         let subject = Subject {

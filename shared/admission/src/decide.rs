@@ -9,7 +9,10 @@ use canopy_api::{
     permission::Role,
     wire::{AdmissionDecision, AdmissionItem, RuleEffect, RuleVerdict},
 };
-use std::{collections::BTreeMap, fmt::Display};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+};
 
 /// Labels of a host.
 pub type Labels = BTreeMap<String, String>;
@@ -97,6 +100,12 @@ impl Rule {
             RuleEffect::Allow => Sure::Certainly,
             RuleEffect::Deny => Sure::Possibly,
         };
+        if self.effect == RuleEffect::Allow
+            && item.verb.is_named_only()
+            && !self.when.verbs.contains(&item.verb)
+        {
+            return Some(format!("verbs: {} is allowed only where it is named", item.verb));
+        }
         if let Some(unmet) = self.when.unmet(subject, item, sure) {
             return Some(unmet);
         }
@@ -140,11 +149,16 @@ impl Conditions {
                 // Names of interfaces are those of the host: another namespace's `eth0` is not the one
                 // that a rule lets somebody change, but may be meant by one that forbids it.
                 let host = item.netns.is_none() || sure == Sure::Possibly;
-                one_of("interfaces", &self.interfaces, own, |glob, own| {
-                    (host || glob.is_everything()) && interface(glob, own, sure)
+                let place = Place(own, item.within.as_ref());
+                one_of("interfaces", &self.interfaces, own.map(|_| &place), |glob, place| {
+                    (host || glob.is_everything()) && place.is_for(glob, sure)
                 })
             })
             .or_else(|| one_of("maps", &self.maps, item.map.as_deref(), Glob::matches))
+            .or_else(|| {
+                let own = item.shared_with.as_ref().map(canopy_api::PackageName::as_str);
+                one_of("shared_with", &self.shared_with, own, Glob::matches)
+            })
             .or_else(|| one_of("hosts", &self.hosts, host, Glob::matches))
             .or_else(|| {
                 self.labels.iter().find_map(|(name, values)| {
@@ -178,6 +192,33 @@ fn one_of<T: Display, O: Display + ?Sized>(
         shown.push("…".to_owned());
     }
     Some(format!("{field}: {own} is not among {}", shown.join(", ")))
+}
+
+/// The interfaces that a selector stands for, or two do together.
+struct Place<'a>(Option<&'a InterfaceSelector>, Option<&'a InterfaceSelector>);
+
+impl Place<'_> {
+    /// What both stand for is certainly meant by a pattern that is for one of the two; and possibly only
+    /// by one that is for either.
+    fn is_for(&self, pattern: &Glob, sure: Sure) -> bool {
+        let mut both = self.0.into_iter().chain(self.1);
+        match sure {
+            Sure::Certainly => both.any(|own| interface(pattern, own, sure)),
+            Sure::Possibly => both.all(|own| interface(pattern, own, sure)),
+        }
+    }
+}
+
+impl Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(interface) = self.0 {
+            write!(f, "{interface}")?;
+        }
+        if let Some(within) = self.1 {
+            write!(f, " within {within}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether a selector is, or may be, what a pattern of interface names is for.

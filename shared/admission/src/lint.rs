@@ -108,12 +108,26 @@ impl Rule {
             (Some(_), None) => false,
             (Some(mine), Some(theirs)) => theirs.cover(mine),
         };
-        self.when.cover(&other.when) && excepts_no_more
+        // What only a rule that names it allows, one without verbs does not.
+        let names_all = self.effect == RuleEffect::Deny
+            || other.effect == RuleEffect::Deny
+            || other
+                .when
+                .verbs
+                .iter()
+                .all(|verb| !verb.is_named_only() || self.when.verbs.contains(verb));
+        self.when.cover(&other.when) && excepts_no_more && names_all
     }
 
     fn never_applies(&self) -> Option<String> {
         if self.unless.as_ref().is_some_and(|unless| unless.cover(&self.when)) {
             return Some("its exception is all of it".to_owned());
+        }
+        if self.effect == RuleEffect::Allow
+            && !self.when.shared_with.is_empty()
+            && self.when.verbs.is_empty()
+        {
+            return Some("share-map is allowed only by a rule that names it in verbs".to_owned());
         }
         self.when.cannot_hold()
     }
@@ -138,6 +152,7 @@ impl Conditions {
             && within(&self.hooks, &other.hooks, |a, b| a == b)
             && within(&self.interfaces, &other.interfaces, Glob::covers)
             && within(&self.maps, &other.maps, Glob::covers)
+            && within(&self.shared_with, &other.shared_with, Glob::covers)
             && within(&self.hosts, &other.hosts, Glob::covers)
             && self.labels.iter().all(|(name, values)| {
                 other.labels.get(name).is_some_and(|theirs| within(values, theirs, Glob::covers))
@@ -155,24 +170,36 @@ impl Conditions {
             self.verbs.is_empty() || self.verbs.iter().any(|verb| fit(*verb))
         };
         if !self.publishers.is_empty() && !verbs(names_publisher) {
-            return Some("only what is applied has a publisher".to_owned());
+            return Some("only what is applied or shares a map has a publisher".to_owned());
         }
         if !self.maps.is_empty() && !verbs(names_map) {
-            return Some("only map-set and map-delete name a map".to_owned());
+            return Some(
+                "only map-set, map-delete, map-follow and share-map name a map".to_owned(),
+            );
         }
-        if !self.maps.is_empty() && !self.publishers.is_empty() {
-            return Some("what has a publisher names no map".to_owned());
+        let both = |verb| names_publisher(verb) && names_map(verb);
+        if !self.maps.is_empty() && !self.publishers.is_empty() && !verbs(both) {
+            return Some("of what has a publisher only share-map names a map".to_owned());
+        }
+        if !self.shared_with.is_empty() && !verbs(|verb| verb == AdmissionVerb::ShareMap) {
+            return Some("only share-map names another package".to_owned());
         }
         None
     }
 }
 
 fn names_publisher(verb: AdmissionVerb) -> bool {
-    matches!(verb, AdmissionVerb::Apply | AdmissionVerb::Downgrade)
+    matches!(verb, AdmissionVerb::Apply | AdmissionVerb::Downgrade | AdmissionVerb::ShareMap)
 }
 
 fn names_map(verb: AdmissionVerb) -> bool {
-    matches!(verb, AdmissionVerb::MapSet | AdmissionVerb::MapDelete)
+    matches!(
+        verb,
+        AdmissionVerb::MapSet
+            | AdmissionVerb::MapDelete
+            | AdmissionVerb::MapFollow
+            | AdmissionVerb::ShareMap
+    )
 }
 
 /// Remarks about single conditions.
@@ -188,6 +215,7 @@ fn conditions(conditions: &Conditions, at: &str, remarks: &mut Vec<Problem>) {
         ("packages", names.as_slice()),
         ("interfaces", conditions.interfaces.as_slice()),
         ("maps", conditions.maps.as_slice()),
+        ("shared_with", conditions.shared_with.as_slice()),
         ("hosts", conditions.hosts.as_slice()),
     ];
     for (field, list) in lists {
@@ -233,7 +261,7 @@ fn exception(rule: &Rule, unless: &Conditions, at: &str, remarks: &mut Vec<Probl
         remarks.push(
             Problem::new(
                 format!("{at}.publishers"),
-                "only what is applied has a publisher: this denies every delete, drain and map write too",
+                "only what is applied or shares a map has a publisher: this denies every delete, drain and map write too",
             )
             .remedy("say when: { verbs: [apply, downgrade] }"),
         );

@@ -62,14 +62,14 @@ pub struct Conditions {
     /// Who asks: names on the bus, such as `u-alice`, `u-ci-*`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub principals: Vec<Glob>,
-    /// What is done.
+    /// What is done. `share-map` is allowed only by a rule that names it here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub verbs: Vec<AdmissionVerb>,
     /// Packages, and which versions of them: `firewall`, `acme-*`, `firewall@^0.1`, `*@>=1.0`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<PackagePattern>,
-    /// Public keys of whoever signed the package, as the loader verified it. Known of what is applied,
-    /// not of what is deleted, drained or written to.
+    /// Public keys of whoever signed the package, as the loader verified it. Known of what is applied or
+    /// comes to share a map, not of what is deleted, drained or written to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publishers: Vec<PublicKey>,
     /// Hooks.
@@ -77,12 +77,15 @@ pub struct Conditions {
     pub hooks: Vec<Hook>,
     /// Interfaces, by name: `eth0`, `eth*`. A selector that may stand for others too (`e*`,
     /// `default-route`) is allowed only by a pattern that is for all of them, and denied by one that is
-    /// for any. `default-route`, `mac:…` and `altname:…` are selectors written exactly so.
+    /// for any; so are the interfaces that two selectors stand for together. `default-route`, `mac:…` and `altname:…` are selectors written exactly so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Glob>,
-    /// Maps that are written, by name.
+    /// Maps that are written, followed or shared, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<Glob>,
+    /// The other package that has the map, of a `share-map`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shared_with: Vec<Glob>,
     /// Hosts, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<Glob>,
@@ -269,6 +272,7 @@ fn check(conditions: &Conditions, at: &str, problems: &mut Problems) {
         hooks,
         interfaces,
         maps,
+        shared_with,
         hosts,
         labels,
     } = conditions;
@@ -290,6 +294,7 @@ fn check(conditions: &Conditions, at: &str, problems: &mut Problems) {
     }
     patterns(interfaces, &INTERFACE, &format!("{at}.interfaces"), problems);
     patterns(maps, &MAP, &format!("{at}.maps"), problems);
+    patterns(shared_with, &PACKAGE, &format!("{at}.shared_with"), problems);
     patterns(hosts, &HOST, &format!("{at}.hosts"), problems);
     for (name, values) in labels {
         let at = format!("{at}.labels.{name}");

@@ -28,6 +28,7 @@ fn conditions() -> impl Strategy<Value = Conditions> {
         vec(select(Hook::ALL.as_slice()), 0..3),
         globs(&PATTERNS),
         globs(&["m", "m*", "n"]),
+        globs(&["g", "g*", "h"]),
     );
     let host = (
         globs(&["web*", "web1", "db1"]),
@@ -42,6 +43,7 @@ fn conditions() -> impl Strategy<Value = Conditions> {
         hooks: what.1,
         interfaces: what.2,
         maps: what.3,
+        shared_with: what.4,
         hosts: host.0,
         labels: host.1.map(|values| ("env".to_owned(), values)).into_iter().collect(),
     })
@@ -49,7 +51,7 @@ fn conditions() -> impl Strategy<Value = Conditions> {
 
 /// Conditions of which most ask little, so that rules apply often.
 fn few() -> impl Strategy<Value = Conditions> {
-    (conditions(), vec(prop::bool::weighted(0.3), 9)).prop_map(|(mut all, keep)| {
+    (conditions(), vec(prop::bool::weighted(0.3), 10)).prop_map(|(mut all, keep)| {
         let gone = |i: usize| keep.get(i) != Some(&true);
         if gone(0) {
             all.roles.clear();
@@ -77,6 +79,9 @@ fn few() -> impl Strategy<Value = Conditions> {
         }
         if gone(8) {
             all.labels.clear();
+        }
+        if gone(9) {
+            all.shared_with.clear();
         }
         all
     })
@@ -156,6 +161,7 @@ fn question() -> impl Strategy<Value = Question> {
         option::of(select(Hook::ALL.as_slice())),
         option::of(select(&NAMES[..])),
         option::of(select(&["m", "mm", "n"][..])),
+        select(&["g", "gg", "h"][..]),
     );
     (who, host, what).prop_map(|(who, host, what)| Question {
         principal: who.0.parse().unwrap(),
@@ -168,6 +174,7 @@ fn question() -> impl Strategy<Value = Question> {
             hook: what.2,
             interface: what.3.map(|name| name.parse().unwrap()),
             map: what.4.map(str::to_owned),
+            shared_with: (what.0 == AdmissionVerb::ShareMap).then(|| what.5.parse().unwrap()),
             ..AdmissionItem::new(what.0)
         },
     })
@@ -257,6 +264,40 @@ proptest! {
     }
 
     #[test]
+    fn what_is_allowed_of_two_selectors_is_for_all_of_both(
+        rules in set(), questions in vec(question(), 8),
+        one in select(&PATTERNS[..]), other in select(&PATTERNS[..]),
+    ) {
+        let (a, b) = (Glob::new(one), Glob::new(other));
+        for mut question in questions {
+            question.item.interface = Some(one.parse().unwrap());
+            question.item.within = Some(other.parse().unwrap());
+            if !question.allowed(&rules) {
+                continue;
+            }
+            question.item.within = None;
+            for name in NAMES.iter().filter(|name| a.matches(name) && b.matches(name)) {
+                question.item.interface = Some(name.parse().unwrap());
+                prop_assert!(question.allowed(&rules), "{} within {}: not {}", one, other, name);
+            }
+        }
+    }
+
+    #[test]
+    fn sharing_a_map_is_allowed_only_where_it_is_named(
+        rules in set(), questions in vec(question(), 16),
+    ) {
+        for mut question in questions {
+            question.item.verb = AdmissionVerb::ShareMap;
+            let decision = rules.decide(question.subject(), &question.item);
+            let by = decision.rule.and_then(|by| rules.rules.iter().find(|rule| rule.name == by));
+            if decision.allowed {
+                prop_assert!(by.unwrap().when.verbs.contains(&AdmissionVerb::ShareMap));
+            }
+        }
+    }
+
+    #[test]
     fn what_is_allowed_in_another_namespace_is_allowed_in_the_hosts_own(
         rules in set(), questions in vec(question(), 8),
     ) {
@@ -287,7 +328,10 @@ proptest! {
                 let reaches = role.classes().contains(&canopy_api::endpoint::Class::Write);
                 let of_maps = matches!(
                     question.item.verb,
-                    AdmissionVerb::MapSet | AdmissionVerb::MapDelete
+                    AdmissionVerb::MapSet
+                        | AdmissionVerb::MapDelete
+                        | AdmissionVerb::MapFollow
+                        | AdmissionVerb::ShareMap
                 );
                 if reaches && (of_maps || question.item.map.is_none()) {
                     prop_assert_eq!(question.allowed(&rules), question.allowed(&without));

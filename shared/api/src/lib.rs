@@ -28,6 +28,7 @@ pub mod name;
 pub mod nats;
 pub mod near;
 pub mod netns;
+pub mod pattern;
 pub mod permission;
 pub mod problem;
 pub mod program_section;

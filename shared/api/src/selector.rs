@@ -4,6 +4,7 @@ use crate::{
     desired::{ChainKey, Hook},
     name::{InterfaceName, fits},
     netns::{self, Netns},
+    pattern,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -65,12 +66,55 @@ impl InterfaceSelector {
     }
 }
 
+impl InterfaceSelector {
+    /// Whether there may be an interface, now or later, that both stand for. What cannot be told from the
+    /// two alone (which interface has an alternative name, an address or the default route) may be.
+    pub fn may_meet(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Name(a), Self::Name(b)) => a == b,
+            (Self::Name(name), Self::Glob(glob)) | (Self::Glob(glob), Self::Name(name)) => {
+                glob.matches(name.as_str())
+            }
+            (Self::Glob(a), Self::Glob(b)) => pattern::overlap(&a.0, &b.0),
+            // An interface has one address.
+            (Self::Mac(a), Self::Mac(b)) => a == b,
+            (Self::DefaultRoute | Self::Mac(_) | Self::AltName(_), _)
+            | (_, Self::DefaultRoute | Self::Mac(_) | Self::AltName(_)) => true,
+        }
+    }
+
+    /// Whether every interface that `other` stands for, now or later, is one that this stands for. Never
+    /// says yes wrongly.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            _ if self == other => true,
+            (Self::Glob(glob), Self::Name(name)) => glob.matches(name.as_str()),
+            (Self::Glob(a), Self::Glob(b)) => {
+                // `l*` is for `lo`, `*` is not.
+                pattern::covers(&a.0, &b.0) && (a.spelled() || !b.matches("lo"))
+            }
+            (
+                Self::Name(_)
+                | Self::Glob(_)
+                | Self::DefaultRoute
+                | Self::Mac(_)
+                | Self::AltName(_),
+                _,
+            ) => false,
+        }
+    }
+}
+
 impl Glob {
+    /// Whether it begins with a letter of its own.
+    fn spelled(&self) -> bool {
+        !self.0.starts_with(['*', '?'])
+    }
+
     /// Whether a name fits.
     pub fn matches(&self, name: &str) -> bool {
         // As a shell's '*' leaves out files with a leading dot.
-        let spelled = !self.0.starts_with(['*', '?']);
-        (name != "lo" || spelled) && fits(self.0.as_bytes(), name.as_bytes())
+        (name != "lo" || self.spelled()) && fits(self.0.as_bytes(), name.as_bytes())
     }
 }
 
@@ -280,7 +324,63 @@ mod tests {
         assert_eq!(parse("e*0").specificity(), parse("et*").specificity());
     }
 
+    #[test]
+    fn selectors_are_compared_as_sets() {
+        let meet = |a: &str, b: &str| {
+            let (a, b) = (parse(a), parse(b));
+            assert_eq!(a.may_meet(&b), b.may_meet(&a), "{a} {b}");
+            a.may_meet(&b)
+        };
+        for (a, b) in [
+            ("eth0", "eth0"),
+            ("eth0", "e*"),
+            ("e*0", "eth?"),
+            ("altname:a", "altname:b"),
+            ("altname:a", "eth0"),
+            ("default-route", "mac:02:00:00:00:00:01"),
+        ] {
+            assert!(meet(a, b), "{a} {b}");
+        }
+        for (a, b) in [
+            ("eth0", "eth1"),
+            ("eth0", "w*"),
+            ("eth?", "wan?"),
+            ("lo", "*"),
+            ("mac:02:00:00:00:00:01", "mac:02:00:00:00:00:02"),
+        ] {
+            assert!(!meet(a, b), "{a} {b}");
+        }
+        for (a, b, yes) in [
+            ("e*", "eth*", true),
+            ("e*", "eth0", true),
+            ("*", "eth*", true),
+            ("*", "l*", false),
+            ("*", "lo", false),
+            ("l*", "lo", true),
+            ("eth*", "e*", false),
+            ("*", "default-route", false),
+            ("altname:a", "altname:a", true),
+            ("eth0", "altname:eth0", false),
+        ] {
+            assert_eq!(parse(a).covers(&parse(b)), yes, "{a} {b}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn sets_of_names_are_what_each_name_says(
+            a in "[lo*?]{1,4}", b in "[lo*?]{1,4}", name in "[lo]{1,4}",
+        ) {
+            let fits = |selector: &InterfaceSelector| match selector {
+                InterfaceSelector::Name(own) => own.as_str() == name,
+                InterfaceSelector::Glob(glob) => glob.matches(&name),
+                _ => false,
+            };
+            let (a, b) = (parse(&a), parse(&b));
+            prop_assert!(a.may_meet(&b) || !(fits(&a) && fits(&b)), "{a} {b} {name}");
+            prop_assert!(!a.covers(&b) || !fits(&b) || fits(&a), "{a} {b} {name}");
+        }
+
         #[test]
         fn a_name_fits_the_pattern_made_of_it(name in "[a-z0-9]{1,15}", at in 0usize..15, length in 0usize..15) {
             prop_assume!(name != "lo");

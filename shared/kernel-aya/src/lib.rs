@@ -218,6 +218,14 @@ impl Kernel for AyaKernel {
         }
     }
 
+    fn same_netns(&self, a: Option<&Netns>, b: Option<&Netns>) -> bool {
+        a == b || netns::identity_of(a).is_some_and(|of| Some(of) == netns::identity_of(b))
+    }
+
+    fn pinned_by_name(&self, object: &[u8]) -> Vec<String> {
+        object::Object::pinned_by_name(object).unwrap_or_default()
+    }
+
     fn boot_id(&self) -> String {
         facts::boot_id()
     }

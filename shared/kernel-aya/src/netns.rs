@@ -76,6 +76,13 @@ pub(crate) fn identity() -> Result<(u64, u64), KernelError> {
         .map_err(|error| os("look at the network namespace".to_owned(), error))
 }
 
+/// Which namespace a name leads to; `None` where it leads to none.
+pub(crate) fn identity_of(netns: Option<&Netns>) -> Option<(u64, u64)> {
+    let Some(netns) = netns else { return identity().ok() };
+    let namespace = find(netns).ok()?.metadata().ok()?;
+    Some((namespace.dev(), namespace.ino()))
+}
+
 /// Whether other namespaces can be entered at all.
 pub(crate) fn probe() -> Result<String, String> {
     let enter = || {

@@ -182,6 +182,16 @@ impl Object {
         Ok(Self { elf, btf, plain_btf, notes, externs, relocated, maps, layouts, writes, types })
     }
 
+    /// The maps that an object declares `LIBBPF_PIN_BY_NAME`.
+    pub(crate) fn pinned_by_name(bytes: &[u8]) -> Result<Vec<String>, ObjectError> {
+        let elf = Elf::parse(bytes)?;
+        let types = elf.section(".BTF").map(|section| section.data.clone()).unwrap_or_default();
+        let types = (!types.is_empty()).then(|| Btf::parse(&types)).transpose();
+        let types = types.map_err(|error| ObjectError::Malformed(error.to_string()))?;
+        let maps = object_maps::parse(&elf, types.as_ref())?;
+        Ok(maps.into_iter().filter(|map| map.pinned).map(|map| map.name).collect())
+    }
+
     /// The types of a function, as `compose` makes them when it is asked for the first time.
     pub(crate) fn types<E>(
         &self,

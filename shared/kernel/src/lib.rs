@@ -400,6 +400,18 @@ pub trait Kernel: Send + Sync + 'static {
     /// IPv6's where there is none. Costs what listing the routes costs, where something changed.
     fn default_route(&self, netns: Option<&Netns>) -> Result<Vec<u32>, KernelError>;
 
+    /// Whether two names lead to one network namespace, as far as can be seen. What leads nowhere now, and
+    /// what cannot be looked at, is no other's.
+    fn same_netns(&self, a: Option<&Netns>, b: Option<&Netns>) -> bool {
+        a == b
+    }
+
+    /// The maps of an object that it asks itself to be pinned by name: they are shared on its interface,
+    /// whatever the package says of other maps.
+    fn pinned_by_name(&self, _object: &[u8]) -> Vec<String> {
+        Vec::new()
+    }
+
     /// A name that this start of the machine has and no other: kernel ids mean something only beside it.
     /// Empty where the kernel does not say.
     fn boot_id(&self) -> String {

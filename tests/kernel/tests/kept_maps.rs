@@ -518,6 +518,15 @@ fn a_map_that_becomes_pinned_by_name_keeps_its_contents() {
 }
 
 #[test]
+fn an_object_says_which_maps_it_pins_by_name() {
+    let chains = Chains::new();
+    let names = |pinned| chains.kernel.pinned_by_name(&compile_text(&shared_counter("", pinned)));
+    assert_eq!(names(true), ["all"]);
+    assert_eq!(names(false), [""; 0]);
+    assert_eq!(chains.kernel.pinned_by_name(b"no object"), [""; 0]);
+}
+
+#[test]
 fn a_shared_program_array_has_one_kind_of_programs() {
     let chains = Chains::new();
     let object = compile_text(

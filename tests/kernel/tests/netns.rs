@@ -7,9 +7,10 @@
 )]
 
 use canopy_api::{
-    Code, Hook,
+    Code, Hook, Netns as Named,
     wire::{Action, ApplyReply, ChainState, ChainStatus, DeleteRequest, GetRequest},
 };
+use canopy_kernel::Kernel as _;
 use canopy_kernel_aya::sys;
 use canopy_kernel_tests::engine::{Host, Loader, options};
 use canopy_test_support::{
@@ -390,6 +391,11 @@ fn a_namespace_is_found_by_path_and_by_process() {
     for netns in [path, format!("pid:{}", sleeper.id())] {
         world.host.apply(&loader, &json!([firewall(Some(&netns), HOST_LINK)])).unwrap();
         assert_eq!(world.pings(), (3, 0), "{netns}");
+        // Another name of the same namespace, and not of the loader's own.
+        let (one, named) = (netns.parse().ok(), world.name().parse().ok());
+        let same =
+            |a: Option<&Named>| world.host.here(|| loader.kernel().same_netns(a, named.as_ref()));
+        assert!(same(one.as_ref()) && !same(None), "{netns}");
         let empty =
             json!([{ "netns": netns, "interface": HOST_LINK, "hook": "xdp", "programs": [] }]);
         world.host.apply(&loader, &empty).unwrap();

@@ -38,7 +38,7 @@ pub enum PolicyCommand {
         output: OutputArgs,
     },
     /// Say which rule decides whether somebody may do something, and what each rule says
-    Explain(ExplainArgs),
+    Explain(Box<ExplainArgs>),
 }
 
 /// `policy explain`
@@ -62,6 +62,9 @@ pub struct ExplainArgs {
     /// The interface, as a document names it
     #[arg(short, long)]
     pub interface: Option<InterfaceSelector>,
+    /// A second selector: only the interfaces that both stand for
+    #[arg(long, value_name = "SELECTOR")]
+    pub within: Option<InterfaceSelector>,
     /// The hook
     #[arg(long, value_parser = hook())]
     pub hook: Option<Hook>,
@@ -71,6 +74,9 @@ pub struct ExplainArgs {
     /// The map
     #[arg(long, value_name = "NAME")]
     pub map: Option<String>,
+    /// The other package that has the map, of share-map
+    #[arg(long, value_name = "PACKAGE")]
+    pub shared_with: Option<PackageName>,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,

@@ -61,11 +61,13 @@ fn item(args: &ExplainArgs) -> AdmissionItem {
     let (package, version) = args.package.clone().unzip();
     AdmissionItem {
         interface: args.interface.clone(),
+        within: args.within.clone(),
         hook: args.hook,
         package,
         version,
         publisher: args.publisher.as_ref().map(ToString::to_string),
         map: args.map.clone(),
+        shared_with: args.shared_with.clone(),
         ..AdmissionItem::new(args.verb)
     }
 }

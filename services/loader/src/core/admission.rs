@@ -1,108 +1,168 @@
-//! What policy is asked about: the parts of a request, each with the package it is about.
+//! What policy is asked about: what a request would have run where, before against after.
 
 use super::{
-    downgrade::Downgrade,
+    downgrade::{Downgrade, downgrades},
+    handover::{Aliases, Described, Handover, described, handovers, lost, path_of},
     plan::Asked,
-    resolve::{Located, Wish},
-    state::{State, Wanted, WantedProgram},
+    resolve::Wish,
+    sharing::{self, SharedOf},
+    state::{State, WantedProgram},
 };
 use canopy_api::{
-    ChainKey, Digest, InterfaceSelector, Target,
+    ChainKey, InterfaceSelector, Target,
     wire::{AdmissionItem, AdmissionVerb},
 };
-use canopy_package::PublicKey;
-use std::collections::BTreeMap;
 
-/// Who signed each package of a request.
-pub type Signers = BTreeMap<Digest, PublicKey>;
-
-/// Who signed what was located.
-pub fn signers(located: &BTreeMap<String, Located>) -> Signers {
-    let signed = |one: &Located| Some((one.digest.clone(), one.signed_by.clone()?));
-    located.values().filter_map(signed).collect()
+/// A chain that would be taken off an interface which has another name now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// The chain.
+    pub chain: ChainKey,
+    /// The one that would have its interface, by the name that it has now.
+    pub by: ChainKey,
 }
 
-/// The parts of an apply: each program it names; each that would go back to an older version; and each
-/// that is in a chain and would be no more.
-pub fn of_apply(
-    wishes: &[Wish],
-    signers: &Signers,
-    downgrades: &[Downgrade],
-    lost: Vec<AdmissionItem>,
-) -> Vec<AdmissionItem> {
-    let mut items = Vec::new();
-    for wish in wishes {
-        for program in wish.wanted.iter().flat_map(|wanted| &wanted.programs) {
-            items.push(AdmissionItem {
-                publisher: signers.get(&program.digest).map(ToString::to_string),
-                path: wish.program_paths.get(&program.name).cloned().unwrap_or_default(),
-                ..part(AdmissionVerb::Apply, &wish.target, program)
-            });
-        }
-    }
-    items.extend(downgrades.iter().map(|back| {
-        AdmissionItem {
-            netns: back.key.netns.clone(),
-            interface: Some(back.key.interface.clone().into()),
-            hook: Some(back.key.hook),
-            program: Some(back.program.clone()),
-            package: Some(back.package.clone()),
-            version: Some(back.to.clone()),
-            publisher: wishes
-                .iter()
-                .flat_map(|wish| wish.wanted.iter().flat_map(|wanted| &wanted.programs))
-                .find(|program| program.package == back.package && program.version == back.to)
-                .and_then(|program| signers.get(&program.digest))
-                .map(ToString::to_string),
-            path: back.path.clone(),
-            ..AdmissionItem::new(AdmissionVerb::Downgrade)
-        }
-    }));
-    // A chain that the kernel has and the loader knows nothing of is removed too.
-    for wish in wishes.iter().filter(|wish| wish.wanted.is_none()) {
-        if !lost.iter().any(|item| item.path == wish.path) {
-            items.push(AdmissionItem { path: wish.path.clone(), ..bare(&wish.target) });
-        }
-    }
-    items.extend(lost);
-    items
+/// What a request comes to, as far as policy has to know.
+#[derive(Clone, Copy)]
+pub struct Changes<'a> {
+    /// The state it meets.
+    pub state: &'a State,
+    /// What it asks for.
+    pub wishes: &'a [Wish],
+    /// Whether it puts the programs there that it names; a delete only leaves them.
+    pub puts: bool,
+    /// The chains of the interfaces that are there.
+    pub asked: &'a [Asked],
+    /// The chains that would lose their interfaces to those.
+    pub displaced: &'a [Displaced],
+    /// Namespaces with two names.
+    pub aliases: &'a Aliases,
+    /// The maps that a program shares.
+    pub shared_of: SharedOf<'a>,
 }
 
-/// The programs that chains, and what selectors stand for, would lose by a request. One that stays
-/// under its name with another package is lost; so is one that changes its name.
-pub fn lost(state: &State, wishes: &[Wish], asked: &[Asked]) -> Vec<AdmissionItem> {
-    let mut items = Vec::new();
-    for wish in wishes {
-        let Some(rule) = state.rules.get(&wish.target) else { continue };
-        missing(&rule.wanted, wish.wanted.as_ref(), &wish.target, &wish.path, &mut items);
+impl Changes<'_> {
+    /// The parts of it, and its programs that would go back to an older version.
+    pub fn parts(&self) -> (Vec<AdmissionItem>, Vec<Downgrade>) {
+        let Self { state, wishes, asked, aliases, shared_of, .. } = *self;
+        let before: Described<'_> = described(state);
+        let handovers = handovers(&before, wishes, aliases);
+        let downgrades = downgrades(state, &handovers, asked);
+        let mut items = Items::default();
+        let put = if self.puts { wishes } else { &[] };
+        for wish in put {
+            for program in wish.wanted.iter().flat_map(|wanted| &wanted.programs) {
+                items.add(applied(&wish.target, None, program, path_of(wish, &program.name)));
+            }
+        }
+        for one in handovers.iter().filter(|one| one.uncovers) {
+            for program in one.after.into_iter().flat_map(|after| &after.programs) {
+                let path = one.wish.path.clone();
+                items.add(applied(&one.place, one.within.as_ref(), program, path));
+            }
+        }
+        items.extend(sharing::with_strangers(&before, put, aliases, shared_of));
+        items.extend(downgrades.iter().map(going_back));
+        let lost = self.lost(&handovers);
+        // A chain that the kernel has and the loader knows nothing of is removed too.
+        for wish in wishes.iter().filter(|wish| wish.wanted.is_none()) {
+            let known = before.contains_key(&wish.target)
+                || lost.iter().any(|item| item.path == wish.path && !item.path.is_empty());
+            if !known {
+                items.add(AdmissionItem { path: wish.path.clone(), ..bare(&wish.target) });
+            }
+        }
+        items.extend(lost);
+        (items.0, downgrades)
     }
-    for asked in asked {
-        let Some(chain) = state.chains.get(&asked.key) else { continue };
-        let target = asked.key.clone().into();
-        missing(&chain.wanted, asked.wanted.as_ref(), &target, &asked.path, &mut items);
+
+    /// The programs that go, from where they are described and from chains that are there.
+    fn lost(&self, handovers: &[Handover<'_>]) -> Vec<AdmissionItem> {
+        let mut items = Vec::new();
+        for one in handovers {
+            items.extend(one.lost().map(|program| AdmissionItem {
+                within: one.within.clone(),
+                path: one.wish.path.clone(),
+                ..part(AdmissionVerb::Delete, &one.place, program)
+            }));
+        }
+        for asked in self.asked {
+            let Some(chain) = self.state.chains.get(&asked.key) else { continue };
+            let target = asked.key.clone().into();
+            items.extend(lost(&chain.wanted, asked.wanted.as_ref()).map(|program| AdmissionItem {
+                path: asked.path.clone(),
+                ..part(AdmissionVerb::Delete, &target, program)
+            }));
+        }
+        for Displaced { chain, by } in self.displaced {
+            let Some(record) = self.state.chains.get(chain) else { continue };
+            let of = |key: &ChainKey| self.asked.iter().find(|asked| asked.key == *key);
+            let asked = of(by).or_else(|| of(chain));
+            // A chain that is changed itself leaves that interface with all it has.
+            let wanted = of(by).and_then(|asked| asked.wanted.as_ref());
+            // By the name that it has in the state, and by the one that its interface has now.
+            for target in [chain.clone().into(), by.clone().into()] {
+                items.extend(lost(&record.wanted, wanted).map(|program| AdmissionItem {
+                    path: asked.map(|asked| asked.path.clone()).unwrap_or_default(),
+                    ..part(AdmissionVerb::Delete, &target, program)
+                }));
+            }
+        }
+        items
     }
-    items
 }
 
-fn missing(
-    old: &Wanted,
-    new: Option<&Wanted>,
+/// Parts, each once.
+#[derive(Default)]
+struct Items(Vec<AdmissionItem>);
+
+impl Items {
+    fn add(&mut self, item: AdmissionItem) {
+        let says = |known: &AdmissionItem| {
+            let within = if known.within.is_none() { None } else { item.within.clone() };
+            let path = known.path.clone();
+            *known == AdmissionItem { within, path, ..item.clone() }
+        };
+        // Two programs of one package on one hook are two parts.
+        if !self.0.iter().any(says) {
+            self.0.push(item);
+        }
+    }
+
+    fn extend(&mut self, items: impl IntoIterator<Item = AdmissionItem>) {
+        for item in items {
+            self.add(item);
+        }
+    }
+}
+
+fn applied(
     target: &Target,
-    path: &str,
-    items: &mut Vec<AdmissionItem>,
-) {
-    for program in &old.programs {
-        let stays = |p: &WantedProgram| p.name == program.name && p.package == program.package;
-        if !new.is_some_and(|new| new.programs.iter().any(stays)) {
-            let item = part(AdmissionVerb::Delete, target, program);
-            items.push(AdmissionItem { path: path.to_owned(), ..item });
-        }
+    within: Option<&InterfaceSelector>,
+    program: &WantedProgram,
+    path: String,
+) -> AdmissionItem {
+    AdmissionItem {
+        within: within.cloned(),
+        publisher: program.publisher.clone(),
+        path,
+        ..part(AdmissionVerb::Apply, target, program)
     }
 }
 
-/// The parts of a delete. A chain of which nothing is known is one part.
-pub fn of_delete(target: &Target, lost: Vec<AdmissionItem>) -> Vec<AdmissionItem> {
-    if lost.is_empty() { vec![bare(target)] } else { lost }
+fn going_back(back: &Downgrade) -> AdmissionItem {
+    AdmissionItem {
+        netns: back.target.netns.clone(),
+        interface: Some(back.target.interface.clone()),
+        within: back.within.clone(),
+        hook: Some(back.target.hook),
+        program: Some(back.program.clone()),
+        package: Some(back.package.clone()),
+        version: Some(back.to.clone()),
+        publisher: back.publisher.clone(),
+        path: back.path.clone(),
+        ..AdmissionItem::new(AdmissionVerb::Downgrade)
+    }
 }
 
 /// A chain of which only the place is known.
@@ -115,39 +175,39 @@ fn bare(target: &Target) -> AdmissionItem {
     }
 }
 
-/// The parts of a drain, or of undoing one: every program of the host.
-pub fn of_drain(state: &State, undo: bool) -> Vec<AdmissionItem> {
-    let verb = if undo { AdmissionVerb::Undrain } else { AdmissionVerb::Drain };
+/// The parts of what is done to a host as a whole: every program that is in a chain, or will be on an
+/// interface to come.
+pub fn of_host(state: &State, verb: AdmissionVerb) -> Vec<AdmissionItem> {
     let chains = state.chains.iter().map(|(key, chain)| (Target::from(key.clone()), &chain.wanted));
-    let mut items = Vec::new();
-    for (target, wanted) in chains {
+    let rules = state.rules.iter().map(|(target, rule)| (target.clone(), &rule.wanted));
+    let mut items = Items::default();
+    for (target, wanted) in chains.chain(rules) {
         items.extend(wanted.programs.iter().map(|program| part(verb, &target, program)));
     }
-    if items.is_empty() {
-        items.push(AdmissionItem::new(verb));
+    if items.0.is_empty() {
+        items.add(AdmissionItem::new(verb));
     }
-    items
+    items.0
 }
 
-/// The part of a write to a map.
+/// The part that a program has in what is done to a map.
 pub fn of_map(
     verb: AdmissionVerb,
-    key: &ChainKey,
+    target: &Target,
     program: &WantedProgram,
     map: &str,
 ) -> AdmissionItem {
     AdmissionItem {
         map: Some(map.to_owned()),
         path: "map".to_owned(),
-        ..part(verb, &key.clone().into(), program)
+        ..part(verb, target, program)
     }
 }
 
 fn part(verb: AdmissionVerb, target: &Target, program: &WantedProgram) -> AdmissionItem {
-    let interface: InterfaceSelector = target.interface.clone();
     AdmissionItem {
         netns: target.netns.clone(),
-        interface: Some(interface),
+        interface: Some(target.interface.clone()),
         hook: Some(target.hook),
         program: Some(program.name.clone()),
         package: Some(program.package.clone()),

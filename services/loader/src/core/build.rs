@@ -9,7 +9,7 @@ use canopy_kernel::{
 use canopy_package::{
     Bindings, Manifest, Package, bind,
     bind::Entries,
-    manifest::{Select, Shared},
+    manifest::{ManifestMap, Select, Shared},
 };
 use serde_json::Value;
 use std::{
@@ -152,17 +152,20 @@ fn member(
             .iter()
             .filter_map(|map| map.max_entries.map(|most| (map.name.clone(), most)))
             .collect(),
-        shared_maps: maps
-            .iter()
-            .filter_map(|map| {
-                let scope = match map.shared? {
-                    Shared::Interface => ShareScope::Interface,
-                    Shared::Host => ShareScope::Host,
-                };
-                Some(SharedMap { map: map.name.clone(), scope })
-            })
-            .collect(),
+        shared_maps: shared_maps(manifest),
     })
+}
+
+/// The maps that a package shares by their names.
+pub fn shared_maps(manifest: &Manifest) -> Vec<SharedMap> {
+    let shared = |map: &ManifestMap| {
+        let scope = match map.shared? {
+            Shared::Interface => ShareScope::Interface,
+            Shared::Host => ShareScope::Host,
+        };
+        Some(SharedMap { map: map.name.clone(), scope })
+    };
+    manifest.maps.iter().filter_map(shared).collect()
 }
 
 /// What the settings of a program that runs come to; `None` where its package is not at hand.

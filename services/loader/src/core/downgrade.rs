@@ -1,117 +1,116 @@
-//! Which programs of a request would go back to an older version than the one that runs.
+//! Which programs of a request would go back to an older version than the one that is described there.
 
 use super::{
+    handover::Handover,
     plan::Asked,
-    state::{State, WantedProgram},
+    state::{State, Wanted, WantedProgram},
 };
-use canopy_api::{ChainKey, PackageName, ProgramName};
+use canopy_api::{InterfaceSelector, PackageName, ProgramName, Target};
 use semver::Version;
 
 /// A program that would go back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Downgrade {
-    /// The chain.
-    pub key: ChainKey,
-    /// The program's name in it.
+    /// Where: the interfaces of this target,
+    pub target: Target,
+    /// that this selector stands for too.
+    pub within: Option<InterfaceSelector>,
+    /// The program's name there.
     pub program: ProgramName,
     /// Its package.
     pub package: PackageName,
-    /// The version that runs.
+    /// The version that is there.
     pub from: Version,
-    /// The version asked for.
+    /// The version it would be.
     pub to: Version,
+    /// Who signed that.
+    pub publisher: Option<String>,
     /// Where the request names the program.
     pub path: String,
 }
 
-/// Compares each program with what runs under its name in its chain; and one that is new there with what
-/// the chain would lose of the same package, so that another name is no way round.
-pub fn downgrades(state: &State, asked: &[Asked]) -> Vec<Downgrade> {
-    let mut found = Vec::new();
+/// Compares what is described now with what would be, on every interface that there may be; and each
+/// chain with what it would become.
+pub fn downgrades(state: &State, handovers: &[Handover<'_>], asked: &[Asked]) -> Vec<Downgrade> {
+    let mut found: Vec<Downgrade> = Vec::new();
+    let mut note =
+        |place: (&Target, Option<&InterfaceSelector>), program: &WantedProgram, from, path| {
+            let (target, within) = place;
+            let same = |one: &Downgrade| {
+                (&one.target, &one.program, &one.from) == (target, &program.name, &from)
+                    && (one.within.as_ref() == within || one.within.is_none())
+            };
+            if !found.iter().any(same) {
+                found.push(Downgrade {
+                    target: target.clone(),
+                    within: within.cloned(),
+                    program: program.name.clone(),
+                    package: program.package.clone(),
+                    from,
+                    to: program.version.clone(),
+                    publisher: program.publisher.clone(),
+                    path,
+                });
+            }
+        };
+    for one in handovers {
+        let Some(after) = one.after else { continue };
+        for (program, from) in steps_back(one.before, after) {
+            let path = super::handover::path_of(one.wish, &program.name);
+            note((&one.place, one.within.as_ref()), program, from.clone(), path);
+        }
+    }
     for asked in asked {
         let (Some(wanted), Some(chain)) = (&asked.wanted, state.chains.get(&asked.key)) else {
             continue;
         };
-        for program in &wanted.programs {
-            let old = &chain.wanted.programs;
-            let same = |p: &&WantedProgram| p.name == program.name && p.package == program.package;
-            let lost = |p: &&WantedProgram| {
-                let stays = |new: &WantedProgram| new.name == p.name && new.package == p.package;
-                p.package == program.package && !wanted.programs.iter().any(stays)
-            };
-            let runs = match old.iter().find(same) {
-                Some(before) => Some(&before.version),
-                None => old.iter().filter(lost).map(|p| &p.version).max(),
-            };
-            if let Some(from) = runs.filter(|from| **from > program.version) {
-                found.push(Downgrade {
-                    key: asked.key.clone(),
-                    program: program.name.clone(),
-                    package: program.package.clone(),
-                    from: from.clone(),
-                    to: program.version.clone(),
-                    path: asked.program_paths.get(&program.name).cloned().unwrap_or_default(),
-                });
-            }
+        for (program, from) in steps_back(&chain.wanted, wanted) {
+            let path = asked.program_paths.get(&program.name).cloned().unwrap_or_default();
+            note((&asked.key.clone().into(), None), program, from.clone(), path);
         }
     }
     found
 }
 
+/// Compares each program with what has its name; and one that is new with what would be lost of the same
+/// package, so that another name is no way round.
+fn steps_back<'a>(
+    before: &'a Wanted,
+    after: &'a Wanted,
+) -> impl Iterator<Item = (&'a WantedProgram, &'a Version)> {
+    after.programs.iter().filter_map(move |program| {
+        let old = &before.programs;
+        let same = |p: &&WantedProgram| p.name == program.name && p.package == program.package;
+        let lost = |p: &&WantedProgram| {
+            let stays = |new: &WantedProgram| new.name == p.name && new.package == p.package;
+            p.package == program.package && !after.programs.iter().any(stays)
+        };
+        let from = match old.iter().find(same) {
+            Some(before) => Some(&before.version),
+            None => old.iter().filter(lost).map(|p| &p.version).max(),
+        };
+        Some((program, from.filter(|from| **from > program.version)?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::state::{Chain, Wanted};
-    use canopy_api::{Digest, Hook, TcMode, VerdictSet, XdpMode};
-    use std::collections::BTreeMap;
-
-    fn key() -> ChainKey {
-        ChainKey { netns: None, interface: "eth0".parse().unwrap(), hook: Hook::Xdp }
-    }
+    use crate::core::state::tests;
 
     fn wanted(programs: &[(&str, &str, &str)]) -> Wanted {
-        let programs = programs
-            .iter()
-            .map(|(name, package, version)| WantedProgram {
-                name: name.parse().unwrap(),
-                package: package.parse().unwrap(),
-                version: version.parse().unwrap(),
-                digest: Digest::of(version.as_bytes()),
-                program: "main".to_owned(),
-                object: "main.o".to_owned(),
-                choice: None,
-                function: "main".to_owned(),
-                priority: 1,
-                proceed_on: VerdictSet::from_bits(1),
-                frags: false,
-                config: serde_json::Map::new(),
-            })
-            .collect();
-        Wanted { xdp_mode: XdpMode::Best, tc_mode: TcMode::Best, programs }
+        let mut wanted = tests::wanted(&programs.iter().map(|one| one.0).collect::<Vec<_>>());
+        for (program, (_, package, version)) in wanted.programs.iter_mut().zip(programs) {
+            program.package = package.parse().unwrap();
+            program.version = version.parse().unwrap();
+        }
+        wanted
     }
 
     fn found(runs: &[(&str, &str, &str)], asked: &[(&str, &str, &str)]) -> Vec<(String, String)> {
-        let mut state = State::new("web1".parse().unwrap());
-        let chain = Chain {
-            rule: None,
-            wanted: wanted(runs),
-            running: 1,
-            changed: 0,
-            changed_by: "u-test".parse().unwrap(),
-            restored: 0,
-            since: BTreeMap::new(),
-        };
-        state.chains.insert(key(), chain);
-        let asked = Asked {
-            rule: None,
-            key: key(),
-            wanted: Some(wanted(asked)),
-            path: String::new(),
-            program_paths: BTreeMap::new(),
-            notes: Vec::new(),
-        };
-        let found = downgrades(&state, &[asked]);
-        found.into_iter().map(|one| (one.program.to_string(), one.from.to_string())).collect()
+        let (before, after) = (wanted(runs), wanted(asked));
+        let found = steps_back(&before, &after);
+        found.map(|(program, from)| (program.name.to_string(), from.to_string())).collect()
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub fn owners(
 }
 
 /// What a request comes to.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Expanded {
     /// Each chain that it names or that a selector it names stands for.
     pub asked: Vec<Asked>,

@@ -98,7 +98,7 @@ fn chain(state: &State, seen: Option<&Observed>, asked: &Asked) -> ChainPlan {
         let lines = wanted.programs.iter().map(added).collect();
         return plan(created, Step::Build, true, lines);
     };
-    if record.wanted != *wanted {
+    if !record.wanted.builds_like(wanted) {
         return plan(created, Step::Build, true, differences(&record.wanted, wanted, hook));
     }
     let runs = seen.is_some_and(|seen| match &seen.state {
@@ -110,7 +110,13 @@ fn chain(state: &State, seen: Option<&Observed>, asked: &Asked) -> ChainPlan {
         | LinkState::Unseen { .. } => false,
     });
     let pinned = seen.is_some_and(|seen| seen.generations.contains(&record.running));
-    let (handed, lines) = handed_over(record.rule.as_ref(), asked.rule.as_ref());
+    let (handed, mut lines) = handed_over(record.rule.as_ref(), asked.rule.as_ref());
+    // The bytes are the same; who signed them is only noted.
+    let signed = record.wanted != *wanted;
+    if signed {
+        lines.extend(signed_by(&record.wanted, wanted));
+    }
+    let handed = handed || signed;
     if runs && pinned && handed {
         plan(Action::Updated, Step::Note(record.running), true, lines)
     } else if runs && pinned {
@@ -133,6 +139,15 @@ fn handed_over(
         None => "is the interface's own now".to_owned(),
     };
     (true, vec![from])
+}
+
+/// Whose signature counts now, one line for each program of which it is another's.
+fn signed_by<'a>(before: &'a Wanted, after: &'a Wanted) -> impl Iterator<Item = String> + 'a {
+    let pairs = before.programs.iter().zip(&after.programs);
+    pairs.filter(|(old, new)| old.publisher != new.publisher).map(|(_, new)| {
+        let by = new.publisher.as_deref().unwrap_or("nobody");
+        format!("{}: {} {} is signed by {by} now", new.name, new.package, new.version)
+    })
 }
 
 fn added(program: &WantedProgram) -> String {
@@ -216,6 +231,7 @@ mod tests {
             package: "wall".parse().unwrap(),
             version: semver::Version::new(1, version, 0),
             digest: Digest::of(&version.to_le_bytes()),
+            publisher: None,
             program: "main".to_owned(),
             object: "main.o".to_owned(),
             choice: None,

@@ -169,6 +169,7 @@ fn program(
                 package: manifest.name.clone(),
                 version: manifest.version.clone(),
                 digest: found.digest.clone(),
+                publisher: found.signed_by.as_ref().map(ToString::to_string),
                 program: chosen.name.clone(),
                 object: chosen.object.clone(),
                 choice: (!chosen.variants.is_empty()).then(Choice::default),

@@ -174,6 +174,9 @@ pub struct WantedProgram {
     pub version: semver::Version,
     /// The exact bytes.
     pub digest: Digest,
+    /// The public key whose signature on them was verified; absent where signatures do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publisher: Option<String>,
     /// The program of the package.
     pub program: String,
     /// The object file in the package.
@@ -214,6 +217,17 @@ impl WantedProgram {
 }
 
 impl Wanted {
+    /// Whether the same is built from both: who signed the bytes is not in them.
+    pub fn builds_like(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&WantedProgram, &WantedProgram)| {
+            let publisher = b.publisher.clone();
+            *b == WantedProgram { publisher, ..a.clone() }
+        };
+        (self.xdp_mode, self.tc_mode, self.programs.len())
+            == (other.xdp_mode, other.tc_mode, other.programs.len())
+            && self.programs.iter().zip(&other.programs).all(alike)
+    }
+
     /// The choices of its programs that have several objects.
     pub fn choices(&self) -> impl Iterator<Item = &Choice> {
         self.programs.iter().filter_map(|program| program.choice.as_ref())
@@ -310,8 +324,28 @@ mod verdict_bits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Programs of packages that are called as they are.
+    pub(crate) fn wanted(programs: &[&str]) -> Wanted {
+        let programs = programs.iter().map(|name| WantedProgram {
+            name: name.parse().unwrap(),
+            package: name.parse().unwrap(),
+            version: semver::Version::new(1, 0, 0),
+            digest: Digest::of(name.as_bytes()),
+            publisher: None,
+            program: "main".to_owned(),
+            object: "main.o".to_owned(),
+            choice: None,
+            function: "main".to_owned(),
+            priority: 1,
+            proceed_on: VerdictSet::from_bits(1),
+            frags: false,
+            config: Map::new(),
+        });
+        Wanted { xdp_mode: XdpMode::Best, tc_mode: TcMode::Best, programs: programs.collect() }
+    }
 
     /// As a loader wrote it that knew neither selectors nor clsact.
     const BEFORE: &str = r#"{

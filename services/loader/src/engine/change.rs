@@ -1,7 +1,7 @@
 //! Requests that change something, up to the chains that they come to: apply, delete.
 
 use super::{
-    Engine, Inner, Options,
+    Engine, Inner, Options, Proposal,
     items::{attached, below},
     journal::find,
 };
@@ -28,29 +28,33 @@ use std::{
 type At = (Option<Netns>, InterfaceName);
 
 /// What was asked for an interface that is not there, and what that is told as.
-type Absent = (Vec<Wish>, LoaderError);
+pub(super) type Absent = (Vec<Wish>, LoaderError);
 
 impl<K: Kernel> Engine<K> {
-    /// Makes chains so.
-    pub fn apply(
-        &self,
-        mut wishes: Vec<Wish>,
-        options: &Options,
-    ) -> Result<ApplyReply, LoaderError> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.choose(wishes.iter_mut().filter_map(|wish| wish.wanted.as_mut()));
-        self.change(wishes, options)
+    /// Makes chains so. Policy is not asked: see [`Self::propose_apply`].
+    pub fn apply(&self, wishes: Vec<Wish>, options: &Options) -> Result<ApplyReply, LoaderError> {
+        let proposal = self.propose_apply(wishes, options)?;
+        self.execute(&proposal)
     }
 
-    /// Removes a chain, or one program of it.
+    /// Removes a chain, or one program of it. Policy is not asked: see [`Self::propose_delete`].
     pub fn delete(
         &self,
         request: &DeleteRequest,
         options: &Options,
     ) -> Result<ApplyReply, LoaderError> {
+        let proposal = self.propose_delete(request, options)?;
+        self.execute(&proposal)
+    }
+
+    /// Does what was proposed, if the host is still as it was when that was planned.
+    ///
+    /// # Errors
+    /// [`LoaderError::Moved`] where it is not: then nothing was changed, and it is to be planned and asked
+    /// about again. What else is in the way is told as it is.
+    pub fn execute(&self, proposal: &Proposal) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let wish = self.wish_to_delete(request)?;
-        self.change(vec![wish], options)
+        self.change(proposal)
     }
 
     /// What a delete asks for, as a wish.
@@ -132,6 +136,7 @@ impl<K: Kernel> Engine<K> {
         inner: &Inner,
         wishes: Vec<Wish>,
         options: &Options,
+        now: u64,
     ) -> Result<(Expanded, Vec<Absent>), LoaderError> {
         let selectors =
             inner.state.rules.keys().chain(wishes.iter().map(|wish| &wish.target)).cloned();
@@ -155,7 +160,7 @@ impl<K: Kernel> Engine<K> {
                 None => here.push(wish),
             }
         }
-        let author = (&options.by, self.seconds());
+        let author = (&options.by, now);
         let expanded = expand::expand(&inner.state, &interfaces, here, author)
             .map_err(LoaderError::Ambiguous)?;
         let absent = absent

@@ -1,31 +1,55 @@
 //! Everything off, with the intent kept, and everything back.
 
-use super::{Engine, change::no_journal, in_time, items::attached, journal::find, tell::planned};
+use super::{
+    Engine, admission::as_asked, change::no_journal, in_time, items::attached, journal::find,
+    tell::planned,
+};
 use crate::{
-    core::state::{Change, Journal},
+    core::{
+        admission::of_host,
+        state::{Change, Journal},
+    },
     error::LoaderError,
 };
-use canopy_api::wire::{Action, ApplyReply, ChainOutcome};
+use canopy_api::wire::{Action, AdmissionItem, AdmissionVerb, ApplyReply, ChainOutcome};
 use canopy_kernel::{Kernel, LinkState};
 use std::{sync::PoisonError, time::Instant};
 
 impl<K: Kernel> Engine<K> {
-    /// Detaches everything and keeps the intent, or brings it back.
+    /// Detaches everything and keeps the intent, or brings it back. Policy is not asked: see
+    /// [`Self::drain_as_asked`].
     pub fn drain(&self, undo: bool, dry_run: bool) -> Result<ApplyReply, LoaderError> {
-        self.drain_before(undo, dry_run, None)
+        self.drain_of(undo, dry_run, None, None)
     }
 
-    /// The same, if it is in the journal by then.
-    pub fn drain_before(
+    /// The same, if it is in the journal by then and policy was asked about just this.
+    pub fn drain_as_asked(
         &self,
         undo: bool,
         dry_run: bool,
         until: Option<Instant>,
+        asked: &[AdmissionItem],
+    ) -> Result<ApplyReply, LoaderError> {
+        self.drain_of(undo, dry_run, until, Some(asked))
+    }
+
+    /// The parts of a drain, or of undoing one.
+    pub fn parts_of_drain(&self, undo: bool) -> Vec<AdmissionItem> {
+        of_host(&self.lock().state, verb(undo))
+    }
+
+    fn drain_of(
+        &self,
+        undo: bool,
+        dry_run: bool,
+        until: Option<Instant>,
+        asked: Option<&[AdmissionItem]>,
     ) -> Result<ApplyReply, LoaderError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
+        as_asked(asked, || Ok(of_host(&inner.state, verb(undo))))?;
         let mut seen = self.parts.kernel.observe().map_err(LoaderError::kernel)?;
         let keys: Vec<_> = inner.state.chains.keys().cloned().collect();
         let hidden = self.recover(&inner, &keys, &mut seen);
@@ -111,4 +135,8 @@ impl<K: Kernel> Engine<K> {
             omitted: Vec::new(),
         })
     }
+}
+
+fn verb(undo: bool) -> AdmissionVerb {
+    if undo { AdmissionVerb::Undrain } else { AdmissionVerb::Drain }
 }

@@ -2,7 +2,8 @@
 //! request that is to be atomic is one item.
 
 use super::{
-    Engine, Inner, Options, Stage,
+    Engine, Inner, Options, Proposal, Stage,
+    admission::Survey,
     change::{digests, from, no_journal},
     in_time,
     journal::{After, find},
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     core::{
+        admission::Displaced,
         build::build,
         group::group,
         plan::{Asked, ChainPlan, Step, plan},
@@ -19,7 +21,7 @@ use crate::{
     error::LoaderError,
 };
 use canopy_api::{
-    ChainKey, Digest, ProgramName, Target, XdpMode,
+    ChainKey, Digest, InterfaceSelector, ProgramName, Target, XdpMode,
     wire::{Action, ApplyReply, ChainOutcome, ObservedChain, SelectorOutcome},
 };
 use canopy_kernel::{ChainBuild, Kernel, KernelError, LinkState, Observed, Prepared};
@@ -30,6 +32,8 @@ struct Plan {
     /// Each rule that changes.
     rules: Vec<RuleChange>,
     selectors: Vec<SelectorOutcome>,
+    /// Chains whose interfaces it takes.
+    displaced: Vec<Displaced>,
 }
 
 /// Chains and rules that change together.
@@ -46,6 +50,8 @@ pub(super) struct Item {
     pub(super) asked: Asked,
     pub(super) plan: ChainPlan,
     pub(super) build: Option<ChainBuild>,
+    /// What the chain was when this was planned, and which selector it came from.
+    pub(super) before: Option<(Option<InterfaceSelector>, Wanted)>,
     pub(super) prepared: Option<Prepared>,
     /// Why it cannot be changed: it is attached, and out of reach.
     pub(super) hidden: Option<KernelError>,
@@ -94,12 +100,9 @@ impl Plan {
 
 impl<K: Kernel> Engine<K> {
     /// Plans, prepares, switches, tells.
-    pub(super) fn change(
-        &self,
-        wishes: Vec<Wish>,
-        options: &Options,
-    ) -> Result<ApplyReply, LoaderError> {
-        let mut plan = self.plan(wishes, options)?;
+    pub(super) fn change(&self, proposal: &Proposal) -> Result<ApplyReply, LoaderError> {
+        let options = proposal.options();
+        let mut plan = self.plan(proposal)?;
         self.stage(Stage::Planned);
         let mut done = self.prepare_groups(&mut plan.groups, options.until);
         if done.is_ok() && !plan.failed() {
@@ -137,11 +140,13 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// What is to be done, item by item. What is wrong with the request as a whole is an error.
-    fn plan(&self, wishes: Vec<Wish>, options: &Options) -> Result<Plan, LoaderError> {
+    fn plan(&self, proposal: &Proposal) -> Result<Plan, LoaderError> {
+        let options = proposal.options();
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         self.admit(&inner, options)?;
-        let (expanded, absent) = self.expand(&inner, wishes, options)?;
+        // What is done is what was proposed, and of nothing else was anybody asked.
+        let Survey { expanded, absent, displaced, .. } = self.survey_again(&inner, proposal)?;
         self.check_series(&inner, &expanded.asked)?;
         let selectors = expanded
             .selectors
@@ -172,7 +177,8 @@ impl<K: Kernel> Engine<K> {
                 ) => None,
             };
             let hidden = hidden.remove(&asked.key);
-            items.push(Some(Item { asked, plan, build, prepared: None, hidden }));
+            let before = described_as(&inner, &asked.key);
+            items.push(Some(Item { asked, plan, build, before, prepared: None, hidden }));
         }
         let builds = items.iter().flatten().filter_map(Item::build);
         inner.preparing.extend(builds.map(|build| (build.key.clone(), build.generation)));
@@ -191,7 +197,7 @@ impl<K: Kernel> Engine<K> {
             failed: Some(error.into()),
             after: After::new(),
         }));
-        Ok(Plan { groups, rules: expanded.rules, selectors })
+        Ok(Plan { groups, rules: expanded.rules, selectors, displaced })
     }
 
     /// Has a chain built that would stay as it is, where the kernel no longer has the settings that it
@@ -232,10 +238,15 @@ impl<K: Kernel> Engine<K> {
         let mut inner = self.lock();
         // From the first journal on it is carried through: a request is done or it is not.
         in_time(options.until)?;
-        let items = plan.groups.iter().flat_map(|group| &group.items);
-        let seen = self.look_at(items.map(|item| &item.asked.key))?;
+        let seen = self.look_at(items_of(&plan.groups).map(|item| &item.asked.key))?;
         let mut rules: Vec<_> = plan.rules.iter().cloned().map(Some).collect();
+        let displaced = self.displaced(&inner, items_of(&plan.groups).map(|item| &item.asked))?;
         for group in plan.groups.iter_mut().filter(|group| group.failed.is_none()) {
+            // The rounds of the check went on while it was prepared.
+            if group.has_moved(&inner, &displaced, &plan.displaced) {
+                group.failed = Some(LoaderError::Moved.into());
+                continue;
+            }
             let mine = group.rules.iter().filter_map(|at| rules.get(*at)?.clone()).collect();
             match self.switch_group(&mut inner, &seen, &group.items, mine, options) {
                 Ok(after) => {
@@ -388,6 +399,27 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
+fn items_of(groups: &[Group]) -> impl Iterator<Item = &Item> {
+    groups.iter().flat_map(|group| &group.items)
+}
+
+/// What a chain is in the state, and which selector it comes from.
+fn described_as(inner: &Inner, key: &ChainKey) -> Option<(Option<InterfaceSelector>, Wanted)> {
+    inner.state.chains.get(key).map(|chain| (chain.rule.clone(), chain.wanted.clone()))
+}
+
+impl Group {
+    /// Whether a chain of it is another than when this was planned, or would take an interface from a
+    /// chain that it would not have taken it from.
+    fn has_moved(&self, inner: &Inner, now: &[Displaced], planned: &[Displaced]) -> bool {
+        self.items.iter().any(|item| {
+            let key = &item.asked.key;
+            let mut taken = now.iter().filter(|one| one.by == *key || one.chain == *key);
+            described_as(inner, key) != item.before || taken.any(|one| !planned.contains(one))
+        })
+    }
+}
+
 impl Item {
     pub(super) fn build(&self) -> Option<&ChainBuild> {
         self.build.as_ref()
@@ -413,6 +445,7 @@ impl Item {
                 notes: wish.notes,
             },
             build: None,
+            before: None,
             prepared: None,
             hidden: None,
         })

@@ -28,6 +28,7 @@ mod tell;
 mod tests;
 mod variants;
 
+pub use admission::Proposal;
 pub use report::Report;
 pub use rings::{Source, Watch};
 
@@ -142,6 +143,8 @@ pub struct Engine<K> {
     samples: samples::Samples,
     /// Run times that are taken.
     profile: profile::Profile,
+    /// The maps that packages share, which their objects say.
+    shared: admission::SharedMaps,
 }
 
 /// What changes.
@@ -224,6 +227,7 @@ impl<K: Kernel> Engine<K> {
             watches: Mutex::default(),
             samples: samples::Samples::default(),
             profile: profile::Profile::default(),
+            shared: admission::SharedMaps::default(),
         };
         {
             let inner = engine.lock();

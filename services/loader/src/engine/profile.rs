@@ -3,11 +3,11 @@
 //! The kernel takes them while a descriptor of ours is open: it ends with the time asked for, by the
 //! round of every second, and with the process.
 
-use super::Engine;
+use super::{Engine, admission::as_asked};
 use crate::error::LoaderError;
 use canopy_api::{
     ApiError, Code,
-    wire::{PROFILE_SECONDS, ProfileReply, ProfileRequest},
+    wire::{AdmissionItem, PROFILE_SECONDS, ProfileReply, ProfileRequest},
 };
 use canopy_kernel::Kernel;
 use canopy_runtime::clock;
@@ -34,7 +34,17 @@ impl Profile {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Has run times taken.
+    /// Has run times taken, if policy was asked about just this host's programs.
+    pub fn profile_as_asked(
+        &self,
+        request: &ProfileRequest,
+        asked: &[AdmissionItem],
+    ) -> Result<ProfileReply, LoaderError> {
+        as_asked(Some(asked), || Ok(self.parts_of_profile()))?;
+        self.profile(request)
+    }
+
+    /// Has run times taken. Policy is not asked: see [`Self::profile_as_asked`].
     pub fn profile(&self, request: &ProfileRequest) -> Result<ProfileReply, LoaderError> {
         if request.seconds > PROFILE_SECONDS {
             let said = format!("{} s is too long; at most {PROFILE_SECONDS} s", request.seconds);

@@ -42,7 +42,7 @@ pub(super) fn planned(wanted: &Wanted, hook: Hook) -> Vec<PlannedProgram> {
 
 /// What is told of a chain that is as it was asked for.
 pub(super) fn outcome(item: Item, after: &After) -> ChainOutcome {
-    let Item { asked, plan, build, prepared, hidden: _ } = item;
+    let Item { asked, plan, build, prepared, before: _, hidden: _ } = item;
     let observed = after.get(&asked.key).cloned().flatten();
     let mut steps = plan.lines;
     match plan.step {

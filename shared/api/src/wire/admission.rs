@@ -32,11 +32,18 @@ pub enum AdmissionVerb {
     MapSet,
     /// Entries of a program's map are removed.
     MapDelete,
+    /// What a program puts into a ring buffer is read from it and published.
+    MapFollow,
+    /// Run times of a program are taken, as of all others of its host.
+    Profile,
+    /// A program comes to use a map together with a program of another publisher. Only a rule that names
+    /// this verb allows it.
+    ShareMap,
 }
 
 impl AdmissionVerb {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Apply,
         Self::Downgrade,
         Self::Delete,
@@ -44,6 +51,9 @@ impl AdmissionVerb {
         Self::Undrain,
         Self::MapSet,
         Self::MapDelete,
+        Self::MapFollow,
+        Self::Profile,
+        Self::ShareMap,
     ];
 
     /// As written in documents.
@@ -56,7 +66,15 @@ impl AdmissionVerb {
             Self::Undrain => "undrain",
             Self::MapSet => "map-set",
             Self::MapDelete => "map-delete",
+            Self::MapFollow => "map-follow",
+            Self::Profile => "profile",
+            Self::ShareMap => "share-map",
         }
+    }
+
+    /// Whether only a rule that names the verb allows it: one without verbs does not.
+    pub fn is_named_only(self) -> bool {
+        self == Self::ShareMap
     }
 }
 
@@ -88,6 +106,10 @@ pub struct AdmissionItem {
     /// chains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSelector>,
+    /// A second selector, where only the interfaces are meant that both stand for: what one takes over
+    /// from the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<InterfaceSelector>,
     /// On which hook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
@@ -100,12 +122,15 @@ pub struct AdmissionItem {
     /// The exact version; of a downgrade the one it goes back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<semver::Version>,
-    /// The public key whose signature the loader has verified; only of what is applied.
+    /// The public key whose signature the loader has verified; only of what is applied or shares a map.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
-    /// The map that is written.
+    /// The map that is written, followed or shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map: Option<String>,
+    /// The package of another publisher that has the shared map too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_with: Option<PackageName>,
     /// Where the request says so: `document.chains[0].programs[1]`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
@@ -118,12 +143,14 @@ impl AdmissionItem {
             verb,
             netns: None,
             interface: None,
+            within: None,
             hook: None,
             program: None,
             package: None,
             version: None,
             publisher: None,
             map: None,
+            shared_with: None,
             path: String::new(),
         }
     }
@@ -141,11 +168,17 @@ impl fmt::Display for AdmissionItem {
         if let Some(map) = &self.map {
             write!(f, " map {map}")?;
         }
+        if let Some(other) = &self.shared_with {
+            write!(f, " with {other}")?;
+        }
         match (&self.interface, &self.hook) {
             (Some(interface), Some(hook)) => write!(f, " on {interface}/{hook}")?,
             (Some(interface), None) => write!(f, " on {interface}")?,
             (None, Some(hook)) => write!(f, " on {hook}")?,
             (None, None) => {}
+        }
+        if let Some(within) = &self.within {
+            write!(f, " within {within}")?;
         }
         write!(f, "{}", netns::In(self.netns.as_ref()))
     }

@@ -3,12 +3,14 @@
 use super::{Found, View, few, place};
 use crate::{
     core::map_settings,
-    engine::{Engine, Inner, change::no_journal, in_time},
+    engine::{Engine, Inner, admission::as_asked, change::no_journal, in_time},
     error::LoaderError,
 };
 use canopy_api::{
     ApiError, Code, Problem, Problems,
-    wire::{MapChangeReply, MapDeleteRequest, MapSetRequest, MapWriteWhen},
+    wire::{
+        AdmissionItem, AdmissionVerb, MapChangeReply, MapDeleteRequest, MapSetRequest, MapWriteWhen,
+    },
 };
 use canopy_kernel::{Kernel, KernelError, MapAccess, MapKind, WriteWhen};
 use canopy_values::Variable;
@@ -23,22 +25,33 @@ const TRIE: &str =
     "a rehearsal finds the longest prefix that matches; removed is only the one that is named";
 
 impl<K: Kernel> Engine<K> {
-    /// Writes entries.
+    /// Writes entries. Policy is not asked: see [`Self::map_set_as_asked`].
     pub fn map_set(&self, request: &MapSetRequest) -> Result<MapChangeReply, LoaderError> {
-        self.map_set_before(request, None)
+        self.map_set_of(request, None, None)
     }
 
-    /// The same, if the first entry is written by then.
-    pub fn map_set_before(
+    /// The same, if the first entry is written by then and policy was asked about just this.
+    pub fn map_set_as_asked(
         &self,
         request: &MapSetRequest,
         until: Option<Instant>,
+        asked: &[AdmissionItem],
+    ) -> Result<MapChangeReply, LoaderError> {
+        self.map_set_of(request, until, Some(asked))
+    }
+
+    fn map_set_of(
+        &self,
+        request: &MapSetRequest,
+        until: Option<Instant>,
+        asked: Option<&[AdmissionItem]>,
     ) -> Result<MapChangeReply, LoaderError> {
         few(request.entries.len(), "entries")?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
+        as_asked(asked, || self.parts_of_map_in(&inner, AdmissionVerb::MapSet, &request.map))?;
         let found = self.open(place(&inner, &request.map)?)?;
         let view = found.view();
         let variables: Vec<&str> = match view.section {
@@ -102,22 +115,33 @@ impl<K: Kernel> Engine<K> {
         Ok(self.changed(&found, request.dry_run, writes.len(), notes))
     }
 
-    /// Removes entries.
+    /// Removes entries. Policy is not asked: see [`Self::map_delete_as_asked`].
     pub fn map_delete(&self, request: &MapDeleteRequest) -> Result<MapChangeReply, LoaderError> {
-        self.map_delete_before(request, None)
+        self.map_delete_of(request, None, None)
     }
 
-    /// The same, if the first entry is removed by then.
-    pub fn map_delete_before(
+    /// The same, if the first entry is removed by then and policy was asked about just this.
+    pub fn map_delete_as_asked(
         &self,
         request: &MapDeleteRequest,
         until: Option<Instant>,
+        asked: &[AdmissionItem],
+    ) -> Result<MapChangeReply, LoaderError> {
+        self.map_delete_of(request, until, Some(asked))
+    }
+
+    fn map_delete_of(
+        &self,
+        request: &MapDeleteRequest,
+        until: Option<Instant>,
+        asked: Option<&[AdmissionItem]>,
     ) -> Result<MapChangeReply, LoaderError> {
         few(request.keys.len(), "keys")?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.lock();
         self.settle_journal(&mut inner);
         no_journal(&inner)?;
+        as_asked(asked, || self.parts_of_map_in(&inner, AdmissionVerb::MapDelete, &request.map))?;
         let found = self.open(place(&inner, &request.map)?)?;
         let mut notes = self.writable(&inner, &found, &[])?;
         let view = found.view();

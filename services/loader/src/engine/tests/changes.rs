@@ -372,7 +372,8 @@ fn a_change_whose_caller_left_stops_before_the_journal() {
         }
     }
     let gone = Some(Instant::now());
-    engine.drain_before(false, false, gone).unwrap_err();
+    let asked = engine.parts_of_drain(false);
+    engine.drain_as_asked(false, false, gone, &asked).unwrap_err();
     let request = DeleteRequest {
         netns: None,
         interface: "eth0".parse().unwrap(),

@@ -8,8 +8,8 @@ use crate::{
 use canopy_api::{
     ApiError, Code,
     wire::{
-        MapAccess, MapDeleteRequest, MapDumpReply, MapDumpRequest, MapEntry, MapGetRequest,
-        MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen, PAGE_BYTES,
+        AdmissionVerb, MapAccess, MapDeleteRequest, MapDumpReply, MapDumpRequest, MapEntry,
+        MapGetRequest, MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen, PAGE_BYTES,
     },
 };
 use canopy_kernel::{
@@ -150,12 +150,15 @@ fn a_write_whose_caller_left_writes_nothing() {
     let (_world, engine) = running();
     let gone = Some(std::time::Instant::now());
     let request = set("counts", vec![entry(json!(80), count(5, "ON"))]);
-    let late = refusal(engine.map_set_before(&request, gone));
+    let parts = |verb| engine.parts_of_map(verb, &map("counts")).unwrap();
+    let asked = parts(AdmissionVerb::MapSet);
+    let late = refusal(engine.map_set_as_asked(&request, gone, &asked));
     assert_eq!((late.code, late.retryable), (canopy_api::Code::Unavailable, true));
     assert!(dump(&engine, "counts").entries.is_empty());
     engine.map_set(&request).unwrap();
     let request = MapDeleteRequest { map: request.map, keys: vec![json!(80)], dry_run: false };
-    assert_eq!(refusal(engine.map_delete_before(&request, gone)).code, late.code);
+    let asked = parts(AdmissionVerb::MapDelete);
+    assert_eq!(refusal(engine.map_delete_as_asked(&request, gone, &asked)).code, late.code);
     assert_eq!(dump(&engine, "counts").entries.len(), 1);
 }
 

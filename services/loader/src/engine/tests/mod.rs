@@ -2,6 +2,7 @@
 
 mod accounting;
 mod admission;
+mod admission_model;
 mod changes;
 mod crashes;
 mod healing;

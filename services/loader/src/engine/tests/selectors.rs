@@ -2,7 +2,6 @@
 
 use super::world::*;
 use crate::{
-    core::admission::Signers,
     engine::{Engine, Options},
     error::LoaderError,
 };
@@ -434,14 +433,16 @@ fn a_selector_that_would_take_programs_back_says_so_for_each_interface() {
     world.publish("block", "1.5.0");
     let back = |selector: &str| {
         let wishes = world.wishes(document(&[block(selector, &[80])])).unwrap();
-        let back = engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap().0;
-        back.iter().map(|one| format!("{} {}", one.key, one.from)).collect::<Vec<_>>()
+        let proposal = engine.propose_apply(wishes, &options()).unwrap();
+        let back = proposal.downgrades().iter();
+        back.map(|one| format!("{} {}", one.target, one.from)).collect::<Vec<_>>()
     };
-    assert_eq!(back("eth*"), ["eth0/xdp 2.0.0", "eth1/xdp 2.0.0"]);
+    assert_eq!(back("eth*"), ["eth*/xdp 2.0.0", "eth0/xdp 2.0.0", "eth1/xdp 2.0.0"]);
+    assert_eq!(back("eth7*"), ["eth7*/xdp 2.0.0"], "on interfaces to come");
     assert_eq!(back("eth1"), ["eth1/xdp 2.0.0"], "by name, what the selector put there");
     world.publish("block", "2.1.0");
     let wishes = world.wishes(document(&[block("eth*", &[80])])).unwrap();
-    assert!(engine.parts_of_apply(&wishes, &Signers::new(), &options()).unwrap().0.is_empty());
+    assert!(engine.propose_apply(wishes, &options()).unwrap().downgrades().is_empty());
 }
 
 #[test]

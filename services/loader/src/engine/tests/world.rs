@@ -13,7 +13,7 @@ use canopy_api::{
 };
 use canopy_kernel::fake::{Call, Crashed, FakeKernel};
 use canopy_package::{
-    Manifest, Package,
+    Manifest, Package, PublicKey,
     manifest::{Bind, ManifestMap, ManifestProgram, Parameter, ParameterType, Requires, Variant},
 };
 use serde_json::{Value, json};
@@ -215,6 +215,14 @@ impl World {
             let located =
                 Located { digest: digest.clone(), package: Arc::clone(&package), signed_by: None };
             self.newest.insert(format!("{name}@{requirement}"), located);
+        }
+    }
+
+    /// What is published of a package so far is signed by this key.
+    pub(super) fn sign(&mut self, name: &str, key: &PublicKey) {
+        let mine = |located: &&mut Located| located.package.manifest.name.as_str() == name;
+        for located in self.newest.values_mut().filter(mine) {
+            located.signed_by = Some(key.clone());
         }
     }
 
