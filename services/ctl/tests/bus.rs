@@ -137,9 +137,7 @@ impl Fleet {
             Self::loader(&server, host, &stop, &asked).await;
         }
         let central = Server::new(bus(&server, "s-registry").await, Service::Registry, None)
-            .handle::<registry::List, _, _>(|_, _| async {
-                Ok(ListReply::default())
-            })
+            .handle::<registry::List, _, _>(|_, _| async { Ok(ListReply::default()) })
             .handle::<registry::ResetIndex, _, _>(
                 |_, request: ResetRepositoryRequest| async move {
                     let ResetRepositoryRequest { repository } = request;

@@ -86,7 +86,8 @@ impl GrantsFixture {
     async fn narrowed(&self, name: &str, narrowed: Value) -> Bus {
         let request = self.issue(name, Role::Admin, Some(narrowed));
         let file = |ending: &str| self.stack.path(&format!("{name}.{ending}"));
-        let credentials = Credentials { cert: file("crt"), key: file("key"), token: None };
+        let credentials =
+            Credentials { cert: file("crt"), key: file("key"), token: None, nkey: None };
         let reply = ask::<policy::TokenIssue>(&self.admin, &request).await.unwrap();
         self.stack
             .connect_with(name, &self.stack.with_token(&credentials, name, &reply.token.0))

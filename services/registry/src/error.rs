@@ -375,9 +375,13 @@ impl RegistryError {
                 Trouble::Store(error) => {
                     matches!(**error, StoreError::TimedOut { .. } | StoreError::Hung { .. })
                 }
-                Trouble::Refused(_) | Trouble::IndexGone(_) | Trouble::Defect => false,
+                Trouble::Refused(_)
+                | Trouble::IndexGone(_)
+                | Trouble::NotRemembered(_)
+                | Trouble::Defect => false,
             },
-            Self::Requirement { .. }
+            Self::Cursor
+            | Self::Requirement { .. }
             | Self::UnknownPackage { .. }
             | Self::NoVersion { .. }
             | Self::Unfit { .. }

@@ -56,6 +56,7 @@ async fn slow_reader(server: &NatsServer) -> Running {
                 tokio::time::sleep(Duration::from_millis(wait)).await;
             }
             Ok(ApplyReply {
+                omitted: Vec::new(),
                 host: WEB1.parse().unwrap(),
                 generation: 1,
                 dry_run: request.dry_run,

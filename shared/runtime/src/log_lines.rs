@@ -85,7 +85,8 @@ fn plain(text: &str, colours: bool) -> String {
             let _ = write!(line, "… ({} bytes more)", text.len() - at);
             break;
         }
-        let is_colour = c == '\u{1b}' && colours && sets_colour(text.get(at + 1..).unwrap_or_default());
+        let is_colour =
+            c == '\u{1b}' && colours && sets_colour(text.get(at + 1..).unwrap_or_default());
         if is_unprintable(c) && c != '\t' && !is_colour {
             let _ = write!(line, "{}", c.escape_unicode());
         } else {
@@ -97,9 +98,9 @@ fn plain(text: &str, colours: bool) -> String {
 
 /// Whether what follows an escape character sets colours and nothing else (ECMA-48 SGR).
 fn sets_colour(sequence: &str) -> bool {
-    sequence
-        .strip_prefix('[')
-        .is_some_and(|codes| codes.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+    sequence.strip_prefix('[').is_some_and(|codes| {
+        codes.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+    })
 }
 
 /// A line of JSON, its long texts cut where it is too long; JSON itself escapes what would leave the line.

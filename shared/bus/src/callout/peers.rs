@@ -6,7 +6,7 @@
 use crate::{
     config::BusError,
     connection::{Bus, Link},
-    system::{self, Connection},
+    system::{self, Connection, Usage},
 };
 use canopy_api::permission::{CALLOUT_ALIVE, Seat};
 use futures::StreamExt as _;
@@ -100,6 +100,7 @@ pub async fn watch_peers(own: &Bus, system: &Bus, stop: CancellationToken) -> Re
                         id,
                         user: String::new(),
                         address: String::new(),
+                        usage: Usage::default(),
                     })
                     .collect();
                 for one in &connections {
