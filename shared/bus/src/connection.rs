@@ -545,7 +545,8 @@ impl Bus {
     pub(crate) async fn beside(&self) -> Result<Self, BusError> {
         let shared = &self.shared;
         let (principal, clock) = (shared.principal.clone(), Arc::clone(&shared.clock));
-        let bus = Self::connect_with_clock(&shared.config, principal, clock).await?;
+        let nkey = shared.nkey.clone();
+        let bus = Self::open(&shared.config, principal, clock, nkey).await?;
         let first = Arc::downgrade(shared);
         bus.on_event(move |event| {
             if let Some(first) = first.upgrade().filter(|_| !event.ends_with("connected")) {

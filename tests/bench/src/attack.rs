@@ -8,7 +8,7 @@
 //!
 //! Another flood is one more row of [`FLOODS`] with a function that runs until [`Attacker::on`] says no.
 
-use crate::report::Report;
+use crate::{attack_bus, report::Report};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_nats::{Client, ConnectOptions, HeaderMap};
 use bytes::Bytes;
@@ -81,6 +81,8 @@ pub const FLOODS: &[Flood] = &[
         principal: "u-admin",
         attack: |me| Box::pin(invalid_requests(me)),
     },
+    Flood { name: "inbox_1mb", principal: "h-evil-loader", attack: |me| Box::pin(inbox_1mb(me)) },
+    Flood { name: "subscriptions", principal: "u-viewer", attack: |me| Box::pin(subscriptions(me)) },
 ];
 
 /// Who attacks: one connection, and when to end.
@@ -207,6 +209,18 @@ async fn invalid_requests(me: Attacker) -> Result<()> {
         me.send(loader::Apply::SPEC, &target, Bytes::from_static(b"{\"documen\": {}}")).await?;
     }
     Ok(())
+}
+
+/// One host sends large messages to the inboxes of another host's loader and of an operator.
+async fn inbox_1mb(me: Attacker) -> Result<()> {
+    let loader = format!("h-{HOST}-loader");
+    let victims = [loader.as_str(), "u-operator"];
+    attack_bus::inbox_1mb(&me.client, &me.principal, &victims, &me.sent, || me.on()).await
+}
+
+/// Subscribes as often as it goes.
+async fn subscriptions(me: Attacker) -> Result<()> {
+    attack_bus::subscriptions(&me.client, &me.principal, &me.sent, || me.on()).await
 }
 
 /// A single attack that has to be refused.
