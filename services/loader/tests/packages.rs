@@ -571,7 +571,7 @@ fn of_repository(id: &RepositoryId, mut answers: Answers, key: &SecretKey) -> An
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_accepts_an_older_index_down_to_a_version_and_is_audited() {
     let world = World::new(SignatureCheck::Required).await;
-    let id = RepositoryId::generate();
+    let id = RepositoryId::generate().unwrap();
     let index = |version: u64| {
         of_repository(&id, honest(&world.key, "1.0.0", version, seconds() + 3600), &world.key)
     };
@@ -628,7 +628,7 @@ async fn a_state_from_before_repositories_counts_on_and_can_be_reset() {
     let engine = fake::engine(host.clone(), Arc::clone(&world.kernel), &path, packages).unwrap();
     let key = world.key.public().unwrap();
     let keys = [TrustedKey::from(key.clone())];
-    let source = IndexSource { repository: Some(RepositoryId::generate()), key };
+    let source = IndexSource { repository: Some(RepositoryId::generate().unwrap()), key };
     let at_least =
         |name: &str| engine.index_at_least(&name.parse().unwrap(), &source, "main", &keys).unwrap();
     assert_eq!((at_least("wall"), at_least("other")), (u64::MAX, 0));

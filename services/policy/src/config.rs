@@ -67,12 +67,11 @@ pub struct Host {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuthConfig {
-    /// Certificate of the connection in which the server asks; its URI name is
-    /// `spiffe://canopy/s-policy-auth`.
+    /// Certificate of the connection in which the server asks.
     pub callout: Files,
-    /// Certificate of the connection to what is stored; `spiffe://canopy/s-policy-data`.
+    /// Certificate of the connection to what is stored.
     pub data: Files,
-    /// Certificate of the connection that ends others; `spiffe://canopy/s-policy-system`.
+    /// Certificate of the connection that ends others.
     pub system: Files,
     /// Seeds (`SU…`) of the keys by which the server knows this service's own connections; their
     /// certificates' names count for nothing there. `canopy-policy nkeys` makes them.

@@ -64,7 +64,7 @@ const AUDIT_RECORDS: MetricSpec = MetricSpec::counter(
 const AUDIT_FINDINGS: MetricSpec = MetricSpec::counter(
     "canopy_policy_audit_findings_total",
     &["finding"],
-    "Audit records that did not follow from what is stored: gap, fork, begun_anew, cut, foreign",
+    "Audit records that did not follow from what is stored: gap, fork, begun_anew, cut, foreign, long, full, rolling",
 );
 
 /// Every metric of this service beside the runtime's own.

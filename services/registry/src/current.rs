@@ -1,23 +1,50 @@
 //! The registry in use, exchanged when the configuration changes.
 
-use crate::{config::Config, metrics::Metrics, registry::Registry};
+use crate::{
+    config::{AuditConfig, Config},
+    metrics::Metrics,
+    registry::Registry,
+};
 use canopy_api::Problems;
 use canopy_bus::BusConfig;
 use canopy_runtime::RuntimeConfig;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 /// The registry that answers. A question keeps the one it began with.
 pub(crate) struct Current {
     registry: RwLock<Arc<Registry>>,
     metrics: Metrics,
     /// What only a restart changes.
-    started_with: (BusConfig, RuntimeConfig),
+    started_with: StartedWith,
+}
+
+/// What is read at the start only.
+#[derive(Debug, PartialEq)]
+struct StartedWith {
+    bus: BusConfig,
+    state_dir: Option<PathBuf>,
+    audit: Option<AuditConfig>,
+    runtime: RuntimeConfig,
+}
+
+impl StartedWith {
+    fn of(config: &Config) -> Self {
+        Self {
+            bus: config.bus.clone(),
+            state_dir: config.state_dir.clone(),
+            audit: config.audit.clone(),
+            runtime: config.runtime.clone(),
+        }
+    }
 }
 
 impl Current {
     pub(crate) fn new(registry: Registry, metrics: Metrics, config: &Config) -> Self {
         metrics.configured(true);
-        let started_with = (config.bus.clone(), config.runtime.clone());
+        let started_with = StartedWith::of(config);
         Self { registry: RwLock::new(Arc::new(registry)), metrics, started_with }
     }
 
@@ -50,9 +77,11 @@ impl Current {
             repositories = config.repositories.len(),
             "the changed configuration is in use"
         );
-        let whole = self.started_with == (config.bus.clone(), config.runtime.clone());
+        let whole = self.started_with == StartedWith::of(&config);
         if !whole {
-            tracing::warn!("`bus` or `runtime` changed too: restart the registry to use that");
+            tracing::warn!(
+                "`bus`, `state_dir`, `audit` or `runtime` changed too: restart the registry to use that"
+            );
         }
         self.metrics.configured(whole);
         Some(config)

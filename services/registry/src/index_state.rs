@@ -275,7 +275,7 @@ mod tests {
 
     fn source() -> (IndexSource, [TrustedKey; 1]) {
         let key = SecretKey::generate().unwrap().public().unwrap();
-        let repository = Some(RepositoryId::generate());
+        let repository = Some(RepositoryId::generate().unwrap());
         (IndexSource { repository, key: key.clone() }, [key.into()])
     }
 
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(state.at_least(moved, &source, &keys).unwrap(), 7);
         assert_eq!(state.at_least(("renamed", PLACE.1), &source, &keys).unwrap(), 7);
         // Another repository at the same place is not older than what was there.
-        let other = IndexSource { repository: Some(RepositoryId::generate()), ..source };
+        let other = IndexSource { repository: Some(RepositoryId::generate().unwrap()), ..source };
         assert_eq!(state.at_least(PLACE, &other, &keys).unwrap(), 7);
         assert_eq!(state.at_least(moved, &other, &keys).unwrap(), 0);
     }

@@ -153,7 +153,7 @@ impl Publisher<'_> {
         let (before, mut index) = self.index().await?;
         index.version += 1;
         index.expires = now() + 3600;
-        index.repository.get_or_insert_with(RepositoryId::generate);
+        index.repository.get_or_insert_with(|| RepositoryId::generate().unwrap());
         let mut named = Vec::new();
         for package in packages {
             let bytes = package.build().unwrap();
@@ -570,7 +570,7 @@ async fn an_index_that_uses_up_versions_is_refused_and_changes_nothing() {
     }
     for (repository, said) in [
         (None, "does not say which repository it is of"),
-        (Some(RepositoryId::generate()), "not of the same repository as the one before"),
+        (Some(RepositoryId::generate().unwrap()), "not of the same repository as the one before"),
     ] {
         let outcome = me.publish(&new(), |index, _| index.repository = repository).await;
         liar.refused(outcome, Code::Denied, said);

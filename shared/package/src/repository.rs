@@ -152,7 +152,9 @@ impl<'a> Publisher<'a> {
         index.expires = self.now.saturating_add(self.lifetime);
         // What readers would refuse is not signed.
         index.check_bounds(self.now)?;
-        index.repository.get_or_insert_with(RepositoryId::generate);
+        if index.repository.is_none() {
+            index.repository = Some(RepositoryId::generate()?);
+        }
         let (bytes, signature) = index.sign(self.key)?;
         let files = vec![(INDEX.to_owned(), join(&bytes, &signature))];
         Ok(Publication { files, index })

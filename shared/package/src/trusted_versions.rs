@@ -7,9 +7,9 @@
 
 use crate::{
     error::PackageError,
-    sign::{PublicKey, TrustedKey},
+    sign::{PublicKey, SecretKey, TrustedKey},
 };
-use canopy_api::PackageName;
+use canopy_api::{Digest, PackageName};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
@@ -27,8 +27,14 @@ pub struct RepositoryId(String);
 
 impl RepositoryId {
     /// Another one for each repository.
-    pub fn generate() -> Self {
-        Self(format!("{:032x}", rand::random::<u128>()))
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub fn generate() -> Result<Self, PackageError> {
+        // Randomness comes into this crate by new keys alone: of one that nobody keeps.
+        let key = SecretKey::generate()?.public()?;
+        let digest = Digest::of(key.as_str().as_bytes()).to_string();
+        digest.trim_start_matches("sha256:").chars().take(32).collect::<String>().parse()
     }
 
     /// 32 hexadecimal digits.
@@ -227,7 +233,8 @@ mod tests {
 
     #[test]
     fn a_version_counts_for_every_package_of_its_repository() {
-        let (id, other, key) = (RepositoryId::generate(), RepositoryId::generate(), key());
+        let (id, other, key) =
+            (RepositoryId::generate().unwrap(), RepositoryId::generate().unwrap(), key());
         let keys = [key.clone().into()];
         let mut versions = TrustedVersions::default();
         assert!(versions.remember(&source(Some(&id), &key), "starter", None, 7));
@@ -242,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_key_of_others_cannot_use_up_a_repositorys_versions() {
-        let (id, key, rogue) = (RepositoryId::generate(), key(), key());
+        let (id, key, rogue) = (RepositoryId::generate().unwrap(), key(), key());
         let mut versions = TrustedVersions::default();
         versions.remember(&source(Some(&id), &rogue), "starter", None, 1_000_000);
         let mine = [key.clone().into()];
@@ -255,7 +262,7 @@ mod tests {
 
     #[test]
     fn an_index_without_id_is_known_by_key_and_name_until_it_has_one() {
-        let (id, key) = (RepositoryId::generate(), key());
+        let (id, key) = (RepositoryId::generate().unwrap(), key());
         let keys = [key.clone().into()];
         let mut versions = TrustedVersions::default();
         versions.remember(&source(None, &key), "starter", None, 5);
@@ -270,7 +277,8 @@ mod tests {
 
     #[test]
     fn a_reset_lowers_what_is_meant_and_nothing_else() {
-        let (one, two, key) = (RepositoryId::generate(), RepositoryId::generate(), key());
+        let (one, two, key) =
+            (RepositoryId::generate().unwrap(), RepositoryId::generate().unwrap(), key());
         let keys = [key.clone().into()];
         let wall: PackageName = "wall".parse().unwrap();
         let mut versions = TrustedVersions::default();
