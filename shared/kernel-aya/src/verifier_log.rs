@@ -19,6 +19,17 @@ pub(crate) struct Complaint {
 /// What is told where no cause is certain.
 const NO_HINT: &str = "see the end of the verifier's log";
 
+/// Complaints that the kernel makes only of programs loaded without CAP_PERFMON (`allow_ptr_leaks` in
+/// `kernel/bpf/verifier.c`).
+const NEED_PERFMON: &[&str] = &[
+    "prohibited for !root",
+    " pointer -= pointer prohibited",
+    " pointer comparison prohibited",
+    " leaks addr ",
+    " partial copy of pointer",
+    "attempt to corrupt spilled pointer on stack",
+];
+
 /// What helps, where the verifier's words leave one cause only: `None` for every other complaint. `block`
 /// are the lines of the complaint, `instruction` the one it stopped at.
 fn hint(block: &[&str], instruction: Option<&str>) -> Option<&'static str> {
@@ -37,7 +48,7 @@ fn hint(block: &[&str], instruction: Option<&str>) -> Option<&'static str> {
                     || line.contains("_or_null expected=")
             })
     };
-    if says("prohibited for !root") {
+    if NEED_PERFMON.iter().any(|complaint| says(complaint)) {
         Some("run the loader with CAP_PERFMON as well, or as root")
     } else if says("unknown#195896080") {
         // The number that libbpf and its like put in place of a relocation without an answer.
@@ -332,6 +343,28 @@ mod tests {
         ));
         assert!(complaint.reason.contains("infinite loop"), "{}", complaint.reason);
         assert!(complaint.remedy.contains("bpf_loop"), "{}", complaint.remedy);
+    }
+
+    #[test]
+    fn what_only_cap_perfmon_allows_is_told() {
+        for complaint in [
+            "R3 pointer arithmetic prohibited for !root",
+            "R2 pointer -= pointer prohibited",
+            "R1 pointer comparison prohibited",
+            "R0 leaks addr as return value",
+            "R2 leaks addr into map",
+            "R1 partial copy of pointer",
+            "attempt to corrupt spilled pointer on stack",
+        ] {
+            let log =
+                format!("12: (1f) r2 -= r1\n{complaint}\nprocessed 13 insns (limit 1000000)\n");
+            let read = read(&rejected(&log));
+            assert!(read.remedy.contains("CAP_PERFMON"), "{complaint}: {}", read.remedy);
+        }
+        let read = read(&rejected(
+            "3: (0f) r1 += r2\nR1 pointer += pointer prohibited\nprocessed 4 insns\n",
+        ));
+        assert_eq!(read.remedy, NO_HINT, "no capability allows that");
     }
 
     #[test]
