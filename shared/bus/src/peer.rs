@@ -16,7 +16,10 @@ use canopy_api::{
     wire::{Version, VersionRequest},
 };
 use futures::future::BoxFuture;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// How long what a service says of itself is believed: it may be updated meanwhile.
 const BELIEVED: Duration = Duration::from_mins(1);
@@ -64,15 +67,15 @@ impl Bus {
         &self,
         target: &Target,
         request: &E::Request,
-        timeout: Option<Duration>,
+        newer: &BTreeSet<String>,
+        timeout: Duration,
     ) -> Result<(), CallError> {
         let spec = E::SPEC;
-        let newer = known::newer::<E>();
         if spec.class == Class::Read || newer.is_empty() || *target == Target::AllHosts {
             return Ok(());
         }
         let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
-        let used = known::used(&request, &newer);
+        let used = known::used(&request, newer);
         if used.is_empty() {
             return Ok(());
         }
@@ -80,7 +83,7 @@ impl Bus {
             spec.service,
             (spec.verb, &used.into_iter().collect::<Vec<_>>()),
             target,
-            timeout,
+            Some(timeout),
         )
         .await
     }
