@@ -212,11 +212,7 @@ impl Remote {
     ) -> Result<E::Reply, Failure> {
         let outcome = {
             let _progress = Progress::start(format!("{doing} {host}"));
-            let target = Target::Host(host.clone());
-            match self.bus.ensure_known::<E>(&target, request, self.left()).await {
-                Ok(()) => self.call::<E>(&target, request, request_id).await,
-                Err(error) => Err(error),
-            }
+            self.call::<E>(&Target::Host(host.clone()), request, request_id).await
         };
         match outcome {
             Err(CallError::NoResponders { .. }) => Err(self.no_such_host::<E>(host).await),
@@ -335,12 +331,7 @@ impl Remote {
     ) -> Result<E::Reply, Failure> {
         let service = E::SPEC.service;
         let _progress = Progress::start(format!("asking the {service}"));
-        let known = self.bus.ensure_known::<E>(&Target::Central, request, self.left()).await;
-        let outcome = match known {
-            Ok(()) => self.call::<E>(&Target::Central, request, request_id).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
+        match self.call::<E>(&Target::Central, request, request_id).await {
             Err(CallError::NoResponders { .. }) => Err(Failure::new(
                 Exit::Unavailable,
                 format!("the {service} service does not answer"),

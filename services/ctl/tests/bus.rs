@@ -247,6 +247,16 @@ impl Fleet {
         stop: &CancellationToken,
         asked: &Arc<Mutex<Vec<(String, ApplyRequest)>>>,
     ) {
+        Self::loader_that(server, host, stop, asked, |server| server).await;
+    }
+
+    async fn loader_that(
+        server: &NatsServer,
+        host: &'static str,
+        stop: &CancellationToken,
+        asked: &Arc<Mutex<Vec<(String, ApplyRequest)>>>,
+        more: impl FnOnce(Server) -> Server,
+    ) {
         let asked = Arc::clone(asked);
         let bus = bus(server, &format!("h-{host}-loader")).await;
         let stand_in = Server::new(bus, Service::Loader, Some(host.parse().unwrap()))
@@ -290,7 +300,7 @@ impl Fleet {
                     format!("there is no chain {}", request.interface),
                 ))
             });
-        serve(stand_in, stop).await;
+        serve(more(stand_in), stop).await;
     }
 
     fn canopy(&self, line: &str) -> Output {
@@ -440,6 +450,22 @@ async fn the_time_out_is_that_of_the_whole_command() {
     let said = fleet.fails(7, &format!("get hosts --timeout 2s --url {url}"));
     assert!(begun.elapsed() < Duration::from_millis(2_900), "{:?}", begun.elapsed());
     assert!(said.contains("it does not answer"), "{said}");
+}
+
+/// Whoever floods a host with reads holds up its answers to reads, and so would every change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_with_fields_of_old_asks_nothing_first() {
+    let fleet = Fleet::start(&[]).await;
+    let (verbs, seen) = (Arc::<Mutex<Vec<String>>>::default(), Arc::default());
+    let answered = Arc::clone(&verbs);
+    Fleet::loader_that(&fleet.server, "web1", &fleet.stop, &seen, move |server| {
+        server.observe(move |verb, _, _| answered.lock().unwrap().push(verb.to_owned()))
+    })
+    .await;
+    fleet.write("a.yaml", &document("eth0"));
+    fleet.ok("apply -f a.yaml --host web1");
+    fleet.ok("delete chain eth0 xdp --host web1");
+    assert_eq!(*verbs.lock().unwrap(), ["apply", "delete"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -259,6 +259,35 @@ async fn a_writer_fills_its_own_room_and_no_others() {
     assert_eq!((records.len(), report(&records, &[]).findings), (7, vec![]));
 }
 
+/// Records of who connects are of the same writer as those of changes, and anybody can cause them.
+#[tokio::test]
+async fn a_full_chain_of_a_central_service_leaves_its_others_room() {
+    let (stack, mut told) = small_store(100_000).await;
+    let registry = stack.connect("s-registry").await;
+    let fill = async |id: &str| {
+        let mut writer = Writer::of("s-registry", id);
+        for at in 0..64 {
+            writer.write(Kind::Refused, &"x".repeat(15_000));
+            let request = writer.request((at > 0).then(|| at - 1), at..at + 1);
+            let stored = registry.call::<policy::AuditAppend>(&Target::Central, &request).await;
+            if let Err(error) = stored {
+                return (at, error.to_api_error().reason.unwrap().to_string());
+            }
+        }
+        panic!("{id} is never full");
+    };
+    let room_full = "room_full".to_owned();
+    let (first, reason) = fill("00000000000000a0").await;
+    assert_eq!((reason, next_finding(&mut told).await.0), (room_full.clone(), "full".to_owned()));
+    for id in ["00000000000000a1", "00000000000000a2"] {
+        assert_eq!(fill(id).await, (first, room_full.clone()));
+    }
+    // All of them together have half of the store.
+    let (fourth, _) = fill("00000000000000a3").await;
+    let (fifth, _) = fill("00000000000000a4").await;
+    assert!(fourth <= first + 1 && fifth <= 3, "{first}, {fourth}, {fifth}");
+}
+
 #[tokio::test]
 async fn a_record_longer_than_any_is_refused_and_told() {
     let (stack, mut told) = small_store(100_000).await;

@@ -14,6 +14,7 @@ use canopy_api::{
     document,
     endpoint::{Endpoint, EndpointSpec},
     error::{ApiError, Code},
+    known,
     name::Principal,
     subject::{self, Target},
     time,
@@ -191,19 +192,21 @@ impl Bus {
         mut options: CallOptions,
     ) -> Result<E::Reply, CallError> {
         let spec = E::SPEC;
-        self.ensure_newer_known::<E>(target, request, options.timeout).await?;
+        // Found once for each endpoint, which takes none of the caller's time.
+        let newer = known::newer::<E>();
+        let wait = options.timeout.unwrap_or(spec.timeout);
+        let until = Instant::now() + wait;
+        self.ensure_newer_known::<E>(target, request, &newer, wait).await?;
         if spec.class.changes() {
             options.request_id.get_or_insert_with(random_token);
         }
         // Of what changes nothing, or the same again, there is nothing to ask for.
         let request_id = if spec.idempotent { None } else { options.request_id.clone() };
         let subject = Subject::from(subject::request(spec, target, self.principal()));
-        let wait = options.timeout.unwrap_or(spec.timeout);
         let responder = target.responder(spec.service);
         // Registered before the request goes out: the refusal may be quick.
         let mut expected =
             self.shared.inbox.expect(self.principal().as_str(), &responder, &subject);
-        let until = Instant::now() + wait;
         let ready = async { expected.open(self).await.map_err(|_| self.closed()) };
         let reply = expected.reply.clone();
         self.send::<E, ()>(subject, ready, reply, request, &options, until).await?;

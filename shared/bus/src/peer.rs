@@ -6,14 +6,20 @@ use crate::{
     connection::Bus,
 };
 use canopy_api::{
-    endpoint::{Class, Endpoint, Service, cert_monitor, enforcer, loader, policy, registry},
+    endpoint::{
+        Class, Endpoint, EndpointSpec, Service, cert_monitor, enforcer, loader, policy, registry,
+    },
     error::{ApiError, Code},
     known::{self, Fields},
+    permission::daemon_of,
     subject::Target,
     wire::{Version, VersionRequest},
 };
 use futures::future::BoxFuture;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// How long what a service says of itself is believed: it may be updated meanwhile.
 const BELIEVED: Duration = Duration::from_mins(1);
@@ -61,15 +67,15 @@ impl Bus {
         &self,
         target: &Target,
         request: &E::Request,
-        timeout: Option<Duration>,
+        newer: &BTreeSet<String>,
+        timeout: Duration,
     ) -> Result<(), CallError> {
         let spec = E::SPEC;
-        let newer = known::newer::<E>();
         if spec.class == Class::Read || newer.is_empty() || *target == Target::AllHosts {
             return Ok(());
         }
         let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
-        let used = known::used(&request, &newer);
+        let used = known::used(&request, newer);
         if used.is_empty() {
             return Ok(());
         }
@@ -77,7 +83,7 @@ impl Bus {
             spec.service,
             (spec.verb, &used.into_iter().collect::<Vec<_>>()),
             target,
-            timeout,
+            Some(timeout),
         )
         .await
     }
@@ -113,18 +119,31 @@ impl Bus {
         }
     }
 
-    /// The service at the other end; nothing where it does not say.
+    /// Whether the bus server takes the question from here: daemons put those only that the table has them put.
+    fn may_ask_version(&self, service: Service) -> bool {
+        daemon_of(self.principal())
+            .is_none_or(|(caller, _)| version_spec(service).callers.contains(&caller))
+    }
+
+    /// The service at the other end; nothing where it does not say, or cannot be asked.
     async fn peer(
         &self,
         service: Service,
         target: &Target,
         timeout: Option<Duration>,
     ) -> Option<Peer> {
+        if !self.may_ask_version(service) {
+            return None;
+        }
         let name = (service, target.to_string());
         if let Some(peer) = self.shared.peer(&name).filter(|peer| peer.asked.elapsed() < BELIEVED) {
             return Some(peer);
         }
         let patience = timeout.map_or(PATIENCE, |timeout| PATIENCE.min(timeout / 2));
+        // Without a connection the request itself tells why there is none.
+        if !self.wait_link(patience).await {
+            return None;
+        }
         let ask = |fields| self.version_of(service, target, fields, patience);
         let version = match ask(true).await {
             // A release that cannot say which fields it has.
@@ -170,5 +189,15 @@ impl Bus {
                 }
             }
         })
+    }
+}
+
+fn version_spec(service: Service) -> &'static EndpointSpec {
+    match service {
+        Service::Loader => loader::Version::SPEC,
+        Service::Registry => registry::Version::SPEC,
+        Service::Policy => policy::Version::SPEC,
+        Service::CertMonitor => cert_monitor::Version::SPEC,
+        Service::Enforcer => enforcer::Version::SPEC,
     }
 }

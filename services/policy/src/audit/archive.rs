@@ -170,7 +170,7 @@ impl Archive {
         {
             self.first_of_chain(&name, line).await?;
         }
-        self.rooms.look(&self.log, writer).await.map_err(|error| away(&error))?;
+        self.rooms.look(&self.log, (writer, chain)).await.map_err(|error| away(&error))?;
         let mut diverged = false;
         for line in &lines {
             let head = stored.map(|stored| stored.head);
@@ -198,7 +198,7 @@ impl Archive {
                 continue;
             }
             let length = content.len();
-            if !self.rooms.has_room(writer, length) {
+            if !self.rooms.has_room((writer, chain), length) {
                 return Err(self.full(&name, line.record.seq).await);
             }
             let subject = subject::stored_audit(writer.as_str(), chain, false);

@@ -2,8 +2,11 @@
 //!
 //! A writer's records of all chains have so many bytes together; what is more is not stored and stays with
 //! the writer. Of each chain so many records are stored, the oldest go first. Both are told when they happen.
+//!
+//! Of a central service each chain has that room, and all of them [`CENTRAL_ROOMS`]: its instances are one
+//! writer, and what everybody can cause, such as records of who connects, must not keep its changes out.
 
-use canopy_api::{Principal, subject};
+use canopy_api::{Principal, permission::daemon_of, subject};
 use canopy_audit::LINE_BYTES;
 use canopy_bus::{BusError, data::Log};
 use std::{
@@ -15,12 +18,16 @@ use tokio::time::Instant;
 
 /// How long a count is used: what went by age or number, and what other instances store, is seen then.
 const COUNTED: Duration = Duration::from_mins(10);
-/// The same where there is no room.
+/// The same where there is little room left.
 const COUNTED_FULL: Duration = Duration::from_secs(5);
+/// Content of one request at most: with less room than that it is counted again before a record is refused.
+const REQUEST: u64 = 1 << 20;
 /// How often the same writer is told of.
 const TOLD: Duration = Duration::from_hours(1);
 /// What the store takes for an entry beside its content.
 const OVERHEAD: u64 = 200;
+/// Rooms that the chains of a central service have together: half of the store.
+const CENTRAL_ROOMS: u64 = 4;
 /// Records of a writer that contradict others and are stored all the same.
 const BESIDE: u64 = 1000;
 
@@ -32,20 +39,40 @@ pub(super) struct Rooms {
 }
 
 struct Room {
-    bytes: u64,
+    chains: BTreeMap<String, Taken>,
     beside: u64,
-    /// Records of each chain.
-    records: BTreeMap<String, u64>,
     counted: Instant,
     told_full: Option<Instant>,
     told_rolling: BTreeMap<String, Instant>,
 }
 
+/// What is stored of a chain.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    bytes: u64,
+    records: u64,
+}
+
 impl Room {
-    fn is_fresh(&self, most: u64) -> bool {
-        let fresh = if self.bytes >= most { COUNTED_FULL } else { COUNTED };
-        self.counted.elapsed() < fresh
+    /// Whether a record of so many bytes has room in a chain, where one room has `most`.
+    fn fits(&self, writer: &Principal, chain: &str, bytes: u64, most: u64) -> bool {
+        let all = self.chains.values().fold(0_u64, |sum, one| sum.saturating_add(one.bytes));
+        let fits = |used: u64, most: u64| used.saturating_add(bytes) <= most;
+        if !is_central(writer) {
+            return fits(all, most);
+        }
+        let own = self.chains.get(chain).map_or(0, |one| one.bytes);
+        fits(own, most) && fits(all, most.saturating_mul(CENTRAL_ROOMS))
     }
+
+    fn is_fresh(&self, writer: &Principal, chain: &str, most: u64) -> bool {
+        let full = !self.fits(writer, chain, REQUEST, most);
+        self.counted.elapsed() < if full { COUNTED_FULL } else { COUNTED }
+    }
+}
+
+fn is_central(writer: &Principal) -> bool {
+    daemon_of(writer).is_some_and(|(_, host)| host.is_none())
 }
 
 /// What a record takes.
@@ -78,18 +105,22 @@ impl Rooms {
     }
 
     /// Counts what a writer has, where that is not known.
-    pub(super) async fn look(&self, log: &Log, writer: &Principal) -> Result<(), BusError> {
-        if self.lock().get(writer).is_some_and(|room| room.is_fresh(self.bytes)) {
+    pub(super) async fn look(
+        &self,
+        log: &Log,
+        (writer, chain): (&Principal, &str),
+    ) -> Result<(), BusError> {
+        if self.lock().get(writer).is_some_and(|room| room.is_fresh(writer, chain, self.bytes)) {
             return Ok(());
         }
-        let (mut bytes, mut beside, mut records) = (0, 0, BTreeMap::new());
+        let (mut beside, mut chains) = (0, BTreeMap::new());
         for (subject, count) in log.subjects(&subject::stored_audit_of(writer.as_str())).await? {
-            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            let records = u64::try_from(count).unwrap_or(u64::MAX);
             if subject.ends_with(".beside") {
-                beside += count;
+                beside += records;
             } else if let Some((_, chain)) = subject::stored_chain(&subject) {
-                bytes += log.total_of(&subject).await?;
-                records.insert(chain.to_owned(), count);
+                let bytes = log.total_of(&subject).await?;
+                chains.insert(chain.to_owned(), Taken { bytes, records });
             }
         }
         let mut rooms = self.lock();
@@ -97,26 +128,26 @@ impl Rooms {
             .remove(writer)
             .map_or_else(Default::default, |room| (room.told_full, room.told_rolling));
         let counted = Instant::now();
-        let room = Room { bytes, beside, records, counted, told_full, told_rolling };
+        let room = Room { chains, beside, counted, told_full, told_rolling };
         rooms.insert(writer.clone(), room);
         Ok(())
     }
 
-    /// Whether a writer has room for a record.
-    pub(super) fn has_room(&self, writer: &Principal, content: usize) -> bool {
+    /// Whether a writer has room for a record of a chain.
+    pub(super) fn has_room(&self, (writer, chain): (&Principal, &str), content: usize) -> bool {
         let rooms = self.lock();
-        let used = rooms.get(writer).map_or(0, |room| room.bytes);
-        used.saturating_add(taken(content)) <= self.bytes
+        let room = rooms.get(writer);
+        room.is_none_or(|room| room.fits(writer, chain, taken(content), self.bytes))
     }
 
     /// A record was stored. Whether the oldest of its chain goes for it, which is to be told.
     pub(super) fn stored(&self, (writer, chain): (&Principal, &str), content: usize) -> bool {
         let mut rooms = self.lock();
         let Some(room) = rooms.get_mut(writer) else { return false };
-        room.bytes = room.bytes.saturating_add(taken(content));
-        let records = room.records.entry(chain.to_owned()).or_default();
-        *records += 1;
-        let rolls = *records > self.records_of_chain;
+        let of_chain = room.chains.entry(chain.to_owned()).or_default();
+        of_chain.bytes = of_chain.bytes.saturating_add(taken(content));
+        of_chain.records += 1;
+        let rolls = of_chain.records > self.records_of_chain;
         let tell = rolls && due(room.told_rolling.get(chain).copied());
         if tell {
             room.told_rolling.insert(chain.to_owned(), Instant::now());
