@@ -162,6 +162,20 @@ fn owner(dir: &Path, named: Option<&str>) -> anyhow::Result<Account> {
     Ok(owner)
 }
 
+/// The same of a directory that is made where it is not there, and is the named user's then.
+fn owner_of_new(dir: &Path, named: Option<&str>) -> anyhow::Result<Account> {
+    if !dir.exists() {
+        // Who is to have it is known before there is anything.
+        let account = named.map(|named| Account::named(named).map_err(with_remedy)).transpose()?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        if let Some(owner) = account {
+            let made = fs::File::open(dir).and_then(|made| owner.give(&made));
+            made.with_context(|| format!("cannot give {} to {owner}", dir.display()))?;
+        }
+    }
+    owner(dir, named)
+}
+
 fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let callout = CalloutKeys::generate();
     let (issuer, xkey) = callout.seeds()?;
@@ -169,15 +183,7 @@ fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let audit = signing_key()?;
     let audit_public = format!("{}\n", CheckpointKey::from_pem(&audit)?.public());
     let id = SigningKey::from_pem(&pem)?.id().to_owned();
-    if !dir.exists() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        if let Some(named) = named {
-            let owner = Account::named(named).map_err(with_remedy)?;
-            let made = fs::File::open(dir).and_then(|made| owner.give(&made));
-            made.with_context(|| format!("cannot give {} to {owner}", dir.display()))?;
-        }
-    }
-    let owner = owner(dir, named)?;
+    let owner = owner_of_new(dir, named)?;
     let public = format!("{:#}\n", json!({ "issuer": callout.issuer(), "xkey": callout.xkey() }));
     let own = OwnNkeys::generate()?;
     let mut files: Vec<(&str, &str, u32)> = vec![
@@ -239,7 +245,7 @@ impl OwnNkeys {
 }
 
 fn nkeys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
-    let owner = owner(dir, named)?;
+    let owner = owner_of_new(dir, named)?;
     let own = OwnNkeys::generate()?;
     let files: Vec<(&str, &str, u32)> = own.files().collect();
     let written = write_set(dir, &files, &owner)?;
