@@ -82,7 +82,11 @@ pub const FLOODS: &[Flood] = &[
         attack: |me| Box::pin(invalid_requests(me)),
     },
     Flood { name: "inbox_1mb", principal: "h-evil-loader", attack: |me| Box::pin(inbox_1mb(me)) },
-    Flood { name: "subscriptions", principal: "u-viewer", attack: |me| Box::pin(subscriptions(me)) },
+    Flood {
+        name: "subscriptions",
+        principal: "u-viewer",
+        attack: |me| Box::pin(subscriptions(me)),
+    },
 ];
 
 /// Who attacks: one connection, and when to end.
