@@ -75,6 +75,8 @@ pub struct RepositoryHealth {
     pub name: String,
     /// Whether packages can be had from it.
     pub usable: bool,
+    /// Whether what is given out was read before, and what is there now cannot be used.
+    pub stale: bool,
     /// State in words.
     pub detail: String,
 }
@@ -212,6 +214,7 @@ impl Registry {
                 let hung = repository.hung();
                 // What is in memory is still given out; but no package can be had any more.
                 let usable = snapshot.is_some() && hung.is_none();
+                let stale = usable && trouble.is_some();
                 let detail = match (&snapshot, hung.or(trouble)) {
                     (_, Some(trouble)) => trouble.to_string(),
                     (None, None) => "not read yet".to_owned(),
@@ -230,7 +233,7 @@ impl Registry {
                     ),
                 };
                 let name = repository.name.clone();
-                RepositoryHealth { name, usable, detail }
+                RepositoryHealth { name, usable, stale, detail }
             })
             .collect()
     }
