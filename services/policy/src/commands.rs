@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use canopy_api::{
     Principal,
+    endpoint::Service,
     nats::PolicyNkeys,
     permission::Role,
     wire::tokens::{Binding, TokenIssueRequest, TokenReply},
@@ -65,7 +66,9 @@ canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --ou
 /// Runs one of these commands; `None` when the arguments are those of the service.
 pub fn run(args: &[String]) -> Option<ExitCode> {
     let (name, rest) = args.split_first()?;
+    let help = || format!("{}\nCommands:\n\n{USAGE}", canopy_runtime::usage(Service::Policy));
     let done = match name.as_str() {
+        "help" | "--help" | "-h" => Ok(help()),
         "keys" => options(rest, ["--output"], ["--owner"])
             .and_then(|([output], [owner])| keys(Path::new(&output), owner.as_deref())),
         "nkeys" => options(rest, ["--output"], ["--owner"])
@@ -80,7 +83,8 @@ pub fn run(args: &[String]) -> Option<ExitCode> {
             .and_then(|([config, principal, certificate, output], [])| {
                 bootstrap(&config, &principal, &certificate, Path::new(&output))
             }),
-        _ => return None,
+        option if option.starts_with('-') => return None,
+        _ => Err(anyhow::Error::new(Usage("there is no such command".to_owned()))),
     };
     Some(match done {
         Ok(text) => {

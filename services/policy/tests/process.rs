@@ -194,3 +194,16 @@ fn the_configuration_on_the_security_page_is_one() {
     let config: canopy_policy::Config = serde_json::from_str(text).unwrap();
     assert!(config.auth.is_some() && config.audit.is_some());
 }
+
+#[test]
+fn help_and_mistakes_name_every_command() {
+    for (word, code) in [("--help", 0), ("help", 0), ("bakup", 2)] {
+        let output = std::process::Command::new(PROGRAM).arg(word).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{word}");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        for command in ["keys", "nkeys", "audit-key", "backup", "restore", "bootstrap"] {
+            assert!(said.contains(&format!("canopy-policy {command} ")), "{word}: {said}");
+        }
+    }
+}
