@@ -738,17 +738,17 @@ impl Registry {
         }
         let mut page = Page::new(room);
         let number = found.len();
-        let mut last = 0;
+        let mut reached = 0;
         for (rank, package) in found.into_iter().take(SEARCH_LIMIT) {
             if !page.add(package) {
                 break;
             }
-            last = rank;
+            reached = rank;
         }
         let packages = page.packages;
         let more = number.saturating_sub(packages.len()) as u64;
         let next = packages.last().filter(|_| more > 0);
-        let next = next.map(|package| format!("{last} {}", package.name));
+        let next = next.map(|package| format!("{reached} {}", package.name));
         Ok(SearchReply { packages, more, unavailable, next })
     }
 
