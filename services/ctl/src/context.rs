@@ -190,6 +190,15 @@ impl Settings {
         })
     }
 
+    /// What is to be corrected where these do not let anybody in.
+    pub fn place(&self) -> String {
+        let file = self.file.display();
+        match &self.name {
+            Some(name) => format!("context {name} of {file}"),
+            None => format!("connection options, or {file}"),
+        }
+    }
+
     /// Everything needed to connect, or everything that is missing.
     pub fn complete(&self) -> Result<Context, Failure> {
         match (&self.url, &self.ca, &self.cert, &self.key, &self.principal) {

@@ -17,6 +17,9 @@ use std::{
 
 /// A document of this many bytes is refused: far more than any host's chains need.
 const LIMIT: u64 = 4 << 20;
+/// How a loader's message ends where a setting is to be a text: only that becomes right by quotes.
+const WANT_TEXT: [&str; 4] =
+    ["is not text", "is not a duration", "is not a MAC address", "is not an IPv4 or IPv6 prefix"];
 
 /// One or more documents put together, and where each chain came from.
 #[derive(Debug)]
@@ -110,7 +113,8 @@ impl Input {
             });
             if let Some((found, written)) = found {
                 problem.path = found;
-                if let Some(written) = written.filter(|written| !written.is_empty()) {
+                let wants_text = WANT_TEXT.iter().any(|end| problem.message.ends_with(end));
+                if let Some(written) = written.filter(|written| !written.is_empty() && wants_text) {
                     let hint = format!(
                         "it is written {written}, which YAML does not read as a text: \"{written}\" in quotes is one"
                     );
@@ -259,10 +263,23 @@ mod tests {
         let input = combine(&[("a.yaml", &text, Yaml)]).unwrap();
         let told = |field: &str| {
             let path = format!("document.chains[0].programs[0].config.{field}");
-            input.locate(Failure::new(Exit::Invalid, "must be a text").at(path)).render("error")
+            input.locate(Failure::new(Exit::Invalid, "true is not text").at(path)).render("error")
         };
         assert!(told("mode").contains("\"on\" in quotes is one"), "{}", told("mode"));
         assert!(!told("n").contains("quotes"), "{}", told("n"));
+    }
+
+    #[test]
+    fn what_is_to_be_no_text_is_not_to_be_quoted() {
+        let text = A.replace("package: p", "package: p, config: {rate: 1e3}");
+        let input = combine(&[("a.yaml", &text, Yaml)]).unwrap();
+        for message in ["1000.0 is not a whole number of 0 or more", "1000 is more than 10"] {
+            let failure = Failure::new(Exit::Invalid, message)
+                .at("document.chains[0].programs[0].config.rate")
+                .fix("write 10 or less");
+            let said = input.locate(failure).render("error");
+            assert!(said.contains("fix: write 10 or less") && !said.contains("quotes"), "{said}");
+        }
     }
 
     #[test]

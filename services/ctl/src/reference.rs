@@ -17,8 +17,8 @@ pub fn cli_markdown() -> String {
     );
     out.push_str("## Exit codes\n\n| Code | Meaning |\n|---|---|\n");
     for line in crate::cli::EXIT_CODES.lines().skip(1) {
-        if let Some((code, meaning)) = line.trim().split_once("  ") {
-            let _ = writeln!(out, "| {code} | {meaning} |");
+        if let Some((code, meaning)) = line.trim().split_once(' ') {
+            let _ = writeln!(out, "| {code} | {} |", meaning.trim_start());
         }
     }
     let global: Vec<&Arg> =
@@ -125,6 +125,9 @@ mod tests {
             assert!(page.contains(&format!("\n{heading}\n")), "{heading} missing:\n{page}");
         }
         assert!(page.contains("| 7 | unavailable or timed out; trying again may help |"));
+        for code in 0..=11 {
+            assert!(page.contains(&format!("\n| {code} | ")), "exit code {code} missing:\n{page}");
+        }
         assert!(page.contains("`-o, --output <FORMAT>`"));
         assert!(!page.contains("canopy generate"), "hidden commands stay hidden");
         assert!(!page.contains('\x1b'));

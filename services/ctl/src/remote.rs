@@ -81,7 +81,7 @@ impl Remote {
         };
         let until = timeout.map(|timeout| Instant::now() + timeout);
         let _progress = Progress::start(format!("connecting to {}", context.url));
-        let place = format!("context {} of {}", context.name, settings.file.display());
+        let place = settings.place();
         let ready = async {
             let bus = Bus::connect(&config, context.principal.clone()).await?;
             bus.wait_ready(timeout.unwrap_or(CONNECT)).await?;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use canopy_api::{
     Principal,
+    endpoint::Service,
     nats::PolicyNkeys,
     permission::Role,
     wire::tokens::{Binding, TokenIssueRequest, TokenReply},
@@ -65,7 +66,9 @@ canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --ou
 /// Runs one of these commands; `None` when the arguments are those of the service.
 pub fn run(args: &[String]) -> Option<ExitCode> {
     let (name, rest) = args.split_first()?;
+    let help = || format!("{}\nCommands:\n\n{USAGE}", canopy_runtime::usage(Service::Policy));
     let done = match name.as_str() {
+        "help" | "--help" | "-h" => Ok(help()),
         "keys" => options(rest, ["--output"], ["--owner"])
             .and_then(|([output], [owner])| keys(Path::new(&output), owner.as_deref())),
         "nkeys" => options(rest, ["--output"], ["--owner"])
@@ -80,7 +83,8 @@ pub fn run(args: &[String]) -> Option<ExitCode> {
             .and_then(|([config, principal, certificate, output], [])| {
                 bootstrap(&config, &principal, &certificate, Path::new(&output))
             }),
-        _ => return None,
+        option if option.starts_with('-') => return None,
+        _ => Err(anyhow::Error::new(Usage("there is no such command".to_owned()))),
     };
     Some(match done {
         Ok(text) => {
@@ -162,6 +166,20 @@ fn owner(dir: &Path, named: Option<&str>) -> anyhow::Result<Account> {
     Ok(owner)
 }
 
+/// The same of a directory that is made where it is not there, and is the named user's then.
+fn owner_of_new(dir: &Path, named: Option<&str>) -> anyhow::Result<Account> {
+    if !dir.exists() {
+        // Who is to have it is known before there is anything.
+        let account = named.map(|named| Account::named(named).map_err(with_remedy)).transpose()?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        if let Some(owner) = account {
+            let made = fs::File::open(dir).and_then(|made| owner.give(&made));
+            made.with_context(|| format!("cannot give {} to {owner}", dir.display()))?;
+        }
+    }
+    owner(dir, named)
+}
+
 fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let callout = CalloutKeys::generate();
     let (issuer, xkey) = callout.seeds()?;
@@ -169,15 +187,7 @@ fn keys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
     let audit = signing_key()?;
     let audit_public = format!("{}\n", CheckpointKey::from_pem(&audit)?.public());
     let id = SigningKey::from_pem(&pem)?.id().to_owned();
-    if !dir.exists() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        if let Some(named) = named {
-            let owner = Account::named(named).map_err(with_remedy)?;
-            let made = fs::File::open(dir).and_then(|made| owner.give(&made));
-            made.with_context(|| format!("cannot give {} to {owner}", dir.display()))?;
-        }
-    }
-    let owner = owner(dir, named)?;
+    let owner = owner_of_new(dir, named)?;
     let public = format!("{:#}\n", json!({ "issuer": callout.issuer(), "xkey": callout.xkey() }));
     let own = OwnNkeys::generate()?;
     let mut files: Vec<(&str, &str, u32)> = vec![
@@ -239,7 +249,7 @@ impl OwnNkeys {
 }
 
 fn nkeys(dir: &Path, named: Option<&str>) -> anyhow::Result<String> {
-    let owner = owner(dir, named)?;
+    let owner = owner_of_new(dir, named)?;
     let own = OwnNkeys::generate()?;
     let files: Vec<(&str, &str, u32)> = own.files().collect();
     let written = write_set(dir, &files, &owner)?;

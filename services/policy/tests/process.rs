@@ -165,3 +165,45 @@ async fn the_last_traces_are_exported_before_the_end() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
     }
 }
+
+#[test]
+fn keys_are_made_in_a_directory_that_is_not_there_yet() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let run = |arguments: &[&str]| {
+        std::process::Command::new(PROGRAM).args(arguments).current_dir(&dir).output().unwrap()
+    };
+    for (command, file) in [("keys", "issuer.seed"), ("nkeys", "nkey-app.seed")] {
+        let output = run(&[command, "--output", command]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}");
+        assert!(dir.path().join(command).join(file).is_file(), "{command}");
+        // Who is to have them is looked up before anything is made.
+        let output = run(&[command, "--output", "other", "--owner", "nobody-has-this-name"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("no such user on this machine"), "{command}: {said}");
+        assert!(!dir.path().join("other").exists(), "{command}");
+    }
+}
+
+#[test]
+fn the_configuration_on_the_security_page_is_one() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/security.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, rest) = page.split_once("```json policy.json\n").expect("a configuration");
+    let (text, _) = rest.split_once("```").expect("its end");
+    let config: canopy_policy::Config = serde_json::from_str(text).unwrap();
+    assert!(config.auth.is_some() && config.audit.is_some());
+}
+
+#[test]
+fn help_and_mistakes_name_every_command() {
+    for (word, code) in [("--help", 0), ("help", 0), ("bakup", 2)] {
+        let output = std::process::Command::new(PROGRAM).arg(word).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{word}");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        for command in ["keys", "nkeys", "audit-key", "backup", "restore", "bootstrap"] {
+            assert!(said.contains(&format!("canopy-policy {command} ")), "{word}: {said}");
+        }
+    }
+}

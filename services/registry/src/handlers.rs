@@ -61,6 +61,7 @@ pub(crate) fn register(server: Server, current: &Arc<Current>, bus: &Bus) -> Ser
                 let state = |one: RepositoryHealth| RepositoryState {
                     repository: one.name,
                     usable: one.usable,
+                    stale: one.stale,
                     detail: one.detail,
                 };
                 let repositories = registry.refresh().await.into_iter().map(state).collect();

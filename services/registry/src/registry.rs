@@ -75,6 +75,8 @@ pub struct RepositoryHealth {
     pub name: String,
     /// Whether packages can be had from it.
     pub usable: bool,
+    /// Whether what is given out was read before, and what is there now cannot be used.
+    pub stale: bool,
     /// State in words.
     pub detail: String,
 }
@@ -212,6 +214,7 @@ impl Registry {
                 let hung = repository.hung();
                 // What is in memory is still given out; but no package can be had any more.
                 let usable = snapshot.is_some() && hung.is_none();
+                let stale = usable && trouble.is_some();
                 let detail = match (&snapshot, hung.or(trouble)) {
                     (_, Some(trouble)) => trouble.to_string(),
                     (None, None) => "not read yet".to_owned(),
@@ -230,7 +233,7 @@ impl Registry {
                     ),
                 };
                 let name = repository.name.clone();
-                RepositoryHealth { name, usable, detail }
+                RepositoryHealth { name, usable, stale, detail }
             })
             .collect()
     }
@@ -735,17 +738,17 @@ impl Registry {
         }
         let mut page = Page::new(room);
         let number = found.len();
-        let mut last = 0;
+        let mut reached = 0;
         for (rank, package) in found.into_iter().take(SEARCH_LIMIT) {
             if !page.add(package) {
                 break;
             }
-            last = rank;
+            reached = rank;
         }
         let packages = page.packages;
         let more = number.saturating_sub(packages.len()) as u64;
         let next = packages.last().filter(|_| more > 0);
-        let next = next.map(|package| format!("{last} {}", package.name));
+        let next = next.map(|package| format!("{reached} {}", package.name));
         Ok(SearchReply { packages, more, unavailable, next })
     }
 

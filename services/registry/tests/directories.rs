@@ -322,6 +322,8 @@ async fn a_bad_newer_index_leaves_the_good_one_in_use_and_is_reported() {
     directory.publish(&package("p", "0.1.0", ""));
     let registry = directory.registry();
     resolve(&registry, "p", "*").await.unwrap();
+    let health = &registry.health()[0];
+    assert!(health.usable && !health.stale, "{health:?}");
     let old = [(INDEX.to_owned(), std::fs::read(directory.path(INDEX)).unwrap())];
     directory.publish(&package("p", "0.2.0", ""));
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.2.0");
@@ -332,6 +334,8 @@ async fn a_bad_newer_index_leaves_the_good_one_in_use_and_is_reported() {
     let list = registry.list(&ListRequest::default(), PAGE_BYTES).await.unwrap();
     assert!(list.unavailable[0].reason.contains("older than version 2"), "{list:?}");
     assert_eq!(list.packages[0].versions.len(), 2);
+    let health = &registry.health()[0];
+    assert!(health.usable && health.stale, "{health:?}");
     // And removes it.
     std::fs::remove_file(directory.path(INDEX)).unwrap();
     assert_eq!(resolve(&registry, "p", "*").await.unwrap().version.version, "0.2.0");

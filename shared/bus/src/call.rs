@@ -117,7 +117,8 @@ impl CallError {
             Self::Timeout { request_id: None, .. } => error(Code::Unavailable)
                 .remedy("try again; if it goes on, look at the service's log and /ready?verbose"),
             Self::NotPermitted { .. } => error(Code::Denied).remedy(
-                "use a certificate of a role that holds the permission, or ask an administrator",
+                "use a role that holds the permission; where the token is for some hosts or services only, \
+                 name one of them (--host); or ask an administrator",
             ),
             Self::Disconnected { request_id: None, .. } => error(Code::Unavailable).remedy(
                 "see that nats-server runs at that address, and that the certificates belong to it",

@@ -53,7 +53,7 @@ pub use config_file::ConfigFile;
 pub use context::Context;
 pub use health::{Latch, Readiness};
 pub use metrics::{MetricKind, MetricSpec};
-pub use run::run;
+pub use run::{run, usage};
 
 /// Version of this build; the whole workspace has one.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -74,7 +74,8 @@ where
     }
 }
 
-fn usage(service: Service) -> String {
+/// How the program of a service is called.
+pub fn usage(service: Service) -> String {
     args::USAGE.replace("PROGRAM", &format!("canopy-{service}"))
 }
 

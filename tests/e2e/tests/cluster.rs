@@ -318,6 +318,10 @@ fn requests_outlast_the_loss_of_a_leader() {
         issuing.wait_for_more(3);
         let killed = Instant::now();
         cluster.kill(&before).unwrap();
+        // A backup waits for the next leader, too.
+        let kept = cluster.path(&format!("kept{round}")).display().to_string();
+        let saved = cluster.policy_command("backup", &["--output", &kept]).unwrap();
+        assert!(saved.contains(stream), "{saved}");
         wait_for(LIMIT, "another server leads", || {
             let streams = cluster.streams().map_err(|error| format!("{error:#}"))?;
             let now = leader(&streams, stream);

@@ -62,7 +62,7 @@ pub struct AuditVerifyArgs {
 /// Which records are asked for.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AuditFilterArgs {
-    /// Only records from then on: 2h ago, or a time such as 2026-01-31T12:00:00Z
+    /// Only records from then on: 2h for two hours ago, or a time such as 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// Only records until then

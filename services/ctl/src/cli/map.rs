@@ -14,6 +14,11 @@ JSON is text, so names need no quotes. Without types: hexadecimal text, '\"0050\
 Addresses are written as usual where the type has one, hardware addresses, too; keys of an LPM trie are
 prefixes: 192.0.2.0/24, 2001:db8::/32. canopy map describe shows the types.";
 
+/// What a key of a trie finds.
+const LONGEST: &str = "\
+In an LPM trie a key finds the entry with the longest prefix that it is in, as a packet does; map dump shows
+the entries themselves.";
+
 /// `map`
 #[derive(Debug, Subcommand)]
 pub enum MapCommand {
@@ -63,7 +68,7 @@ a stack: the entry that comes next is shown.")]
         output: OutputArgs,
     },
     /// Show single entries of a map
-    #[command(after_help = JSON)]
+    #[command(after_help = format!("{JSON}\n{LONGEST}"))]
     Get {
         /// The map.
         #[command(flatten)]

@@ -135,7 +135,12 @@ impl Answer for MapInFull {
         };
         let access = match info.access {
             MapAccess::ReadWrite if info.settings.is_empty() => "entries are read and written",
-            MapAccess::ReadWrite => "entries are read and written, but for what settings fill",
+            MapAccess::ReadWrite if info.variables.is_empty() => {
+                "entries are read; settings fill them"
+            }
+            MapAccess::ReadWrite => {
+                "variables are read and written, but for those that settings fill"
+            }
             MapAccess::Read => "entries are read",
             MapAccess::Peek => "the entry that comes next is looked at",
             MapAccess::Nothing => "entries are not read from outside",

@@ -146,10 +146,10 @@ impl Answer for Repositories {
     fn table(&self) -> Option<Table> {
         let mut table = Table::new([text("REPOSITORY"), text("STATE"), text("DETAIL").long()]);
         for one in &self.0.repositories {
-            let state = if one.usable {
-                Cell::from("usable".to_owned())
-            } else {
-                Cell::toned("unusable".to_owned(), Tone::Warn)
+            let state = match (one.usable, one.stale) {
+                (true, false) => Cell::from("usable".to_owned()),
+                (true, true) => Cell::toned("stale".to_owned(), Tone::Warn),
+                (false, _) => Cell::toned("unusable".to_owned(), Tone::Warn),
             };
             table.row([one.repository.clone().into(), state, one.detail.clone().into()]);
         }
@@ -169,7 +169,7 @@ fn unavailable(troubles: &[RepositoryTrouble]) -> Vec<String> {
     troubles
         .iter()
         .map(|trouble| {
-            format!("note: repository {} is unavailable: {}", trouble.repository, trouble.reason)
+            format!("note: repository {} cannot be read: {}", trouble.repository, trouble.reason)
         })
         .collect()
 }
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use canopy_api::{
         Digest,
-        wire::{PackageSummary, RepositoryTrouble, VersionSummary},
+        wire::{PackageSummary, RepositoryState, RepositoryTrouble, VersionSummary},
     };
 
     fn version(text: &str, yanked: bool) -> VersionSummary {
@@ -383,7 +383,29 @@ firewall  0.2.0    0.3.0 (yanked), 0.1.0  local       Blocks prefixes
         assert_eq!(packages.names(), ["firewall@0.3.0", "firewall@0.2.0", "firewall@0.1.0"]);
         assert_eq!(
             packages.remarks(),
-            ["note: repository far is unavailable: the index has expired"]
+            ["note: repository far cannot be read: the index has expired"]
+        );
+    }
+
+    #[test]
+    fn a_repository_that_is_refused_now_is_stale() {
+        let one = |repository: &str, usable, stale| RepositoryState {
+            repository: repository.to_owned(),
+            usable,
+            stale,
+            detail: "-".to_owned(),
+        };
+        let repositories =
+            vec![one("a", true, false), one("b", true, true), one("c", false, false)];
+        let table = Repositories(RefreshReply { repositories }).table().unwrap();
+        assert_eq!(
+            table.render(false, false),
+            "\
+REPOSITORY  STATE     DETAIL
+a           usable    -
+b           stale     -
+c           unusable  -
+"
         );
     }
 

@@ -114,6 +114,9 @@ pub struct RepositoryState {
     pub repository: String,
     /// Whether packages can be had from it.
     pub usable: bool,
+    /// What is there now cannot be used; what was read before is given out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stale: bool,
     /// What it holds, or what is wrong with it.
     pub detail: String,
 }

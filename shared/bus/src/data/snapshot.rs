@@ -8,6 +8,7 @@ use super::failed;
 use crate::{
     config::BusError,
     connection::{Bus, random_token},
+    retry,
 };
 use async_nats::{RequestErrorKind, StatusCode};
 use bytes::Bytes;
@@ -23,6 +24,8 @@ use tokio::time::{Instant, sleep, timeout};
 const CHUNK: usize = 128 * 1024;
 /// How long the server may say nothing: it packs, or unpacks, everything at once.
 const LIMIT: Duration = Duration::from_mins(1);
+/// How long a stream may be without a leader. Nobody answers meanwhile, nor later what was asked then.
+const LEADERLESS: Duration = Duration::from_secs(20);
 /// How long it may take until all servers of a cluster know who listens.
 const UNKNOWN: Duration = Duration::from_secs(5);
 
@@ -105,24 +108,28 @@ pub async fn remove_stream(bus: &Bus, stream: &str) -> Result<(), BusError> {
     answer(bus, format!("$JS.API.STREAM.DELETE.{stream}"), Bytes::new()).await.map(drop)
 }
 
-/// Whether there is such a stream.
+/// Whether there is such a stream. Asked again while its leader changes.
 ///
 /// # Errors
 /// When the store does not answer.
 pub async fn has_stream(bus: &Bus, stream: &str) -> Result<bool, BusError> {
-    let info = raw(bus, format!("$JS.API.STREAM.INFO.{stream}"), Bytes::new()).await?;
-    match info.pointer("/error/code").and_then(Value::as_u64) {
-        Some(404) => Ok(false),
-        None => Ok(true),
-        Some(_) => Err(error_of(&info)),
-    }
+    let subject = format!("$JS.API.STREAM.INFO.{stream}");
+    let look = retry::repeated(|_| async {
+        let info = raw(bus, subject.clone(), Bytes::new(), super::LIMIT).await?;
+        match info.pointer("/error/code").and_then(Value::as_u64) {
+            Some(404) => Ok(false),
+            None => Ok(true),
+            Some(_) => Err(error_of(&info)),
+        }
+    });
+    retry::within(Some(std::time::Instant::now() + LEADERLESS), look).await
 }
 
-/// The server's answer, JSON; null where it says nothing.
-async fn raw(bus: &Bus, subject: String, body: Bytes) -> Result<Value, BusError> {
+/// The server's answer within `limit`, JSON; null where it says nothing.
+async fn raw(bus: &Bus, subject: String, body: Bytes, limit: Duration) -> Result<Value, BusError> {
     let until = Instant::now() + UNKNOWN;
     let reply = loop {
-        let request = async_nats::Request::new().payload(body.clone()).timeout(Some(LIMIT));
+        let request = async_nats::Request::new().payload(body.clone()).timeout(Some(limit));
         match bus.client.send_request(subject.clone(), request).await {
             Ok(reply) => break reply,
             // Nobody has got it: whoever listens does so at another server, of which this one has not heard.
@@ -142,7 +149,7 @@ async fn raw(bus: &Bus, subject: String, body: Bytes) -> Result<Value, BusError>
 
 /// The same where an error is none of the answers.
 async fn answer(bus: &Bus, subject: String, body: Bytes) -> Result<Value, BusError> {
-    let value = raw(bus, subject, body).await?;
+    let value = raw(bus, subject, body, LIMIT).await?;
     if value.get("error").is_some() { Err(error_of(&value)) } else { Ok(value) }
 }
 
