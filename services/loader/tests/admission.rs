@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    async fn apply(&self, document: Value) -> Result<(), ApiError> {
+    async fn apply(&self, document: &Value) -> Result<(), ApiError> {
         self.call::<loader::Apply>(&apply(document)).await.map(drop)
     }
 
@@ -226,7 +226,7 @@ fn chain(interface: &str, program: &str) -> Value {
         "programs": [{ "name": program, "package": "wall" }] }] })
 }
 
-fn apply(document: Value) -> ApplyRequest {
+fn apply(document: &Value) -> ApplyRequest {
     serde_json::from_value(json!({ "document": document })).unwrap()
 }
 
@@ -249,7 +249,7 @@ async fn an_interface_that_comes_back_meanwhile_keeps_its_chain() {
     let world = World::new(STAYS, back).await;
     for _ in 0..30 {
         world.kernel.remove_interface(&"eth0".parse().unwrap());
-        let error = world.apply(chain("eth0", "c")).await.unwrap_err();
+        let error = world.apply(&chain("eth0", "c")).await.unwrap_err();
         assert_eq!(error.code, Code::Denied, "{error:?}");
         assert!(error.message.contains("delete wall 1.0.0 on eth0/xdp"), "{error:?}");
     }
@@ -268,7 +268,7 @@ async fn a_plan_that_is_not_so_any_more_is_made_and_asked_about_again() {
     });
     let world = World::new(ALL, back).await;
     world.kernel.remove_interface(&"eth0".parse().unwrap());
-    world.apply(chain("eth0", "c")).await.unwrap();
+    world.apply(&chain("eth0", "c")).await.unwrap();
     let question = ["apply wall 1.0.0 on eth0/xdp", "delete wall 1.0.0 on eth0/xdp"];
     assert_eq!(world.questions(), [question, question]);
     assert_eq!(world.programs(), ["c"]);
@@ -286,12 +286,12 @@ async fn a_host_that_never_rests_is_left_alone_after_a_few_plans() {
         }
     });
     let world = World::new(ALL, restless).await;
-    let error = world.apply(chain("eth0", "c")).await.unwrap_err();
+    let error = world.apply(&chain("eth0", "c")).await.unwrap_err();
     assert_eq!((error.code, error.retryable), (Code::Conflict, true), "{error:?}");
     assert_eq!(world.questions().len(), 5);
     assert_eq!(world.programs(), ["a"]);
     // What has nothing to do with the request is in nobody's way.
-    world.apply(chain("wan*", "c")).await.unwrap();
+    world.apply(&chain("wan*", "c")).await.unwrap();
     assert_eq!(world.questions().len(), 1);
     world.stop.cancel();
 }
@@ -308,7 +308,7 @@ async fn every_write_of_the_loader_is_asked_about() {
         .filter(|spec| spec.class == Class::Write && spec.status == Status::Works);
     for spec in writes {
         let error = match spec.verb {
-            "apply" => world.apply(chain("eth0", "c")).await.unwrap_err(),
+            "apply" => world.apply(&chain("eth0", "c")).await.unwrap_err(),
             "delete" => {
                 let delete =
                     request::<DeleteRequest>(json!({ "interface": "eth0", "hook": "xdp" }));

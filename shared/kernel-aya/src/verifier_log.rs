@@ -19,7 +19,7 @@ pub(crate) struct Complaint {
 /// What is told where no cause is certain.
 const NO_HINT: &str = "see the end of the verifier's log";
 
-/// Complaints that the kernel makes only of programs loaded without CAP_PERFMON (`allow_ptr_leaks` in
+/// Complaints that the kernel makes only of programs loaded without `CAP_PERFMON` (`allow_ptr_leaks` in
 /// `kernel/bpf/verifier.c`).
 const NEED_PERFMON: &[&str] = &[
     "prohibited for !root",
