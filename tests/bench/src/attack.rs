@@ -57,6 +57,8 @@ pub struct Options {
 
 /// The host of whoever attacks with a host's certificate.
 const EVIL: &str = "evil";
+/// How long an attacker that was cut off tries to come back.
+const BACK_OFF: Duration = Duration::from_secs(60);
 /// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -401,6 +403,18 @@ impl Bench<'_> {
         let mut ratios = BTreeMap::new();
         let mut revocations = quiet.revocations;
         let (mut tried, mut refused) = (0_u32, 0_u32);
+        // Before the floods: whoever is cut off for one is refused for a while.
+        for attempt in ATTEMPTS {
+            let (stop, sent) = (Arc::default(), Arc::default());
+            let config = self.config(attempt.principal);
+            let me = attacker(&config, attempt.principal.parse()?, stop, sent).await?;
+            let held = (attempt.refused)(me).await.with_context(|| attempt.what)?;
+            tried += 1;
+            refused += u32::from(held);
+            if !held {
+                eprintln!("not refused: {}", attempt.what);
+            }
+        }
         for flood in floods {
             eprintln!("flood: {}", flood.name);
             let (config, stop) = (self.config(flood.principal), Arc::new(AtomicBool::new(false)));
@@ -408,13 +422,17 @@ impl Bench<'_> {
             let (principal, attack) = (flood.principal.parse()?, flood.attack);
             let (ended, count) = (Arc::clone(&stop), Arc::clone(&sent));
             // One core of their own.
+            let (connected, ready) = tokio::sync::oneshot::channel();
             let attacker = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(async move {
                     let me = attacker(&config, principal, ended, count).await?;
+                    // Nobody waits any more where the bench has ended.
+                    let _ = connected.send(());
                     attack(me).await
                 })
             });
+            ready.await.with_context(|| format!("{} could not connect", flood.principal))?;
             let begun = Instant::now();
             let felt = Box::pin(self.felt(&operator, &admin, options)).await;
             let rate = float(sent.load(Ordering::Relaxed)) / begun.elapsed().as_secs_f64();
@@ -435,17 +453,6 @@ impl Bench<'_> {
             ratios.insert(format!("flood_{}_success", flood.name), row.success);
             ratios.insert(format!("flood_{}_p99_ratio", flood.name), ratio);
             rows.push(row);
-        }
-        for attempt in ATTEMPTS {
-            let (stop, sent) = (Arc::default(), Arc::default());
-            let config = self.config(attempt.principal);
-            let me = attacker(&config, attempt.principal.parse()?, stop, sent).await?;
-            let held = (attempt.refused)(me).await.with_context(|| attempt.what)?;
-            tried += 1;
-            refused += u32::from(held);
-            if !held {
-                eprintln!("not refused: {}", attempt.what);
-            }
         }
         ratios.insert("revoke_ms_p99".to_owned(), quantile(&mut revocations, 0.99));
         ratios.insert("attacks_tried".to_owned(), f64::from(tried));
@@ -525,7 +532,15 @@ async fn attacker(
     if let Some(token) = &config.token {
         options = options.token(fs::read_to_string(token)?.trim().to_owned());
     }
-    let client = options.connect(&config.url).await?;
+    // Whoever was cut off for the flood before is refused for a while.
+    let until = Instant::now() + BACK_OFF;
+    let client = loop {
+        match options.clone().connect(&config.url).await {
+            Ok(client) => break client,
+            Err(error) if Instant::now() > until => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    };
     Ok(Attacker { client, principal, sent, stop, next: Arc::default() })
 }
 
