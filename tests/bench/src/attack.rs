@@ -58,7 +58,7 @@ pub struct Options {
 /// The host of whoever attacks with a host's certificate.
 const EVIL: &str = "evil";
 /// How long an attacker that was cut off tries to come back.
-const BACK_OFF: Duration = Duration::from_secs(60);
+const BACK_OFF: Duration = Duration::from_mins(1);
 /// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(30);
 
