@@ -6,12 +6,9 @@ use crate::{
     failure::{Exit, Failure},
     view::address::Declared,
 };
-use canopy_api::wire::MapInfo;
+use canopy_api::{prefix::network_of, wire::MapInfo};
 use serde_json::{Map, Value, json};
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{fmt::Write as _, net::IpAddr};
 
 /// Whether there is an address anywhere in a value: only then the type of the map has to be known.
 pub fn has_address(value: &Value) -> bool {
@@ -72,16 +69,7 @@ fn prefix(text: &str) -> Result<Option<(IpAddr, u8)>, Failure> {
         Failure::new(Exit::Invalid, format!("\"{text}\": the prefix has no length of 0 to {full}"))
             .fix(format!("write {address}/{full} for the one address"))
     })?;
-    let network = match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
-        }
-    };
+    let network = network_of(address, length);
     if network != address {
         return Err(Failure::new(
             Exit::Invalid,

@@ -185,5 +185,10 @@ mod tests {
         assert_eq!(used_in(json!({ "a": false, "b": { "c": 1 }, "none": null })), "a b.c");
         assert_eq!(used_in(json!({ "list": [{ "x": 1 }, { "d": 1 }], "c": 1 })), "list[].d");
         assert!(newer::<policy::TokenRevoke>().is_empty());
+        // A person's document is looked into as well.
+        let request =
+            json!({ "document": { "chains": [{ "interface": "eth0", "netns": "blue" }] } });
+        let used = used(&request, &fields_of::<loader::Apply>());
+        assert!(used.contains("document.chains[].netns") && !used.contains("dry_run"), "{used:?}");
     }
 }

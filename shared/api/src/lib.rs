@@ -30,6 +30,7 @@ pub mod near;
 pub mod netns;
 pub mod pattern;
 pub mod permission;
+pub mod prefix;
 pub mod problem;
 pub mod program_section;
 mod prose;

@@ -36,33 +36,12 @@ pub(crate) struct Peer {
 }
 
 impl Bus {
-    /// Refuses a change with fields that its receiver does not know, before it is sent. Where the receiver
-    /// does not say what it knows, nothing is refused: it refuses unknown fields itself.
+    /// Refuses a change with fields that its receiver does not know, before it is sent: of those in `newer`, which
+    /// came after services began to say what they know. Where the receiver does not say it, nothing is refused:
+    /// it refuses unknown fields itself.
     ///
     /// # Errors
     /// `unsupported`, with the field and the version of the receiver.
-    pub async fn ensure_known<E: Endpoint>(
-        &self,
-        target: &Target,
-        request: &E::Request,
-        timeout: Option<Duration>,
-    ) -> Result<(), CallError> {
-        let spec = E::SPEC;
-        if spec.class == Class::Read || *target == Target::AllHosts {
-            return Ok(());
-        }
-        let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
-        let used = known::used(&request, &known::fields_of::<E>());
-        self.ensure(
-            spec.service,
-            (spec.verb, &used.into_iter().collect::<Vec<_>>()),
-            target,
-            timeout,
-        )
-        .await
-    }
-
-    /// The same of fields that came after services began to say what they know: of others nothing is asked.
     pub(crate) async fn ensure_newer_known<E: Endpoint>(
         &self,
         target: &Target,

@@ -4,11 +4,11 @@ use crate::{
     manifest::{Bind, Manifest, Parameter, ParameterType},
     near,
 };
-use canopy_api::{Problem, Problems};
+use canopy_api::{Problem, Problems, prefix::network_of};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 /// Most items of a list when the manifest sets no `max`.
@@ -445,16 +445,7 @@ fn prefix(text: &str, at: &str) -> Result<(IpAddr, u8), Option<Problem>> {
             })?
         }
     };
-    let network = match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
-        }
-    };
+    let network = network_of(address, length);
     if network != address {
         return Err(Some(
             Problem::new(at, format!("\"{text}\" has bits set beyond its prefix"))
