@@ -1,6 +1,6 @@
 //! IP prefixes, as people write them in settings and in keys of maps.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The network of an address: the bits beyond the prefix length are zero. A length beyond the address's own
 /// bits, 32 or 128, is taken for those.
@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// ```
 /// use canopy_api::prefix::network_of;
 ///
-/// assert_eq!(network_of("192.0.2.7".parse()?, 24), "192.0.2.0".parse::<std::net::IpAddr>()?);
-/// assert_eq!(network_of("2001:db8::1".parse()?, 0), "::".parse::<std::net::IpAddr>()?);
-/// assert_eq!(network_of("::1".parse()?, 128), "::1".parse::<std::net::IpAddr>()?);
-/// # Ok::<_, std::net::AddrParseError>(())
+/// assert_eq!(network_of("192.0.2.7".parse()?, 24), "192.0.2.0".parse::<core::net::IpAddr>()?);
+/// assert_eq!(network_of("2001:db8::1".parse()?, 0), "::".parse::<core::net::IpAddr>()?);
+/// assert_eq!(network_of("::1".parse()?, 128), "::1".parse::<core::net::IpAddr>()?);
+/// # Ok::<_, core::net::AddrParseError>(())
 /// ```
 pub fn network_of(address: IpAddr, length: u8) -> IpAddr {
     let length = u32::from(length);
