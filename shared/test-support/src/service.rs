@@ -117,6 +117,23 @@ impl ServiceProcess {
         self.end_by(Signal::SIGTERM)
     }
 
+    /// Sends SIGTERM; an error with its log when it takes longer to end than `limit`.
+    pub fn end_within(mut self, limit: Duration) -> Result<()> {
+        let begun = Instant::now();
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        while begun.elapsed() < LIMIT.max(2 * limit) {
+            if self.child.try_wait()?.is_some() {
+                let took = begun.elapsed();
+                if took < limit {
+                    return Ok(());
+                }
+                bail!("took {took:?} to end, where {limit:?} are enough:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("still running {:?} after SIGTERM:\n{}", begun.elapsed(), self.log())
+    }
+
     /// Sends a signal that ends it and waits for the end.
     pub fn end_by(mut self, signal: Signal) -> Result<ExitStatus> {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)?;

@@ -35,9 +35,9 @@ fn declaration(btf: &Btf<'_>, ty: u32, name: &str, depth: usize) -> String {
             _ => format!("{} *{name}", outline(btf, of.size_or_type)),
         },
         kind::ARRAY => declaration(btf, of.word(0), &format!("{name}[{}]", of.word(2)), depth),
-        kind::CONST => format!("const {}", declaration(btf, of.size_or_type, name, depth + 1)),
-        kind::VOLATILE => {
-            format!("volatile {}", declaration(btf, of.size_or_type, name, depth + 1))
+        kind::CONST | kind::VOLATILE => {
+            let (words, inner) = qualifiers(btf, ty);
+            format!("{words}{}", declaration(btf, inner, name, depth))
         }
         kind::RESTRICT | kind::TYPE_TAG => declaration(btf, of.size_or_type, name, depth),
         kind::STRUCT | kind::UNION => with(&record(btf, of, depth), name),
@@ -48,6 +48,22 @@ fn declaration(btf: &Btf<'_>, ty: u32, name: &str, depth: usize) -> String {
         }
         _ => with(own, name),
     }
+}
+
+/// The qualifiers that a type begins with, as text, and what they qualify. There may be as many in a
+/// row as the file holds, and they may be a circle: what is left of more than C allows is not followed.
+fn qualifiers(btf: &Btf<'_>, mut ty: u32) -> (String, u32) {
+    const MOST: usize = 4;
+    let mut words = String::new();
+    for _ in 0..MOST {
+        match btf.get(ty) {
+            Some(of) if of.kind == kind::CONST => words.push_str("const "),
+            Some(of) if of.kind == kind::VOLATILE => words.push_str("volatile "),
+            _ => break,
+        }
+        ty = btf.get(ty).map_or(0, |of| of.size_or_type);
+    }
+    (words, ty)
 }
 
 fn is_record(btf: &Btf<'_>, ty: u32) -> bool {

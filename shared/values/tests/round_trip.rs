@@ -220,6 +220,27 @@ fn a_type_that_holds_itself_is_told_as_bytes() {
 }
 
 #[test]
+fn qualifiers_are_declared_however_many() {
+    let mut merger = Merger::default();
+    let int = merger.add("int", kind::INT, 0, 4, &[(1 << 24) | 32]);
+    let volatile = merger.add("", kind::VOLATILE, 0, int, &[]);
+    let both = merger.add("", kind::CONST, 0, volatile, &[]);
+    // One that qualifies itself, and more in a row than a stack has room for.
+    let itself = merger.add("", kind::CONST, 0, both + 1, &[]);
+    let mut many = int;
+    for _ in 0..100_000 {
+        many = merger.add("", kind::VOLATILE, 0, many, &[]);
+    }
+    let raw = merger.bytes();
+    let codec = Codec::new(Btf::parse(&raw).unwrap());
+    assert_eq!(codec.declare(both), "const volatile int");
+    assert!(codec.declare(itself).starts_with("const const "), "{}", codec.declare(itself));
+    assert!(codec.declare(many).starts_with("volatile volatile "), "{}", codec.declare(many));
+    assert_eq!(codec.decode(Some(both), &7_u32.to_ne_bytes()), json!(7));
+    assert_eq!(codec.decode(Some(itself), &[1, 2]), json!("0102"));
+}
+
+#[test]
 fn types_that_double_at_each_level_are_told_as_bytes() {
     let mut merger = Merger::default();
     let (one, two) = (merger.string("one"), merger.string("two"));
