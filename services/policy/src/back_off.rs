@@ -40,7 +40,9 @@ impl BackOff {
         offences.retain(|_, offence| now < offence.until + FORGOTTEN);
         let times = offences.get(principal).map_or(0, |offence| offence.times).saturating_add(1);
         let refused_for = match what {
-            LimitKind::Subscriptions | LimitKind::BytesPerSecond => limits.back_off(times),
+            LimitKind::Subscriptions | LimitKind::MessagesPerSecond | LimitKind::BytesPerSecond => {
+                limits.back_off(times)
+            }
             LimitKind::PendingBytes if times == 1 => Duration::ZERO,
             LimitKind::PendingBytes => limits.back_off(1),
         };

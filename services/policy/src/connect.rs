@@ -104,6 +104,9 @@ pub(crate) enum Refusal {
     /// As many connections as it may have.
     #[error("{0} has {1} connections, as many as it may have")]
     TooManyConnections(Principal, u64),
+    /// It connects too often.
+    #[error("{0} connects too often: {1} a second are allowed")]
+    TooManyConnects(Principal, u64),
     /// Its connections were ended for exceeding a limit, not long ago.
     #[error("{0} exceeded a limit of the bus and is refused for another {1:?}")]
     BackOff(Principal, std::time::Duration),
@@ -144,6 +147,7 @@ impl Refusal {
             Self::EnrolmentExpired(_) => "host_enrolment_expired",
             Self::HostRevoked(_) => "host_revoked",
             Self::TooManyConnections(..) => "too_many_connections",
+            Self::TooManyConnects(..) => "too_many_connects",
             Self::BackOff(..) => "back_off",
             Self::StoreAway(_) => "store_away",
         }

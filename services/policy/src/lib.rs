@@ -43,6 +43,7 @@ mod limit_enforcer;
 mod limits;
 mod metrics;
 mod page;
+mod rate;
 mod replicas;
 pub mod rules;
 mod sessions;

@@ -10,7 +10,7 @@ use crate::{
     connect::Refusal,
     limits::PrincipalKind,
     metrics::Metrics,
-    sessions::{Reservation, SessionTable},
+    sessions::{Connects, Reservation, SessionTable},
     teller::Teller,
     trust::Trust,
     usage::{Excess, UsageTracker, principal_of},
@@ -57,6 +57,7 @@ struct Inner {
     teller: Arc<Teller>,
     noter: Noter,
     sessions: SessionTable,
+    connects: Connects,
     back_off: BackOff,
     usage: Mutex<UsageTracker>,
 }
@@ -76,6 +77,7 @@ impl LimitEnforcer {
             teller,
             noter,
             sessions: SessionTable::default(),
+            connects: Connects::default(),
             back_off: BackOff::default(),
             usage: Mutex::default(),
         }))
@@ -95,6 +97,11 @@ impl LimitEnforcer {
             return Err(Refusal::BackOff(principal.clone(), left));
         }
         let limits = self.0.trust.borrow().limits.of(PrincipalKind::of(principal));
+        if let Some(rate) = limits.connects_per_second
+            && self.0.connects.too_many(principal, rate, now)
+        {
+            return Err(Refusal::TooManyConnects(principal.clone(), rate));
+        }
         let id = SessionId { server: request.server.clone(), id: request.connection };
         self.0
             .sessions

@@ -11,20 +11,23 @@ const MAX_CHECK_SECONDS: u64 = 60;
 const MAX_BACK_OFF_SECONDS: u64 = 86_400;
 
 /// How much of the bus each principal may use, all of its connections together. A connection above the
-/// number is refused; connections that exceed another limit are ended, and the principal is refused for a
-/// back-off time. Changed without a restart.
+/// number or the rate is refused; connections that exceed another limit are ended, and the principal is
+/// refused for a back-off time. Of what is limited a second, two seconds' worth may be used at once. Changed
+/// without a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Of each person. Default: 32 connections, 2000 subscriptions, 16 MiB pending, 32 MiB a second.
+    /// Of each person. Default: 32 connections, 100 connects a second, 2000 subscriptions, 16 MiB pending,
+    /// 5000 messages and 32 MiB a second.
     pub people: PrincipalLimits,
-    /// Of each daemon of a host. Default: 8 connections, 1000 subscriptions, no limit of pending bytes
-    /// (others decide what is sent to it; the server's own limit is 32 MB), 16 MiB a second.
+    /// Of each daemon of a host. Default: 8 connections, 20 connects a second, 1000 subscriptions, no limit of
+    /// pending bytes (others decide what is sent to it; the server's own limit is 32 MB), 2000 messages and
+    /// 16 MiB a second.
     pub hosts: PrincipalLimits,
     /// Of each central service, all of its instances together. Default: 64 connections, no other limit.
     pub central: PrincipalLimits,
-    /// How often use is checked, seconds: 1 to 60. Default 1. Bytes a second are checked less often where
-    /// there are more than a thousand connections.
+    /// How often use is checked, seconds: 1 to 60. Default 1. Messages and bytes a second are checked less
+    /// often where there are more than a thousand connections.
     pub check_seconds: u64,
     /// For how long a principal is refused whose connections were ended, seconds: 1 to 86400. Doubled each
     /// time it happens again within ten minutes. Default 5.
@@ -52,12 +55,16 @@ impl Default for LimitsConfig {
 pub struct PrincipalLimits {
     /// Connections at the same time.
     pub connections: Option<u64>,
+    /// Connects. Each instance of the policy service counts those that it is asked about.
+    pub connects_per_second: Option<u64>,
     /// Subscriptions of all its connections. The bus server itself allows 512 a connection.
     pub subscriptions: Option<u64>,
     /// Bytes that wait to be read by it, at two checks in a row. The first time in ten minutes its connection is
     /// ended; later it is refused for `back_off_seconds` as well.
     pub pending_bytes: Option<u64>,
-    /// Bytes that it sends, for three seconds. What a daemon sends in answer to requests counts a sixteenth.
+    /// Messages that it sends. What a daemon sends in answer to requests counts a sixteenth.
+    pub messages_per_second: Option<u64>,
+    /// Bytes that it sends. What a daemon sends in answer to requests counts a sixteenth.
     pub bytes_per_second: Option<u64>,
 }
 
@@ -117,29 +124,66 @@ impl PrincipalKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) connections: Option<u64>,
+    pub(crate) connects_per_second: Option<u64>,
     pub(crate) subscriptions: Option<u64>,
     pub(crate) pending_bytes: Option<u64>,
+    pub(crate) messages_per_second: Option<u64>,
     pub(crate) bytes_per_second: Option<u64>,
 }
 
 const MIB: u64 = 1024 * 1024;
 
+impl PrincipalKind {
+    /// What holds where nothing is configured.
+    fn default_limits(self) -> Limits {
+        match self {
+            Self::Person => Limits {
+                connections: Some(32),
+                connects_per_second: Some(100),
+                subscriptions: Some(2000),
+                pending_bytes: Some(16 * MIB),
+                messages_per_second: Some(5000),
+                bytes_per_second: Some(32 * MIB),
+            },
+            Self::HostDaemon => Limits {
+                connections: Some(8),
+                connects_per_second: Some(20),
+                subscriptions: Some(1000),
+                pending_bytes: None,
+                messages_per_second: Some(2000),
+                bytes_per_second: Some(16 * MIB),
+            },
+            Self::Central => Limits {
+                connections: Some(64),
+                connects_per_second: None,
+                subscriptions: None,
+                pending_bytes: None,
+                messages_per_second: None,
+                bytes_per_second: None,
+            },
+        }
+    }
+}
+
 impl LimitsConfig {
     /// The limits of a kind of principal.
     pub(crate) fn of(&self, kind: PrincipalKind) -> Limits {
-        let (configured, connections, subscriptions, pending_bytes, bytes_per_second) = match kind {
-            PrincipalKind::Person => (&self.people, 32, 2000, 16 * MIB, 32 * MIB),
-            PrincipalKind::HostDaemon => (&self.hosts, 8, 1000, 0, 16 * MIB),
-            PrincipalKind::Central => (&self.central, 64, 0, 0, 0),
+        let configured = match kind {
+            PrincipalKind::Person => &self.people,
+            PrincipalKind::HostDaemon => &self.hosts,
+            PrincipalKind::Central => &self.central,
         };
-        let limit = |configured: Option<u64>, default: u64| {
-            Some(configured.unwrap_or(default)).filter(|limit| *limit > 0)
+        let default = kind.default_limits();
+        let limit = |configured: Option<u64>, default: Option<u64>| {
+            configured.or(default).filter(|limit| *limit > 0)
         };
         Limits {
-            connections: limit(configured.connections, connections),
-            subscriptions: limit(configured.subscriptions, subscriptions),
-            pending_bytes: limit(configured.pending_bytes, pending_bytes),
-            bytes_per_second: limit(configured.bytes_per_second, bytes_per_second),
+            connections: limit(configured.connections, default.connections),
+            connects_per_second: limit(configured.connects_per_second, default.connects_per_second),
+            subscriptions: limit(configured.subscriptions, default.subscriptions),
+            pending_bytes: limit(configured.pending_bytes, default.pending_bytes),
+            messages_per_second: limit(configured.messages_per_second, default.messages_per_second),
+            bytes_per_second: limit(configured.bytes_per_second, default.bytes_per_second),
         }
     }
 

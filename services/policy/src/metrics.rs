@@ -21,7 +21,7 @@ const ENDED: MetricSpec = MetricSpec::counter(
 const CUT: MetricSpec = MetricSpec::counter(
     "canopy_policy_connections_cut_total",
     &["limit"],
-    "Connections ended because their principal exceeded a limit: subscriptions, pending_bytes, bytes_per_second",
+    "Connections ended because their principal exceeded a limit: subscriptions, pending_bytes, messages_per_second, bytes_per_second",
 );
 const RULES: MetricSpec =
     MetricSpec::gauge("canopy_policy_admission_rules", &[], "Admission rules in force");

@@ -2,11 +2,14 @@
 //! limit. Pure.
 //!
 //! Subscriptions are a principal's own doing and count at once. Bytes that wait to be read have to wait at
-//! two checks in a row, so that a burst is no offence. Bytes that are sent count for three seconds. A
-//! daemon answers whoever asks it: what it sends in answer counts a sixteenth, so that nobody can have it
-//! cut by asking.
+//! two checks in a row, so that a burst is no offence. What is sent, messages and bytes, may exceed its rate
+//! for a moment, and the shorter the more it does. A daemon answers whoever asks it: what it sends in answer
+//! counts a sixteenth, so that nobody can have it cut by asking.
 
-use crate::limits::{Limits, PrincipalKind};
+use crate::{
+    limits::{Limits, PrincipalKind},
+    rate::Overuse,
+};
 use canopy_api::Principal;
 use canopy_bus::system::{Connection, SessionId, Usage};
 use std::{
@@ -17,8 +20,6 @@ use std::{
 
 /// Checks in a row at which too many bytes wait.
 const PENDING_CHECKS: u32 = 2;
-/// How long too many bytes are sent.
-const SENDING: Duration = Duration::from_secs(3);
 /// What a daemon sends in answer counts so many times less.
 const ANSWERS: u64 = 16;
 /// Connections that ended between two listings, at most; more are not remembered.
@@ -40,6 +41,7 @@ pub(crate) struct Excess {
 pub(crate) enum LimitKind {
     Subscriptions,
     PendingBytes,
+    MessagesPerSecond,
     BytesPerSecond,
 }
 
@@ -49,6 +51,7 @@ impl LimitKind {
         match self {
             Self::Subscriptions => "subscriptions",
             Self::PendingBytes => "pending_bytes",
+            Self::MessagesPerSecond => "messages_per_second",
             Self::BytesPerSecond => "bytes_per_second",
         }
     }
@@ -82,26 +85,33 @@ impl Sent {
         self.received = self.received.saturating_add(other.received);
     }
 
-    /// The bytes that count.
-    fn charged(self, kind: PrincipalKind) -> u64 {
+    /// How much of it counts, bytes or messages: all of a person's; of a daemon's what was sent unasked, and a
+    /// share of the answers.
+    fn charged(self, kind: PrincipalKind, amount: u64) -> u64 {
         match kind {
-            PrincipalKind::Person => self.bytes,
+            PrincipalKind::Person => amount,
             PrincipalKind::HostDaemon | PrincipalKind::Central => {
                 let unasked = self.messages.saturating_sub(self.received);
                 let share =
-                    u128::from(self.bytes) * u128::from(unasked) / u128::from(self.messages.max(1));
-                u64::try_from(share).unwrap_or(u64::MAX).max(self.bytes / ANSWERS)
+                    u128::from(amount) * u128::from(unasked) / u128::from(self.messages.max(1));
+                u64::try_from(share).unwrap_or(u64::MAX).max(amount / ANSWERS)
             }
         }
     }
 }
 
-/// What a principal sent since the listing before, and the bytes of each of its connections.
+/// What a principal sent since the listing before, all of its connections and each.
 #[derive(Debug, Default)]
 struct SentBy {
     total: Sent,
-    by_connection: HashMap<SessionId, u64>,
+    by_connection: HashMap<SessionId, Sent>,
 }
+
+/// Limits of what is sent in a second: which, the limit, and what counts.
+const RATES: [(LimitKind, fn(&Limits) -> Option<u64>, fn(Sent) -> u64); 2] = [
+    (LimitKind::MessagesPerSecond, |limits| limits.messages_per_second, |sent| sent.messages),
+    (LimitKind::BytesPerSecond, |limits| limits.bytes_per_second, |sent| sent.bytes),
+];
 
 /// Follows what principals use, from listing to listing.
 #[derive(Debug, Default)]
@@ -109,7 +119,8 @@ pub(crate) struct UsageTracker {
     listed: Option<(Instant, HashMap<SessionId, Usage>)>,
     closed: Vec<(Principal, SessionId, Usage)>,
     pending: HashMap<Principal, u32>,
-    sending: HashMap<Principal, Duration>,
+    /// Of each of [`RATES`].
+    sending: HashMap<Principal, [Overuse; RATES.len()]>,
 }
 
 impl UsageTracker {
@@ -120,7 +131,7 @@ impl UsageTracker {
         }
     }
 
-    /// Who exceeds a limit. Bytes a second are looked at only where `found` is `whole`, all connections.
+    /// Who exceeds a limit. What is sent in a second is looked at only where `found` is `whole`, all connections.
     pub(crate) fn check(
         &mut self,
         found: &[Connection],
@@ -183,7 +194,7 @@ impl UsageTracker {
             let by_it = Sent::since(earlier(&id), connection.usage);
             let by_principal = sent.entry(principal).or_default();
             by_principal.total.add(by_it);
-            by_principal.by_connection.insert(id, by_it.bytes);
+            by_principal.by_connection.insert(id, by_it);
         }
         Some((now.duration_since(when), sent))
     }
@@ -197,29 +208,34 @@ impl UsageTracker {
         all: &mut Vec<Excess>,
     ) {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-        let a_second = |bytes: u64| bytes.saturating_mul(1000) / millis;
-        let before = std::mem::take(&mut self.sending);
+        let a_second = |amount: u64| amount.saturating_mul(1000) / millis;
+        let mut before = std::mem::take(&mut self.sending);
         for (principal, SentBy { total, by_connection }) in sent {
             let kind = PrincipalKind::of(principal);
-            let Some(limit) = limits(kind).bytes_per_second else { continue };
-            let used = a_second(total.charged(kind));
-            if used <= limit {
-                continue;
+            let limits = limits(kind);
+            let mut overuse = before.remove(principal).unwrap_or_default();
+            let mut exceeded = None;
+            for (overuse, (what, limit, amount)) in overuse.iter_mut().zip(RATES) {
+                let Some(limit) = limit(&limits) else { continue };
+                let charged = total.charged(kind, amount(*total));
+                let used = a_second(charged);
+                // Who has stopped is not ended for what went before.
+                if overuse.add(charged, limit, elapsed) && used > limit {
+                    exceeded = exceeded.or(Some((what, limit, used, amount)));
+                }
             }
-            let since = before.get(principal).copied().unwrap_or_default() + elapsed;
-            if since < SENDING {
-                self.sending.insert(principal.clone(), since);
-                continue;
+            if !overuse.iter().all(|one| one.is_none()) {
+                self.sending.insert(principal.clone(), overuse);
             }
+            let Some((what, limit, used, amount)) = exceeded else { continue };
             if all.iter().any(|excess| excess.principal == *principal) {
                 continue;
             }
             let none = Vec::new();
             let connections = by_principal.get(principal).unwrap_or(&none);
             let measure = |one: &Connection| {
-                a_second(by_connection.get(&one.session()).copied().unwrap_or_default())
+                a_second(by_connection.get(&one.session()).copied().map_or(0, amount))
             };
-            let what = LimitKind::BytesPerSecond;
             // Of a daemon less counts than was sent: then what sends most is ended.
             let worst = excess(principal, what, Some(limit), connections, &measure);
             let connections = worst.map_or_else(Vec::new, |excess| excess.connections);
@@ -342,13 +358,25 @@ mod tests {
     }
 
     #[test]
-    fn floods_of_bytes_are_cut_after_three_seconds() {
+    fn floods_are_cut_the_sooner_the_larger() {
         let flood = (100 << 20, 100, 0);
-        assert_eq!(ended(&run("u-mallory/1", 2, &[flood])), NONE);
-        assert_eq!(ended(&run("u-mallory/1", 3, &[(1, 1, 1), flood])), [2]);
-        assert_eq!(ended(&run("h-web1-loader/1", 3, &[flood])), [1]);
+        assert_eq!(ended(&run("u-mallory/1", 1, &[(1, 1, 1), flood])), [2]);
+        assert_eq!(ended(&run("u-mallory/1", 2, &[(48 << 20, 48, 0)])), NONE);
+        assert_eq!(ended(&run("u-mallory/1", 5, &[(48 << 20, 48, 0)])), [1]);
+        assert_eq!(ended(&run("h-web1-loader/1", 1, &[flood])), [1]);
         assert_eq!(ended(&run("u-alice/1", 9, &[(31 << 20, 31, 0)])), NONE);
         assert_eq!(ended(&run("s-registry", 9, &[flood])), NONE, "no limit");
+    }
+
+    #[test]
+    fn floods_of_small_messages_are_cut() {
+        let excess = run("u-mallory/1", 1, &[(1, 1, 1), (1 << 20, 16_000, 0)]);
+        assert_eq!((ended(&excess), excess[0].what), (vec![2], LimitKind::MessagesPerSecond));
+        assert_eq!(excess[0].used, 16_001);
+        assert_eq!(ended(&run("h-web1-loader/1", 1, &[(1 << 20, 7_000, 200)])), [1]);
+        assert_eq!(ended(&run("h-web1-loader/1", 9, &[(1 << 20, 20_000, 20_000)])), NONE);
+        assert_eq!(ended(&run("u-alice/1", 9, &[(1 << 20, 4_900, 4_900)])), NONE);
+        assert_eq!(ended(&run("s-registry", 9, &[(1 << 20, 90_000, 0)])), NONE, "no limit");
     }
 
     /// Nobody can have a daemon cut by asking it much; and a daemon cannot hide behind answers.
@@ -356,9 +384,9 @@ mod tests {
     fn answers_of_daemons_count_a_sixteenth() {
         let mib = |n: u64| n << 20;
         assert_eq!(ended(&run("h-web1-loader/1", 9, &[(mib(200), 210, 200)])), NONE);
-        assert_eq!(ended(&run("h-web1-loader/1", 3, &[(mib(200), 400, 200)])), [1]);
-        assert_eq!(ended(&run("h-web1-loader/1", 3, &[(mib(300), 900, 900)])), [1]);
-        assert_eq!(ended(&run("u-mallory/1", 3, &[(mib(200), 200, 200)])), [1]);
+        assert_eq!(ended(&run("h-web1-loader/1", 1, &[(mib(200), 400, 200)])), [1]);
+        assert_eq!(ended(&run("h-web1-loader/1", 20, &[(mib(300), 900, 900)])), [1]);
+        assert_eq!(ended(&run("u-mallory/1", 1, &[(mib(200), 200, 200)])), [1]);
     }
 
     #[test]
@@ -367,7 +395,7 @@ mod tests {
         let begun = Instant::now();
         let mallory: Principal = "u-mallory".parse().unwrap();
         let mut excess = Vec::new();
-        for second in 0..=3 {
+        for second in 0..=1 {
             excess.extend(usage.check(&[], true, limits, begun + Duration::from_secs(second)));
             let id = SessionId { server: "N1".to_owned(), id: second };
             let sent = Usage { in_bytes: 100 << 20, in_messages: 100, ..Usage::default() };

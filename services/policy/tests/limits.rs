@@ -299,3 +299,43 @@ async fn floods_of_short_connections_are_cut() {
     assert!(scene.stack.attempt(&host).await.is_err(), "let in during the back-off");
     assert_eq!(scene.refusal().await.code, "back_off");
 }
+
+/// One person sends small requests without end: cut within seconds, and somebody else's are answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_messages_are_cut() {
+    let mut scene = Scene::new(json!({})).await;
+    let operator = scene.stack.connect("u-operator").await;
+    let (flood, gone) = client(&scene.stack, &scene.stack.credentials("u-viewer")).await.unwrap();
+    let until = Instant::now() + LIMIT;
+    while !gone.load(Ordering::SeqCst) && Instant::now() < until {
+        for _ in 0..100 {
+            let _ = flood.publish("_INBOX.u-viewer.u-viewer.x", "x".into()).await;
+        }
+        let _ = timeout(Duration::from_secs(1), flood.flush()).await;
+        sleep(Duration::from_millis(1)).await;
+    }
+    let cut = scene.cut().await;
+    assert_eq!((cut.principal.as_str(), &cut.code[..]), ("u-viewer", "messages_per_second"));
+    assert_eq!(cut.connections, 1, "{cut:?}");
+    assert_eq!(operator.statistics().connects, 1);
+}
+
+/// One person connects and goes again without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn loops_of_connects_are_refused() {
+    let mut scene = Scene::new(json!({ "people": { "connects_per_second": 2 } })).await;
+    let viewer = scene.stack.credentials("u-viewer");
+    let begun = Instant::now();
+    let (mut tried, mut granted) = (0_u64, 0_u64);
+    while begun.elapsed() < Duration::from_secs(3) {
+        granted += u64::from(scene.stack.attempt(&viewer).await.is_ok());
+        tried += 1;
+    }
+    let allowed = 4 + 2 * begun.elapsed().as_secs() + 2;
+    assert!(granted <= allowed, "{granted} of {tried}");
+    assert!(granted >= 4, "{granted} of {tried}");
+    let refusal = scene.refusal().await;
+    assert_eq!((refusal.code.as_str(), &refusal.names[0][..]), ("too_many_connects", "u-viewer"));
+    // Somebody else is let in.
+    scene.stack.connect("u-operator").await;
+}

@@ -1,7 +1,8 @@
 //! Connections of a service: requests of a class come over one of their own where there are many to send them.
 //!
 //! A connection carries messages in their order. What a flood of reads leaves on its way here would be in
-//! front of every change, and of every answer that this service waits for itself.
+//! front of every change, and what any flood leaves in front of every answer that this service waits for
+//! itself.
 
 use crate::{
     config::BusError,
@@ -15,31 +16,46 @@ use tokio::sync::watch;
 /// The connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Lanes {
-    /// For changes and everything that the service itself sends and asks.
+    /// For everything that the service itself sends and asks.
     main: Bus,
     read: Bus,
+    change: Option<Bus>,
     internal: Option<Bus>,
 }
 
 impl Lanes {
-    /// Opens those beside the first; `internal` where there are internal verbs.
-    pub(crate) async fn open(main: &Bus, internal: bool) -> Result<Self, BusError> {
-        let read = main.beside().await?;
-        let internal = if internal { Some(main.beside().await?) } else { None };
-        Ok(Self { main: main.clone(), read, internal })
+    /// Opens those beside the first that requests of these classes need.
+    pub(crate) async fn open(main: &Bus, classes: &[Class]) -> Result<Self, BusError> {
+        let wanted = |some: &[Class]| classes.iter().any(|class| some.contains(class));
+        let beside = async |wanted: bool| match wanted {
+            true => main.beside().await.map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            main: main.clone(),
+            read: main.beside().await?,
+            change: beside(wanted(&[Class::Write, Class::Publish, Class::Admin])).await?,
+            internal: beside(wanted(&[Class::Internal])).await?,
+        })
     }
 
     /// Where requests of a class come, and their answers go.
     pub(crate) fn of(&self, class: Class) -> &Bus {
-        match class {
-            Class::Read => &self.read,
-            Class::Internal => self.internal.as_ref().unwrap_or(&self.main),
-            Class::Write | Class::Publish | Class::Admin => &self.main,
-        }
+        let own = match class {
+            Class::Read => Some(&self.read),
+            Class::Internal => self.internal.as_ref(),
+            Class::Write | Class::Publish | Class::Admin => self.change.as_ref(),
+        };
+        own.unwrap_or(&self.main)
     }
 
+    /// The first, and those beside it.
     fn all(&self) -> impl Iterator<Item = &Bus> {
-        [&self.main, &self.read].into_iter().chain(&self.internal)
+        std::iter::once(&self.main).chain(self.beside())
+    }
+
+    fn beside(&self) -> impl Iterator<Item = &Bus> {
+        std::iter::once(&self.read).chain(&self.change).chain(&self.internal)
     }
 
     /// Waits until all of them carry messages.
@@ -65,9 +81,8 @@ impl Lanes {
         for lane in self.all() {
             lane.flush_at_end().await;
         }
-        self.read.close().await;
-        if let Some(internal) = &self.internal {
-            internal.close().await;
+        for lane in self.beside() {
+            lane.close().await;
         }
     }
 }

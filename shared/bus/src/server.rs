@@ -248,8 +248,8 @@ impl Server {
                     source,
                 })?;
         (self.on_ready)(false, "waiting for the bus");
-        let internal = self.endpoints.iter().any(|one| one.spec.class == Class::Internal);
-        let lanes = Lanes::open(&self.bus, internal).await?;
+        let classes: Vec<Class> = self.endpoints.iter().map(|one| one.spec.class).collect();
+        let lanes = Lanes::open(&self.bus, &classes).await?;
         if !self.wait_for_bus(&lanes, &stop).await? {
             return Ok(());
         }

@@ -69,7 +69,7 @@ pub struct ConnectCut {
     pub principal: Principal,
     /// From where.
     pub addresses: Vec<String>,
-    /// What there was too much of, in a word: `subscriptions`, `pending_bytes`, `bytes_per_second`.
+    /// What there was too much of, in a word: `subscriptions`, `pending_bytes`, `messages_per_second`, `bytes_per_second`.
     pub code: String,
     /// The same in words, with numbers.
     pub reason: String,
