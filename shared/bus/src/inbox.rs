@@ -13,12 +13,16 @@
 //! waiting for it for a while, so that a host that was asked once cannot go on sending.
 
 use crate::{config::BusError, connection::Bus};
-use async_nats::{Message, Subject, Subscriber};
+use async_nats::{Message, StatusCode, Subject, Subscriber};
 use canopy_api::subject;
 use futures::StreamExt as _;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -31,6 +35,10 @@ use tokio_util::sync::CancellationToken;
 const HOST_IDLE: Duration = Duration::from_secs(2);
 /// Inboxes of hosts that stay open although nothing waits for them: the server bounds subscriptions.
 const IDLE_HOSTS: usize = 64;
+
+/// How long a responder's default timeouts are believed: it may be replaced by another release, and clocks are
+/// compared where a request names its deadline.
+const DEFAULTS_BELIEVED: Duration = Duration::from_mins(1);
 
 /// Requests that wait for an answer, and the subscriptions it comes by.
 #[derive(Default)]
@@ -65,6 +73,8 @@ struct Waiting {
     inbox: Subject,
     /// Where the request goes to.
     request: Subject,
+    /// Whether it was sent more than once.
+    is_repeated: bool,
 }
 
 /// The subscription to one responder's part of our inbox.
@@ -73,6 +83,10 @@ struct Listening {
     stop: CancellationToken,
     /// Requests in flight, and when the last of them ended.
     users: Mutex<(usize, Instant)>,
+    /// By verb: how long the responder takes a caller to wait that does not say so, and when it said this.
+    default_timeouts: Mutex<HashMap<&'static str, (Duration, Instant)>>,
+    /// Whether the responder was there when it was last asked.
+    is_reachable: AtomicBool,
 }
 
 impl Listening {
@@ -81,11 +95,17 @@ impl Listening {
             subscribed: OnceCell::new(),
             stop: parent.child_token(),
             users: Mutex::new((0, Instant::now())),
+            default_timeouts: Mutex::default(),
+            is_reachable: AtomicBool::new(false),
         }
     }
 
     fn users(&self) -> MutexGuard<'_, (usize, Instant)> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn default_timeouts(&self) -> MutexGuard<'_, HashMap<&'static str, (Duration, Instant)>> {
+        self.default_timeouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn idle_for(&self) -> Option<Duration> {
@@ -134,6 +154,38 @@ impl Expected<'_> {
     }
 }
 
+impl Expected<'_> {
+    /// Whether the responder said lately that it takes callers of `verb` to wait so long that do not say how
+    /// long they wait.
+    pub(crate) fn is_default_timeout(&self, verb: &'static str, timeout: Duration) -> bool {
+        self.listening.default_timeouts().get(verb).is_some_and(|(default, said)| {
+            *default == timeout && said.elapsed() < DEFAULTS_BELIEVED
+        })
+    }
+
+    /// Whether the responder was there when it was last asked.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.listening.is_reachable.load(Ordering::Relaxed)
+    }
+
+    /// The responder is there, or is not.
+    pub(crate) fn set_reachable(&self, is_reachable: bool) {
+        self.listening.is_reachable.store(is_reachable, Ordering::Relaxed);
+    }
+
+    /// The request is sent again. That nobody serves it just then does not mean that the first is not worked on.
+    pub(crate) fn set_repeated(&self) {
+        if let Some(waiting) = self.inbox.waiting().get_mut(&self.number) {
+            waiting.is_repeated = true;
+        }
+    }
+
+    /// The responder said how long it takes callers of `verb` to wait.
+    pub(crate) fn set_default_timeout(&self, verb: &'static str, timeout: Duration) {
+        self.listening.default_timeouts().insert(verb, (timeout, Instant::now()));
+    }
+}
+
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
         self.inbox.waiting().remove(&self.number);
@@ -151,10 +203,12 @@ async fn listen(
 ) {
     let mut timer = interval(HOST_IDLE);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // One for all messages: each registers with the token.
+    let mut stopped = pin!(listening.stop.cancelled());
     loop {
         tokio::select! {
             biased;
-            () = listening.stop.cancelled() => return,
+            () = &mut stopped => return,
             // Before messages: a host that goes on sending does not keep it open.
             _ = timer.tick(), if ends_idle => {
                 if listening.idle_for().is_some_and(|idle| idle >= HOST_IDLE) && forget() {
@@ -184,7 +238,8 @@ impl Inbox {
         let number = rand::random::<u128>();
         let reply = Subject::from(format!("_INBOX.{me}.{responder}.{number:032x}"));
         let (tell, outcome) = oneshot::channel();
-        let waiting = Waiting { tell, inbox: reply.clone(), request: request.clone() };
+        let waiting =
+            Waiting { tell, inbox: reply.clone(), request: request.clone(), is_repeated: false };
         self.waiting().insert(number, waiting);
         let listening = {
             let mut responders = self.responders();
@@ -218,7 +273,10 @@ impl Inbox {
         let waiting = {
             let mut all = self.waiting();
             // Others than the responder that was asked may know the number.
-            if all.get(&number).is_none_or(|waiting| waiting.inbox != message.subject) {
+            let Some(waiting) = all.get(&number).filter(|one| one.inbox == message.subject) else {
+                return;
+            };
+            if waiting.is_repeated && message.status == Some(StatusCode::NO_RESPONDERS) {
                 return;
             }
             all.remove(&number)
