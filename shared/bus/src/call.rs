@@ -184,6 +184,10 @@ struct Outgoing<'a> {
     is_default_timeout: bool,
 }
 
+/// How long an error is kept back that answers a request which was sent more than once: of two instances that work
+/// on it, one may fail because the other was quicker.
+const BETTER_ANSWER: Duration = Duration::from_secs(1);
+
 /// How much of the default timeout may have passed when a request goes out without a deadline.
 const DEFAULT_TOLERANCE: Duration = Duration::from_millis(100);
 
@@ -232,7 +236,8 @@ impl Bus {
         let wait = options.timeout.unwrap_or(spec.timeout);
         let until = Instant::now() + wait;
         if let Some(newer) = newer {
-            self.ensure_newer_known::<E>(target, request, &newer, wait).await?;
+            // Here and below what is seldom needed is boxed: each call would carry its state along.
+            Box::pin(self.ensure_newer_known::<E>(target, request, &newer, wait)).await?;
         }
         if spec.class.changes() {
             options.request_id.get_or_insert_with(random_token);
@@ -256,7 +261,12 @@ impl Bus {
                 is_default_timeout: is_default
                     && expected.is_default_timeout(spec.verb, spec.timeout),
             };
-            let ready = async { expected.open(self).await.map_err(|_| self.closed()) };
+            let ready = async {
+                if expected.is_open() {
+                    return Ok(());
+                }
+                Box::pin(expected.open(self)).await.map_err(|_| self.closed())
+            };
             self.send(&outgoing, ready).await?;
             let message = self.answer(&outgoing, &mut expected, target, wait).await?;
             let is_reachable = message.status != Some(StatusCode::NO_RESPONDERS);
@@ -287,18 +297,35 @@ impl Bus {
         let mut repeats = Repeats::of(spec, options.request_id.is_some(), wait);
         // Of what changes nothing, or the same again, there is nothing to ask for.
         let request_id = || options.request_id.clone().filter(|_| !spec.idempotent);
-        for attempt in 2.. {
-            let next = repeats.next_pause().map(|pause| Instant::now() + pause);
-            let next = next.filter(|next| *next < until);
-            match timeout_at(next.unwrap_or(until), &mut expected.outcome).await {
+        let pause_from_now = |pause: Duration| Instant::now() + pause;
+        let mut next = repeats.next_pause().map(pause_from_now);
+        let mut attempt = 1;
+        loop {
+            let mut wake = next.unwrap_or(until).min(until);
+            if attempt > 1 {
+                wake = wake.min(Instant::now() + BETTER_ANSWER / 4);
+            }
+            match timeout_at(wake, &mut expected.outcome).await {
                 Ok(Ok(Outcome::Answered(message))) => return Ok(message),
                 Ok(Ok(Outcome::Refused)) => return Err(self.not_permitted(spec)),
                 Ok(Err(_)) => return Err(self.lost("the connection was closed", request_id())),
-                Err(_) if next.is_some() => {
-                    expected.set_repeated();
-                    self.repeat(outgoing, attempt).await;
-                }
-                Err(_) => break,
+                Err(_) => {}
+            }
+            let now = Instant::now();
+            let patience = if now < until { BETTER_ANSWER } else { Duration::ZERO };
+            if attempt > 1
+                && let Some(error) = expected.take_error(patience)
+            {
+                return Ok(error);
+            }
+            if now >= until {
+                break;
+            }
+            if next.is_some_and(|next| next <= now) {
+                attempt += 1;
+                expected.set_repeated();
+                Box::pin(self.repeat(outgoing, attempt)).await;
+                next = repeats.next_pause().map(pause_from_now);
             }
         }
         if self.link() != Link::Connected {
@@ -407,8 +434,8 @@ impl Bus {
         let until = outgoing.until;
         // A request queued while disconnected would be executed after the reconnect, long after
         // its caller has gone: it is not queued.
-        if !self.wait_connected(until).await {
-            return Err(match self.why_not(DIAGNOSIS).await {
+        if self.link() != Link::Connected && !Box::pin(self.wait_connected(until)).await {
+            return Err(match Box::pin(self.why_not(DIAGNOSIS)).await {
                 Why::Refused(refusal) => CallError::Refused {
                     url: self.url().to_owned(),
                     principal: self.principal().to_string(),

@@ -12,7 +12,7 @@
 //! Subscriptions to central services stay: there are few. One to a host ends when nothing has been
 //! waiting for it for a while, so that a host that was asked once cannot go on sending.
 
-use crate::{config::BusError, connection::Bus};
+use crate::{config::BusError, connection::Bus, header};
 use async_nats::{Message, StatusCode, Subject, Subscriber};
 use canopy_api::subject;
 use futures::StreamExt as _;
@@ -75,6 +75,8 @@ struct Waiting {
     request: Subject,
     /// Whether it was sent more than once.
     is_repeated: bool,
+    /// The first error in answer to a request that was sent more than once, and when it came.
+    error: Option<(Instant, Message)>,
 }
 
 /// The subscription to one responder's part of our inbox.
@@ -126,12 +128,14 @@ pub(crate) struct Expected<'a> {
 }
 
 impl Expected<'_> {
+    /// Whether the responder's part of the inbox is subscribed to.
+    pub(crate) fn is_open(&self) -> bool {
+        self.listening.subscribed.initialized()
+    }
+
     /// Subscribes to the responder's part of the inbox, the first time.
     pub(crate) async fn open(&self, bus: &Bus) -> Result<(), BusError> {
         let Self { responder, listening, .. } = self;
-        if listening.subscribed.initialized() {
-            return Ok(());
-        }
         let opened = listening.subscribed.get_or_try_init(|| async {
             let pattern = subject::inbox(bus.principal().as_str(), responder);
             let messages = bus.client.subscribe(pattern).await.map_err(|_| BusError::Closed)?;
@@ -173,7 +177,15 @@ impl Expected<'_> {
         self.listening.is_reachable.store(is_reachable, Ordering::Relaxed);
     }
 
-    /// The request is sent again. That nobody serves it just then does not mean that the first is not worked on.
+    /// The error that came at least so long ago in answer to a request that was sent more than once.
+    pub(crate) fn take_error(&self, age: Duration) -> Option<Message> {
+        let mut all = self.inbox.waiting();
+        let error = &mut all.get_mut(&self.number)?.error;
+        error.take_if(|(came, _)| came.elapsed() >= age).map(|(_, message)| message)
+    }
+
+    /// The request is sent again. That nobody serves it just then does not mean that the first is not worked on,
+    /// and an error may say no more than that another instance was quicker.
     pub(crate) fn set_repeated(&self) {
         if let Some(waiting) = self.inbox.waiting().get_mut(&self.number) {
             waiting.is_repeated = true;
@@ -238,8 +250,13 @@ impl Inbox {
         let number = rand::random::<u128>();
         let reply = Subject::from(format!("_INBOX.{me}.{responder}.{number:032x}"));
         let (tell, outcome) = oneshot::channel();
-        let waiting =
-            Waiting { tell, inbox: reply.clone(), request: request.clone(), is_repeated: false };
+        let waiting = Waiting {
+            tell,
+            inbox: reply.clone(),
+            request: request.clone(),
+            is_repeated: false,
+            error: None,
+        };
         self.waiting().insert(number, waiting);
         let listening = {
             let mut responders = self.responders();
@@ -273,10 +290,15 @@ impl Inbox {
         let waiting = {
             let mut all = self.waiting();
             // Others than the responder that was asked may know the number.
-            let Some(waiting) = all.get(&number).filter(|one| one.inbox == message.subject) else {
-                return;
-            };
+            let waiting = all.get_mut(&number).filter(|one| one.inbox == message.subject);
+            let Some(waiting) = waiting else { return };
             if waiting.is_repeated && message.status == Some(StatusCode::NO_RESPONDERS) {
+                return;
+            }
+            if waiting.is_repeated
+                && header::get(message.headers.as_ref(), header::ERROR_CODE).is_some()
+            {
+                waiting.error.get_or_insert_with(|| (Instant::now(), message));
                 return;
             }
             all.remove(&number)

@@ -217,7 +217,8 @@ impl Shop {
         }
         self.answer((&request.lane, &request.reply), format, answer).await;
         if let Some(record) = refusal {
-            self.record_refused(spec, record, 1).await;
+            // Here and below what is seldom needed is boxed: each request would carry its state along.
+            Box::pin(self.record_refused(spec, record, 1)).await;
         }
         drop(held);
     }
@@ -280,7 +281,7 @@ impl Shop {
                     Begin::Answered(answer) => return Ok(Next::Answered(answer)),
                     Begin::Wait(done) => {
                         let answer = first_answer(done);
-                        let answer = before(until, answer).await;
+                        let answer = Box::pin(before(until, answer)).await;
                         let answer = answer.unwrap_or_else(|| {
                             Err(still_working(&Repeat::With(request_id.clone())))
                         });
@@ -319,7 +320,11 @@ impl Shop {
             until,
             notes: Notes::default(),
         };
-        let begun = self.begin(request, caller.request_id.clone()).await?;
+        let begun = if changes(spec.class) {
+            Box::pin(self.begin(request, caller.request_id.clone())).await?
+        } else {
+            None
+        };
         Ok(Next::Work(Box::new(Job {
             caller,
             begun,
@@ -332,12 +337,18 @@ impl Shop {
         })))
     }
 
-    /// Works on a request. A change goes on when its caller's time is over: just before that it is told
-    /// so, and how to ask for the result.
+    /// Works on a request.
     async fn run(self: Arc<Self>, job: Job) -> Answer {
-        if !changes(job.endpoint.spec.class) {
-            return self.perform(job).await.0;
+        if changes(job.endpoint.spec.class) {
+            Box::pin(self.run_change(job)).await
+        } else {
+            self.perform(job).await.0
         }
+    }
+
+    /// Works on a change. It goes on when its caller's time is over: just before that the caller is told so,
+    /// and how to ask for the result.
+    async fn run_change(self: Arc<Self>, job: Job) -> Answer {
         let until = job.caller.until;
         let repeat = match (&job.caller.request_id, job.endpoint.spec.idempotent) {
             (_, true) => Repeat::Again,
@@ -390,9 +401,10 @@ impl Shop {
         if answer.is_err() && begun.is_some() {
             self.refused.failed(Owner::of(&principal), endpoint.spec, Instant::now());
         }
-        let head = self.end(begun, &answer, record).await;
+        let head =
+            if begun.is_some() { Box::pin(self.end(begun, &answer, record)).await } else { None };
         if let Some(guard) = guard {
-            keep(guard, answer.clone()).await;
+            Box::pin(keep(guard, answer.clone())).await;
         }
         drop(slot);
         let spec = endpoint.spec;
@@ -430,9 +442,6 @@ impl Shop {
         request_id: Option<String>,
     ) -> Result<Option<(Entry, Head)>, ApiError> {
         let spec = request.endpoint.spec;
-        if !changes(spec.class) {
-            return Ok(None);
-        }
         let entry = Entry {
             request_id,
             request: Some(LineHash::of(&request.message.payload)),
@@ -566,7 +575,7 @@ impl Shop {
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(to, format, Err(error)).await;
+        let _ = Box::pin(self.send(to, format, Err(error))).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
