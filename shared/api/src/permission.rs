@@ -145,6 +145,9 @@ pub fn daemon_principal(service: Service, host: Option<&HostId>) -> Result<Princ
 /// Which daemon a principal is: the other direction of [`daemon_principal`]. `None` for people and
 /// for what is no daemon of ours.
 pub fn daemon_of(principal: &Principal) -> Option<(Service, Option<HostId>)> {
+    if principal.is_person() {
+        return None;
+    }
     Service::ALL.into_iter().find_map(|service| {
         let host = if service.is_host_local() {
             let text = principal.as_str().strip_prefix("h-")?;

@@ -35,11 +35,7 @@ pub enum Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Host(host) => f.write_str(host.as_str()),
-            Self::AllHosts => f.write_str("all"),
-            Self::Central => f.write_str(Self::CENTRAL),
-        }
+        f.write_str(self.as_str())
     }
 }
 
@@ -47,22 +43,42 @@ impl Target {
     /// The place token of central services.
     pub const CENTRAL: &'static str = "_";
 
+    /// The place token of a request.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Host(host) => host.as_str(),
+            Self::AllHosts => "all",
+            Self::Central => Self::CENTRAL,
+        }
+    }
+
     /// The responder token of a reply subject: the principal of whoever answers, or `all`.
     pub fn responder(&self, service: Service) -> String {
         match self {
-            Self::Host(host) => format!("h-{host}-{service}"),
+            Self::Host(host) => ["h-", host.as_str(), "-", service.as_str()].concat(),
             Self::AllHosts => "all".to_owned(),
-            Self::Central => format!("s-{service}"),
+            Self::Central => ["s-", service.as_str()].concat(),
         }
     }
 }
 
 /// The subject of a request by `principal`.
 pub fn request(endpoint: &EndpointSpec, target: &Target, principal: &Principal) -> String {
-    format!(
-        "{ROOT}.rpc.{}.{}.{}.{target}.{principal}",
-        endpoint.service, endpoint.class, endpoint.verb
-    )
+    // Made for each request: in one piece, without the formatter.
+    [
+        ROOT,
+        ".rpc.",
+        endpoint.service.as_str(),
+        ".",
+        endpoint.class.as_str(),
+        ".",
+        endpoint.verb,
+        ".",
+        target.as_str(),
+        ".",
+        principal.as_str(),
+    ]
+    .concat()
 }
 
 /// What a service subscribes to for an endpoint: any principal, its own target.
@@ -144,9 +160,12 @@ pub fn reply_subject(reply: &str, caller: &Principal, responder: &Principal) -> 
     if !ours {
         return None;
     }
-    let prefix = format!("_INBOX.{owner}.{to}.");
-    let rest = reply.strip_prefix(&prefix)?;
-    Some(format!("_INBOX.{owner}.{responder}.{rest}"))
+    if to == responder.as_str() {
+        return Some(reply.to_owned());
+    }
+    // What follows `_INBOX.<owner>.<to>.`, of as many tokens as it may be.
+    let rest = reply.splitn(4, '.').last()?;
+    Some(["_INBOX.", owner, ".", responder.as_str(), ".", rest].concat())
 }
 
 /// Whether `subject` (which may hold wildcards of its own) lies within `pattern`, by the server's

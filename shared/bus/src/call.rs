@@ -3,16 +3,18 @@
 use crate::{
     codec::Encoding,
     config::BusError,
-    connection::{Bus, DIAGNOSIS, Why, random_token},
+    connection::{Bus, DIAGNOSIS, Link, Why, random_token},
     header,
-    inbox::Outcome,
+    inbox::{Expected, Outcome},
     refusal::Refusal,
+    repeat::{Repeats, Search},
     trace,
 };
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, StatusCode, Subject};
+use bytes::Bytes;
 use canopy_api::{
     document,
-    endpoint::{Endpoint, EndpointSpec},
+    endpoint::{Class, Endpoint, EndpointSpec},
     error::{ApiError, Code},
     known,
     name::Principal,
@@ -24,7 +26,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How far clocks may be apart before it is worth a word.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
@@ -169,6 +171,42 @@ fn target_name(target: &Target) -> String {
     }
 }
 
+/// A request as it goes out, for the first time or again.
+struct Outgoing<'a> {
+    spec: &'static EndpointSpec,
+    subject: Subject,
+    reply: Subject,
+    payload: Bytes,
+    options: &'a CallOptions,
+    /// When its caller stops waiting.
+    until: Instant,
+    /// Whether its receiver takes its caller to wait as long as it does without being told.
+    is_default_timeout: bool,
+}
+
+/// How long an error is kept back that answers a request which was sent more than once: of two instances that work
+/// on it, one may fail because the other was quicker.
+const BETTER_ANSWER: Duration = Duration::from_secs(1);
+
+/// How much of the default timeout may have passed when a request goes out without a deadline.
+const DEFAULT_TOLERANCE: Duration = Duration::from_millis(100);
+
+fn encode<E: Endpoint>(request: &E::Request, options: &CallOptions) -> Result<Bytes, CallError> {
+    let payload = options
+        .encoding
+        .encode(request)
+        .map_err(|reason| CallError::Codec { endpoint: endpoint_name(E::SPEC), reason })?;
+    Ok(payload.into())
+}
+
+/// Keeps what a responder says of its default timeout.
+fn note_default_timeout(expected: &Expected<'_>, spec: &EndpointSpec, message: &Message) {
+    let millis = header::get(message.headers.as_ref(), header::DEFAULT_TIMEOUT);
+    if let Some(millis) = millis.and_then(|millis| millis.parse().ok()) {
+        expected.set_default_timeout(spec.verb, Duration::from_millis(millis));
+    }
+}
+
 impl Bus {
     /// Asks and waits for the reply, as long as the endpoint's timeout.
     ///
@@ -193,37 +231,126 @@ impl Bus {
         mut options: CallOptions,
     ) -> Result<E::Reply, CallError> {
         let spec = E::SPEC;
-        // Found once for each endpoint, which takes none of the caller's time.
-        let newer = known::newer::<E>();
+        // Found once for each endpoint, which takes none of the caller's time. Reads are not asked about.
+        let newer = (spec.class != Class::Read).then(known::newer::<E>);
         let wait = options.timeout.unwrap_or(spec.timeout);
         let until = Instant::now() + wait;
-        self.ensure_newer_known::<E>(target, request, &newer, wait).await?;
+        if let Some(newer) = newer {
+            // Here and below what is seldom needed is boxed: each call would carry its state along.
+            Box::pin(self.ensure_newer_known::<E>(target, request, &newer, wait)).await?;
+        }
         if spec.class.changes() {
             options.request_id.get_or_insert_with(random_token);
         }
-        // Of what changes nothing, or the same again, there is nothing to ask for.
-        let request_id = if spec.idempotent { None } else { options.request_id.clone() };
-        let subject = Subject::from(subject::request(spec, target, self.principal()));
         let responder = target.responder(spec.service);
-        // Registered before the request goes out: the refusal may be quick.
-        let mut expected =
-            self.shared.inbox.expect(self.principal().as_str(), &responder, &subject);
-        let ready = async { expected.open(self).await.map_err(|_| self.closed()) };
-        let reply = expected.reply.clone();
-        self.send::<E, ()>(subject, ready, reply, request, &options, until).await?;
-        match timeout_at(until, &mut expected.outcome).await {
-            Ok(Ok(Outcome::Answered(message))) => self.read::<E>(target, &message),
-            Ok(Ok(Outcome::Refused)) => Err(self.not_permitted(spec)),
-            Ok(Err(_)) => Err(self.lost("the connection was closed", request_id)),
-            Err(_) if self.link() != crate::Link::Connected => {
-                Err(self.lost("the connection was lost while waiting", request_id))
+        let payload = encode::<E>(request, &options)?;
+        let mut search = Search::within(wait);
+        loop {
+            let subject = Subject::from(subject::request(spec, target, self.principal()));
+            // Registered before the request goes out: the refusal may be quick.
+            let mut expected =
+                self.shared.inbox.expect(self.principal().as_str(), &responder, &subject);
+            let is_default = wait == spec.timeout && !spec.class.changes();
+            let outgoing = Outgoing {
+                spec,
+                subject,
+                reply: expected.reply.clone(),
+                payload: payload.clone(),
+                options: &options,
+                until,
+                is_default_timeout: is_default
+                    && expected.is_default_timeout(spec.verb, spec.timeout),
+            };
+            let ready = async {
+                if expected.is_open() {
+                    return Ok(());
+                }
+                Box::pin(expected.open(self)).await.map_err(|_| self.closed())
+            };
+            self.send(&outgoing, ready).await?;
+            let message = self.answer(&outgoing, &mut expected, target, wait).await?;
+            let is_reachable = message.status != Some(StatusCode::NO_RESPONDERS);
+            if is_reachable {
+                expected.set_reachable(true);
+                note_default_timeout(&expected, spec, &message);
+            } else if expected.is_reachable() {
+                // It was there before: its connection may be on its way to another server.
+                if let Some(pause) = search.next_pause() {
+                    sleep(pause).await;
+                    continue;
+                }
+                expected.set_reachable(false);
             }
-            Err(_) => Err(CallError::Timeout {
-                endpoint: endpoint_name(spec),
-                target: target_name(target),
-                after: wait,
-                request_id,
-            }),
+            return self.read::<E>(target, &message);
+        }
+    }
+
+    /// Waits for the answer to a request that was sent, and sends it again where that does nothing twice.
+    async fn answer(
+        &self,
+        outgoing: &Outgoing<'_>,
+        expected: &mut Expected<'_>,
+        target: &Target,
+        wait: Duration,
+    ) -> Result<Message, CallError> {
+        let Outgoing { spec, options, until, .. } = *outgoing;
+        let mut repeats = Repeats::of(spec, options.request_id.is_some(), wait);
+        // Of what changes nothing, or the same again, there is nothing to ask for.
+        let request_id = || options.request_id.clone().filter(|_| !spec.idempotent);
+        let pause_from_now = |pause: Duration| Instant::now() + pause;
+        let mut next = repeats.next_pause().map(pause_from_now);
+        let mut attempt = 1;
+        loop {
+            let mut wake = next.unwrap_or(until).min(until);
+            if attempt > 1 {
+                wake = wake.min(Instant::now() + BETTER_ANSWER / 4);
+            }
+            match timeout_at(wake, &mut expected.outcome).await {
+                Ok(Ok(Outcome::Answered(message))) => return Ok(message),
+                Ok(Ok(Outcome::Refused)) => return Err(self.not_permitted(spec)),
+                Ok(Err(_)) => return Err(self.lost("the connection was closed", request_id())),
+                Err(_) => {}
+            }
+            let now = Instant::now();
+            let patience = if now < until { BETTER_ANSWER } else { Duration::ZERO };
+            if attempt > 1
+                && let Some(error) = expected.take_error(patience)
+            {
+                return Ok(error);
+            }
+            if now >= until {
+                break;
+            }
+            if next.is_some_and(|next| next <= now) {
+                attempt += 1;
+                expected.set_repeated();
+                Box::pin(self.repeat(outgoing, attempt)).await;
+                next = repeats.next_pause().map(pause_from_now);
+            }
+        }
+        if self.link() != Link::Connected {
+            return Err(self.lost("the connection was lost while waiting", request_id()));
+        }
+        Err(CallError::Timeout {
+            endpoint: endpoint_name(spec),
+            target: target_name(target),
+            after: wait,
+            request_id: request_id(),
+        })
+    }
+
+    /// Sends a request again.
+    async fn repeat(&self, outgoing: &Outgoing<'_>, attempt: u32) {
+        let until = outgoing.until;
+        // Without a connection it would be queued, and sent when its caller has gone.
+        if !self.wait_connected(until).await {
+            return;
+        }
+        let endpoint = endpoint_name(outgoing.spec);
+        tracing::debug!(%endpoint, attempt, "no answer; the request is sent again");
+        // What failed is told by the time running out.
+        if let Ok(Err(error)) = timeout_at(until, self.publish_request(outgoing, attempt)).await {
+            tracing::debug!(%endpoint, %error, "the request could not be sent again");
         }
     }
 
@@ -256,10 +383,18 @@ impl Bus {
         let listen = format!("_INBOX.{}.*.{random}", self.principal());
         let mut waiting = self.shared.wait_on(&subject);
         let options = CallOptions::default();
-        let until = Instant::now() + gather.wait;
+        let outgoing = Outgoing {
+            spec,
+            subject: Subject::from(subject.as_str()),
+            reply: Subject::from(reply.as_str()),
+            payload: encode::<E>(request, &options)?,
+            options: &options,
+            until: Instant::now() + gather.wait,
+            is_default_timeout: false,
+        };
+        let until = outgoing.until;
         let ready = async { self.client.subscribe(listen).await.map_err(|_| self.closed()) };
-        let (to, back) = (Subject::from(subject.as_str()), Subject::from(reply.as_str()));
-        let mut replies = self.send::<E, _>(to, ready, back, request, &options, until).await?;
+        let mut replies = self.send(&outgoing, ready).await?;
         let mut answers = BTreeMap::new();
         let mut missing = gather.expected.clone();
         loop {
@@ -290,24 +425,17 @@ impl Bus {
         Ok(answers.into_iter().collect())
     }
 
-    /// Once `ready` is done, which is that answers can arrive, publishes the request with reply
-    /// subject `reply`.
-    async fn send<E: Endpoint, R>(
+    /// Publishes a request once `ready` is done, which is that answers can arrive.
+    async fn send<R>(
         &self,
-        subject: Subject,
+        outgoing: &Outgoing<'_>,
         ready: impl Future<Output = Result<R, CallError>>,
-        reply: Subject,
-        request: &E::Request,
-        options: &CallOptions,
-        until: Instant,
     ) -> Result<R, CallError> {
-        let spec = E::SPEC;
-        let codec = |reason| CallError::Codec { endpoint: endpoint_name(spec), reason };
-        let payload = options.encoding.encode(request).map_err(codec)?;
+        let until = outgoing.until;
         // A request queued while disconnected would be executed after the reconnect, long after
         // its caller has gone: it is not queued.
-        if !self.wait_connected(until).await {
-            return Err(match self.why_not(DIAGNOSIS).await {
+        if self.link() != Link::Connected && !Box::pin(self.wait_connected(until)).await {
+            return Err(match Box::pin(self.why_not(DIAGNOSIS)).await {
                 Why::Refused(refusal) => CallError::Refused {
                     url: self.url().to_owned(),
                     principal: self.principal().to_string(),
@@ -316,37 +444,58 @@ impl Bus {
                 Why::Other(_, reason) => self.disconnected(reason),
             });
         }
-        let left = until.saturating_duration_since(Instant::now());
-        let mut headers = HeaderMap::new();
-        // Each header costs the server and both sides; MessagePack is meant where there is no type.
-        if options.encoding != Encoding::MessagePack {
-            headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
-        }
-        let deadline = HeaderValue::from(time::unix_millis(self.now() + left));
-        headers.insert(HeaderName::from_static(header::DEADLINE), deadline);
-        if spec.class.changes() {
-            headers.insert(header::TIMEOUT, left.as_millis().to_string().as_str());
-        }
-        if let Some(request_id) = &options.request_id {
-            headers.insert(header::REQUEST_ID, request_id.as_str());
-        }
-        trace::inject(&mut headers);
         let sending = async {
             let ready = ready.await?;
-            self.client
-                .publish_with_reply_and_headers(subject, reply, headers, payload.into())
-                .await
-                .map_err(|error| match error.kind() {
-                    async_nats::PublishErrorKind::MaxPayloadExceeded
-                    | async_nats::PublishErrorKind::InvalidSubject => codec(error.to_string()),
-                    async_nats::PublishErrorKind::Send => self.closed(),
-                })?;
+            self.publish_request(outgoing, 1).await?;
             Ok(ready)
         };
         // Publishing blocks while the client's queue is full, which its own timeouts ignore.
         timeout_at(until, sending)
             .await
             .map_err(|_| self.disconnected("the send queue is full".to_owned()))?
+    }
+
+    /// Publishes a request for the first or another time, with the headers that say more than what its
+    /// receiver takes for granted: each costs the server and both sides.
+    async fn publish_request(
+        &self,
+        outgoing: &Outgoing<'_>,
+        attempt: u32,
+    ) -> Result<(), CallError> {
+        let Outgoing { spec, options, .. } = *outgoing;
+        let left = outgoing.until.saturating_duration_since(Instant::now());
+        let mut headers = HeaderMap::new();
+        // MessagePack is meant where there is no type.
+        if options.encoding != Encoding::MessagePack {
+            headers.insert(header::CONTENT_TYPE, options.encoding.content_type());
+        }
+        if !outgoing.is_default_timeout || left + DEFAULT_TOLERANCE < spec.timeout {
+            let deadline = HeaderValue::from(time::unix_millis(self.now() + left));
+            headers.insert(HeaderName::from_static(header::DEADLINE), deadline);
+        }
+        if spec.class.changes() {
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(HeaderName::from_static(header::TIMEOUT), HeaderValue::from(left));
+        }
+        if let Some(request_id) = &options.request_id {
+            let name = HeaderName::from_static(header::REQUEST_ID);
+            headers.insert(name, request_id.as_str());
+        }
+        if attempt > 1 {
+            headers.insert(HeaderName::from_static(header::ATTEMPT), HeaderValue::from(attempt));
+        }
+        trace::inject(&mut headers);
+        let (subject, reply) = (outgoing.subject.clone(), outgoing.reply.clone());
+        self.client
+            .publish_with_reply_and_headers(subject, reply, headers, outgoing.payload.clone())
+            .await
+            .map_err(|error| match error.kind() {
+                async_nats::PublishErrorKind::MaxPayloadExceeded
+                | async_nats::PublishErrorKind::InvalidSubject => {
+                    CallError::Codec { endpoint: endpoint_name(spec), reason: error.to_string() }
+                }
+                async_nats::PublishErrorKind::Send => self.closed(),
+            })
     }
 
     fn read<E: Endpoint>(&self, target: &Target, message: &Message) -> Result<E::Reply, CallError> {

@@ -13,6 +13,9 @@ use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 /// (1024) overflows the stack of a task.
 const MAX_DEPTH: usize = 128;
 
+/// Most requests and many replies are shorter: they are written without growing the buffer.
+const USUAL_SIZE: usize = 512;
+
 /// How a payload is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encoding {
@@ -51,7 +54,12 @@ impl Encoding {
 
     pub(crate) fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, String> {
         match self {
-            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(|e| e.to_string()),
+            Self::MessagePack => {
+                let mut bytes = Vec::with_capacity(USUAL_SIZE);
+                let mut writer = rmp_serde::Serializer::new(&mut bytes).with_struct_map();
+                value.serialize(&mut writer).map_err(|e| e.to_string())?;
+                Ok(bytes)
+            }
             Self::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
         }
     }

@@ -57,7 +57,8 @@ pub struct Statistics {
 /// A connection to the bus as one principal. Clones share it.
 #[derive(Clone)]
 pub struct Bus {
-    pub(crate) client: Client,
+    /// Shared, because the library's client is a dozen handles, each counted by itself.
+    pub(crate) client: Arc<Client>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -537,7 +538,7 @@ impl Bus {
                 cause: UnreachableCause::of(&error),
                 reason: error.to_string(),
             })?;
-        Ok(Self { client, shared })
+        Ok(Self { client: Arc::new(client), shared })
     }
 
     /// Another connection of the same principal, with a clock of the same. What happens on it is told to

@@ -67,7 +67,7 @@ impl Bucket {
     /// Opens a bucket. Where there is none it is made, to be kept by so many servers of a cluster; one that
     /// is there stays as it is ([`ensure_replicas`]).
     pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
-        let mut context = jetstream::new(bus.client.clone());
+        let mut context = jetstream::new(bus.client.as_ref().clone());
         context.set_timeout(LIMIT);
         if let Ok(store) = context.get_key_value(name).await {
             return Ok(Self { store });

@@ -13,6 +13,11 @@ pub(crate) const DEADLINE: &str = "Canopy-Deadline";
 pub(crate) const TIMEOUT: &str = "Canopy-Timeout";
 /// The responder's clock when it answered, milliseconds since 1970 UTC.
 pub(crate) const TIME: &str = "Canopy-Time";
+/// How long the responder takes a caller of this verb to wait that names neither deadline nor timeout,
+/// milliseconds: in the reply to a request that only reads and names its deadline.
+pub(crate) const DEFAULT_TIMEOUT: &str = "Canopy-Default-Timeout";
+/// Which attempt this is, from 2 on: a request that was sent again because no answer came.
+pub(crate) const ATTEMPT: &str = "Canopy-Attempt";
 /// Encoding of the payload.
 pub(crate) const CONTENT_TYPE: &str = "Content-Type";
 /// Message of an error reply (NATS ADR-32).

@@ -6,6 +6,7 @@
 //! again. Endpoints have to bear that (generations do).
 //! Answers that say "later" are not kept: the repeat is the retry.
 
+use crate::in_flight::InFlight;
 use canopy_api::{Blob, error::ApiError};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -65,6 +66,7 @@ struct Store {
 pub(crate) struct Table(Arc<Inner>);
 
 struct Inner {
+    in_flight: InFlight,
     state: Mutex<State>,
     store: Option<Mutex<Store>>,
     most: usize,
@@ -113,7 +115,18 @@ impl Table {
             let (file, lines) = state.write(path)?;
             store = Some(Mutex::new(Store { path: path.to_owned(), file, lines, added: 0 }));
         }
-        Ok(Self(Arc::new(Inner { state: Mutex::new(state), store, most, most_bytes })))
+        Ok(Self(Arc::new(Inner {
+            in_flight: InFlight::default(),
+            state: Mutex::new(state),
+            store,
+            most,
+            most_bytes,
+        })))
+    }
+
+    /// Requests of any kind that have no answer yet.
+    pub(crate) fn in_flight(&self) -> &InFlight {
+        &self.0.in_flight
     }
 
     /// Looks a request up, and takes it on if it is new.

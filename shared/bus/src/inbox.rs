@@ -12,13 +12,17 @@
 //! Subscriptions to central services stay: there are few. One to a host ends when nothing has been
 //! waiting for it for a while, so that a host that was asked once cannot go on sending.
 
-use crate::{config::BusError, connection::Bus};
-use async_nats::{Message, Subject, Subscriber};
+use crate::{config::BusError, connection::Bus, header};
+use async_nats::{Message, StatusCode, Subject, Subscriber};
 use canopy_api::subject;
 use futures::StreamExt as _;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -31,6 +35,10 @@ use tokio_util::sync::CancellationToken;
 const HOST_IDLE: Duration = Duration::from_secs(2);
 /// Inboxes of hosts that stay open although nothing waits for them: the server bounds subscriptions.
 const IDLE_HOSTS: usize = 64;
+
+/// How long a responder's default timeouts are believed: it may be replaced by another release, and clocks are
+/// compared where a request names its deadline.
+const DEFAULTS_BELIEVED: Duration = Duration::from_mins(1);
 
 /// Requests that wait for an answer, and the subscriptions it comes by.
 #[derive(Default)]
@@ -65,6 +73,10 @@ struct Waiting {
     inbox: Subject,
     /// Where the request goes to.
     request: Subject,
+    /// Whether it was sent more than once.
+    is_repeated: bool,
+    /// The first error in answer to a request that was sent more than once, and when it came.
+    error: Option<(Instant, Message)>,
 }
 
 /// The subscription to one responder's part of our inbox.
@@ -73,6 +85,10 @@ struct Listening {
     stop: CancellationToken,
     /// Requests in flight, and when the last of them ended.
     users: Mutex<(usize, Instant)>,
+    /// By verb: how long the responder takes a caller to wait that does not say so, and when it said this.
+    default_timeouts: Mutex<HashMap<&'static str, (Duration, Instant)>>,
+    /// Whether the responder was there when it was last asked.
+    is_reachable: AtomicBool,
 }
 
 impl Listening {
@@ -81,11 +97,17 @@ impl Listening {
             subscribed: OnceCell::new(),
             stop: parent.child_token(),
             users: Mutex::new((0, Instant::now())),
+            default_timeouts: Mutex::default(),
+            is_reachable: AtomicBool::new(false),
         }
     }
 
     fn users(&self) -> MutexGuard<'_, (usize, Instant)> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn default_timeouts(&self) -> MutexGuard<'_, HashMap<&'static str, (Duration, Instant)>> {
+        self.default_timeouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn idle_for(&self) -> Option<Duration> {
@@ -106,12 +128,14 @@ pub(crate) struct Expected<'a> {
 }
 
 impl Expected<'_> {
+    /// Whether the responder's part of the inbox is subscribed to.
+    pub(crate) fn is_open(&self) -> bool {
+        self.listening.subscribed.initialized()
+    }
+
     /// Subscribes to the responder's part of the inbox, the first time.
     pub(crate) async fn open(&self, bus: &Bus) -> Result<(), BusError> {
         let Self { responder, listening, .. } = self;
-        if listening.subscribed.initialized() {
-            return Ok(());
-        }
         let opened = listening.subscribed.get_or_try_init(|| async {
             let pattern = subject::inbox(bus.principal().as_str(), responder);
             let messages = bus.client.subscribe(pattern).await.map_err(|_| BusError::Closed)?;
@@ -134,6 +158,46 @@ impl Expected<'_> {
     }
 }
 
+impl Expected<'_> {
+    /// Whether the responder said lately that it takes callers of `verb` to wait so long that do not say how
+    /// long they wait.
+    pub(crate) fn is_default_timeout(&self, verb: &'static str, timeout: Duration) -> bool {
+        self.listening.default_timeouts().get(verb).is_some_and(|(default, said)| {
+            *default == timeout && said.elapsed() < DEFAULTS_BELIEVED
+        })
+    }
+
+    /// Whether the responder was there when it was last asked.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.listening.is_reachable.load(Ordering::Relaxed)
+    }
+
+    /// The responder is there, or is not.
+    pub(crate) fn set_reachable(&self, is_reachable: bool) {
+        self.listening.is_reachable.store(is_reachable, Ordering::Relaxed);
+    }
+
+    /// The error that came at least so long ago in answer to a request that was sent more than once.
+    pub(crate) fn take_error(&self, age: Duration) -> Option<Message> {
+        let mut all = self.inbox.waiting();
+        let error = &mut all.get_mut(&self.number)?.error;
+        error.take_if(|(came, _)| came.elapsed() >= age).map(|(_, message)| message)
+    }
+
+    /// The request is sent again. That nobody serves it just then does not mean that the first is not worked on,
+    /// and an error may say no more than that another instance was quicker.
+    pub(crate) fn set_repeated(&self) {
+        if let Some(waiting) = self.inbox.waiting().get_mut(&self.number) {
+            waiting.is_repeated = true;
+        }
+    }
+
+    /// The responder said how long it takes callers of `verb` to wait.
+    pub(crate) fn set_default_timeout(&self, verb: &'static str, timeout: Duration) {
+        self.listening.default_timeouts().insert(verb, (timeout, Instant::now()));
+    }
+}
+
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
         self.inbox.waiting().remove(&self.number);
@@ -151,10 +215,12 @@ async fn listen(
 ) {
     let mut timer = interval(HOST_IDLE);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // One for all messages: each registers with the token.
+    let mut stopped = pin!(listening.stop.cancelled());
     loop {
         tokio::select! {
             biased;
-            () = listening.stop.cancelled() => return,
+            () = &mut stopped => return,
             // Before messages: a host that goes on sending does not keep it open.
             _ = timer.tick(), if ends_idle => {
                 if listening.idle_for().is_some_and(|idle| idle >= HOST_IDLE) && forget() {
@@ -184,7 +250,13 @@ impl Inbox {
         let number = rand::random::<u128>();
         let reply = Subject::from(format!("_INBOX.{me}.{responder}.{number:032x}"));
         let (tell, outcome) = oneshot::channel();
-        let waiting = Waiting { tell, inbox: reply.clone(), request: request.clone() };
+        let waiting = Waiting {
+            tell,
+            inbox: reply.clone(),
+            request: request.clone(),
+            is_repeated: false,
+            error: None,
+        };
         self.waiting().insert(number, waiting);
         let listening = {
             let mut responders = self.responders();
@@ -218,7 +290,15 @@ impl Inbox {
         let waiting = {
             let mut all = self.waiting();
             // Others than the responder that was asked may know the number.
-            if all.get(&number).is_none_or(|waiting| waiting.inbox != message.subject) {
+            let waiting = all.get_mut(&number).filter(|one| one.inbox == message.subject);
+            let Some(waiting) = waiting else { return };
+            if waiting.is_repeated && message.status == Some(StatusCode::NO_RESPONDERS) {
+                return;
+            }
+            if waiting.is_repeated
+                && header::get(message.headers.as_ref(), header::ERROR_CODE).is_some()
+            {
+                waiting.error.get_or_insert_with(|| (Instant::now(), message));
                 return;
             }
             all.remove(&number)

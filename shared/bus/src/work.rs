@@ -9,6 +9,7 @@ use crate::{
     for_log::for_log,
     header,
     idempotency::{Answer, Begin, Guard, Key, Table},
+    in_flight::InFlightGuard,
     limits::Limits,
     micro::EndpointStatistics,
     refused_requests::RefusedRequests,
@@ -21,7 +22,7 @@ use crate::{
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, Subject};
 use canopy_api::{
     document::Lenient,
-    endpoint::{Class, Service},
+    endpoint::{Class, EndpointSpec, Service},
     error::{ApiError, BUSY, Code},
     name::{Digest, HostId, Principal},
     subject, time,
@@ -61,17 +62,35 @@ pub(crate) struct Shop {
     pub(crate) tasks: TaskTracker,
 }
 
-/// How an answer is written. MessagePack is meant where none is named; a caller who names one is told one.
+/// How an answer is written. MessagePack is meant where none is named; a caller who names one is told one. A
+/// request without headers is answered without any, as each costs the server and both sides.
 #[derive(Clone, Copy)]
 struct ReplyFormat {
     encoding: Encoding,
     /// Whether the answer names it.
     named: bool,
+    /// Whether the answer says what time it is here; an error always does.
+    timed: bool,
+    /// How long the caller is taken to wait where it does not say so; told who does say so.
+    default_timeout: Option<Duration>,
+}
+
+impl ReplyFormat {
+    fn of(encoding: Encoding, headers: Option<&HeaderMap>, spec: &EndpointSpec) -> Self {
+        let has_deadline = || header::get(headers, header::DEADLINE).is_some();
+        Self {
+            encoding,
+            named: encoding != Encoding::MessagePack
+                || header::get(headers, header::CONTENT_TYPE).is_some(),
+            timed: headers.is_some(),
+            default_timeout: (!spec.class.changes() && has_deadline()).then_some(spec.timeout),
+        }
+    }
 }
 
 impl From<Encoding> for ReplyFormat {
     fn from(encoding: Encoding) -> Self {
-        Self { encoding, named: true }
+        Self { encoding, named: true, timed: true, default_timeout: None }
     }
 }
 
@@ -86,6 +105,8 @@ struct Accepted {
     received: Instant,
     /// The connection that it came over.
     lane: Bus,
+    /// Repeats of it are ignored until it is answered.
+    _in_flight: InFlightGuard,
 }
 
 impl Shop {
@@ -127,6 +148,11 @@ impl Shop {
             }
             return;
         };
+        let is_repeat = header::get(message.headers.as_ref(), header::ATTEMPT).is_some();
+        let Some(in_flight) = self.table.in_flight().enter(&reply, is_repeat) else {
+            tracing::debug!(verb = spec.verb, %caller, "repeat of a request in flight ignored");
+            return;
+        };
         let owner = Owner::of(&caller);
         let entered = self.slots.enter(spec.class, owner, message.payload.len());
         if matches!(entered, Entered::Full) {
@@ -145,6 +171,7 @@ impl Shop {
             statistics: statistics.clone(),
             received: Instant::now(),
             lane: lane.clone(),
+            _in_flight: in_flight,
         };
         let shop = self.clone();
         // A future of some kilobytes, which is moved a few times until it runs.
@@ -164,9 +191,7 @@ impl Shop {
             }
             Err(error) => Decided::Refused(error),
         };
-        let named = reply_encoding != Encoding::MessagePack
-            || header::get(headers, header::CONTENT_TYPE).is_some();
-        let format = ReplyFormat { encoding: reply_encoding, named };
+        let format = ReplyFormat::of(reply_encoding, headers, request.endpoint.spec);
         let recorded = matches!(decided, Decided::Worked(_));
         let answer = match decided {
             Decided::Refused(error) => Err(error),
@@ -192,7 +217,8 @@ impl Shop {
         }
         self.answer((&request.lane, &request.reply), format, answer).await;
         if let Some(record) = refusal {
-            self.record_refused(spec, record, 1).await;
+            // Here and below what is seldom needed is boxed: each request would carry its state along.
+            Box::pin(self.record_refused(spec, record, 1)).await;
         }
         drop(held);
     }
@@ -234,7 +260,7 @@ impl Shop {
         }
         let headers = request.message.headers.as_ref();
         let spec = request.endpoint.spec;
-        let until = self.until(headers, request.received, changes(spec.class))?;
+        let until = self.until(headers, request.received, spec)?;
         let request_id = request_id(header::only(headers, header::REQUEST_ID)?)?;
         let slot = Arc::new(slot(entered, until, request).await?);
         *held = Some(Arc::clone(&slot));
@@ -255,7 +281,7 @@ impl Shop {
                     Begin::Answered(answer) => return Ok(Next::Answered(answer)),
                     Begin::Wait(done) => {
                         let answer = first_answer(done);
-                        let answer = before(until, answer).await;
+                        let answer = Box::pin(before(until, answer)).await;
                         let answer = answer.unwrap_or_else(|| {
                             Err(still_working(&Repeat::With(request_id.clone())))
                         });
@@ -294,7 +320,11 @@ impl Shop {
             until,
             notes: Notes::default(),
         };
-        let begun = self.begin(request, caller.request_id.clone()).await?;
+        let begun = if changes(spec.class) {
+            Box::pin(self.begin(request, caller.request_id.clone())).await?
+        } else {
+            None
+        };
         Ok(Next::Work(Box::new(Job {
             caller,
             begun,
@@ -307,14 +337,18 @@ impl Shop {
         })))
     }
 
-    /// Works on a request. A change goes on when its caller's time is over: just before that it is told
-    /// so, and how to ask for the result.
+    /// Works on a request.
     async fn run(self: Arc<Self>, job: Job) -> Answer {
-        if !changes(job.endpoint.spec.class) {
-            let (tell, answer) = oneshot::channel();
-            self.finish(job, tell).await;
-            return answer.await.unwrap_or_else(|_| Err(given_up()));
+        if changes(job.endpoint.spec.class) {
+            Box::pin(self.run_change(job)).await
+        } else {
+            self.perform(job).await.0
         }
+    }
+
+    /// Works on a change. It goes on when its caller's time is over: just before that the caller is told so,
+    /// and how to ask for the result.
+    async fn run_change(self: Arc<Self>, job: Job) -> Answer {
         let until = job.caller.until;
         let repeat = match (&job.caller.request_id, job.endpoint.spec.idempotent) {
             (_, true) => Repeat::Again,
@@ -323,15 +357,27 @@ impl Shop {
         };
         let (tell, answer) = oneshot::channel();
         let shop = Arc::clone(&self);
-        self.tasks.spawn(async move { shop.finish(job, tell).await }.in_current_span());
+        self.tasks.spawn(
+            async move {
+                let (answer, record) = shop.perform(job).await;
+                // Who asked may have gone.
+                let _ = tell.send(answer);
+                // What counts is in the trail before the answer; this is for those who listen.
+                if let Some((record, head)) = record {
+                    shop.audit(record, head).await;
+                }
+            }
+            .in_current_span(),
+        );
         match before(until, answer).await {
             Some(answer) => answer.unwrap_or_else(|_| Err(given_up())),
             None => Err(still_working(&repeat)),
         }
     }
 
-    /// Works on a request to its end: tells the answer once it is in the trail and kept for repeats.
-    async fn finish(&self, job: Job, tell: oneshot::Sender<Answer>) {
+    /// Works on a request to its end: the answer, once it is in the trail and kept for repeats, and what those
+    /// who listen are to be told.
+    async fn perform(&self, job: Job) -> (Answer, Option<(Audit, Option<Head>)>) {
         let Job { caller, begun, guard, slot, work, encoding, endpoint, message } = job;
         let (principal, notes) = (caller.principal.clone(), caller.notes.clone());
         let until = caller.until;
@@ -355,23 +401,19 @@ impl Shop {
         if answer.is_err() && begun.is_some() {
             self.refused.failed(Owner::of(&principal), endpoint.spec, Instant::now());
         }
-        let head = self.end(begun, &answer, record).await;
+        let head =
+            if begun.is_some() { Box::pin(self.end(begun, &answer, record)).await } else { None };
         if let Some(guard) = guard {
-            keep(guard, answer.clone()).await;
+            Box::pin(keep(guard, answer.clone())).await;
         }
         drop(slot);
         let spec = endpoint.spec;
         let record = changes(spec.class).then(|| {
             let (decision, reason) = outcome(&answer);
             let reason = described(&about, &reason);
-            self.record(&principal, spec.verb, &message, decision, &reason)
+            (self.record(&principal, spec.verb, &message, decision, &reason), head)
         });
-        // Who asked may have gone.
-        let _ = tell.send(answer);
-        // What counts is in the trail before the answer; this is for those who listen.
-        if let Some(record) = record {
-            self.audit(record, head).await;
-        }
+        (answer, record)
     }
 
     fn entry(&self, kind: Kind, caller: &Principal, verb: &str) -> Entry {
@@ -400,9 +442,6 @@ impl Shop {
         request_id: Option<String>,
     ) -> Result<Option<(Entry, Head)>, ApiError> {
         let spec = request.endpoint.spec;
-        if !changes(spec.class) {
-            return Ok(None);
-        }
         let entry = Entry {
             request_id,
             request: Some(LineHash::of(&request.message.payload)),
@@ -459,13 +498,19 @@ impl Shop {
     }
 
     /// When the caller stops waiting. Its own clock counts unless it is ahead of this one: then how long
-    /// it said that it waits. What only reads is answered also where clocks are a little apart.
+    /// it said that it waits. What only reads is answered also where clocks are a little apart, and its caller
+    /// waits as long as the endpoint says unless it says otherwise.
     fn until(
         &self,
         headers: Option<&HeaderMap>,
         received: Instant,
-        strict: bool,
+        spec: &EndpointSpec,
     ) -> Result<Option<Instant>, ApiError> {
+        let strict = changes(spec.class);
+        let default = (!strict).then_some(received + spec.timeout);
+        if headers.is_none() {
+            return Ok(default);
+        }
         let millis = |name| -> Result<Option<u64>, ApiError> {
             let Some(text) = header::only(headers, name)? else { return Ok(None) };
             text.trim().parse().map(Some).map_err(|_| {
@@ -487,7 +532,7 @@ impl Shop {
             (Some(left), Some(waits)) => Some(left.min(waits)),
             (one, other) => one.or(other),
         };
-        Ok(left.map(|left| received + left.min(self.limits.longest_deadline)))
+        Ok(left.map(|left| received + left.min(self.limits.longest_deadline)).or(default))
     }
 
     /// How much time a deadline leaves by this service's clock.
@@ -530,7 +575,7 @@ impl Shop {
         tracing::error!(%error, "an answer could not be sent");
         let error = ApiError::new(Code::Internal, format!("the answer could not be sent: {error}"));
         // Closed connections have nobody to tell.
-        let _ = self.send(to, format, Err(error)).await;
+        let _ = Box::pin(self.send(to, format, Err(error))).await;
     }
 
     /// The answer, or an error in its place where the bus does not carry one of its size.
@@ -556,15 +601,22 @@ impl Shop {
     async fn send(
         &self,
         (lane, reply): (&Bus, &str),
-        ReplyFormat { encoding, named }: ReplyFormat,
+        ReplyFormat { encoding, named, timed, default_timeout }: ReplyFormat,
         answer: Answer,
     ) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         if named {
             headers.insert(header::CONTENT_TYPE, encoding.content_type());
         }
-        let now = HeaderValue::from(time::unix_millis(self.bus.now()));
-        headers.insert(HeaderName::from_static(header::TIME), now);
+        if timed || answer.is_err() {
+            let now = HeaderValue::from(time::unix_millis(self.bus.now()));
+            headers.insert(HeaderName::from_static(header::TIME), now);
+        }
+        if let Some(default) = default_timeout {
+            let millis = u64::try_from(default.as_millis()).unwrap_or(u64::MAX);
+            let name = HeaderName::from_static(header::DEFAULT_TIMEOUT);
+            headers.insert(name, HeaderValue::from(millis));
+        }
         let payload = match answer {
             Ok(payload) => Arc::unwrap_or_clone(payload),
             Err(error) => {

@@ -661,10 +661,88 @@ async fn a_reply_names_its_encoding_where_the_request_did() {
         }
         let reply = format!("_INBOX.u-viewer.h-web1-loader.{number}");
         let answer = viewer.ask(subject, &reply, headers, "").await.expect("answered");
-        let headers = answer.headers.expect("headers");
+        let headers = answer.headers.unwrap_or_default();
         let named = headers.get("Content-Type").map(|value| value.as_str().to_owned());
         assert_eq!(named.as_deref(), told, "{asked:?}");
-        assert!(headers.get("Canopy-Time").is_some(), "{asked:?}");
+        // A request without headers is answered without any.
+        assert_eq!(headers.get("Canopy-Time").is_some(), asked.is_some(), "{asked:?}");
     }
     web1.stop().await;
+}
+
+/// Headers cost more than a small request: what a service assumes is not said to it each time.
+#[tokio::test]
+async fn reads_omit_the_deadline_that_the_service_assumes() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1 = loader(&server, "web1").await;
+    let listener = common::raw(&server, "h-web1-loader").await;
+    let pattern = "canopy.v1.rpc.loader.*.*.web1.*";
+    let mut requests = listener.client.subscribe(pattern).await.unwrap();
+    let echo = "_INBOX.h-web1-loader.h-web1-loader.x";
+    listener.ask(echo, echo, async_nats::HeaderMap::new(), "").await.expect("an echo");
+    let operator = connect(&server, "u-operator").await;
+    let get = |timeout| {
+        let options = CallOptions { timeout, ..CallOptions::default() };
+        let operator = operator.clone();
+        async move {
+            let request = GetRequest::default();
+            operator.call_with::<loader::Get>(&host("web1"), &request, options).await.unwrap()
+        }
+    };
+    let mut sent = async || {
+        let request = tokio::time::timeout(LIMIT, futures::StreamExt::next(&mut requests)).await;
+        request.unwrap().unwrap().headers.unwrap_or_default()
+    };
+    // The first asks what is assumed; the others say what differs from it.
+    let spec = loader::Get::SPEC;
+    for (timeout, names_deadline) in [
+        (None, true),
+        (None, false),
+        (Some(spec.timeout), false),
+        (Some(spec.timeout * 2), true),
+        (None, false),
+    ] {
+        get(timeout).await;
+        let headers = sent().await;
+        let deadline = headers.get("Canopy-Deadline").is_some();
+        assert_eq!(deadline, names_deadline, "{timeout:?}");
+        assert_eq!(headers.is_empty(), !names_deadline, "{headers:?}");
+    }
+    // Changes say all of it, each time.
+    for _ in 0..2 {
+        operator.call::<loader::Apply>(&host("web1"), &apply(json!({}))).await.unwrap();
+        let headers = sent().await;
+        for name in ["Canopy-Deadline", "Canopy-Timeout", "Canopy-Request-Id"] {
+            assert!(headers.get(name).is_some(), "{name}");
+        }
+    }
+    web1.stop().await;
+}
+
+/// A release from before does not say what it assumes, so it is told the deadline each time.
+#[tokio::test]
+async fn an_older_service_gets_the_deadline_with_each_read() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let old = common::raw(&server, "h-web1-loader").await;
+    let mut requests = old.client.subscribe("canopy.v1.rpc.loader.read.get.web1.*").await.unwrap();
+    let echo = "_INBOX.h-web1-loader.h-web1-loader.x";
+    old.ask(echo, echo, async_nats::HeaderMap::new(), "").await.expect("an echo");
+    let viewer = connect(&server, "u-viewer").await;
+    let reply = rmp_serde::to_vec_named(&common::get_reply(&"web1".parse().unwrap())).unwrap();
+    for _ in 0..3 {
+        let answer = async {
+            let request = futures::StreamExt::next(&mut requests).await.unwrap();
+            let mut headers = async_nats::HeaderMap::new();
+            let now = canopy_api::time::unix_millis(std::time::SystemTime::now());
+            headers.insert("Canopy-Time", now.to_string().as_str());
+            let to = request.reply.unwrap();
+            old.client.publish_with_headers(to, headers, reply.clone().into()).await.unwrap();
+            request.headers.unwrap_or_default()
+        };
+        let (target, get) = (host("web1"), GetRequest::default());
+        let call = viewer.call::<loader::Get>(&target, &get);
+        let (headers, answered) = tokio::join!(answer, call);
+        answered.unwrap();
+        assert!(headers.get("Canopy-Deadline").is_some(), "{headers:?}");
+    }
 }

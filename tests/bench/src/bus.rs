@@ -469,7 +469,7 @@ fn report(
         row("secure request, p99", quantile(secure_times, 0.99), "µs"),
         row("plain echo, 64 in flight", plain_rate, "1/s"),
         row("bare library over the secure server, 64 in flight", bare_rate, "1/s"),
-        row("the same with our headers, 64 in flight", quantile(headed_rates, 0.5), "1/s"),
+        row("the same with three headers, 64 in flight", quantile(headed_rates, 0.5), "1/s"),
         row("secure request, 64 in flight", secure_rate, "1/s"),
         row("connect until a message came back, median", connect_p50, "ms"),
         row("connect, p99", quantile(&mut connects, 0.99), "ms"),

@@ -89,7 +89,7 @@ impl Log {
     /// # Errors
     /// When the store does not.
     pub async fn open(bus: &Bus, config: &LogConfig) -> Result<Self, BusError> {
-        let mut context = jetstream::new(bus.client.clone());
+        let mut context = jetstream::new(bus.client.as_ref().clone());
         context.set_timeout(LIMIT);
         // More copies than the cluster has servers for would be refused, and the bounds with them.
         let replicas = match context.get_stream(config.name).await {

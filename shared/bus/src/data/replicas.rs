@@ -19,7 +19,7 @@ pub struct Copies {
 /// When the stream is not there, the store does not answer, or the cluster has not enough servers: the stream
 /// is as before then.
 pub async fn ensure_replicas(bus: &Bus, stream: &str, wanted: usize) -> Result<Copies, BusError> {
-    let mut context = jetstream::new(bus.client.clone());
+    let mut context = jetstream::new(bus.client.as_ref().clone());
     context.set_timeout(LIMIT);
     let found = context.get_stream(stream).await.map_err(|error| failed(&error))?;
     let mut info = found.get_info().await.map_err(|error| failed(&error))?;
