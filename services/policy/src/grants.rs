@@ -42,22 +42,37 @@ impl Giver {
         &self.principal
     }
 
+    /// When a token ends that is given now for this many seconds; without a number as its giver's own does.
+    pub(crate) fn end_of(&self, life: Option<u64>, now: u64) -> Option<u64> {
+        life.map(|life| now.saturating_add(life)).or(self.authority.until)
+    }
+
     /// That a token that allows this may be given.
     pub(crate) fn may_give(&self, token: &Authority) -> Result<(), ApiError> {
         let Some(excess) = self.authority.excess_of(token) else { return Ok(()) };
-        let message = format!(
-            "the token would reach {excess}, which {}'s own does not ({})",
-            self.principal, self.authority
-        );
-        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(
-            "ask for no more than your own token allows, or have it issued by somebody whose \
-                     token reaches that far",
-        ))
+        let Self { principal, authority } = self;
+        let (message, remedy) = if let Excess::Time { .. } = excess {
+            (
+                format!("the token would be valid {excess}, when {principal}'s own ends"),
+                "leave the time out for a token that ends with your own, or ask an administrator whose \
+                 token ends later or not at all",
+            )
+        } else {
+            (
+                format!(
+                    "the token would reach {excess}, which {principal}'s own does not ({authority})"
+                ),
+                "ask for no more than your own token allows, or have it issued by somebody whose \
+                 token reaches that far",
+            )
+        };
+        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(remedy))
     }
 
-    /// That somebody's token, which allows this, may be changed or ended.
+    /// That somebody's token, which allows this, may be changed or ended. One that ends later than this
+    /// giver's own may be: what takes its place does not.
     pub(crate) fn may_change(&self, owner: &Principal, token: &Authority) -> Result<(), ApiError> {
-        let Some(excess) = self.authority.excess_of(token) else { return Ok(()) };
+        let Some(excess) = self.authority.excess_in_reach(token) else { return Ok(()) };
         let message = format!(
             "{owner}'s last token reaches {excess}, which {}'s own does not ({})",
             self.principal, self.authority
@@ -79,7 +94,9 @@ impl Giver {
         };
         let what = match excess {
             Excess::Services(_) => format!("{excess} of {host} are"),
-            Excess::Role { .. } | Excess::Hosts(_) => format!("{host} is"),
+            Excess::Role { .. } | Excess::Hosts(_) | Excess::Time { .. } => {
+                format!("{host} is")
+            }
         };
         let message = format!("{what} beyond {}'s own token ({})", self.principal, self.authority);
         Err(ApiError::new(Code::Denied, message)
