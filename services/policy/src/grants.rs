@@ -82,6 +82,30 @@ impl Giver {
             .remedy("ask somebody whose token reaches as far as the one that is to be changed"))
     }
 
+    /// Until when something may wait to be used that is given now, for this many seconds or by `default` at most
+    /// for so many: no longer than this giver's token is in force.
+    pub(crate) fn first_use_before(
+        &self,
+        asked: Option<u64>,
+        default: u64,
+        now: u64,
+    ) -> Result<u64, ApiError> {
+        let Some(own) = self.authority.until else {
+            return Ok(now.saturating_add(asked.unwrap_or(default)));
+        };
+        let Some(asked) = asked else { return Ok(now.saturating_add(default).min(own)) };
+        let before = now.saturating_add(asked);
+        if before <= own {
+            return Ok(before);
+        }
+        let excess = Excess::Time { own, until: Some(before) };
+        let message =
+            format!("it could be used {excess}, when {}'s own token ends", self.principal);
+        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(
+            "ask for less time, or ask an administrator whose token ends later or not at all",
+        ))
+    }
+
     /// That these daemons of a host with these labels may be let in, labelled or taken back.
     pub(crate) fn may_change_host(
         &self,

@@ -272,6 +272,26 @@ async fn an_admin_gives_no_token_that_outlives_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_waits_no_longer_than_its_givers_token() {
+    let fixture = GrantsFixture::new().await;
+    let temporary = fixture.ending("u-temp", 600).await;
+    let end = fixture.token("u-temp").await.unwrap().expires.unwrap();
+    for replace in [false, true] {
+        let host = if replace { "web1" } else { "web3" };
+        let before = fixture.host(host).await;
+        let longer = HostEnrolRequest { expires_in: Some(3600), replace, ..enrolment(host, &[]) };
+        denied(ask::<policy::HostEnrol>(&temporary, &longer).await, "expires_in");
+        assert_eq!(fixture.host(host).await, before);
+        let request = HostEnrolRequest { expires_in: None, ..longer.clone() };
+        let reply = ask::<policy::HostEnrol>(&temporary, &request).await.unwrap();
+        assert_eq!(reply.record.connect_before, end, "{host}");
+        let request = HostEnrolRequest { expires_in: Some(60), replace: true, ..longer };
+        let reply = ask::<policy::HostEnrol>(&temporary, &request).await.unwrap();
+        assert!(reply.record.connect_before < end, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_is_not_narrowed_to_hosts() {
     let fixture = GrantsFixture::new().await;
     let request = fixture.issue("u-pub", Role::Publisher, Some(json!({ "hosts": ["web1"] })));
