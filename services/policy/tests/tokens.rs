@@ -138,21 +138,21 @@ async fn an_ended_connection_is_counted_once() {
     let stack = Stack::start();
     let admin = stack.connect("u-admin").await;
     stack.issue(&admin, "u-viewer", Role::Viewer).await;
-    let mut live = Vec::new();
+    let mut connected = Vec::new();
     for _ in 0..3 {
-        live.push(stack.connect("u-viewer").await);
+        connected.push(stack.connect("u-viewer").await);
     }
     let counted = || -> u64 {
         let (_, metrics) = stack.policy[0].get("/metrics").unwrap();
-        let line = |line: &str| {
+        let value = |line: &str| {
             Some(line.strip_prefix("canopy_policy_connections_ended_total ")?.parse().unwrap())
         };
-        metrics.lines().find_map(line).unwrap_or(0)
+        metrics.lines().find_map(value).unwrap_or(0)
     };
     assert_eq!(counted(), 0);
     let revoke = TokenRevokeRequest { principal: "u-viewer".parse().unwrap() };
     admin.call::<policy::TokenRevoke>(&Target::Central, &revoke).await.unwrap();
-    for bus in &live {
+    for bus in &connected {
         let mut refusal = bus.watch_refusal();
         timeout(LIMIT, refusal.wait_for(Option::is_some)).await.unwrap().unwrap();
     }
