@@ -179,6 +179,7 @@ impl Auth {
             trust: trust.clone(),
             admission: Arc::clone(&admission),
             metrics: metrics.clone(),
+            ended: Arc::default(),
         };
         let teller = Arc::new(Teller::new(bus.clone()));
         let enforcer = LimitEnforcer::new(

@@ -6,6 +6,7 @@
 
 use crate::{
     config::HostsRule,
+    ended_sessions::EndedSessions,
     hosts::{self, Hosts},
     metrics::Metrics,
     rules::Admission,
@@ -17,14 +18,17 @@ use canopy_api::{
     endpoint::Service,
     permission::{daemon_of, daemon_principal},
 };
-use canopy_bus::{Bus, system};
+use canopy_bus::{
+    Bus,
+    system::{self, Connection},
+};
 use canopy_runtime::{Context, clock};
 use futures::StreamExt as _;
 use std::{
     collections::BTreeSet,
     pin::pin,
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 use tokio::{
     sync::watch,
@@ -57,6 +61,8 @@ pub(crate) struct Connections {
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Metrics,
+    /// Those that were counted.
+    pub(crate) ended: Arc<EndedSessions>,
 }
 
 impl Connections {
@@ -90,8 +96,7 @@ impl Connections {
             }
             let of = user(principal, one);
             let found = system::connections(&self.system, Some(&of), LIMIT).await.map_err(text)?;
-            system::end(&self.system, &found).await.map_err(text)?;
-            count += self.count(found.len());
+            count += self.end_all(&found).await?;
         }
         Ok(count)
     }
@@ -138,8 +143,7 @@ impl Connections {
         let mut count = 0;
         for found in futures::future::join_all(looks).await {
             let found = found.map_err(text)?;
-            system::end(&self.system, &found).await.map_err(text)?;
-            count += self.count(found.len());
+            count += self.end_all(&found).await?;
         }
         Ok(Some(count))
     }
@@ -165,14 +169,16 @@ impl Connections {
             Some("h-") => host_of(&one.user).is_some_and(|host| revoked.contains(&host)),
             _ => false,
         });
-        system::end(&self.system, &found).await.map_err(text)?;
-        Ok(self.count(found.len()))
+        self.end_all(&found).await
     }
 
-    fn count(&self, ended: usize) -> usize {
+    /// Ends these. How many of them were not ended before: several looks at once find the same.
+    async fn end_all(&self, found: &[Connection]) -> Result<usize, String> {
+        system::end(&self.system, found).await.map_err(text)?;
+        let ended = self.ended.count_new(found.iter().map(Connection::session), Instant::now());
         let by = u64::try_from(ended).unwrap_or(u64::MAX);
         self.metrics.ended.with_label_values(&[] as &[&str]).inc_by(by);
-        ended
+        Ok(ended)
     }
 
     async fn told_of_host(&self, key: &str) {

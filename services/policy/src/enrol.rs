@@ -87,12 +87,13 @@ impl Auth {
         request: &HostEnrolRequest,
         giver: &Giver,
     ) -> Result<HostEnrolReply, ApiError> {
+        let (trust, now) = (self.trust.borrow().clone(), seconds());
         hosts::check(request)?;
+        hosts::connect_before(giver, request, now)?;
         let configured = self.admission.configured_labels(&request.host);
         // Before anything is signed, and again for what is replaced.
         let before = self.hosts.get(&request.host).await?.map(|before| before.value);
         hosts::may_enrol(giver, request, &configured, before.as_ref())?;
-        let (trust, now) = (self.trust.borrow().clone(), seconds());
         let mut signed = BTreeMap::new();
         for (service, text) in &request.certificates {
             let at = format!("certificates.{service}");

@@ -42,22 +42,37 @@ impl Giver {
         &self.principal
     }
 
+    /// When a token ends that is given now for this many seconds; without a number as its giver's own does.
+    pub(crate) fn end_of(&self, life: Option<u64>, now: u64) -> Option<u64> {
+        life.map(|life| now.saturating_add(life)).or(self.authority.until)
+    }
+
     /// That a token that allows this may be given.
     pub(crate) fn may_give(&self, token: &Authority) -> Result<(), ApiError> {
         let Some(excess) = self.authority.excess_of(token) else { return Ok(()) };
-        let message = format!(
-            "the token would reach {excess}, which {}'s own does not ({})",
-            self.principal, self.authority
-        );
-        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(
-            "ask for no more than your own token allows, or have it issued by somebody whose \
-                     token reaches that far",
-        ))
+        let Self { principal, authority } = self;
+        let (message, remedy) = if let Excess::Time { .. } = excess {
+            (
+                format!("the token would be valid {excess}, when {principal}'s own ends"),
+                "leave the time out for a token that ends with your own, or ask an administrator whose \
+                 token ends later or not at all",
+            )
+        } else {
+            (
+                format!(
+                    "the token would reach {excess}, which {principal}'s own does not ({authority})"
+                ),
+                "ask for no more than your own token allows, or have it issued by somebody whose \
+                 token reaches that far",
+            )
+        };
+        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(remedy))
     }
 
-    /// That somebody's token, which allows this, may be changed or ended.
+    /// That somebody's token, which allows this, may be changed or ended. One that ends later than this
+    /// giver's own may be: what takes its place does not.
     pub(crate) fn may_change(&self, owner: &Principal, token: &Authority) -> Result<(), ApiError> {
-        let Some(excess) = self.authority.excess_of(token) else { return Ok(()) };
+        let Some(excess) = self.authority.excess_in_reach(token) else { return Ok(()) };
         let message = format!(
             "{owner}'s last token reaches {excess}, which {}'s own does not ({})",
             self.principal, self.authority
@@ -65,6 +80,30 @@ impl Giver {
         Err(ApiError::new(Code::Denied, message)
             .at("principal")
             .remedy("ask somebody whose token reaches as far as the one that is to be changed"))
+    }
+
+    /// Until when something may wait to be used that is given now, for this many seconds or by `default` at most
+    /// for so many: no longer than this giver's token is in force.
+    pub(crate) fn first_use_before(
+        &self,
+        asked: Option<u64>,
+        default: u64,
+        now: u64,
+    ) -> Result<u64, ApiError> {
+        let Some(own) = self.authority.until else {
+            return Ok(now.saturating_add(asked.unwrap_or(default)));
+        };
+        let Some(asked) = asked else { return Ok(now.saturating_add(default).min(own)) };
+        let before = now.saturating_add(asked);
+        if before <= own {
+            return Ok(before);
+        }
+        let excess = Excess::Time { own, until: Some(before) };
+        let message =
+            format!("it could be used {excess}, when {}'s own token ends", self.principal);
+        Err(ApiError::new(Code::Denied, message).at(excess.field()).remedy(
+            "ask for less time, or ask an administrator whose token ends later or not at all",
+        ))
     }
 
     /// That these daemons of a host with these labels may be let in, labelled or taken back.
@@ -79,7 +118,9 @@ impl Giver {
         };
         let what = match excess {
             Excess::Services(_) => format!("{excess} of {host} are"),
-            Excess::Role { .. } | Excess::Hosts(_) => format!("{host} is"),
+            Excess::Role { .. } | Excess::Hosts(_) | Excess::Time { .. } => {
+                format!("{host} is")
+            }
         };
         let message = format!("{what} beyond {}'s own token ({})", self.principal, self.authority);
         Err(ApiError::new(Code::Denied, message)

@@ -282,6 +282,7 @@ impl Hosts {
         now: u64,
     ) -> Result<Kept, ApiError> {
         let host = &request.host;
+        let connect_before = connect_before(giver, request, now)?;
         for _ in 0..TRIES {
             let before = self.get(host).await?;
             may_enrol(giver, request, configured, before.as_ref().map(|before| &before.value))?;
@@ -293,7 +294,6 @@ impl Hosts {
                     .at("host")
                     .remedy("look who it is; with --replace its certificates of before end"));
             }
-            let first = request.expires_in.unwrap_or(FIRST_DEFAULT);
             let kept = Kept {
                 host: host.clone(),
                 labels: match &before {
@@ -307,7 +307,7 @@ impl Hosts {
                     .collect(),
                 enrolled: now,
                 enrolled_by: giver.name().to_owned(),
-                connect_before: now.saturating_add(first),
+                connect_before,
                 connected: None,
                 revoked: None,
             };
@@ -455,6 +455,15 @@ fn together(configured: &Labels, enrolled: &Labels) -> Labels {
     let mut labels = configured.clone();
     labels.extend(enrolled.clone());
     labels
+}
+
+/// Until when a host may connect for the first time that is enrolled now.
+pub(crate) fn connect_before(
+    giver: &Giver,
+    request: &HostEnrolRequest,
+    now: u64,
+) -> Result<u64, ApiError> {
+    giver.first_use_before(request.expires_in, FIRST_DEFAULT, now)
 }
 
 /// That a host may be enrolled by this giver: as it is known, where it is, and as it will be.

@@ -34,6 +34,7 @@ mod config;
 mod connect;
 mod connections;
 pub mod directory;
+mod ended_sessions;
 mod enrol;
 mod follow;
 mod grants;

@@ -138,7 +138,7 @@ impl Kept {
 
     /// What it allows, in force or not.
     fn authority(&self) -> Authority {
-        Authority::new(self.role, self.scope.as_ref())
+        Authority::new(self.role, self.scope.as_ref()).ending(self.expires)
     }
 
     /// What it allows, while it is in force.
@@ -210,7 +210,8 @@ impl Tokens {
         now: u64,
     ) -> Result<TokenReply, ApiError> {
         check_issue(request)?;
-        giver.may_give(&Authority::new(request.role, request.scope.as_ref()))?;
+        let expires = giver.end_of(request.expires_in, now);
+        giver.may_give(&Authority::new(request.role, request.scope.as_ref()).ending(expires))?;
         let principal = &request.principal;
         for _ in 0..TRIES {
             let before = self.get(principal).await?;
@@ -235,7 +236,7 @@ impl Tokens {
                 generation: before.as_ref().map_or(0, |before| before.value.generation) + 1,
                 issued: now,
                 issued_by: giver.name().to_owned(),
-                expires: request.expires_in.map(|life| now.saturating_add(life)),
+                expires,
                 key: trust.signing.id().to_owned(),
                 revoked: None,
             };
@@ -268,13 +269,15 @@ impl Tokens {
                 .at("principal")
                 .remedy("issue a new one"));
             }
+            let expires = giver.end_of(request.expires_in, now);
+            giver.may_give(&before.value.authority().ending(expires))?;
             let kept = Kept {
                 binding: request.binding.clone().or_else(|| before.value.binding.clone()),
                 id: token_id(),
                 generation: before.value.generation + 1,
                 issued: now,
                 issued_by: giver.name().to_owned(),
-                expires: request.expires_in.map(|life| now.saturating_add(life)),
+                expires,
                 key: trust.signing.id().to_owned(),
                 ..before.value.clone()
             };
@@ -345,6 +348,14 @@ fn check_issue(request: &TokenIssueRequest) -> Result<(), ApiError> {
         return Err(unsignable(TokenError::Unbound(request.role)));
     }
     let scope = request.scope.as_ref();
+    if request.role == Role::Publisher && scope.is_some_and(|scope| scope.hosts.is_some()) {
+        return Err(ApiError::new(
+            Code::Invalid,
+            "a publisher cannot be narrowed to hosts: what is published is for every host",
+        )
+        .at("scope.hosts")
+        .remedy("leave the hosts out, or issue a viewer's token"));
+    }
     for (at, none) in [
         ("scope.services", scope.and_then(|s| s.services.as_ref().map(BTreeSet::is_empty))),
         ("scope.hosts", scope.and_then(|s| s.hosts.as_ref().map(BTreeSet::is_empty))),
@@ -369,7 +380,7 @@ fn check_life(life: Option<u64>) -> Result<(), ApiError> {
             ),
         )
         .at("expires_in")
-        .remedy("leave it out for a token that is valid until regenerated or revoked")),
+        .remedy("leave it out for a token that ends when yours does")),
         _ => Ok(()),
     }
 }

@@ -122,6 +122,30 @@ async fn wait_for(viewer: &Bus, what: &str, wanted: impl Fn(&RulesReply) -> bool
     panic!("{what}: {last:?}");
 }
 
+/// A rule that keeps a program in its chain keeps packets coming to it, too.
+#[tokio::test]
+async fn a_program_kept_from_its_packets_is_a_delete() {
+    let world = World::with_rules(
+        "rules:
+  - { name: operators, effect: allow, when: { roles: [operator] } }
+  - { name: stays, effect: deny, reason: it stays, when: { verbs: [delete], packages: [firewall] } }
+",
+    );
+    let _process = world.start();
+    let web1 = connect(&world.nats, "h-web1-loader").await;
+    let behind = |package: &str| AdmissionItem {
+        verb: AdmissionVerb::Delete,
+        package: package.parse().ok(),
+        behind: "meter".parse().ok(),
+        ..apply()
+    };
+    let items = vec![behind("firewall"), behind("ratelimit"), apply()];
+    let decisions = ask(&web1, "u-alice", items).await.unwrap().decisions;
+    let allowed: Vec<bool> = decisions.iter().map(|one| one.allowed).collect();
+    assert_eq!(allowed, [false, true, true], "{decisions:?}");
+    assert_eq!(decisions[0].rule.as_deref(), Some("stays"));
+}
+
 #[tokio::test]
 async fn a_loader_is_answered_for_its_own_host_by_who_asks_and_what() {
     let world = World::with_rules(RULES);

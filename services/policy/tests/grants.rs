@@ -85,13 +85,25 @@ impl GrantsFixture {
     /// An administrator who is narrowed.
     async fn narrowed(&self, name: &str, narrowed: Value) -> Bus {
         let request = self.issue(name, Role::Admin, Some(narrowed));
+        self.connected(name, &request).await
+    }
+
+    /// Whoever has the token of this request, which the administrator issues.
+    async fn connected(&self, name: &str, request: &TokenIssueRequest) -> Bus {
         let file = |ending: &str| self.stack.path(&format!("{name}.{ending}"));
         let credentials =
             Credentials { cert: file("crt"), key: file("key"), token: None, nkey: None };
-        let reply = ask::<policy::TokenIssue>(&self.admin, &request).await.unwrap();
+        let reply = ask::<policy::TokenIssue>(&self.admin, request).await.unwrap();
         self.stack
             .connect_with(name, &self.stack.with_token(&credentials, name, &reply.token.0))
             .await
+    }
+
+    /// An administrator of everything whose token ends by itself.
+    async fn ending(&self, name: &str, seconds: u64) -> Bus {
+        let request =
+            TokenIssueRequest { expires_in: Some(seconds), ..self.issue(name, Role::Admin, None) };
+        self.connected(name, &request).await
     }
 
     async fn token(&self, name: &str) -> Option<TokenRecord> {
@@ -205,6 +217,90 @@ async fn a_narrowed_admin_changes_no_token_that_reaches_further() {
         expires_in: None,
     };
     ask::<policy::TokenRegenerate>(&mallory, &own).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_gives_no_token_that_outlives_its_own() {
+    let fixture = GrantsFixture::new().await;
+    let temporary = fixture.ending("u-temp", 3600).await;
+    let end = fixture.token("u-temp").await.unwrap().expires;
+    assert!(end.is_some());
+    let issue = |name: &str, role| fixture.issue(name, role, None);
+    let regenerate = |name: &str, expires_in| TokenRegenerateRequest {
+        principal: name.parse().unwrap(),
+        binding: None,
+        expires_in,
+    };
+    for role in Role::ALL {
+        let request = TokenIssueRequest { expires_in: Some(7200), ..issue("u-longer", role) };
+        denied(ask::<policy::TokenIssue>(&temporary, &request).await, "expires_in");
+    }
+    assert_eq!(fixture.token("u-longer").await, None);
+    // Her own, and others', whose role and scope she has.
+    let lasting = issue("u-lasting", Role::Operator);
+    ask::<policy::TokenIssue>(&fixture.admin, &lasting).await.unwrap();
+    let before = (fixture.token("u-lasting").await, fixture.token("u-temp").await);
+    for name in ["u-temp", "u-lasting", "u-admin"] {
+        let request = regenerate(name, Some(7200));
+        denied(ask::<policy::TokenRegenerate>(&temporary, &request).await, "expires_in");
+    }
+    assert_eq!((fixture.token("u-lasting").await, fixture.token("u-temp").await), before);
+
+    // Without a time it ends as hers does; with one, at it.
+    for (name, expires_in) in [("u-same", None), ("u-sooner", Some(60))] {
+        let request = TokenIssueRequest { expires_in, ..issue(name, Role::Admin) };
+        let reply = ask::<policy::TokenIssue>(&temporary, &request).await.unwrap();
+        assert_eq!(reply.record.expires == end, expires_in.is_none(), "{name}");
+        assert!(reply.record.expires <= end && reply.record.expires.is_some());
+    }
+    let request = regenerate("u-lasting", None);
+    let reply = ask::<policy::TokenRegenerate>(&temporary, &request).await.unwrap();
+    assert_eq!(reply.record.expires, end);
+    // A name whose token has ended is not given for longer either.
+    let revoke = TokenRevokeRequest { principal: "u-lasting".parse().unwrap() };
+    ask::<policy::TokenRevoke>(&temporary, &revoke).await.unwrap();
+    let again = TokenIssueRequest { expires_in: Some(7200), ..lasting };
+    denied(ask::<policy::TokenIssue>(&temporary, &again).await, "expires_in");
+    // At last her own, without a time: it does not grow longer.
+    let reply = ask::<policy::TokenRegenerate>(&temporary, &regenerate("u-temp", None)).await;
+    assert_eq!(reply.unwrap().record.expires, end);
+
+    // Who has a token that does not end gives one that does not, in its place too.
+    let request = regenerate("u-temp", None);
+    let reply = ask::<policy::TokenRegenerate>(&fixture.admin, &request).await;
+    assert_eq!(reply.unwrap().record.expires, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_waits_no_longer_than_its_givers_token() {
+    let fixture = GrantsFixture::new().await;
+    let temporary = fixture.ending("u-temp", 600).await;
+    let end = fixture.token("u-temp").await.unwrap().expires.unwrap();
+    for replace in [false, true] {
+        let host = if replace { "web1" } else { "web3" };
+        let before = fixture.host(host).await;
+        let longer = HostEnrolRequest { expires_in: Some(3600), replace, ..enrolment(host, &[]) };
+        denied(ask::<policy::HostEnrol>(&temporary, &longer).await, "expires_in");
+        assert_eq!(fixture.host(host).await, before);
+        let request = HostEnrolRequest { expires_in: None, ..longer.clone() };
+        let reply = ask::<policy::HostEnrol>(&temporary, &request).await.unwrap();
+        assert_eq!(reply.record.connect_before, end, "{host}");
+        let request = HostEnrolRequest { expires_in: Some(60), replace: true, ..longer };
+        let reply = ask::<policy::HostEnrol>(&temporary, &request).await.unwrap();
+        assert!(reply.record.connect_before < end, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_is_not_narrowed_to_hosts() {
+    let fixture = GrantsFixture::new().await;
+    let request = fixture.issue("u-pub", Role::Publisher, Some(json!({ "hosts": ["web1"] })));
+    let error = ask::<policy::TokenIssue>(&fixture.admin, &request).await.unwrap_err();
+    assert_eq!((error.code, error.path.as_str()), (Code::Invalid, "scope.hosts"), "{error}");
+    assert_eq!(fixture.token("u-pub").await, None);
+    let registry =
+        fixture.issue("u-pub", Role::Publisher, Some(json!({ "services": ["registry"] })));
+    ask::<policy::TokenIssue>(&fixture.admin, &registry).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,9 +20,10 @@ use canopy_api::{
     subject::{self, Target},
 };
 use futures::StreamExt as _;
+use serde_json::json;
 use stack::{Credentials, LIMIT, Stack};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -90,14 +91,17 @@ enum Reaches {
     Everywhere,
     /// The loader of web1, and the registry.
     Narrow,
+    /// All services, on web1.
+    Web1,
 }
 
-const EVERYBODY: [Who; 12] = [
+const EVERYBODY: [Who; 13] = [
     Who::Person("u-viewer", Role::Viewer, Reaches::Everywhere),
     Who::Person("u-operator", Role::Operator, Reaches::Everywhere),
     Who::Person("u-publisher", Role::Publisher, Reaches::Everywhere),
     Who::Person("u-admin", Role::Admin, Reaches::Everywhere),
     Who::Person("u-narrow", Role::Operator, Reaches::Narrow),
+    Who::Person("u-web1", Role::Admin, Reaches::Web1),
     Who::Daemon("h-web1-loader", Service::Loader, Some("web1")),
     Who::Daemon("h-web2-loader", Service::Loader, Some("web2")),
     Who::Daemon("h-web1-enforcer", Service::Enforcer, Some("web1")),
@@ -125,8 +129,18 @@ impl Who {
                     Role::Admin => spec.class != Class::Internal,
                 };
                 let there = match (reaches, spec.service, target) {
-                    (Reaches::Everywhere, ..) | (_, Service::Registry, Target::Central) => true,
-                    (_, Service::Loader, Target::Host(host)) => host.as_str() == "web1",
+                    (Reaches::Everywhere, ..) => true,
+                    // What is changed there is changed for every host; of what administrators ask policy
+                    // it sees itself whom it is about.
+                    (Reaches::Narrow, Service::Registry, Target::Central) => {
+                        spec.class == Class::Read
+                    }
+                    (Reaches::Web1, service, Target::Central) => {
+                        spec.class == Class::Read
+                            || (service == Service::Policy && spec.class == Class::Admin)
+                    }
+                    (Reaches::Narrow, Service::Loader, Target::Host(host))
+                    | (Reaches::Web1, _, Target::Host(host)) => host.as_str() == "web1",
                     _ => false,
                 };
                 holds && there
@@ -167,15 +181,21 @@ async fn every_cell_is_as_the_table_says() {
     ] {
         stack.issue(&admin, name, role).await;
     }
-    let narrow = stack.certificate("u-narrow", vec![stack::uri("u-narrow")]);
-    let scope: Scope = serde_json::from_value(
-        serde_json::json!({ "services": ["loader", "registry"], "hosts": ["web1"] }),
-    )
-    .unwrap();
-    let binding = stack::binding_of(&narrow.cert);
-    let reply =
-        stack.issue_for(&admin, "u-narrow", Role::Operator, Some(scope), Some(binding)).await;
-    let narrow = stack.with_token(&narrow, "u-narrow", &reply.token.0);
+    let mut narrowed = BTreeMap::new();
+    for (name, role, scope) in [
+        (
+            "u-narrow",
+            Role::Operator,
+            json!({ "services": ["loader", "registry"], "hosts": ["web1"] }),
+        ),
+        ("u-web1", Role::Admin, json!({ "hosts": ["web1"] })),
+    ] {
+        let credentials = stack.certificate(name, vec![stack::uri(name)]);
+        let scope: Scope = serde_json::from_value(scope).unwrap();
+        let binding = stack::binding_of(&credentials.cert);
+        let reply = stack.issue_for(&admin, name, role, Some(scope), Some(binding)).await;
+        narrowed.insert(name, stack.with_token(&credentials, name, &reply.token.0));
+    }
 
     let mut ears = Vec::new();
     for service in Service::ALL {
@@ -193,8 +213,8 @@ async fn every_cell_is_as_the_table_says() {
 
     let (mut cells, mut allowed) = (0, 0);
     for who in EVERYBODY {
-        let credentials =
-            if who.name() == "u-narrow" { narrow.clone() } else { stack.credentials(who.name()) };
+        let credentials = narrowed.get(who.name()).cloned();
+        let credentials = credentials.unwrap_or_else(|| stack.credentials(who.name()));
         let (client, said) = client(&stack, &credentials).await;
         for ear in &ears {
             ear.heard.lock().unwrap().clear();

@@ -132,6 +132,39 @@ async fn a_revoked_token_ends_until_another_is_issued() {
     stack.connect("u-viewer").await;
 }
 
+/// The look after the request, that after what the store tells, and that at all connections find the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_connection_is_counted_once() {
+    let stack = Stack::start();
+    let admin = stack.connect("u-admin").await;
+    stack.issue(&admin, "u-viewer", Role::Viewer).await;
+    let mut connected = Vec::new();
+    for _ in 0..3 {
+        connected.push(stack.connect("u-viewer").await);
+    }
+    let counted = || -> u64 {
+        let (_, metrics) = stack.policy[0].get("/metrics").unwrap();
+        let value = |line: &str| {
+            Some(line.strip_prefix("canopy_policy_connections_ended_total ")?.parse().unwrap())
+        };
+        metrics.lines().find_map(value).unwrap_or(0)
+    };
+    assert_eq!(counted(), 0);
+    let revoke = TokenRevokeRequest { principal: "u-viewer".parse().unwrap() };
+    admin.call::<policy::TokenRevoke>(&Target::Central, &revoke).await.unwrap();
+    for bus in &connected {
+        let mut refusal = bus.watch_refusal();
+        timeout(LIMIT, refusal.wait_for(Option::is_some)).await.unwrap().unwrap();
+    }
+    // Until well after the second of the looks that follow a change.
+    let until = Instant::now() + Duration::from_secs(1);
+    while counted() < 3 || Instant::now() < until {
+        assert!(counted() <= 3, "{} counted of 3", counted());
+        assert!(Instant::now() < until + LIMIT, "{} counted of 3", counted());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The server says "authorization violation" each time; what it means is told apart by who asks with what,
 /// and by how long the server took. Who is refused comes back seldom.
 #[tokio::test]

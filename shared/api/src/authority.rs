@@ -9,16 +9,23 @@ use crate::{
     name::HostId,
     permission::Role,
     scope::{HostPattern, HostsBeyond, Scope, ServicesBeyond},
+    time,
 };
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, UNIX_EPOCH},
+};
 
-/// What a token lets its owner do: a role, and where it counts.
+/// What a token lets its owner do: a role, where it counts, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     /// The role.
     pub role: Role,
     /// Where it counts.
     pub scope: Scope,
+    /// When it ends by itself, seconds since 1970; `None` where it does not.
+    pub until: Option<u64>,
 }
 
 /// How one authority exceeds another.
@@ -35,12 +42,30 @@ pub enum Excess {
     Services(ServicesBeyond),
     /// By hosts.
     Hosts(HostsBeyond),
+    /// By time.
+    Time {
+        /// When the other one ends, seconds since 1970.
+        own: u64,
+        /// When it ends itself; `None` where it does not.
+        until: Option<u64>,
+    },
 }
 
 impl Authority {
-    /// A role that counts where `scope` says; everywhere without one.
+    /// A role that counts where `scope` says, everywhere without one, and does not end by itself.
     pub fn new(role: Role, scope: Option<&Scope>) -> Self {
-        Self { role, scope: scope.cloned().unwrap_or_default() }
+        Self { role, scope: scope.cloned().unwrap_or_default(), until: None }
+    }
+
+    /// The same until a moment, seconds since 1970.
+    #[must_use]
+    pub fn ending(self, until: Option<u64>) -> Self {
+        Self { until, ..self }
+    }
+
+    /// Whether it counts at a moment, seconds since 1970.
+    pub fn is_in_force(&self, now: u64) -> bool {
+        self.until.is_none_or(|end| now < end)
     }
 
     /// An administrator's that is not narrowed: what whoever has the policy service's own keys may do.
@@ -53,8 +78,18 @@ impl Authority {
         self.role.classes().contains(&class) && self.scope.covers_service(service)
     }
 
-    /// How `inner` exceeds this; `None` where everything that it allows is allowed by this too.
+    /// How `inner` exceeds this; `None` where everything that it allows is allowed by this too, for as long
+    /// as it does.
     pub fn excess_of(&self, inner: &Self) -> Option<Excess> {
+        self.excess_in_reach(inner).or_else(|| {
+            let own = self.until?;
+            let longer = inner.until.is_none_or(|until| until > own);
+            longer.then_some(Excess::Time { own, until: inner.until })
+        })
+    }
+
+    /// The same at this moment: how long either is valid does not matter.
+    pub fn excess_in_reach(&self, inner: &Self) -> Option<Excess> {
         let held = self.role.classes();
         if let Some(class) = inner.role.classes().iter().find(|class| !held.contains(class)) {
             return Some(Excess::Role { role: inner.role, class: *class });
@@ -93,6 +128,7 @@ impl Excess {
             Self::Role { .. } => "role",
             Self::Services(_) => "scope.services",
             Self::Hosts(_) => "scope.hosts",
+            Self::Time { .. } => "expires_in",
         }
     }
 }
@@ -108,11 +144,15 @@ impl fmt::Display for Excess {
             }
             Self::Hosts(HostsBeyond::All) => f.write_str("every host"),
             Self::Hosts(HostsBeyond::These(hosts)) => write!(f, "the hosts {}", listed(hosts)),
+            Self::Time { own, until: None } => write!(f, "beyond {}", shown(*own)),
+            Self::Time { own, until: Some(until) } => {
+                write!(f, "to {}, beyond {}", shown(*until), shown(*own))
+            }
         }
     }
 }
 
-/// `role admin, services policy, hosts web1`
+/// `role admin, services policy, hosts web1, until 2026-01-02T03:04:05Z`
 impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "role {}", self.role)?;
@@ -122,8 +162,15 @@ impl fmt::Display for Authority {
         if let Some(hosts) = &self.scope.hosts {
             write!(f, ", hosts {}", listed(hosts))?;
         }
+        if let Some(until) = self.until {
+            write!(f, ", until {}", shown(until))?;
+        }
         Ok(())
     }
+}
+
+fn shown(seconds: u64) -> String {
+    time::rfc3339(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// At most eight of them.

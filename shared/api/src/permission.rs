@@ -163,10 +163,10 @@ pub fn daemon_of(principal: &Principal) -> Option<(Service, Option<HostId>)> {
 
 /// Of a person.
 pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
-    let places = reach.places();
     let requests = role.classes().iter().flat_map(|class| {
-        places
-            .iter()
+        reach
+            .places(*class)
+            .into_iter()
             .map(move |(service, place)| format!("{ROOT}.rpc.{service}.{class}.*.{place}.{me}"))
     });
     // Discovery tells of every service and host.
@@ -177,8 +177,9 @@ pub fn person(me: &Principal, role: Role, reach: &Reach) -> Permissions {
     let events: Vec<String> = if reach.is_everywhere() {
         vec![format!("{ROOT}.event.>")]
     } else {
-        places
-            .iter()
+        reach
+            .places(Class::Read)
+            .into_iter()
             .map(|(service, place)| format!("{ROOT}.event.{service}.*.*.{place}"))
             .collect()
     };

@@ -2,7 +2,7 @@
 //! them.
 
 use crate::{
-    endpoint::Service,
+    endpoint::{Class, Service},
     name::{self, HostId, NameError},
     subject::Target,
 };
@@ -17,7 +17,8 @@ pub struct Scope {
     /// These services only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<BTreeSet<Service>>,
-    /// These hosts only. Central services are reached by who is narrowed to hosts as by others.
+    /// These hosts only. Who is narrowed to hosts reads central services as others do and changes nothing
+    /// there, except that an administrator gives and takes back tokens and enrolments within their own hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<BTreeSet<HostPattern>>,
 }
@@ -131,21 +132,33 @@ impl Reach {
         self.services.is_none() && self.hosts.is_none()
     }
 
-    /// Service and place tokens of the subjects it covers.
-    pub(crate) fn places(&self) -> Vec<(&str, &str)> {
+    /// Service and place tokens of the subjects of a class that it covers.
+    ///
+    /// Who is narrowed to hosts reads central services, as events there are read. What verbs of the other
+    /// classes do there is done to every host, so that they are not among them, but for those of policy: it
+    /// compares each request with the token of who asks.
+    pub(crate) fn places(&self, class: Class) -> Vec<(&str, &str)> {
         let services: Vec<&str> = match &self.services {
             None => vec!["*"],
             Some(services) => services.iter().map(|service| service.as_str()).collect(),
         };
-        // Without `all`: every host would answer.
-        let places: Vec<&str> = match &self.hosts {
-            None => vec!["*"],
-            Some(hosts) => hosts.iter().map(HostId::as_str).chain([Target::CENTRAL]).collect(),
+        let Some(hosts) = &self.hosts else {
+            return services.into_iter().map(|service| (service, "*")).collect();
         };
-        services
+        // Without `all`: every host would answer.
+        let at_hosts = services
             .iter()
-            .flat_map(|service| places.iter().map(move |place| (*service, *place)))
-            .collect()
+            .flat_map(|service| hosts.iter().map(move |host| (*service, host.as_str())));
+        let central = match class {
+            Class::Read => services.clone(),
+            Class::Admin if self.covers_service(Service::Policy) => vec![Service::Policy.as_str()],
+            Class::Admin | Class::Write | Class::Publish | Class::Internal => Vec::new(),
+        };
+        at_hosts.chain(central.into_iter().map(|service| (service, Target::CENTRAL))).collect()
+    }
+
+    fn covers_service(&self, service: Service) -> bool {
+        self.services.as_ref().is_none_or(|services| services.contains(&service))
     }
 }
 

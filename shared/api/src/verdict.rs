@@ -100,6 +100,11 @@ impl VerdictSet {
         self.0 & (1 << verdict.slot()) != 0
     }
 
+    /// Whether the chain goes on after each verdict of another set.
+    pub fn covers(self, other: Self) -> bool {
+        other.0 & !self.0 == 0
+    }
+
     /// The names of the verdicts in the set.
     pub fn names(self, hook: Hook) -> Vec<String> {
         (0..32)

@@ -36,9 +36,12 @@ fn scope() -> impl Strategy<Value = Scope> {
     (services, hosts).prop_map(|(services, hosts)| Scope { services, hosts })
 }
 
+/// The last moment that matters: authorities end before it, or never.
+const END: u64 = 4;
+
 fn authority() -> impl Strategy<Value = Authority> {
-    (select(Role::ALL.to_vec()), option::of(scope()))
-        .prop_map(|(role, scope)| Authority::new(role, scope.as_ref()))
+    (select(Role::ALL.to_vec()), option::of(scope()), option::of(0..END))
+        .prop_map(|(role, scope, until)| Authority::new(role, scope.as_ref()).ending(until))
 }
 
 /// Every host that can be spelled, with or without a label.
@@ -51,6 +54,11 @@ fn fleet() -> impl Strategy<Value = Fleet> {
 
 fn me() -> Principal {
     "u-x".parse().unwrap()
+}
+
+/// What the server lets whoever has this do in that fleet, at a moment.
+fn permissions_at(authority: &Authority, fleet: &Fleet, now: u64) -> Permissions {
+    if authority.is_in_force(now) { permissions(authority, fleet) } else { Permissions::default() }
 }
 
 /// What the server lets whoever has this do in that fleet.
@@ -108,10 +116,26 @@ proptest! {
         giver in authority(), grant in authority(), fleet in fleet(),
     ) {
         if giver.excess_of(&grant).is_none() {
-            let beyond = exceeding(
-                &permissions(&giver, &fleet), &permissions(&grant, &fleet), &fleet,
-            );
-            prop_assert_eq!(beyond, None, "{} within {}", grant, giver);
+            for now in 0..=END {
+                let giver_may = permissions_at(&giver, &fleet, now);
+                let grant_may = permissions_at(&grant, &fleet, now);
+                let beyond = exceeding(&giver_may, &grant_may, &fleet);
+                prop_assert_eq!(beyond, None, "{} within {} at {}", grant, giver, now);
+            }
+        }
+    }
+
+    /// What reaches no further is within exactly when it ends no later.
+    #[test]
+    fn an_excess_by_time_is_a_real_one(giver in authority(), grant in authority()) {
+        use canopy_api::authority::Excess;
+        let later = (0..=END).any(|now| grant.is_in_force(now) && !giver.is_in_force(now));
+        match (giver.excess_in_reach(&grant), giver.excess_of(&grant)) {
+            (None, excess) => {
+                prop_assert_eq!(matches!(excess, Some(Excess::Time { .. })), later);
+                prop_assert_eq!(excess.is_some(), later);
+            }
+            (reach, excess) => prop_assert_eq!(reach, excess),
         }
     }
 
@@ -126,7 +150,7 @@ proptest! {
             },
             hosts: own.hosts.clone().or_else(|| further.hosts.clone()),
         };
-        let grant = Authority { role: giver.role, scope: narrow(&giver.scope) };
+        let grant = Authority { scope: narrow(&giver.scope), ..giver.clone() };
         prop_assert_eq!(giver.excess_of(&grant), None);
         let viewer = Authority { role: Role::Viewer, ..grant };
         prop_assert_eq!(giver.excess_of(&viewer), None);
@@ -140,7 +164,7 @@ proptest! {
         use canopy_api::authority::Excess;
         let whole = |authority: &Authority| {
             let scope = Scope { hosts: None, ..authority.scope.clone() };
-            Authority { role: authority.role, scope }
+            Authority { scope, ..authority.clone() }
         };
         let (giver, grant) = (whole(&giver), whole(&grant));
         if let Some(Excess::Services(_)) = giver.excess_of(&grant) {
@@ -196,4 +220,105 @@ fn hosts_by_id_and_by_label_are_not_taken_for_each_other() {
     }
     // Narrowed to all hosts there are is less than not narrowed.
     assert!(admin(&["*"]).excess_of(&Authority::unlimited()).is_some());
+}
+
+/// What a verb of a central service is to somebody who is narrowed to hosts.
+enum Central {
+    /// Allowed to whoever reads: nothing is changed by it.
+    Read,
+    /// Allowed to administrators; the service compares each request with the token of who asks, as this test
+    /// of it shows.
+    Compared(&'static str),
+    /// Refused: it is done to every host.
+    Everywhere,
+    /// People have no such verbs.
+    Daemons,
+}
+
+/// Every verb of central services. A new one is decided on here.
+#[rustfmt::skip]
+const CENTRAL: [(Service, &str, Central); 35] = [
+    (Service::Registry, "health", Central::Read),
+    (Service::Registry, "version", Central::Read),
+    (Service::Registry, "list", Central::Read),
+    (Service::Registry, "describe", Central::Read),
+    (Service::Registry, "resolve", Central::Read),
+    (Service::Registry, "artifact", Central::Daemons),
+    (Service::Registry, "search", Central::Read),
+    (Service::Registry, "refresh", Central::Everywhere),
+    (Service::Registry, "publish-index", Central::Everywhere),
+    (Service::Registry, "publish-upload", Central::Everywhere),
+    (Service::Registry, "publish", Central::Everywhere),
+    (Service::Registry, "yank", Central::Everywhere),
+    (Service::Registry, "reset-index", Central::Everywhere),
+    (Service::Policy, "health", Central::Read),
+    (Service::Policy, "version", Central::Read),
+    (Service::Policy, "token-issue", Central::Compared("a_narrowed_admin_gives_no_token_beyond_its_own")),
+    (Service::Policy, "token-regenerate", Central::Compared("a_narrowed_admin_changes_no_token_that_reaches_further")),
+    (Service::Policy, "token-revoke", Central::Compared("a_narrowed_admin_changes_no_token_that_reaches_further")),
+    (Service::Policy, "token-list", Central::Read),
+    (Service::Policy, "host-enrol", Central::Compared("a_narrowed_admin_changes_no_host_beyond_its_own")),
+    (Service::Policy, "host-label", Central::Compared("a_narrowed_admin_changes_no_host_beyond_its_own")),
+    (Service::Policy, "host-revoke", Central::Compared("a_narrowed_admin_changes_no_host_beyond_its_own")),
+    (Service::Policy, "host-forget", Central::Compared("a_narrowed_admin_changes_no_host_beyond_its_own")),
+    (Service::Policy, "host-list", Central::Read),
+    (Service::Policy, "host-renew", Central::Daemons),
+    (Service::Policy, "admit", Central::Daemons),
+    (Service::Policy, "explain", Central::Read),
+    (Service::Policy, "rules", Central::Read),
+    (Service::Policy, "audit-append", Central::Daemons),
+    (Service::Policy, "audit", Central::Compared("a_narrowed_admin_reads_the_trail_of_its_own_hosts")),
+    (Service::Policy, "audit-checkpoints", Central::Compared("a_narrowed_admin_reads_the_trail_of_its_own_hosts")),
+    (Service::CertMonitor, "health", Central::Read),
+    (Service::CertMonitor, "version", Central::Read),
+    (Service::CertMonitor, "certs", Central::Read),
+    (Service::CertMonitor, "report", Central::Daemons),
+];
+
+#[test]
+fn narrowed_to_hosts_nothing_central_is_changed() {
+    let all: BTreeSet<_> = endpoint::all()
+        .filter(|spec| !spec.service.is_host_local())
+        .map(|spec| (spec.service, spec.verb))
+        .collect();
+    assert_eq!(all, CENTRAL.iter().map(|(service, verb, _)| (*service, *verb)).collect());
+    let compared_by = include_str!("../../../services/policy/tests/grants.rs");
+    let fleet: Fleet = [("a".parse().unwrap(), Some("7".to_owned()))].into();
+    let to_a = || Some(["a".parse().unwrap()].into());
+    for hosts in [
+        to_a(),
+        Some(["*".parse().unwrap()].into()),
+        Some(["label:rack=7".parse().unwrap()].into()),
+    ] {
+        let services = [None, Some(Service::ALL.into_iter().collect())];
+        for (role, services) in
+            Role::ALL.into_iter().flat_map(|role| services.clone().map(|services| (role, services)))
+        {
+            let scope = Scope { services, hosts: hosts.clone() };
+            let narrowed = permissions(&Authority::new(role, Some(&scope)), &fleet);
+            for (service, verb, central) in &CENTRAL {
+                let spec =
+                    endpoint::all().find(|s| s.service == *service && s.verb == *verb).unwrap();
+                let may = match central {
+                    Central::Read => true,
+                    Central::Compared(test) => {
+                        assert!(compared_by.contains(&format!("async fn {test}()")), "{test}");
+                        role == Role::Admin
+                    }
+                    Central::Everywhere | Central::Daemons => false,
+                };
+                let subject = subject::request(spec, &Target::Central, &me());
+                assert_eq!(narrowed.may_publish(&subject), may, "{role} {scope:?}: {subject}");
+            }
+        }
+    }
+    // Who is not narrowed to hosts is an administrator of all of it; narrowed to a service, of that one.
+    let registry = Scope { services: Some([Service::Registry].into()), hosts: None };
+    let admin = permissions(&Authority::new(Role::Admin, Some(&registry)), &fleet);
+    for (service, verb, _) in &CENTRAL {
+        let spec = endpoint::all().find(|s| s.service == *service && s.verb == *verb).unwrap();
+        let subject = subject::request(spec, &Target::Central, &me());
+        let internal = spec.class == endpoint::Class::Internal;
+        assert_eq!(admin.may_publish(&subject), *service == Service::Registry && !internal);
+    }
 }

@@ -47,6 +47,7 @@ mod config;
 mod connection;
 pub mod data;
 mod event;
+mod field_question;
 mod for_log;
 pub mod forward;
 mod header;

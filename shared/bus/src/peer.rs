@@ -4,6 +4,7 @@
 use crate::{
     call::{CallError, CallOptions},
     connection::Bus,
+    field_question,
 };
 use canopy_api::{
     endpoint::{
@@ -50,7 +51,8 @@ impl Bus {
         timeout: Duration,
     ) -> Result<(), CallError> {
         let spec = E::SPEC;
-        if spec.class == Class::Read || newer.is_empty() || *target == Target::AllHosts {
+        let is_question = spec.class == Class::Read || spec.verb == field_question::VERB;
+        if is_question || newer.is_empty() || *target == Target::AllHosts {
             return Ok(());
         }
         let Ok(request) = serde_json::to_value(request) else { return Ok(()) };
@@ -59,7 +61,7 @@ impl Bus {
             return Ok(());
         }
         self.ensure(
-            spec.service,
+            (spec.service, spec.class),
             (spec.verb, &used.into_iter().collect::<Vec<_>>()),
             target,
             Some(timeout),
@@ -69,12 +71,12 @@ impl Bus {
 
     async fn ensure(
         &self,
-        service: Service,
+        (service, class): (Service, Class),
         (verb, used): (&str, &[String]),
         target: &Target,
         timeout: Option<Duration>,
     ) -> Result<(), CallError> {
-        let Some(peer) = self.peer(service, target, timeout).await else { return Ok(()) };
+        let Some(peer) = self.peer((service, class), target, timeout).await else { return Ok(()) };
         let who = match target {
             Target::Host(host) => format!("host {host} runs canopy-{service} {}", peer.version),
             Target::Central | Target::AllHosts => {
@@ -107,7 +109,7 @@ impl Bus {
     /// The service at the other end; nothing where it does not say, or cannot be asked.
     async fn peer(
         &self,
-        service: Service,
+        (service, class): (Service, Class),
         target: &Target,
         timeout: Option<Duration>,
     ) -> Option<Peer> {
@@ -123,8 +125,39 @@ impl Bus {
         if !self.wait_link(patience).await {
             return None;
         }
+        let version = match self.version_under(service, class, target, patience).await {
+            // A release that answers it as a read alone.
+            None | Some(Err(CallError::NoResponders { .. })) => {
+                self.version_by_read(service, target, patience).await
+            }
+            Some(outcome) => outcome,
+        };
+        let Version { version, fields, .. } = version.ok()?;
+        let fields = fields.unwrap_or_else(|| known::before(service));
+        let peer = Peer { version, fields, asked: Instant::now() };
+        self.shared.keep_peer(name, peer.clone());
+        Some(peer)
+    }
+
+    /// The question under a class of changes, which waits behind no read.
+    fn version_under<'a>(
+        &'a self,
+        service: Service,
+        class: Class,
+        target: &'a Target,
+        patience: Duration,
+    ) -> BoxFuture<'a, Option<Result<Version, CallError>>> {
+        Box::pin(field_question::ask(self, (service, class), target, patience))
+    }
+
+    async fn version_by_read(
+        &self,
+        service: Service,
+        target: &Target,
+        patience: Duration,
+    ) -> Result<Version, CallError> {
         let ask = |fields| self.version_of(service, target, fields, patience);
-        let version = match ask(true).await {
+        match ask(true).await {
             // A release that cannot say which fields it has.
             Err(CallError::Api(error))
                 if error.code == Code::Unsupported || error.code == Code::Invalid =>
@@ -132,12 +165,7 @@ impl Bus {
                 ask(false).await
             }
             outcome => outcome,
-        };
-        let Version { version, fields, .. } = version.ok()?;
-        let fields = fields.unwrap_or_else(|| known::before(service));
-        let peer = Peer { version, fields, asked: Instant::now() };
-        self.shared.keep_peer(name, peer.clone());
-        Some(peer)
+        }
     }
 
     fn version_of<'a>(

@@ -4,6 +4,7 @@ use crate::{
     codec::Encoding,
     config::BusError,
     connection::{Bus, ENDING, Link, random_token},
+    field_question,
     idempotency::Table,
     lanes::{self, Lanes},
     limits::Limits,
@@ -293,6 +294,9 @@ impl Server {
             }
         }
         tasks.spawn(Arc::clone(&desk).report_refused(draining.clone()));
+        let (bus, service, host) = (&self.bus, self.service, self.host.as_ref());
+        let asked = field_question::Asked { bus, service, host, me: &me };
+        subjects.extend(asked.serve(&tasks, &draining).await?);
         subjects.extend(self.discovery(me, statistics, &tasks, &draining).await?);
 
         // Refused subscriptions are known only by what the server says; by the time a message has

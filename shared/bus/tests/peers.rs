@@ -234,6 +234,62 @@ async fn this_release_tells_its_fields_where_they_are_asked_for() {
     web1_loader.stop().await;
 }
 
+/// The question before a change waits behind no read: a service whose reads are flooded is asked under the class
+/// of the change.
+#[tokio::test]
+async fn the_question_before_a_change_is_no_read() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let flooded = common::raw(&server, "h-web1-loader").await;
+    let subject = |verb| format!("canopy.v1.rpc.loader.{verb}.web1.*");
+    let mut reads = flooded.client.subscribe(subject("read.version")).await.unwrap();
+    let mut questions = flooded.client.subscribe(subject("write.version")).await.unwrap();
+    let echo = "_INBOX.h-web1-loader.h-web1-loader.x";
+    flooded.ask(echo, echo, HeaderMap::new(), "").await.expect("an echo");
+    let client = flooded.client.clone();
+    let answering = tokio::spawn(async move {
+        let question = questions.next().await.unwrap();
+        let answer = json!({ "service": "loader", "version": "0.3.0", "host": "web1",
+                             "fields": { "apply": ["document", "dry_run"] } });
+        let answer = rmp_serde::to_vec_named(&answer).unwrap();
+        client.publish(question.reply.unwrap(), answer.into()).await.unwrap();
+    });
+    let operator = connect(&server, "u-operator").await;
+    let error = operator.call::<LaterApply>(&web1(), &request(Some(2))).await.unwrap_err();
+    refused(&error.to_api_error(), "0.3.0", "rollout");
+    answering.await.unwrap();
+    // What it says is believed for a while.
+    operator.call::<LaterApply>(&web1(), &request(Some(2))).await.unwrap_err();
+    flooded.ask(echo, echo, HeaderMap::new(), "").await.expect("an echo");
+    let asked = tokio::time::timeout(Duration::ZERO, reads.next()).await;
+    assert!(asked.is_err(), "{asked:?} was read");
+}
+
+/// It is answered by this release, to whoever may change something and into their own inbox alone.
+#[tokio::test]
+async fn the_question_before_a_change_is_for_who_may_change() {
+    let server = NatsServer::start(&["web1"]).unwrap();
+    let web1_loader = loader(&server, "web1").await;
+    let subject = |who| format!("canopy.v1.rpc.loader.write.version.web1.{who}");
+    let mut viewer = common::raw(&server, "u-viewer").await;
+    let mut heard = viewer.client.subscribe("_INBOX.u-viewer.>").await.unwrap();
+    viewer.client.publish(subject("u-viewer"), "".into()).await.unwrap();
+    viewer.expect_refused("loader.write.version").await;
+
+    let operator = common::raw(&server, "u-operator").await;
+    let others = "_INBOX.u-viewer.h-web1-loader.1";
+    let question = operator.client.publish_with_reply(subject("u-operator"), others, "".into());
+    question.await.unwrap();
+    let own = "_INBOX.u-operator.h-web1-loader.1";
+    let answer = operator.ask(&subject("u-operator"), own, HeaderMap::new(), "").await;
+    let version: Value = rmp_serde::from_slice(&answer.expect("an answer").payload).unwrap();
+    assert!(version["fields"]["apply"].as_array().unwrap().contains(&json!("atomic")));
+    viewer.client.flush().await.unwrap();
+    let answered = tokio::time::timeout(Duration::ZERO, heard.next()).await;
+    assert!(answered.is_err(), "{answered:?} in another's inbox");
+    assert_eq!(web1_loader.applied.load(Ordering::SeqCst), 0);
+    web1_loader.stop().await;
+}
+
 /// Who does not say what it knows is sent the request: it refuses what it does not know itself.
 #[tokio::test]
 async fn a_silent_receiver_is_not_waited_for_long() {

@@ -91,7 +91,7 @@ pub struct TokenArgs {
     /// a pattern
     #[arg(long, value_name = "KIND=NAME", value_parser = san)]
     pub san: Option<SanPattern>,
-    /// When it ends by itself, from now: 90d [default: valid until regenerated or revoked]
+    /// When it ends by itself, from now: 90d [default: when your own token ends, else valid until regenerated or revoked]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub expires: Option<Duration>,
     /// Write the token to this new file, mode 0600, instead of showing it

@@ -2,7 +2,7 @@
 
 use super::{
     downgrade::{Downgrade, downgrades},
-    handover::{Aliases, Described, Handover, described, handovers, lost, path_of},
+    handover::{Aliases, Described, Handover, Lost, described, handovers, lost, path_of},
     plan::Asked,
     resolve::Wish,
     sharing::{self, SharedOf},
@@ -76,23 +76,27 @@ impl Changes<'_> {
         (items.0, downgrades)
     }
 
-    /// The programs that go, from where they are described and from chains that are there.
+    /// The programs that go, or that packets no longer reach, from where they are described and from chains that
+    /// are there.
     fn lost(&self, handovers: &[Handover<'_>]) -> Vec<AdmissionItem> {
         let mut items = Vec::new();
         for one in handovers {
-            items.extend(one.lost().map(|program| AdmissionItem {
+            items.extend(one.lost().map(|lost| AdmissionItem {
                 within: one.within.clone(),
-                path: one.wish.path.clone(),
-                ..part(AdmissionVerb::Delete, &one.place, program)
+                path: lost.behind.map_or(one.wish.path.clone(), |it| path_of(one.wish, &it.name)),
+                ..deleted(&one.place, lost)
             }));
         }
         for asked in self.asked {
             let Some(chain) = self.state.chains.get(&asked.key) else { continue };
-            let target = asked.key.clone().into();
-            items.extend(lost(&chain.wanted, asked.wanted.as_ref()).map(|program| AdmissionItem {
-                path: asked.path.clone(),
-                ..part(AdmissionVerb::Delete, &target, program)
-            }));
+            let target = Target::from(asked.key.clone());
+            let gone = lost(target.hook, &chain.wanted, asked.wanted.as_ref());
+            items.extend(
+                gone.map(|lost| AdmissionItem {
+                    path: asked.path.clone(),
+                    ..deleted(&target, lost)
+                }),
+            );
         }
         for Displaced { chain, by } in self.displaced {
             let Some(record) = self.state.chains.get(chain) else { continue };
@@ -101,10 +105,10 @@ impl Changes<'_> {
             // A chain that is changed itself leaves that interface with all it has.
             let wanted = of(by).and_then(|asked| asked.wanted.as_ref());
             // By the name that it has in the state, and by the one that its interface has now.
-            for target in [chain.clone().into(), by.clone().into()] {
-                items.extend(lost(&record.wanted, wanted).map(|program| AdmissionItem {
+            for target in [Target::from(chain.clone()), by.clone().into()] {
+                items.extend(lost(target.hook, &record.wanted, wanted).map(|lost| AdmissionItem {
                     path: asked.map(|asked| asked.path.clone()).unwrap_or_default(),
-                    ..part(AdmissionVerb::Delete, &target, program)
+                    ..deleted(&target, lost)
                 }));
             }
         }
@@ -147,6 +151,13 @@ fn applied(
         publisher: program.publisher.clone(),
         path,
         ..part(AdmissionVerb::Apply, target, program)
+    }
+}
+
+fn deleted(target: &Target, lost: Lost<'_>) -> AdmissionItem {
+    AdmissionItem {
+        behind: lost.behind.map(|it| it.name.clone()),
+        ..part(AdmissionVerb::Delete, target, lost.program)
     }
 }
 

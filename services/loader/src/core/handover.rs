@@ -8,7 +8,7 @@ use super::{
     resolve::Wish,
     state::{State, Wanted, WantedProgram},
 };
-use canopy_api::{InterfaceSelector, Netns, ProgramName, Target};
+use canopy_api::{Hook, InterfaceSelector, Netns, ProgramName, Target, VerdictSet};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -174,23 +174,52 @@ fn is_below(below: &Target, above: &Target, aliases: &Aliases) -> bool {
 }
 
 impl Handover<'_> {
-    /// The programs that go. One that stays under its name with another package goes; so does one that
-    /// changes its name.
-    pub fn lost(&self) -> impl Iterator<Item = &WantedProgram> {
-        lost(self.before, self.after)
+    /// The programs that go, and those that packets would no longer reach.
+    pub fn lost(&self) -> impl Iterator<Item = Lost<'_>> {
+        lost(self.place.hook, self.before, self.after)
     }
 }
 
+/// A program that a chain would lose, for all packets or for some.
+#[derive(Clone, Copy, Debug)]
+pub struct Lost<'a> {
+    /// The program.
+    pub program: &'a WantedProgram,
+    /// Where it stays in the chain: the one that would run before it and end the chain for packets that reach
+    /// it now.
+    pub behind: Option<&'a WantedProgram>,
+}
+
 /// The programs of a chain that it would lose.
+///
+/// One that stays under its name with another package goes; so does one that changes its name. One that
+/// stays is lost for the packets that an earlier program would end the chain for: each that runs before it
+/// has to go on after every verdict that it went on after before, and one that did not run before it after
+/// those that a chain of that hook goes on after by default.
 pub fn lost<'a>(
+    hook: Hook,
     before: &'a Wanted,
     after: Option<&'a Wanted>,
-) -> impl Iterator<Item = &'a WantedProgram> {
-    let stays = move |program: &WantedProgram| {
-        let same = |p: &WantedProgram| p.name == program.name && p.package == program.package;
-        after.is_some_and(|after| after.programs.iter().any(same))
-    };
-    before.programs.iter().filter(move |program| !stays(program))
+) -> impl Iterator<Item = Lost<'a>> {
+    before.programs.iter().enumerate().filter_map(move |(place, program)| {
+        let gone = Some(Lost { program, behind: None });
+        let Some(after) = after else { return gone };
+        let Some(now) = after.programs.iter().position(|one| same(one, program)) else {
+            return gone;
+        };
+        let handed_on = |earlier: &WantedProgram| {
+            let known = before.programs.iter().take(place).find(|one| same(one, earlier));
+            known.map_or(VerdictSet::default_for(hook), |one| one.proceed_on)
+        };
+        let mut earlier = after.programs.iter().take(now);
+        let behind = earlier.find(|one| !one.proceed_on.covers(handed_on(one)))?;
+        Some(Lost { program, behind: Some(behind) })
+    })
+}
+
+/// Whether two are one program of a chain, of whichever version.
+fn same(one: &WantedProgram, other: &WantedProgram) -> bool {
+    one.name == other.name && one.package == other.package
 }
 
 /// Where a request names a program, or else the chain.
@@ -202,6 +231,7 @@ pub fn path_of(wish: &Wish, program: &ProgramName) -> String {
 mod tests {
     use super::*;
     use crate::core::state::tests::wanted;
+    use canopy_api::Verdict;
 
     const HOOK: canopy_api::Hook = canopy_api::Hook::Xdp;
 
@@ -230,7 +260,10 @@ mod tests {
             .flat_map(|one| {
                 let within = one.within.as_ref().map(|it| format!(" within {it}"));
                 let place = format!("{}{}", one.place.interface, within.unwrap_or_default());
-                one.lost().map(move |program| format!("{} on {place}", program.name))
+                one.lost().map(move |lost| {
+                    let behind = lost.behind.map(|it| format!(" behind {}", it.name));
+                    format!("{}{} on {place}", lost.program.name, behind.unwrap_or_default())
+                })
             })
             .collect();
         told.sort();
@@ -270,6 +303,64 @@ mod tests {
         assert_eq!(goes(none, &[wish("eth1", &[])]), ["block on eth1"]);
         let lo: &[(&str, &[&str])] = &[("*", &["block"]), ("lo", &["block"])];
         assert_eq!(goes(lo, &[wish("lo", &[])]), ["block on lo"], "a pattern leaves it out");
+    }
+
+    /// A chain of these programs, each with the names of the verdicts that it goes on after.
+    fn in_order(hook: Hook, programs: &[(&str, &[&str])]) -> Wanted {
+        let names: Vec<&str> = programs.iter().map(|(name, _)| *name).collect();
+        let mut chain = wanted(&names);
+        for (program, (_, verdicts)) in chain.programs.iter_mut().zip(programs) {
+            let verdicts = verdicts.iter().map(|name| Verdict::parse(hook, name).unwrap());
+            program.proceed_on = verdicts.collect();
+        }
+        chain
+    }
+
+    #[test]
+    fn a_program_behind_one_that_ends_the_chain_is_lost() {
+        type Programs<'a> = &'a [(&'a str, &'a [&'a str])];
+        let told = |hook, before: Programs<'_>, after: Programs<'_>| -> Vec<String> {
+            let (before, after) = (in_order(hook, before), in_order(hook, after));
+            lost(hook, &before, Some(&after))
+                .map(|lost| match lost.behind {
+                    Some(behind) => format!("{} behind {}", lost.program.name, behind.name),
+                    None => lost.program.name.to_string(),
+                })
+                .collect()
+        };
+        let xdp = |before: Programs<'_>, after: Programs<'_>| told(Hook::Xdp, before, after);
+        let block: (&str, &[&str]) = ("block", &["pass"]);
+        let meter: (&str, &[&str]) = ("meter", &["pass"]);
+        // One that is put before it.
+        assert_eq!(xdp(&[block], &[("meter", &[]), block]), ["block behind meter"]);
+        assert_eq!(xdp(&[block], &[("meter", &["drop"]), block]), ["block behind meter"]);
+        assert_eq!(xdp(&[block], &[meter, block]), [""; 0]);
+        assert_eq!(xdp(&[block], &[block, ("meter", &[])]), [""; 0]);
+        // One that was there, and hands less on; though it hands on what is the default.
+        assert_eq!(xdp(&[meter, block], &[("meter", &[]), block]), ["block behind meter"]);
+        let more: (&str, &[&str]) = ("meter", &["pass", "tx"]);
+        assert_eq!(xdp(&[more, block], &[meter, block]), ["block behind meter"]);
+        assert_eq!(xdp(&[meter, block], &[more, block]), [""; 0]);
+        // It was so before.
+        assert_eq!(xdp(&[("meter", &[]), block], &[("meter", &[]), block]), [""; 0]);
+        // The two change places, or there is another in its place.
+        let ends: (&str, &[&str]) = ("meter", &[]);
+        assert_eq!(xdp(&[block, ends], &[ends, block]), ["block behind meter"]);
+        assert_eq!(xdp(&[ends, block], &[("other", &[]), block]), ["meter", "block behind other"]);
+        // Not the nearest one.
+        let third: (&str, &[&str]) = ("third", &["pass"]);
+        assert_eq!(
+            xdp(&[third, block], &[ends, third, block]),
+            ["third behind meter", "block behind meter"]
+        );
+        let tc = |after: Programs<'_>| {
+            told(Hook::TcEgress, &[("block", &["ok", "pipe", "unspec"])], after)
+        };
+        let block: (&str, &[&str]) = ("block", &["ok", "pipe", "unspec"]);
+        assert_eq!(tc(&[("meter", &["ok", "pipe", "unspec"]), block]), [""; 0]);
+        for some in [&["ok", "pipe"], &["ok", "unspec"], &["pipe", "unspec"]] {
+            assert_eq!(tc(&[("meter", some), block]), ["block behind meter"]);
+        }
     }
 
     #[test]

@@ -340,7 +340,8 @@ pub(crate) mod tests {
             choice: None,
             function: "main".to_owned(),
             priority: 1,
-            proceed_on: VerdictSet::from_bits(1),
+            // XDP's `pass`.
+            proceed_on: VerdictSet::from_bits(4),
             frags: false,
             config: Map::new(),
         });

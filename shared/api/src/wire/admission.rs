@@ -122,6 +122,10 @@ pub struct AdmissionItem {
     /// The exact version; of a downgrade the one it goes back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<semver::Version>,
+    /// Of a delete: the program of the chain that would run before this one and end the chain for packets that
+    /// reach it now. It stays in the chain, and is deleted for those packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<ProgramName>,
     /// The public key whose signature the loader has verified; only of what is applied or shares a map.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
@@ -148,6 +152,7 @@ impl AdmissionItem {
             program: None,
             package: None,
             version: None,
+            behind: None,
             publisher: None,
             map: None,
             shared_with: None,
@@ -164,6 +169,9 @@ impl fmt::Display for AdmissionItem {
             (Some(package), Some(version)) => write!(f, " {package} {version}")?,
             (Some(package), None) => write!(f, " {package}")?,
             (None, _) => {}
+        }
+        if let Some(other) = &self.behind {
+            write!(f, " behind {other}")?;
         }
         if let Some(map) = &self.map {
             write!(f, " map {map}")?;

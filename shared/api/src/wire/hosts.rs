@@ -19,7 +19,7 @@ pub struct HostEnrolRequest {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Seconds within which the host has to connect for the first time; then the enrolment is void.
-    /// Default: an hour.
+    /// Default: an hour. It ends with the token of who enrols, where that ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
     /// In place of an enrolment there is: its certificates are worth nothing from now on, and its

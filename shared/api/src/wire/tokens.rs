@@ -50,7 +50,8 @@ pub struct TokenIssueRequest {
     /// Which certificate it goes with. Needed for `admin` and `publisher`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<Binding>,
-    /// Seconds until it ends by itself. Without it, it is valid until regenerated or revoked.
+    /// Seconds until it ends by itself, no later than the token of who asks. Without it, it ends when that
+    /// one does, or is valid until regenerated or revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
 }
@@ -65,7 +66,8 @@ pub struct TokenRegenerateRequest {
     /// Another certificate to go with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<Binding>,
-    /// Seconds until it ends by itself. Without it, it is valid until regenerated or revoked.
+    /// Seconds until it ends by itself, no later than the token of who asks. Without it, it ends when that
+    /// one does, or is valid until regenerated or revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
 }

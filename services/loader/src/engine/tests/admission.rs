@@ -158,6 +158,78 @@ fn an_apply_that_leaves_a_program_out_deletes_it() {
     assert_eq!(parts(&world, &engine, nothing("eth1")), ["delete on eth1/xdp"]);
 }
 
+/// A chain of programs that are called as their packages, each with its priority and what it goes on after.
+fn ordered(interface: &str, programs: &[(&str, u16, Option<&[&str]>)]) -> Value {
+    let programs: Vec<Value> = programs
+        .iter()
+        .map(|(package, priority, proceed_on)| {
+            json!({ "name": package, "package": package, "priority": priority,
+                "proceed_on": proceed_on, "config": { "ports": [] } })
+        })
+        .collect();
+    document(&[json!({ "interface": interface, "hook": "xdp", "programs": programs })])
+}
+
+#[test]
+fn a_program_that_stays_and_is_not_reached_is_deleted() {
+    let world = World::new();
+    let engine = world.start();
+    let (block, end): (_, Option<&[&str]>) = (("block", 100, None), Some(&[]));
+    ask(&world, &engine, ordered("eth0", &[block])).unwrap();
+    let behind = |place: &str| Err(vec![format!("delete block 1.0.0 behind limit on {place}")]);
+    // One that is put before it.
+    for verdicts in [&[][..], &["drop"], &["tx", "redirect"]] {
+        let before = ordered("eth0", &[block, ("limit", 99, Some(verdicts))]);
+        assert_eq!(ask(&world, &engine, before), behind("eth0/xdp"), "{verdicts:?}");
+    }
+    let wishes = world.wishes(ordered("eth0", &[block, ("limit", 99, end)])).unwrap();
+    let proposal = engine.propose_apply(wishes, &options()).unwrap();
+    let item = proposal.parts().iter().find(|item| item.behind.is_some()).unwrap();
+    assert_eq!(item.path, "document.chains[0].programs[1]", "the one that ends the chain");
+    // What is first by its name of one priority is before it too: "block" is, and "limit" is not.
+    ask(&world, &engine, ordered("eth0", &[block, ("limit", 100, end)])).unwrap();
+    // The two change places; one that hands on does.
+    let swapped = [("block", 101, None), ("limit", 100, end)];
+    assert_eq!(ask(&world, &engine, ordered("eth0", &swapped)), behind("eth0/xdp"));
+    ask(&world, &engine, ordered("eth0", &[block, ("limit", 9, Some(&["pass", "tx"]))])).unwrap();
+    // One before it that hands less on than it did.
+    for verdicts in [Some(&[][..]), Some(&["tx"]), Some(&["pass"]), None] {
+        let less = ordered("eth0", &[block, ("limit", 9, verdicts)]);
+        assert_eq!(ask(&world, &engine, less), behind("eth0/xdp"), "{verdicts:?}");
+    }
+    ask(&world, &engine, ordered("eth0", &[block])).unwrap();
+    assert_eq!(packages(&engine, "eth0"), ["block"]);
+
+    // On interfaces to come: in the selector itself, by a narrower one, by one that comes into its own.
+    ask(&world, &engine, ordered("new*", &[block])).unwrap();
+    for place in ["new*", "new1*", "new7"] {
+        let before = ordered(place, &[block, ("limit", 99, end)]);
+        assert_eq!(ask(&world, &engine, before), behind(&format!("{place}/xdp")), "{place}");
+    }
+    ask(&world, &engine, ordered("*", &[block, ("limit", 99, end)])).unwrap();
+    let uncovered = ask(&world, &engine, nothing("new*"));
+    assert_eq!(uncovered, behind("new*/xdp"));
+    let delete = engine.propose_delete(&deletion(&eth0(), None), &options()).unwrap();
+    assert_eq!(denied(&rules(RULES), delete.parts()), behind("eth0/xdp").unwrap_err());
+}
+
+#[test]
+fn a_chain_that_was_renamed_keeps_its_programs_reached() {
+    let world = World::new();
+    let engine = world.start();
+    let block = ("block", 100, None);
+    ask(&world, &engine, ordered("eth0", &[block])).unwrap();
+    world.kernel.rename_interface(&name("eth0"), &name("wan0"));
+    let before = ordered("wan0", &[block, ("limit", 99, Some(&[]))]);
+    assert_eq!(
+        ask(&world, &engine, before).unwrap_err(),
+        [
+            "delete block 1.0.0 behind limit on eth0/xdp",
+            "delete block 1.0.0 behind limit on wan0/xdp"
+        ]
+    );
+}
+
 #[test]
 fn what_a_selector_takes_over_is_deleted_there() {
     let world = World::new();

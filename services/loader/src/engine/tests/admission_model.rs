@@ -112,7 +112,33 @@ fn every() -> Vec<Possible> {
     NAMES.into_iter().flat_map(flags).collect()
 }
 
-type Programs = BTreeSet<PackageName>;
+/// The packages of a chain.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Programs {
+    has: BTreeSet<PackageName>,
+    /// Those that a packet comes to which every program passes.
+    reached: BTreeSet<PackageName>,
+}
+
+impl Programs {
+    /// Of programs in their order, each with what it goes on after.
+    fn of<'a>(programs: impl IntoIterator<Item = (&'a PackageName, &'a [String])>) -> Self {
+        let (mut all, mut goes_on) = (Self::default(), true);
+        for (package, proceed_on) in programs {
+            all.has.insert(package.clone());
+            if goes_on {
+                all.reached.insert(package.clone());
+            }
+            goes_on &= proceed_on.iter().any(|verdict| verdict == "pass");
+        }
+        all
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.has.extend(other.has);
+        self.reached.extend(other.reached);
+    }
+}
 
 /// What the host says that is described, by selector or name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -130,7 +156,8 @@ impl Described {
             drained: told.drained,
             by_name: own
                 .map(|chain| {
-                    let programs = chain.programs.iter().map(|p| p.package.clone()).collect();
+                    let programs =
+                        Programs::of(chain.programs.iter().map(|p| (&p.package, &*p.proceed_on)));
                     (chain.interface.to_string(), programs)
                 })
                 .collect(),
@@ -138,7 +165,8 @@ impl Described {
                 .selectors
                 .iter()
                 .map(|one| {
-                    let programs = one.programs.iter().map(|p| p.package.clone()).collect();
+                    let programs =
+                        Programs::of(one.programs.iter().map(|p| (&p.package, &*p.proceed_on)));
                     (one.interface.to_string(), programs)
                 })
                 .collect(),
@@ -175,7 +203,7 @@ fn running(world: &World, engine: &Engine<FakeKernel>) -> BTreeMap<u32, (String,
     let interfaces = world.kernel.interfaces(None).unwrap();
     let mut running = BTreeMap::new();
     for Interface { index, name, .. } in &interfaces {
-        running.insert(*index, (name.to_string(), Programs::new()));
+        running.insert(*index, (name.to_string(), Programs::default()));
     }
     for seen in world.kernel.observe().unwrap() {
         let on = match (&seen.state, &seen.away) {
@@ -188,7 +216,7 @@ fn running(world: &World, engine: &Engine<FakeKernel>) -> BTreeMap<u32, (String,
         };
         let there = interfaces.iter().find(|one| one.name == on);
         let Some(slot) = there.and_then(|one| running.get_mut(&one.index)) else { continue };
-        slot.1.extend(chain.programs.iter().map(|program| program.package.clone()));
+        slot.1.extend(Programs::of(chain.programs.iter().map(|p| (&p.package, &*p.proceed_on))));
     }
     running
 }
@@ -285,8 +313,8 @@ impl Run {
                 may.extend(described.on(&possible(true)));
             }
             may.extend(before[&interface.index].1.clone());
-            let has = &after[&interface.index].1;
-            assert!(has.is_subset(&may), "{known}: {has:?} is not in {may:?}");
+            let has = &after[&interface.index].1.has;
+            assert!(has.is_subset(&may.has), "{known}: {has:?} is not in {may:?}");
         }
     }
 
@@ -313,7 +341,17 @@ impl Run {
                 _ => &[("a", "block", &[])],
             };
             let place = self.dice.of(&all);
-            chains.insert(place, chain(place, programs));
+            let mut chain = chain(place, programs);
+            for program in chain["programs"].as_array_mut().unwrap() {
+                if self.dice.one_in(3) {
+                    program["priority"] = json!(self.dice.of(&[1, 2000]));
+                }
+                if self.dice.one_in(3) {
+                    program["proceed_on"] =
+                        self.dice.of(&[&[][..], &["drop"], &["pass", "tx"]]).into();
+                }
+            }
+            chains.insert(place, chain);
         }
         let chains: Vec<_> = chains.into_values().collect();
         let atomic = self.dice.one_in(3);
@@ -384,7 +422,7 @@ impl Run {
             assert_eq!(&nothing, before, "a drain describes nothing");
             if after.drained != before.drained {
                 for possible in every() {
-                    for package in before.on(&possible) {
+                    for package in before.on(&possible).has {
                         assert!(self.allows_on(verb, &package, possible.name), "{possible:?}");
                     }
                 }
@@ -394,11 +432,13 @@ impl Run {
         assert_eq!(after.drained, before.drained);
         for possible in every() {
             let (old, new) = (before.on(&possible), after.on(&possible));
-            for package in old.difference(&new) {
+            // For all packets, or for those that all programs pass.
+            let gone = old.has.difference(&new.has).chain(old.reached.difference(&new.reached));
+            for package in gone {
                 let may = self.allows_on(AdmissionVerb::Delete, package, possible.name);
                 assert!(may, "{package} goes from {possible:?}: {before:?} {after:?}");
             }
-            for package in new.difference(&old) {
+            for package in new.has.difference(&old.has) {
                 let may = self.allows_on(AdmissionVerb::Apply, package, possible.name);
                 assert!(may, "{package} comes to {possible:?}: {before:?} {after:?}");
             }
@@ -412,7 +452,8 @@ impl Run {
             let may = |verb, package: &PackageName| {
                 self.allows_on(verb, package, then) || self.allows_on(verb, package, &now)
             };
-            for package in had.difference(&has) {
+            let gone = had.has.difference(&has.has).chain(had.reached.difference(&has.reached));
+            for package in gone {
                 assert!(
                     may(AdmissionVerb::Delete, package),
                     "{package} is off {then}, {now} by {told:?}"
