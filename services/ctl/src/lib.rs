@@ -18,6 +18,7 @@ pub mod complete;
 pub mod context;
 pub mod failure;
 pub mod files;
+pub mod grant;
 pub mod input;
 pub mod interrupt;
 pub mod output;

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use canopy_api::{
     ApiError, Code,
     endpoint::{Service, loader, policy, registry},
@@ -373,6 +374,40 @@ async fn hosts_chains_and_programs_are_shown_in_every_format() {
     let nothing = fleet.canopy("get packages");
     assert!(nothing.status.success() && nothing.stdout.is_empty());
     assert_eq!(fleet.ok("get packages -o json"), "{\n  \"packages\": []\n}\n");
+}
+
+/// The stand-ins and the server let everybody through: whom the program asks is what is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_some_hosts_asks_only_these() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let narrowed = |scope: &Value| {
+        let claims = json!({ "sub": "u-viewer", "role": "viewer", "scope": scope }).to_string();
+        let token = format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        let file = fleet.dir.path().join("narrowed.token");
+        canopy_test_support::nats::private_file(&file, &token).unwrap();
+    };
+    let get = |line: &str| format!("{line} --context viewer --token-file narrowed.token");
+    narrowed(&json!({ "hosts": ["web1"] }));
+    assert_eq!(fleet.ok(&get("get chains -o name")), "web1/eth0/xdp\n");
+    assert_eq!(fleet.ok(&get("get programs -A -o name")), "web1/eth0/xdp/limit\n");
+    assert_eq!(fleet.ok(&get("get hosts -o name")), "web1\n");
+    assert!(fleet.ok(&get("describe chain eth0 xdp -o json")).contains("\"web1\""));
+    let top = fleet.ok(&get("top --interval 200ms -o json"));
+    assert!(top.contains("\"web1\"") && !top.contains("\"web2\""), "{top}");
+    let error = fleet.fails(2, &get("describe host"));
+    assert!(error.contains("there is web1)"), "{error}");
+    // Policy is away: who is meant by a pattern is not known, and nobody is asked instead.
+    narrowed(&json!({ "hosts": ["web*", "label:rack=7"] }));
+    let error = fleet.fails(6, &get("get chains"));
+    assert!(error.contains("for the hosts web*, label:rack=7"), "{error}");
+    assert!(error.contains("--host HOST"), "{error}");
+    assert_eq!(fleet.ok(&get("get chains -o name --host web2")), "web2/eth0/xdp\n");
+    fleet.policy(&[("web1", "revoked"), ("web2", "active"), ("web3", "active")]).await;
+    let output = fleet.canopy(&get("get chains -o name"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "web2/eth0/xdp\n", "{error}");
+    assert!(error.contains("1 of 2 enrolled hosts did not answer"), "{error}");
+    assert_eq!(output.status.code(), Some(9));
 }
 
 #[tokio::test(flavor = "multi_thread")]
