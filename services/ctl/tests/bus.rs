@@ -13,8 +13,8 @@ use canopy_api::{
     ApiError, Code,
     endpoint::{Service, loader, policy, registry},
     wire::{
-        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply, ResetHostRequest,
-        ResetIndexReply, ResetRepositoryRequest,
+        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply, MapChangeReply,
+        MapDeleteRequest, ResetHostRequest, ResetIndexReply, ResetRepositoryRequest,
         hosts::{HostListReply, HostRecord},
     },
 };
@@ -184,8 +184,12 @@ impl Fleet {
             })
             .collect();
         let bus = bus(&self.server, "s-policy").await;
-        let stand_in = Server::new(bus, Service::Policy, None).handle::<policy::HostList, _, _>(
-            move |_, request| {
+        let absent = |what: &str| ApiError::new(Code::NotFound, format!("there is no {what}"));
+        let stand_in = Server::new(bus, Service::Policy, None)
+            .handle::<policy::TokenRevoke, _, _>(move |_, _| async move { Err(absent("token")) })
+            .handle::<policy::HostRevoke, _, _>(move |_, _| async move { Err(absent("host")) })
+            .handle::<policy::HostForget, _, _>(move |_, _| async move { Err(absent("host")) })
+            .handle::<policy::HostList, _, _>(move |_, request| {
                 let behind = |record: &&HostRecord| {
                     request.after.as_ref().is_none_or(|after| record.host > *after)
                 };
@@ -193,8 +197,7 @@ impl Fleet {
                 let next = (hosts.len() > 2).then(|| hosts[1].host.clone());
                 hosts.truncate(2);
                 async move { Ok(HostListReply { hosts, next }) }
-            },
-        );
+            });
         serve(stand_in, &self.stop).await;
     }
 
@@ -277,6 +280,22 @@ impl Fleet {
             })
             .handle::<loader::MapFollow, _, _>(|_, _| async {
                 Err(ApiError::new(Code::Unavailable, "nothing is followed here"))
+            })
+            .handle::<loader::MapDelete, _, _>(move |_, request: MapDeleteRequest| async move {
+                let MapDeleteRequest { map, mut keys, dry_run } = request;
+                let changed = keys.iter().filter(|key| **key == 80).count() as u64;
+                keys.retain(|key| *key != 80);
+                let host = host.parse().unwrap();
+                let notes = Vec::new();
+                Ok(MapChangeReply {
+                    host,
+                    map,
+                    generation: 4,
+                    dry_run,
+                    changed,
+                    absent: keys,
+                    notes,
+                })
             })
             .handle::<loader::ResetIndex, _, _>(move |_, request: ResetHostRequest| async move {
                 if host == "web2" {
@@ -846,6 +865,31 @@ async fn what_is_not_there_is_not_deleted() {
     assert!(said.contains("there is no chain eth8/xdp\n  at: b.yaml: chains[0]\n"), "{said}");
     fleet.ok("delete -f a.yaml -f b.yaml --host web1 --ignore-not-found");
     fleet.ok("delete -f a.yaml --host web1");
+    // A name that is no host's is a mistake of another kind.
+    for line in ["delete chain eth7 xdp", "delete program limti", "delete -f b.yaml"] {
+        let error = fleet.fails(4, &format!("{line} --ignore-not-found --host wbe1"));
+        assert!(error.contains("there is no host \"wbe1\""), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_of_what_does_not_exist_exit_with_not_found() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.policy(&[("web1", "active")]).await;
+    let map = "map delete eth0 xdp limit ports --host web1";
+    assert_eq!(fleet.ok(&format!("{map} 80")), "web1: 1 entry of eth0/xdp/limit/ports removed\n");
+    let output = fleet.canopy(&format!("{map} 80 81 82"));
+    assert_eq!(output.status.code(), Some(4));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.starts_with("web1: 1 entry of"), "{shown}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("eth0/xdp/limit/ports has no entry for 81, nor for 1 more"), "{error}");
+    fleet.fails(4, &format!("{map} 81 --dry-run"));
+    assert!(fleet.ok(&format!("{map} 81 --ignore-not-found")).contains("not there: 81"));
+    for line in ["token revoke u-bob", "host revoke web9", "host forget web9"] {
+        assert!(fleet.fails(4, line).contains("there is no"), "{line}");
+        assert_eq!(fleet.ok(&format!("{line} --ignore-not-found")), "", "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! The grammar of `canopy host`.
 
-use crate::cli::{OutputArgs, RequestIdArgs, duration, name};
+use crate::cli::{NotFoundArgs, OutputArgs, RequestIdArgs, duration, name};
 use canopy_api::HostId;
 use clap::{Args, Subcommand};
 use std::{path::PathBuf, time::Duration};
@@ -60,6 +60,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,
@@ -72,6 +75,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,

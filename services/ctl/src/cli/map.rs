@@ -1,6 +1,6 @@
 //! The grammar of `canopy map`.
 
-use super::{HostArgs, HostsArgs, OutputArgs, above_zero, name::MapPath};
+use super::{HostArgs, HostsArgs, NotFoundArgs, OutputArgs, above_zero, name::MapPath};
 use crate::failure::{Exit, Failure};
 use canopy_api::Netns;
 use clap::{Args, Subcommand};
@@ -110,6 +110,9 @@ one buffer at once; each sees everything. It ends soon after the last of them. E
         /// The map.
         #[command(flatten)]
         map: MapArgs,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// How.
         #[command(flatten)]
         how: MapChangeArgs,

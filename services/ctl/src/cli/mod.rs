@@ -19,7 +19,10 @@ pub use package::{
 pub use policy::{ExplainArgs, PolicyCommand};
 pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
-use crate::output::Format;
+use crate::{
+    failure::{Exit, Failure},
+    output::Format,
+};
 use canopy_api::{
     Hook, HostId, InterfaceName, Netns, PackageName, PackageRef, Principal, ProgramName,
     endpoint::Service,
@@ -141,6 +144,27 @@ pub struct ChangeArgs {
     /// Names the request: a repeated one with the same id gets the first answer again
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
+}
+
+/// What becomes of a deletion of what does not exist.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct NotFoundArgs {
+    /// Exit with 0 if what was named does not exist
+    #[arg(long)]
+    pub ignore_not_found: bool,
+}
+
+impl NotFoundArgs {
+    /// The outcome; `None` where what was named does not exist, and that is no error.
+    ///
+    /// # Errors
+    /// The failure, otherwise.
+    pub fn accept<T>(self, outcome: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match outcome {
+            Err(failure) if self.ignore_not_found && failure.exit == Exit::NotFound => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
 }
 
 /// The id of a request.
@@ -453,9 +477,9 @@ pub struct DeleteArgs {
 /// Where and how to delete.
 #[derive(Debug, Args)]
 pub struct DeleteHow {
-    /// What is not there is no error
-    #[arg(long)]
-    pub ignore_not_found: bool,
+    /// What does not exist.
+    #[command(flatten)]
+    pub absent: NotFoundArgs,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,

@@ -1,6 +1,6 @@
 //! The grammar of `canopy token`.
 
-use crate::cli::{OutputArgs, RequestIdArgs, duration};
+use crate::cli::{NotFoundArgs, OutputArgs, RequestIdArgs, duration};
 use canopy_api::{
     Principal, endpoint::Service, permission::Role, san::SanPattern, scope::HostPattern,
 };
@@ -21,6 +21,9 @@ pub enum TokenCommand {
     Revoke {
         /// Whose
         person: Principal,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::{
-        HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs,
+        HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs, NotFoundArgs,
         name::{ChainName, MapPath, ProgramPath, one_host},
     },
     commands::follow::{self, Follow},
@@ -21,7 +21,7 @@ use canopy_api::{
     endpoint::loader,
     near,
     wire::{
-        MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest,
+        MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest, MapName,
         MapSetRequest, MapWrite, MapWriteWhen,
     },
 };
@@ -83,17 +83,8 @@ pub async fn run(
             if !entries.entries.is_empty() {
                 screen.show(&entries, output.output)?;
             }
-            if let [first, ..] = absent.as_slice() {
-                // As it was written.
-                let word = keys.iter().position(|key| key == first).and_then(|at| words.get(at));
-                let first = word.map_or_else(|| first.to_string(), Clone::clone);
-                let more = match absent.len() - 1 {
-                    0 => String::new(),
-                    n => format!(", nor for {n} more"),
-                };
-                let message = format!("{} has no entry for {first}{more}", map.name);
-                return Err(Failure::new(Exit::NotFound, message)
-                    .fix("canopy map dump shows what is there"));
+            if let Some(failure) = no_entry(&map.name, &keys, words, &absent) {
+                return Err(failure);
             }
         }
         MapCommand::Set(args) => {
@@ -139,8 +130,8 @@ pub async fn run(
             let follow = Follow { map: &map.name, record_type, count: *count, host: &host, format };
             return follow::run(&follow, remote, screen).await;
         }
-        MapCommand::Delete { map, how } => {
-            return delete(map, how, remote, screen).await;
+        MapCommand::Delete { map, absent, how } => {
+            return delete(map, *absent, how, remote, screen).await;
         }
     }
     Ok(Exit::Done)
@@ -229,6 +220,7 @@ fn wanted(
         cursor: None,
     };
     Ok((chain.and_then(|chain| chain.host), request))
+    not_found: NotFoundArgs,
 }
 
 async fn delete(
@@ -237,14 +229,31 @@ async fn delete(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let (map, keys) = map.split()?;
+    let (map, words) = map.split()?;
     let host = host_of(&map, &how.host, remote).await?;
-    let keys = taken_keys(&map, &host, keys, remote).await?;
+    let failure = no_entry(&request.map, &request.keys, words, &reply.absent);
+    let keys = taken_keys(&map, &host, words, remote).await?;
     let request = MapDeleteRequest { keys, map: map.name, dry_run: how.dry_run };
     let id = how.request_id.clone();
     let reply = remote.ask_host_as::<loader::MapDelete>(&host, &request, "removing on", id).await?;
     screen.show(&Changed { reply, done: "removed" }, how.output.output)?;
-    Ok(Exit::Done)
+    match failure.filter(|_| !not_found.ignore_not_found) {
+        Some(failure) => Err(failure),
+        None => Ok(Exit::Done),
+    }
+}
+
+/// What is told of keys that have no entry, the first of them as it was written.
+fn no_entry(map: &MapName, keys: &[Value], words: &[String], absent: &[Value]) -> Option<Failure> {
+    let first = absent.first()?;
+    let word = keys.iter().position(|key| key == first).and_then(|index| words.get(index));
+    let first = word.map_or_else(|| first.to_string(), Clone::clone);
+    let more = match absent.len() - 1 {
+        0 => String::new(),
+        n => format!(", nor for {n} more"),
+    };
+    let message = format!("{map} has no entry for {first}{more}");
+    Some(Failure::new(Exit::NotFound, message).fix("canopy map dump shows what is there"))
 }
 
 /// Every page, or as many as hold `limit` entries.
