@@ -162,7 +162,7 @@ pub struct MapSetArgs {
     #[command(flatten)]
     pub map: MapArgs,
     /// Entries from a file, YAML or JSON: a list of objects with key and value (or cpus, a list
-    /// with a value for each CPU); `-` for standard input
+    /// with a value for each CPU), or what `map dump -o json` prints; `-` for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Refuse entries that are there

@@ -8,7 +8,7 @@ use crate::{
     commands::follow::{self, Follow},
     failure::{Exit, Failure},
     input,
-    output::{Format, Screen},
+    output::Screen,
     remote::Remote,
     view::{
         address::Declared,
@@ -33,7 +33,7 @@ const PAGE: u64 = 1024;
 /// What a command needs before anything is asked: entries from a file.
 pub fn read(command: &MapCommand) -> Result<Vec<MapWrite>, Failure> {
     match command {
-        MapCommand::Set(MapSetArgs { file: Some(file), .. }) => input::list(file),
+        MapCommand::Set(MapSetArgs { file: Some(file), .. }) => input::map_entries(file),
         _ => Ok(Vec::new()),
     }
 }
@@ -63,9 +63,7 @@ pub async fn run(
         MapCommand::Dump { map, limit, host, output } => {
             let map = map.alone()?;
             let mut entries = dump(&map, *limit, host, remote).await?;
-            if matches!(output.output, Format::Table | Format::Wide) {
-                entries.types = types(&map, host, remote).await;
-            }
+            show_addresses(&mut entries, &map, host, remote).await;
             screen.show(&entries, output.output)?;
         }
         MapCommand::Get { map, host, output } => {
@@ -76,10 +74,8 @@ pub async fn run(
             let reply = remote.ask_host::<loader::MapGet>(&host, &request, "asking").await?;
             let absent = reply.absent.clone();
             let mut entries = Entries::of(reply.host, reply.map, reply.generation, reply.entries);
-            if matches!(output.output, Format::Table | Format::Wide) {
-                let args = HostArgs { host: Some(host) };
-                entries.types = types(&map, &args, remote).await;
-            }
+            let args = HostArgs { host: Some(host) };
+            show_addresses(&mut entries, &map, &args, remote).await;
             if !entries.entries.is_empty() {
                 screen.show(&entries, output.output)?;
             }
@@ -293,11 +289,11 @@ async fn dump(
     }
 }
 
-/// Types of key and value; nothing where they cannot be had: they are for the eyes only.
-async fn types(map: &MapPath, host: &HostArgs, remote: &Remote) -> (Declared, Declared) {
-    let Ok(found) = find(map, host, remote).await else { return <(Declared, Declared)>::default() };
+/// Addresses as people write them; as the host tells them where the types of key and value cannot be had.
+async fn show_addresses(entries: &mut Entries, map: &MapPath, host: &HostArgs, remote: &Remote) {
+    let Ok(found) = find(map, host, remote).await else { return };
     let declared = |ty: Option<String>| Declared::parse(ty.as_deref().unwrap_or_default());
-    (declared(found.info.key_type), declared(found.info.value_type))
+    entries.show_addresses(&declared(found.info.key_type), &declared(found.info.value_type));
 }
 
 async fn find(map: &MapPath, host: &HostArgs, remote: &Remote) -> Result<HostMap, Failure> {
