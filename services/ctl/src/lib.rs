@@ -21,6 +21,7 @@ pub mod files;
 pub mod grant;
 pub mod input;
 pub mod interrupt;
+pub mod options;
 pub mod output;
 pub mod progress;
 pub mod reference;

@@ -5,6 +5,7 @@ use crate::{
     context::Settings,
     failure::{Exit, Failure, io_reason},
     grant::Grant,
+    options,
     progress::Progress,
 };
 use canopy_api::{
@@ -247,7 +248,7 @@ impl Remote {
         };
         match outcome {
             Ok(reply) => Ok(Ok(reply)),
-            Err(CallError::Api(error)) => Ok(Err(error.into())),
+            Err(CallError::Api(error)) => Ok(Err(options::named(E::SPEC, error.into()))),
             Err(CallError::NoResponders { .. }) => Err(self.no_such_host::<E>(host).await),
             Err(error) => Err(self.failed::<E>(&Target::Host(host.clone()), &error).await),
         }
@@ -273,7 +274,7 @@ impl Remote {
         let grant = self.grant.as_ref().filter(|_| refused);
         grant
             .and_then(|grant| grant.refusal(E::SPEC, target, hosts))
-            .unwrap_or_else(|| error.to_api_error().into())
+            .unwrap_or_else(|| options::named(E::SPEC, error.to_api_error().into()))
     }
 
     /// Reads every page of what one host's service lists.
@@ -291,7 +292,7 @@ impl Remote {
             let first = self.ask_host::<E>(host, request, doing).await?;
             match self.following::<E>(&Target::Host(host.clone()), request, first).await {
                 Err(error) if tries < PAGE_TRIES && is_overtaken(&error) => tries += 1,
-                outcome => return outcome.map_err(Failure::from),
+                outcome => return outcome.map_err(|error| options::named(E::SPEC, error.into())),
             }
         }
     }
@@ -302,7 +303,8 @@ impl Remote {
         E::Request: Clone,
     {
         let first = self.ask_centre::<E>(&request).await?;
-        self.following::<E>(&Target::Central, &request, first).await.map_err(Failure::from)
+        let all = self.following::<E>(&Target::Central, &request, first).await;
+        all.map_err(|error| options::named(E::SPEC, error.into()))
     }
 
     /// Asks the service of every host, as [`Self::ask_all`] does, then those whose list is longer than one

@@ -559,7 +559,7 @@ async fn answers_to_apply_find_their_way_back_to_the_file() {
          fix: ip link lists them\n"
     );
     let said = fleet.fails(5, "apply -f a.yaml --host web1 --expected-generation 3");
-    assert!(said.contains("at: expected_generation"), "{said}");
+    assert!(said.contains("at: --expected-generation"), "{said}");
     let said = fleet.fails(2, "apply -f a.yaml");
     assert!(said.contains("no host was named") && said.contains("web1, web2"), "{said}");
     let reply: Value =

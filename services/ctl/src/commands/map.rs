@@ -26,6 +26,7 @@ use canopy_api::{
     },
 };
 use serde_json::Value;
+use std::path::Path;
 
 /// Entries asked for at once: few enough that the first are soon there.
 const PAGE: u64 = 1024;
@@ -116,7 +117,8 @@ pub async fn run(
             let request = taken_entries(&map, &host, written, remote).await?;
             let id = args.how.request_id.clone();
             let reply =
-                remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await?;
+                remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await;
+            let reply = reply.map_err(|failure| located(failure, args.file.as_deref()))?;
             screen.show(&Changed { reply, done: "written" }, args.how.output.output)?;
         }
         MapCommand::Follow { map, record_type, count, host, output } => {
@@ -131,6 +133,20 @@ pub async fn run(
         }
     }
     Ok(Exit::Done)
+}
+
+/// An error about entries that were written, with the file or the word in place of the request's field.
+fn located(mut failure: Failure, file: Option<&Path>) -> Failure {
+    for problem in &mut failure.problems {
+        let Some(path) = problem.path.strip_prefix("entries") else { continue };
+        problem.path = match file {
+            Some(file) => format!("{}: {path}", file.display()),
+            None if path.contains("].key") => "KEY".to_owned(),
+            None if path.contains("].value") => "VALUE".to_owned(),
+            None => continue,
+        };
+    }
+    failure
 }
 
 /// Keys, at least one.
@@ -216,22 +232,22 @@ fn wanted(
         cursor: None,
     };
     Ok((chain.and_then(|chain| chain.host), request))
-    not_found: NotFoundArgs,
 }
 
 async fn delete(
     map: &MapArgs,
+    not_found: NotFoundArgs,
     how: &MapChangeArgs,
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
     let (map, words) = map.split()?;
     let host = host_of(&map, &how.host, remote).await?;
-    let failure = no_entry(&request.map, &request.keys, words, &reply.absent);
     let keys = taken_keys(&map, &host, words, remote).await?;
     let request = MapDeleteRequest { keys, map: map.name, dry_run: how.dry_run };
     let id = how.request_id.clone();
     let reply = remote.ask_host_as::<loader::MapDelete>(&host, &request, "removing on", id).await?;
+    let failure = no_entry(&request.map, &request.keys, words, &reply.absent);
     screen.show(&Changed { reply, done: "removed" }, how.output.output)?;
     match failure.filter(|_| !not_found.ignore_not_found) {
         Some(failure) => Err(failure),
@@ -360,6 +376,18 @@ fn json(text: &str) -> Value {
 mod tests {
     use super::*;
     use serde_json::json as value;
+
+    #[test]
+    fn errors_about_entries_name_the_file_or_the_word() {
+        let at = |path: &str, file: Option<&str>| {
+            let failure = Failure::new(Exit::Invalid, "no").at(path);
+            located(failure, file.map(Path::new)).problems[0].path.clone()
+        };
+        assert_eq!(at("entries[0].key.port", None), "KEY");
+        assert_eq!(at("entries[0].value", None), "VALUE");
+        assert_eq!(at("entries[7].cpus[1]", Some("a.yaml")), "a.yaml: [7].cpus[1]");
+        assert_eq!(at("MAP", Some("a.yaml")), "MAP");
+    }
 
     #[test]
     fn what_is_no_json_is_text() {
