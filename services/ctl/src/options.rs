@@ -11,7 +11,7 @@ const FIELDS: [(&str, &str); 43] = [
     ("atomic", "--atomic"),
     ("binding", "--certificate"),
     ("by", "--by"),
-    ("certificates", "REQUEST"),
+    ("certificates", "REQUEST or --certificate"),
     ("decision", "--decision"),
     ("dry_run", "--dry-run"),
     ("expected_generation", "--expected-generation"),

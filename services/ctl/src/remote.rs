@@ -181,6 +181,23 @@ impl Remote {
         grant.hosts(self.enrolled().await.ok().as_deref())
     }
 
+    /// That the caller's token is for these hosts; one that it is not for is not asked where several are, and
+    /// must not look like one that has nothing.
+    ///
+    /// # Errors
+    /// With the first that it is not for.
+    pub async fn ensure_granted(
+        &self,
+        mut hosts: impl Iterator<Item = &HostId>,
+    ) -> Result<(), Failure> {
+        // Where they are not known, the bus says it of one host, and whoever asks several of all.
+        let granted = self.granted().await.ok().flatten();
+        let (Some(grant), Some(granted)) = (&self.grant, granted) else { return Ok(()) };
+        let Some(host) = hosts.find(|host| !granted.contains(*host)) else { return Ok(()) };
+        let target = Target::Host(host.clone());
+        grant.refusal(loader::Get::SPEC, &target, Some(&granted)).map_or(Ok(()), Err)
+    }
+
     fn patience(&self, quiet: Duration, expected: BTreeSet<Principal>) -> Gather {
         Gather {
             wait: self.left().unwrap_or(ALL_HOSTS),

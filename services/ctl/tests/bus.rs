@@ -413,6 +413,16 @@ async fn a_token_for_some_hosts_asks_only_these() {
     assert!(fleet.ok(&get("describe chain eth0 xdp -o json")).contains("\"web1\""));
     let top = fleet.ok(&get("top --interval 200ms -o json"));
     assert!(top.contains("\"web1\"") && !top.contains("\"web2\""), "{top}");
+    for line in [
+        "get chains web1/eth0/xdp web2/eth0/xdp",
+        "describe chain web1/eth0/xdp web2/eth0/xdp",
+        "get programs web1/eth0/xdp/limit web2/eth0/xdp/limit",
+        "describe program web2/eth0/xdp/limit",
+    ] {
+        let error = fleet.fails(6, &get(line));
+        assert!(error.contains("does not reach host web2: it is for the hosts web1"), "{error}");
+        assert!(error.contains("fix: --host web1\n"), "{error}");
+    }
     let error = fleet.fails(2, &get("describe host"));
     assert!(error.contains("there is web1)"), "{error}");
     // Policy is away: who is meant by a pattern is not known, and nobody is asked instead.
@@ -421,6 +431,7 @@ async fn a_token_for_some_hosts_asks_only_these() {
     assert!(error.contains("for the hosts web*, label:rack=7"), "{error}");
     assert!(error.contains("--host HOST"), "{error}");
     assert_eq!(fleet.ok(&get("get chains -o name --host web2")), "web2/eth0/xdp\n");
+    assert_eq!(fleet.ok(&get("get chains -o name web2/eth0/xdp")), "web2/eth0/xdp\n");
     fleet.policy(&[("web1", "revoked"), ("web2", "active"), ("web3", "active")]).await;
     let output = fleet.canopy(&get("get chains -o name"));
     let error = String::from_utf8(output.stderr).unwrap();

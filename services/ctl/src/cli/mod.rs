@@ -717,7 +717,7 @@ pub(crate) fn whole_seconds(text: &str) -> Result<Duration, String> {
 pub(crate) fn as_written(duration: Duration) -> String {
     let millis = duration.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    let unit = units.into_iter().find(|(size, _)| millis >= *size && millis % size == 0);
+    let unit = units.into_iter().find(|(size, _)| millis >= *size && millis.is_multiple_of(*size));
     let (size, name) = unit.unwrap_or((1, "ms"));
     format!("{}{name}", millis / size)
 }

@@ -60,6 +60,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
                 return watch(format, screen, ask).await;
             }
             let hosts = at(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(|name| name.host.as_ref())).await?;
             let states = states(&hosts, &wanted(&names, netns), remote).await?;
             if *document {
                 return as_document(&states, &names, format, screen);
@@ -92,6 +93,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
                 return watch(format, screen, ask).await;
             }
             let hosts = of_programs(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(ProgramPath::host)).await?;
             let states = states(&hosts, &request, remote).await?;
             let exit = states.tell(screen);
             let programs = Programs::of(states.replies);
