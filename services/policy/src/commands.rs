@@ -424,7 +424,7 @@ fn issue(
             }
             anyhow::Ok(tokens.issue(&trust, &issue, &giver, now).await?)
         });
-        let issued = issued.await;
+        let issued = Box::pin(issued).await;
         data.close().await;
         issued
     })

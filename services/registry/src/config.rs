@@ -309,8 +309,11 @@ impl ServiceConfig for Config {
 
     fn check_files(&self, files: &mut NamedFiles) {
         files.bus(&self.bus.ca, &self.bus.cert, &self.bus.key);
-        if let Some(dir) = self.state_dir.clone().or_else(|| self.default_state_dir()) {
-            files.directory("state_dir", &dir);
+        if let Some(dir) = &self.state_dir {
+            files.directory("state_dir", dir);
+        } else if let Some(dir) = self.default_state_dir() {
+            let without = "after a restart an older state of a repository is not recognised here";
+            files.optional_directory("state_dir", &dir, without);
         }
         if let Some(audit) = &self.audit {
             files.directory("audit.dir", &audit.dir);

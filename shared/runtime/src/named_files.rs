@@ -120,6 +120,17 @@ impl NamedFiles {
         }
     }
 
+    /// A directory that is written to where that is possible: `without` says what is missing where it is not.
+    pub fn optional_directory(&mut self, field: &str, path: &Path, without: &str) {
+        if let Err(error) = canopy_files::check_writable_directory(path) {
+            let reason = reason(&error);
+            self.remark(format!(
+                "{field}: cannot write into {}: {reason}; {without}",
+                path.display()
+            ));
+        }
+    }
+
     /// A directory that is read.
     pub fn readable_directory(&mut self, field: &str, path: &Path) {
         if let Err(error) = fs::read_dir(path) {
@@ -159,17 +170,15 @@ impl NamedFiles {
             }
         };
         let all = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-        match all.ok().filter(|all| !all.is_empty()) {
-            Some(all) => Some(all),
-            None => {
-                let message = format!("{} has no certificate in PEM", path.display());
-                self.push(
-                    Problem::new(field, message)
-                        .remedy("name the file that begins with -----BEGIN CERTIFICATE-----"),
-                );
-                None
-            }
+        let all = all.ok().filter(|all| !all.is_empty());
+        if all.is_none() {
+            let message = format!("{} has no certificate in PEM", path.display());
+            self.push(
+                Problem::new(field, message)
+                    .remedy("name the file that begins with -----BEGIN CERTIFICATE-----"),
+            );
         }
+        all
     }
 
     /// A file that cannot be read.
@@ -231,7 +240,10 @@ mod tests {
         files.bus(&fixture.path("a.crt"), &fixture.path("a.crt"), &fixture.path("a.key"));
         files.directory("state_dir", &fixture.path("state/loader"));
         files.readable_directory("repositories[0].url", fixture.dir.path());
+        files.optional_directory("state_dir", Path::new("/proc/sys/x"), "states are forgotten");
         assert_eq!(files.problems().0, []);
+        let remark = "state_dir: cannot write into /proc/sys/x: ";
+        assert!(files.remarks()[0].starts_with(remark), "{:?}", files.remarks());
         assert!(!fixture.path("state").exists());
     }
 
