@@ -137,7 +137,7 @@ fn written_documents() -> Result<Vec<Written>> {
                 Service::Enforcer => "Enforcer",
             },
             intro: format!(
-                "`canopy-{service} --config FILE`; `--check` reads the file and stops. Relative \
+                "`canopy-{service} --config FILE`; `--check` checks the file, looks at the files it names, and stops. Relative \
                  paths are relative to the working directory."
             ),
             schema: json(&format!("canopy-{service}"), &["--schema"])?,

@@ -108,6 +108,15 @@ fn a_service_that_failed_often_is_started_again() {
     }
 }
 
+/// `--check` fails for what a start does without: a repository that is away, rules with a mistake, a bus that
+/// a loader's chains do not wait for.
+#[test]
+fn no_unit_starts_only_after_a_check() {
+    for (name, unit) in units() {
+        assert!(!unit.contains("--check"), "{name}");
+    }
+}
+
 /// systemd reads every line, the shipped binaries' paths apart; what is newer than it is ignored.
 #[test]
 fn systemd_finds_no_mistake_in_the_units() {

@@ -329,8 +329,14 @@ async fn from_bus(
     }
     if kind == Kind::Hosts {
         return match remote.enrolled().await {
-            Ok(records) => Ok(records.into_iter().map(|record| record.host.to_string()).collect()),
-            Err(_) => Ok(remote.hosts().await.iter().map(ToString::to_string).collect()),
+            Ok(records) => {
+                let granted = remote.granted().await?;
+                let hosts = records.into_iter().map(|record| record.host);
+                let hosts =
+                    hosts.filter(|host| granted.as_ref().is_none_or(|all| all.contains(host)));
+                Ok(hosts.map(|host| host.to_string()).collect())
+            }
+            Err(_) => Ok(remote.hosts().await?.iter().map(ToString::to_string).collect()),
         };
     }
     let one = remote.one_of(hosts);

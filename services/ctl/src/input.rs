@@ -2,11 +2,12 @@
 
 use crate::failure::{Exit, Failure};
 use canopy_api::{
-    DesiredState, Problem,
+    DesiredState, HostId, Problem,
     document::{self, Document},
+    wire::{MapEntry, MapName, MapWrite},
 };
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -126,10 +127,35 @@ impl Input {
     }
 }
 
-/// A file that holds a list, checked; every mistake at once.
-pub fn list<T: JsonSchema + DeserializeOwned + 'static>(path: &Path) -> Result<Vec<T>, Failure> {
+/// What `map dump -o json` and `-o yaml` print.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct DumpedMap {
+    /// The host.
+    #[serde(rename = "host")]
+    _host: HostId,
+    /// The map, which may be another one.
+    #[serde(rename = "map")]
+    _map: MapName,
+    /// The chain's generation.
+    #[serde(rename = "generation")]
+    _generation: u64,
+    /// The entries.
+    entries: Vec<MapEntry>,
+}
+
+/// Entries to write, of a file that holds a list of them or what `map dump` prints; every mistake at once.
+pub fn map_entries(path: &Path) -> Result<Vec<MapWrite>, Failure> {
     let (name, text, format) = read(path)?;
-    document::load(&text, format).map_err(|problems| Failure::in_file(&name, problems))
+    let checked = document::document(&text, format).and_then(|document| {
+        if !document.value().is_object() {
+            return document.check();
+        }
+        let dumped: DumpedMap = document.check()?;
+        let written = |MapEntry { key, value, cpus, sum: _ }| MapWrite { key, value, cpus };
+        Ok(dumped.entries.into_iter().map(written).collect())
+    });
+    checked.map_err(|problems| Failure::in_file(&name, problems))
 }
 
 /// A document and its file's display name; what the schema says is checked.
@@ -201,6 +227,25 @@ mod tests {
         }
         let elsewhere = Failure::new(Exit::Conflict, "x").at("expected_generation");
         assert_eq!(input.locate(elsewhere).problems[0].path, "expected_generation");
+    }
+
+    #[test]
+    fn a_dumped_map_is_a_file_of_entries() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = |text: &str| {
+            let path = dir.path().join("map.json");
+            std::fs::write(&path, text).unwrap();
+            map_entries(&path)
+        };
+        let dumped = r#"{"host": "web1", "generation": 4,
+            "map": {"interface": "eth0", "hook": "xdp", "program": "p", "map": "m"},
+            "entries": [{"key": "10.0.0.1", "value": 1}, {"key": 2, "cpus": [1, 2], "sum": 3}]}"#;
+        let list = r#"[{"key": "10.0.0.1", "value": 1}, {"key": 2, "cpus": [1, 2]}]"#;
+        assert_eq!(entries(dumped).unwrap(), entries(list).unwrap());
+        let failure = entries(r#"{"entries": [{"value": 1}], "host": "web1"}"#).unwrap_err();
+        let text = failure.render("error");
+        assert!(text.contains("map.json: entries[0].key"), "{text}");
+        assert!(text.contains("map.json: generation"), "{text}");
     }
 
     #[test]

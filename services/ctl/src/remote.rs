@@ -4,6 +4,8 @@ use crate::{
     cli::{HostArgs, HostsArgs},
     context::Settings,
     failure::{Exit, Failure, io_reason},
+    grant::Grant,
+    options,
     progress::Progress,
 };
 use canopy_api::{
@@ -65,12 +67,15 @@ pub struct Remote {
     until: Mutex<Option<Instant>>,
     /// When the list of enrolled hosts was read, and what it was.
     enrolled: Mutex<Option<(Instant, Vec<HostRecord>)>>,
+    /// What the caller's token says that it allows.
+    grant: Option<Grant>,
 }
 
 impl Remote {
     /// Connects, or says why not.
     pub async fn connect(settings: &Settings, timeout: Option<Duration>) -> Result<Self, Failure> {
         let context = settings.complete()?;
+        let grant = Grant::read(context.token.as_deref());
         let config = BusConfig {
             url: context.url.clone(),
             ca: context.ca,
@@ -92,7 +97,7 @@ impl Remote {
             Err(error) => return Err(refused(&error).at(place)),
         };
         let until = Mutex::new(until);
-        Ok(Self { bus, host: context.host, timeout, until, enrolled: Mutex::default() })
+        Ok(Self { bus, host: context.host, timeout, until, enrolled: Mutex::default(), grant })
     }
 
     /// The time that `--timeout` gives begins now: for what asks again and again.
@@ -130,7 +135,7 @@ impl Remote {
         if let Some(host) = args.host.as_ref().or(self.host.as_ref()) {
             return Ok(host.clone());
         }
-        let hosts = self.hosts().await;
+        let hosts = self.hosts().await?;
         let names: Vec<&str> = hosts.iter().map(HostId::as_str).take(NAMED).collect();
         let known = match (names.len(), hosts.len().saturating_sub(names.len())) {
             (0, _) => "none answers now".to_owned(),
@@ -149,15 +154,48 @@ impl Remote {
         args.host.clone().or_else(|| self.host.clone())
     }
 
-    /// Every host whose loader answers.
-    pub async fn hosts(&self) -> Vec<HostId> {
+    /// Every host whose loader answers, of those that the caller's token is for.
+    ///
+    /// # Errors
+    /// Where the token has patterns, and who is enrolled is not known.
+    pub async fn hosts(&self) -> Result<Vec<HostId>, Failure> {
+        let request = VersionRequest::default();
+        if self.grant.as_ref().is_some_and(Grant::is_for_some_hosts) {
+            let answers = self.ask_all::<loader::Version>(&request).await?.answers;
+            return Ok(answers.into_iter().map(|(host, _)| host).collect());
+        }
         let gather = self.patience(QUIET_UNKNOWN, BTreeSet::new());
-        let answers = self.bus.gather::<loader::Version>(&VersionRequest::default(), &gather).await;
-        answers
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|(who, _)| host_of(&who, Service::Loader))
-            .collect()
+        let answers = self.bus.gather::<loader::Version>(&request, &gather).await;
+        let answers = answers.unwrap_or_default().into_iter();
+        Ok(answers.filter_map(|(who, _)| host_of(&who, Service::Loader)).collect())
+    }
+
+    /// The hosts that the caller's token is for; `None` for all.
+    ///
+    /// # Errors
+    /// Where the token has patterns, and who is enrolled is not known.
+    pub async fn granted(&self) -> Result<Option<BTreeSet<HostId>>, Failure> {
+        let Some(grant) = self.grant.as_ref().filter(|grant| grant.is_for_some_hosts()) else {
+            return Ok(None);
+        };
+        grant.hosts(self.enrolled().await.ok().as_deref())
+    }
+
+    /// That the caller's token is for these hosts; one that it is not for is not asked where several are, and
+    /// must not look like one that has nothing.
+    ///
+    /// # Errors
+    /// With the first that it is not for.
+    pub async fn ensure_granted(
+        &self,
+        mut hosts: impl Iterator<Item = &HostId>,
+    ) -> Result<(), Failure> {
+        // Where they are not known, the bus says it of one host, and whoever asks several of all.
+        let granted = self.granted().await.ok().flatten();
+        let (Some(grant), Some(granted)) = (&self.grant, granted) else { return Ok(()) };
+        let Some(host) = hosts.find(|host| !granted.contains(*host)) else { return Ok(()) };
+        let target = Target::Host(host.clone());
+        grant.refusal(loader::Get::SPEC, &target, Some(&granted)).map_or(Ok(()), Err)
     }
 
     fn patience(&self, quiet: Duration, expected: BTreeSet<Principal>) -> Gather {
@@ -210,14 +248,50 @@ impl Remote {
         doing: &str,
         request_id: Option<String>,
     ) -> Result<E::Reply, Failure> {
+        self.try_host_as::<E>(host, request, doing, request_id).await.flatten()
+    }
+
+    /// The same; what the host itself refuses is told apart from a host that could not be asked.
+    pub async fn try_host_as<E: Endpoint>(
+        &self,
+        host: &HostId,
+        request: &E::Request,
+        doing: &str,
+        request_id: Option<String>,
+    ) -> Result<Result<E::Reply, Failure>, Failure> {
         let outcome = {
             let _progress = Progress::start(format!("{doing} {host}"));
             self.call::<E>(&Target::Host(host.clone()), request, request_id).await
         };
         match outcome {
+            Ok(reply) => Ok(Ok(reply)),
+            Err(CallError::Api(error)) => Ok(Err(options::named(E::SPEC, error.into()))),
             Err(CallError::NoResponders { .. }) => Err(self.no_such_host::<E>(host).await),
-            other => other.map_err(|error| error.to_api_error().into()),
+            Err(error) => Err(self.failed::<E>(&Target::Host(host.clone()), &error).await),
         }
+    }
+
+    /// The error of a question to hosts as it is told: what the caller's token does not reach is said to be
+    /// that, with the hosts that it does reach.
+    async fn failed<E: Endpoint>(&self, target: &Target, error: &CallError) -> Failure {
+        let hosts = match error {
+            CallError::NotPermitted { .. } => self.granted().await.ok().flatten(),
+            _ => None,
+        };
+        self.told::<E>(target, error, hosts.as_ref())
+    }
+
+    fn told<E: Endpoint>(
+        &self,
+        target: &Target,
+        error: &CallError,
+        hosts: Option<&BTreeSet<HostId>>,
+    ) -> Failure {
+        let refused = matches!(error, CallError::NotPermitted { .. });
+        let grant = self.grant.as_ref().filter(|_| refused);
+        grant
+            .and_then(|grant| grant.refusal(E::SPEC, target, hosts))
+            .unwrap_or_else(|| options::named(E::SPEC, error.to_api_error().into()))
     }
 
     /// Reads every page of what one host's service lists.
@@ -235,7 +309,7 @@ impl Remote {
             let first = self.ask_host::<E>(host, request, doing).await?;
             match self.following::<E>(&Target::Host(host.clone()), request, first).await {
                 Err(error) if tries < PAGE_TRIES && is_overtaken(&error) => tries += 1,
-                outcome => return outcome.map_err(Failure::from),
+                outcome => return outcome.map_err(|error| options::named(E::SPEC, error.into())),
             }
         }
     }
@@ -246,7 +320,8 @@ impl Remote {
         E::Request: Clone,
     {
         let first = self.ask_centre::<E>(&request).await?;
-        self.following::<E>(&Target::Central, &request, first).await.map_err(Failure::from)
+        let all = self.following::<E>(&Target::Central, &request, first).await;
+        all.map_err(|error| options::named(E::SPEC, error.into()))
     }
 
     /// Asks the service of every host, as [`Self::ask_all`] does, then those whose list is longer than one
@@ -337,12 +412,13 @@ impl Remote {
                 format!("the {service} service does not answer"),
             )
             .fix(format!("see that canopy-{service} runs and is connected"))),
-            other => other.map_err(|error| error.to_api_error().into()),
+            Err(error) => Err(self.told::<E>(&Target::Central, &error, None)),
+            Ok(reply) => Ok(reply),
         }
     }
 
-    /// Asks the service of every host, until every enrolled one has answered, as long as `--timeout` says;
-    /// without one, until nothing comes any more.
+    /// Asks the service of every host that the caller's token is for, until every enrolled one has answered,
+    /// as long as `--timeout` says; without one, until nothing comes any more.
     pub async fn ask_all<E: Endpoint>(
         &self,
         request: &E::Request,
@@ -356,24 +432,33 @@ impl Remote {
             None => Some(self.enrolled().await),
         };
         let enrolled = enrolled.and_then(Result::ok);
+        let granted = match &self.grant {
+            Some(grant) => grant.hosts(enrolled.as_deref())?,
+            None => None,
+        };
         let expected: Vec<(HostId, Principal)> = enrolled
             .iter()
             .flatten()
             .filter(|record| {
                 record.state == HostState::Active && record.certificates.contains_key(&service)
             })
+            .filter(|record| granted.as_ref().is_none_or(|hosts| hosts.contains(&record.host)))
             .filter_map(|record| {
                 Some((record.host.clone(), daemon_principal(service, Some(&record.host)).ok()?))
             })
             .collect();
+        if let Some(hosts) = granted {
+            let expected = enrolled.map(|_| expected.into_iter().map(|(host, _)| host).collect());
+            return self.ask_each::<E>(hosts, expected, request).await;
+        }
         let quiet = if expected.is_empty() { QUIET_UNKNOWN } else { QUIET };
         let names = expected.iter().map(|(_, principal)| principal.clone()).collect();
         let begun = Instant::now();
-        let answers = self
-            .bus
-            .gather::<E>(request, &self.patience(quiet, names))
-            .await
-            .map_err(|error| Failure::from(error.to_api_error()))?;
+        let answers = self.bus.gather::<E>(request, &self.patience(quiet, names)).await;
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => return Err(self.failed::<E>(&Target::AllHosts, &error).await),
+        };
         let waited = begun.elapsed();
         let answers: Vec<_> = answers
             .into_iter()
@@ -384,6 +469,53 @@ impl Remote {
         let missing = missing.cloned().collect();
         let expected = enrolled.map(|_| expected.len());
         Ok(Answers { answers, missing, expected, waited })
+    }
+
+    /// Asks the service of each of these hosts: one question to all of them would reach others, too.
+    /// `expected` are those that have to answer, where that is known.
+    async fn ask_each<E: Endpoint>(
+        &self,
+        hosts: BTreeSet<HostId>,
+        expected: Option<BTreeSet<HostId>>,
+        request: &E::Request,
+    ) -> Result<Answers<E::Reply>, Failure> {
+        let begun = Instant::now();
+        let until = begun + self.left().unwrap_or(ALL_HOSTS);
+        let mut missing = expected.clone().unwrap_or_else(|| hosts.clone());
+        let questions = hosts.into_iter().map(|host| async move {
+            let target = Target::Host(host.clone());
+            let answer = self.call::<E>(&target, request, None).await;
+            (host, target, answer)
+        });
+        let mut questions = stream::iter(questions).buffer_unordered(HOSTS_AT_ONCE);
+        let mut answers = Vec::new();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let quiet = if self.timeout.is_none() { left.min(QUIET) } else { left };
+            let Ok(Some((host, target, answer))) =
+                tokio::time::timeout(quiet, questions.next()).await
+            else {
+                break;
+            };
+            let answer = match answer {
+                Ok(reply) => Ok(reply),
+                Err(CallError::NoResponders { .. } | CallError::Timeout { .. }) => continue,
+                // The role, or the service: the same at every host.
+                Err(error @ CallError::NotPermitted { .. }) => {
+                    return Err(self.failed::<E>(&target, &error).await);
+                }
+                Err(error) => Err(error.to_api_error()),
+            };
+            missing.remove(&host);
+            answers.push((host, answer));
+        }
+        answers.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(Answers {
+            answers,
+            missing: missing.into_iter().collect(),
+            expected: expected.map(|expected| expected.len()),
+            waited: begun.elapsed(),
+        })
     }
 
     async fn call<E: Endpoint>(
@@ -411,7 +543,7 @@ impl Remote {
         let Ok(enrolled) = self.enrolled().await else {
             // Only who answers is known: a host that is away cannot be told from one that is none, unless
             // its name is another's with a slip.
-            let hosts = self.hosts().await;
+            let hosts = self.hosts().await.unwrap_or_default();
             return match near::nearest(host.as_str(), hosts.iter().map(HostId::as_str)) {
                 Some(_) => unknown(hosts.iter().map(HostId::as_str).collect()),
                 None => away(),
@@ -434,7 +566,7 @@ impl Remote {
                     .fix(format!("canopy host install on {host}, then start canopy-{service}"))
             }
             None => {
-                let hosts = self.hosts().await;
+                let hosts = self.hosts().await.unwrap_or_default();
                 let known = enrolled.iter().map(|record| &record.host).chain(&hosts);
                 unknown(known.map(HostId::as_str).collect())
             }

@@ -122,6 +122,17 @@ fn untyped_prefix(key_size: u32, address: IpAddr, length: u8) -> Option<Value> {
 }
 
 impl Declared {
+    /// The value with every address in it as people write it; as it is where this program could not read
+    /// it back.
+    pub(crate) fn shown_reversibly(&self, value: &Value) -> Value {
+        let shown = self.shown(value);
+        if shown == *value || self.shown(&self.taken(&shown)) == shown {
+            shown
+        } else {
+            value.clone()
+        }
+    }
+
     /// The value with every address in it as the type takes it.
     fn taken(&self, value: &Value) -> Value {
         match value {
@@ -327,6 +338,29 @@ mod tests {
         }));
         assert_eq!(shown["source"], "10.0.0.1");
         assert_eq!(declared.shown(&declared.taken(&shown)), shown);
+        for (kind, ty, entry) in [
+            ("hash", "struct in_addr { __be32 s_addr; }", json!({ "s_addr": 0x0a00_0001 })),
+            (
+                "hash",
+                "struct a { __u8 ip[4]; __u8 mac[6]; }",
+                json!({ "ip": [10, 0, 0, 1], "mac": [2, 0, 0, 0, 0, 1] }),
+            ),
+            (
+                "hash",
+                "struct p { struct q { __u8 ip[4]; } q[2]; }",
+                json!({ "q": [{ "ip": [10, 0, 0, 1] }, { "ip": [10, 0, 0, 2] }] }),
+            ),
+            (
+                "lpm_trie",
+                "struct k { __u32 prefixlen; __u8 addr[16]; }",
+                json!({ "prefixlen": 104,
+                     "addr": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 0, 0] }),
+            ),
+        ] {
+            let shown = Declared::parse(ty).shown_reversibly(&entry);
+            assert!(has_address(&shown), "{ty}: {shown}");
+            assert_eq!(key(&map(kind, 20, Some(ty)), &shown).unwrap(), entry, "{ty}");
+        }
         assert!(
             has_address(&json!([{ "a": "10.0.0.0/8" }]))
                 && has_address(&json!("aa-bb-cc-dd-ee-ff"))

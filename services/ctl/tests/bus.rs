@@ -8,12 +8,13 @@
     reason = "a test fails by panicking"
 )]
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use canopy_api::{
     ApiError, Code,
     endpoint::{Service, loader, policy, registry},
     wire::{
-        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply, ResetHostRequest,
-        ResetIndexReply, ResetRepositoryRequest,
+        ApplyReply, ApplyRequest, DeleteRequest, FactsReply, GetReply, ListReply, MapChangeReply,
+        MapDeleteRequest, ResetHostRequest, ResetIndexReply, ResetRepositoryRequest,
         hosts::{HostListReply, HostRecord},
     },
 };
@@ -183,8 +184,12 @@ impl Fleet {
             })
             .collect();
         let bus = bus(&self.server, "s-policy").await;
-        let stand_in = Server::new(bus, Service::Policy, None).handle::<policy::HostList, _, _>(
-            move |_, request| {
+        let absent = |what: &str| ApiError::new(Code::NotFound, format!("there is no {what}"));
+        let stand_in = Server::new(bus, Service::Policy, None)
+            .handle::<policy::TokenRevoke, _, _>(move |_, _| async move { Err(absent("token")) })
+            .handle::<policy::HostRevoke, _, _>(move |_, _| async move { Err(absent("host")) })
+            .handle::<policy::HostForget, _, _>(move |_, _| async move { Err(absent("host")) })
+            .handle::<policy::HostList, _, _>(move |_, request| {
                 let behind = |record: &&HostRecord| {
                     request.after.as_ref().is_none_or(|after| record.host > *after)
                 };
@@ -192,8 +197,7 @@ impl Fleet {
                 let next = (hosts.len() > 2).then(|| hosts[1].host.clone());
                 hosts.truncate(2);
                 async move { Ok(HostListReply { hosts, next }) }
-            },
-        );
+            });
         serve(stand_in, &self.stop).await;
     }
 
@@ -276,6 +280,22 @@ impl Fleet {
             })
             .handle::<loader::MapFollow, _, _>(|_, _| async {
                 Err(ApiError::new(Code::Unavailable, "nothing is followed here"))
+            })
+            .handle::<loader::MapDelete, _, _>(move |_, request: MapDeleteRequest| async move {
+                let MapDeleteRequest { map, mut keys, dry_run } = request;
+                let changed = keys.iter().filter(|key| **key == 80).count() as u64;
+                keys.retain(|key| *key != 80);
+                let host = host.parse().unwrap();
+                let notes = Vec::new();
+                Ok(MapChangeReply {
+                    host,
+                    map,
+                    generation: 4,
+                    dry_run,
+                    changed,
+                    absent: keys,
+                    notes,
+                })
             })
             .handle::<loader::ResetIndex, _, _>(move |_, request: ResetHostRequest| async move {
                 if host == "web2" {
@@ -373,6 +393,51 @@ async fn hosts_chains_and_programs_are_shown_in_every_format() {
     let nothing = fleet.canopy("get packages");
     assert!(nothing.status.success() && nothing.stdout.is_empty());
     assert_eq!(fleet.ok("get packages -o json"), "{\n  \"packages\": []\n}\n");
+}
+
+/// The stand-ins and the server let everybody through: whom the program asks is what is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_some_hosts_asks_only_these() {
+    let fleet = Fleet::start(&["web1", "web2"]).await;
+    let narrowed = |scope: &Value| {
+        let claims = json!({ "sub": "u-viewer", "role": "viewer", "scope": scope }).to_string();
+        let token = format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        let file = fleet.dir.path().join("narrowed.token");
+        canopy_test_support::nats::private_file(&file, &token).unwrap();
+    };
+    let get = |line: &str| format!("{line} --context viewer --token-file narrowed.token");
+    narrowed(&json!({ "hosts": ["web1"] }));
+    assert_eq!(fleet.ok(&get("get chains -o name")), "web1/eth0/xdp\n");
+    assert_eq!(fleet.ok(&get("get programs -A -o name")), "web1/eth0/xdp/limit\n");
+    assert_eq!(fleet.ok(&get("get hosts -o name")), "web1\n");
+    assert!(fleet.ok(&get("describe chain eth0 xdp -o json")).contains("\"web1\""));
+    let top = fleet.ok(&get("top --interval 200ms -o json"));
+    assert!(top.contains("\"web1\"") && !top.contains("\"web2\""), "{top}");
+    for line in [
+        "get chains web1/eth0/xdp web2/eth0/xdp",
+        "describe chain web1/eth0/xdp web2/eth0/xdp",
+        "get programs web1/eth0/xdp/limit web2/eth0/xdp/limit",
+        "describe program web2/eth0/xdp/limit",
+    ] {
+        let error = fleet.fails(6, &get(line));
+        assert!(error.contains("does not reach host web2: it is for the hosts web1"), "{error}");
+        assert!(error.contains("fix: --host web1\n"), "{error}");
+    }
+    let error = fleet.fails(2, &get("describe host"));
+    assert!(error.contains("there is web1)"), "{error}");
+    // Policy is away: who is meant by a pattern is not known, and nobody is asked instead.
+    narrowed(&json!({ "hosts": ["web*", "label:rack=7"] }));
+    let error = fleet.fails(6, &get("get chains"));
+    assert!(error.contains("for the hosts web*, label:rack=7"), "{error}");
+    assert!(error.contains("--host HOST"), "{error}");
+    assert_eq!(fleet.ok(&get("get chains -o name --host web2")), "web2/eth0/xdp\n");
+    assert_eq!(fleet.ok(&get("get chains -o name web2/eth0/xdp")), "web2/eth0/xdp\n");
+    fleet.policy(&[("web1", "revoked"), ("web2", "active"), ("web3", "active")]).await;
+    let output = fleet.canopy(&get("get chains -o name"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "web2/eth0/xdp\n", "{error}");
+    assert!(error.contains("1 of 2 enrolled hosts did not answer"), "{error}");
+    assert_eq!(output.status.code(), Some(9));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -505,7 +570,7 @@ async fn answers_to_apply_find_their_way_back_to_the_file() {
          fix: ip link lists them\n"
     );
     let said = fleet.fails(5, "apply -f a.yaml --host web1 --expected-generation 3");
-    assert!(said.contains("at: expected_generation"), "{said}");
+    assert!(said.contains("at: --expected-generation"), "{said}");
     let said = fleet.fails(2, "apply -f a.yaml");
     assert!(said.contains("no host was named") && said.contains("web1, web2"), "{said}");
     let reply: Value =
@@ -811,6 +876,31 @@ async fn what_is_not_there_is_not_deleted() {
     assert!(said.contains("there is no chain eth8/xdp\n  at: b.yaml: chains[0]\n"), "{said}");
     fleet.ok("delete -f a.yaml -f b.yaml --host web1 --ignore-not-found");
     fleet.ok("delete -f a.yaml --host web1");
+    // A name that is no host's is a mistake of another kind.
+    for line in ["delete chain eth7 xdp", "delete program limti", "delete -f b.yaml"] {
+        let error = fleet.fails(4, &format!("{line} --ignore-not-found --host wbe1"));
+        assert!(error.contains("there is no host \"wbe1\""), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_of_what_does_not_exist_exit_with_not_found() {
+    let fleet = Fleet::start(&["web1"]).await;
+    fleet.policy(&[("web1", "active")]).await;
+    let map = "map delete eth0 xdp limit ports --host web1";
+    assert_eq!(fleet.ok(&format!("{map} 80")), "web1: 1 entry of eth0/xdp/limit/ports removed\n");
+    let output = fleet.canopy(&format!("{map} 80 81 82"));
+    assert_eq!(output.status.code(), Some(4));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.starts_with("web1: 1 entry of"), "{shown}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("eth0/xdp/limit/ports has no entry for 81, nor for 1 more"), "{error}");
+    fleet.fails(4, &format!("{map} 81 --dry-run"));
+    assert!(fleet.ok(&format!("{map} 81 --ignore-not-found")).contains("not there: 81"));
+    for line in ["token revoke u-bob", "host revoke web9", "host forget web9"] {
+        assert!(fleet.fails(4, line).contains("there is no"), "{line}");
+        assert_eq!(fleet.ok(&format!("{line} --ignore-not-found")), "", "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,9 +2,10 @@
 
 use canopy_api::name::HostId;
 use canopy_bus::BusConfig;
-use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_runtime::{NamedFiles, RuntimeConfig, ServiceConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::path::Path;
 
 /// Configuration of the enforcer of one host.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -22,5 +23,13 @@ pub struct Config {
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
+    }
+
+    fn check_files(&self, files: &mut NamedFiles) {
+        files.bus(&self.bus.ca, &self.bus.cert, &self.bus.key);
+    }
+
+    fn own_key(&self) -> Option<&Path> {
+        Some(&self.bus.key)
     }
 }

@@ -3,10 +3,10 @@
 use crate::{admission::AdmissionMode, cache::DEFAULT_BYTES, core::trust::Trust};
 use canopy_api::{HostId, Problem, Problems};
 use canopy_bus::BusConfig;
-use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_runtime::{NamedFiles, RuntimeConfig, ServiceConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The loader of one host. The file belongs to root: whoever may write it decides whose code runs
 /// in the kernel.
@@ -73,6 +73,16 @@ fn default_bpffs() -> PathBuf {
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
+    }
+
+    fn check_files(&self, files: &mut NamedFiles) {
+        files.bus(&self.bus.ca, &self.bus.cert, &self.bus.key);
+        files.directory("state_dir", &self.state_dir);
+        files.directory("bpffs", &self.bpffs);
+    }
+
+    fn own_key(&self) -> Option<&Path> {
+        Some(&self.bus.key)
     }
 
     fn check(&self) -> Result<(), Problems> {

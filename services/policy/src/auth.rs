@@ -109,15 +109,9 @@ pub(crate) async fn open_data(
     Ok(data)
 }
 
-/// Opens the bucket of tokens over the connection in DATA, when the bus is there.
-pub(crate) async fn open_tokens(
-    bus: &BusConfig,
-    config: &AuthConfig,
-    nkeys: &SeatNkeys,
-) -> anyhow::Result<(Bus, Tokens)> {
-    let data = open_data(bus, config, nkeys).await?;
-    let bucket = Bucket::open(&data, BUCKET, config.replicas).await?;
-    Ok((data, Tokens::new(bucket)))
+/// Opens the bucket of tokens over the connection in DATA.
+pub(crate) async fn open_tokens(data: &Bus, config: &AuthConfig) -> Result<Tokens, BusError> {
+    Ok(Tokens::new(Bucket::open(data, BUCKET, config.replicas).await?))
 }
 
 /// Waits until a connection carries messages, as long as it takes.

@@ -19,7 +19,10 @@ use canopy_api::{
     wire::tokens::{Binding, TokenIssueRequest, TokenReply},
 };
 use canopy_audit::CheckpointKey;
-use canopy_bus::callout::{CalloutKeys, generate_nkey};
+use canopy_bus::{
+    callout::{CalloutKeys, generate_nkey},
+    data,
+};
 use canopy_identity::{Certificate, SigningKey};
 use canopy_secrets::{Account, Secret, SecretError, is_root};
 use ring::{rand::SystemRandom, signature::Ed25519KeyPair};
@@ -30,7 +33,11 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
+
+/// How long `bootstrap` waits for the bus's servers to elect who keeps the tokens.
+const LEADERLESS: Duration = Duration::from_secs(30);
 
 const USAGE: &str = "\
 canopy-policy keys --output DIR [--owner USER]
@@ -60,7 +67,7 @@ canopy-policy bootstrap --config FILE --principal u-NAME --certificate FILE --ou
     Writes a token with the role admin for this person, bound to this certificate, to a file of mode
     0600. For the first administrator, and for the day when every administrator has lost theirs: the
     person's earlier token ends. Needs the bus, and the files the configuration names; root reads them as
-    the user they belong to.
+    the user they belong to. Waits up to 30 s for a cluster that elects a leader.
 ";
 
 /// Runs one of these commands; `None` when the arguments are those of the service.
@@ -399,22 +406,26 @@ fn issue(
     let nkeys = SeatNkeys::read(&auth.nkeys)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (data, tokens) = open_tokens(&config.bus, auth, &nkeys).await?;
-        let (now, giver) = (seconds(), Giver::bootstrap());
-        let issue = TokenIssueRequest {
-            principal: principal.clone(),
-            role: Role::Admin,
-            scope: None,
-            binding: Some(binding.clone()),
-            expires_in: None,
-        };
-        // Who has lost theirs may have one in force.
-        let before = tokens.get(principal).await?;
-        if before.is_some_and(|before| before.value.is_active(now)) {
-            tokens.revoke(principal, &giver, now).await?;
-        }
-        let reply = tokens.issue(&trust, &issue, &giver, now).await?;
+        let data = open_data(&config.bus, auth, &nkeys).await?;
+        let issued = data::retry_for(LEADERLESS, async {
+            let tokens = open_tokens(&data, auth).await?;
+            let (now, giver) = (seconds(), Giver::bootstrap());
+            let issue = TokenIssueRequest {
+                principal: principal.clone(),
+                role: Role::Admin,
+                scope: None,
+                binding: Some(binding.clone()),
+                expires_in: None,
+            };
+            // Who has lost theirs may have one in force.
+            let before = tokens.get(principal).await?;
+            if before.is_some_and(|before| before.value.is_active(now)) {
+                tokens.revoke(principal, &giver, now).await?;
+            }
+            anyhow::Ok(tokens.issue(&trust, &issue, &giver, now).await?)
+        });
+        let issued = Box::pin(issued).await;
         data.close().await;
-        anyhow::Ok(reply)
+        issued
     })
 }

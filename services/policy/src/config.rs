@@ -3,12 +3,19 @@
 use crate::{audit::AuditConfig, limits::LimitsConfig};
 use canopy_admission::is_label;
 use canopy_api::{HostId, Principal, Problem, Problems, permission::Role, san::SanPatterns};
+use canopy_audit::CheckpointKey;
 use canopy_bus::BusConfig;
-use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_identity::{Authority, SigningKey};
+use canopy_runtime::{NamedFiles, RuntimeConfig, ServiceConfig};
+use canopy_secrets::Secret;
 use canopy_store::SecretSource;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// Most a clock may be off, seconds.
 const MOST_SKEW: u64 = 300;
@@ -203,9 +210,71 @@ fn replicas() -> usize {
     1
 }
 
+/// Says so where the content of a secret is not what it has to be; what it is is not repeated.
+fn parsed<E: fmt::Display>(
+    (field, source): (&str, &SecretSource),
+    content: Option<Secret>,
+    files: &mut NamedFiles,
+    parse: impl FnOnce(&str) -> Result<(), E>,
+) {
+    if let Some(Err(error)) = content.map(|content| parse(&content)) {
+        files.push(
+            Problem::new(field, format!("{source} cannot be used: {error}"))
+                .remedy("canopy-policy keys --output DIR makes such keys"),
+        );
+    }
+}
+
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
+    }
+
+    fn check_files(&self, files: &mut NamedFiles) {
+        files.bus(&self.bus.ca, &self.bus.cert, &self.bus.key);
+        if let Some(rules) = &self.rules {
+            crate::rules::check_file("rules", rules, files);
+        }
+        if let Some(audit) = &self.audit {
+            files.directory("audit.dir", &audit.dir);
+            let key = audit.signing_key.check_file("audit.signing_key", files);
+            let at = ("audit.signing_key", &audit.signing_key);
+            parsed(at, key, files, |pem| CheckpointKey::from_pem(pem).map(drop));
+        }
+        let Some(auth) = &self.auth else { return };
+        for (field, Files { cert, key }) in
+            [("callout", &auth.callout), ("data", &auth.data), ("system", &auth.system)]
+        {
+            let (cert_field, key_field) =
+                (format!("auth.{field}.cert"), format!("auth.{field}.key"));
+            files.certificate_and_key((&cert_field, cert), (&key_field, key));
+        }
+        for (field, seed) in auth.nkeys.all() {
+            seed.check_file(field, files);
+        }
+        auth.issuer_seed.check_file("auth.issuer_seed", files);
+        auth.xkey_seed.check_file("auth.xkey_seed", files);
+        for (index, key) in auth.signing_keys.iter().enumerate() {
+            let field = format!("auth.signing_keys[{index}]");
+            let pem = key.check_file(&field, files);
+            parsed((&field, key), pem, files, |pem| SigningKey::from_pem(pem).map(drop));
+        }
+        if let Some(ca) = &auth.ca {
+            files.authorities("auth.ca.cert", &ca.cert);
+            let key = ca.key.check_file("auth.ca.key", files);
+            parsed(("auth.ca.key", &ca.key), key, files, |key| {
+                // A certificate that cannot be read is told already.
+                let certificate = canopy_files::read_text(&ca.cert, 1 << 20).unwrap_or_default();
+                if certificate.is_empty() {
+                    return Ok(());
+                }
+                Authority::new(&certificate, key).map(drop)
+            });
+        }
+    }
+
+    fn own_key(&self) -> Option<&Path> {
+        Some(&self.bus.key)
     }
 
     fn check(&self) -> Result<(), Problems> {

@@ -525,7 +525,11 @@ fn check_labels(labels: &Labels) -> Result<(), ApiError> {
 }
 
 fn none(host: &HostId) -> ApiError {
-    ApiError::new(Code::NotFound, format!("{host} was never enrolled")).at("host")
+    // What was forgotten leaves nothing behind but its record in the audit trail.
+    let message = format!("the host {host} is not enrolled: it never was, or it was forgotten");
+    ApiError::new(Code::NotFound, message).at("host").remedy(
+        "canopy host list shows the hosts; canopy get audit --verb host-forget shows who forgot one, and when",
+    )
 }
 
 fn busy(host: &HostId) -> ApiError {

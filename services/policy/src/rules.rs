@@ -12,7 +12,7 @@ use canopy_api::{
         AdmissionBasis, AdmissionDecision, AdmissionItem, ExplainReply, ExplainRequest, RulesReply,
     },
 };
-use canopy_runtime::Latch;
+use canopy_runtime::{Latch, NamedFiles};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -132,13 +132,9 @@ impl Admission {
     /// What a file says now. With a mistake in it the rules before stay; where there are none, every
     /// change is refused until it is mended.
     pub fn read(&self, path: &Path, text: Result<String, Problem>, now: SystemTime) {
-        let loaded = text.map_err(Problems::from).and_then(|text| {
-            let format = Format::of(path).ok_or_else(|| {
-                Problem::new("", "neither JSON nor YAML by its name")
-                    .remedy("name it .json, .yaml or .yml")
-            })?;
-            Ok((canopy_admission::load(&text, format)?, Digest::of(text.as_bytes())))
-        });
+        let loaded = text
+            .map_err(Problems::from)
+            .and_then(|text| Ok((parse(path, &text)?, Digest::of(text.as_bytes()))));
         self.change(|state| match loaded {
             Ok((rules, digest)) => {
                 tracing::info!(rules = rules.rules.len(), %digest, "admission rules are in force");
@@ -328,6 +324,29 @@ impl RulesFile {
         }
         self.seen = Some(now.clone());
         Some(now)
+    }
+}
+
+/// What the text of the file `path` says.
+fn parse(path: &Path, text: &str) -> Result<RuleSet, Problems> {
+    let format = Format::of(path).ok_or_else(|| {
+        Problem::new("", "neither JSON nor YAML by its name").remedy("name it .json, .yaml or .yml")
+    })?;
+    canopy_admission::load(text, format)
+}
+
+/// Says what keeps the rules in a file from being used.
+pub(crate) fn check_file(field: &str, path: &Path, files: &mut NamedFiles) {
+    let text = RulesFile::new(path.to_owned()).changed().unwrap_or_else(|| Ok(String::new()));
+    let problems = text.map_err(Problems::from).and_then(|text| parse(path, &text));
+    for problem in problems.err().into_iter().flat_map(|problems| problems.0) {
+        let place = match problem.path.as_str() {
+            "" => path.display().to_string(),
+            inside => format!("{}: {inside}", path.display()),
+        };
+        let mut told = Problem::new(field, format!("{place}: {}", problem.message));
+        told.remedy = problem.remedy.or_else(|| Some("correct the file, or the path".to_owned()));
+        files.push(told);
     }
 }
 

@@ -12,9 +12,12 @@ mod stack;
 
 use canopy_api::permission::Role;
 use canopy_identity::SigningKey;
-use canopy_test_support::{service::ServiceProcess, stores::Secrets};
+use canopy_test_support::{
+    service::{self, ServiceProcess},
+    stores::Secrets,
+};
 use rcgen::{KeyPair, PKCS_ED25519};
-use serde_json::json;
+use serde_json::{Value, json};
 use stack::{LIMIT, PROGRAM, Stack};
 use std::{fs, path::Path, time::Instant};
 
@@ -101,4 +104,41 @@ async fn a_key_is_rotated_in_the_cloud() {
         Err(error) => error.to_string(),
     };
     assert!(said.contains("AWS secret signing"), "{said}");
+}
+
+/// What would keep the service from starting is told at once, and nothing is made.
+#[test]
+fn check_finds_every_file_that_cannot_be_used() {
+    let stack = Stack::without_policy();
+    let mut config = stack.config_with_audit(0);
+    config["rules"] = json!(stack.path("rules.yaml"));
+    fs::write(stack.path("rules.yaml"), "rules: []\n").unwrap();
+    let check = |config: &Value| {
+        let output = service::check(Path::new(PROGRAM), &config.to_string()).unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(check(&config), (Some(0), String::new()));
+    assert!(!stack.audit_dir(0).exists());
+
+    config["bus"]["cert"] = json!(stack.path("missing.crt"));
+    config["auth"]["data"]["key"] = config["auth"]["system"]["key"].clone();
+    config["auth"]["nkeys"]["app"] = json!({ "file": stack.path("missing.seed") });
+    config["auth"]["signing_keys"][0] = config["auth"]["issuer_seed"].clone();
+    config["auth"]["ca"]["key"] = json!({ "file": config["auth"]["system"]["key"] });
+    config["audit"]["dir"] = json!(stack.path("rules.yaml"));
+    fs::write(stack.path("rules.yaml"), "rules: [{}]\n").unwrap();
+    let (code, text) = check(&config);
+    assert_eq!(code, Some(2), "{text}");
+    for expected in [
+        "bus.cert: cannot read ",
+        "rules: ",
+        "audit.dir: cannot write into ",
+        "auth.data.key: ",
+        "auth.nkeys.app: ",
+        "auth.signing_keys[0]: ",
+        "auth.ca.key: ",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
+    assert!(text.contains("rules[0].name"), "{text}");
 }

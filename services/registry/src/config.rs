@@ -4,11 +4,14 @@ use crate::core::route::{Pattern, overlaps};
 use canopy_api::{Digest, PackageName, Problem, Problems};
 use canopy_bus::BusConfig;
 use canopy_package::TrustedKey;
-use canopy_runtime::{RuntimeConfig, ServiceConfig};
+use canopy_runtime::{NamedFiles, RuntimeConfig, ServiceConfig};
 use canopy_store::{Location, StoreConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// Where packages come from, and whose signatures count. The file is looked at every second: new
 /// `repositories`, `refresh_seconds` and `cache_bytes` are used without a restart, and a file with a
@@ -275,6 +278,20 @@ impl RepositoryConfig {
     }
 }
 
+impl RepositoryConfig {
+    fn check_files(&self, at: &str, files: &mut NamedFiles) {
+        if let Ok(Location::Directory(dir)) = Location::parse(&self.url) {
+            let field = format!("{at}.url");
+            if self.writable {
+                files.directory(&field, &dir);
+            } else {
+                files.readable_directory(&field, &dir);
+            }
+        }
+        self.store.check_files(&format!("{at}.store"), files);
+    }
+}
+
 impl Config {
     /// Where the highest index versions are kept where nothing is said: beside the audit trail.
     pub fn default_state_dir(&self) -> Option<PathBuf> {
@@ -288,6 +305,26 @@ impl Config {
 impl ServiceConfig for Config {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
+    }
+
+    fn check_files(&self, files: &mut NamedFiles) {
+        files.bus(&self.bus.ca, &self.bus.cert, &self.bus.key);
+        if let Some(dir) = &self.state_dir {
+            files.directory("state_dir", dir);
+        } else if let Some(dir) = self.default_state_dir() {
+            let without = "after a restart an older state of a repository is not recognised here";
+            files.optional_directory("state_dir", &dir, without);
+        }
+        if let Some(audit) = &self.audit {
+            files.directory("audit.dir", &audit.dir);
+        }
+        for (index, repository) in self.repositories.iter().enumerate() {
+            repository.check_files(&format!("repositories[{index}]"), files);
+        }
+    }
+
+    fn own_key(&self) -> Option<&Path> {
+        Some(&self.bus.key)
     }
 
     fn check(&self) -> Result<(), Problems> {

@@ -367,6 +367,32 @@ fn an_ambiguous_configuration_does_not_start() {
     assert!(text.contains("repositories[1].packages[0]"), "{text}");
 }
 
+#[test]
+fn check_looks_at_the_files_that_are_named() {
+    let server = NatsServer::start(&[]).unwrap();
+    let directory = Directory::new();
+    let mut config = config(&server, &directory);
+    let state = directory.dir.path().join("state");
+    config["state_dir"] = json!(state);
+    let output = check(Path::new(PROGRAM), &config.to_string()).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), text.as_str()), (Some(0), ""));
+    assert!(!state.exists(), "it makes nothing");
+    config["bus"]["ca"] = json!("/nonexistent/ca.crt");
+    config["repositories"][0]["url"] = json!("file:///nonexistent/packages");
+    config["audit"] = json!({ "dir": "/proc/sys/audit" });
+    let output = check(Path::new(PROGRAM), &config.to_string()).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for expected in [
+        "bus.ca: cannot read /nonexistent/ca.crt: no such file or directory (correct the path",
+        "repositories[0].url: cannot read /nonexistent/packages: ",
+        "audit.dir: cannot write into /proc/sys/audit: ",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
+}
+
 /// A bus that is gone keeps the process for no time, one that hangs for a short one.
 #[test]
 fn the_registry_ends_at_once_without_its_bus() {

@@ -35,7 +35,10 @@ pub struct RuleSet {
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Its name, told in every decision it makes: 1 to 63 of a-z, 0-9, '_' and '-'.
-    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,62}$"))]
+    #[schemars(
+        regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,62}$"),
+        extend("x-rule" = "1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or digit")
+    )]
     pub name: String,
     /// `allow`, or `deny`, which no `allow` overrules.
     pub effect: RuleEffect,

@@ -329,9 +329,9 @@ mod tests {
         (
             "chains: [{}]\n",
             &[
-                "chains[0].interface: \"interface\" is missing (add interface: The interface, by name or by what it is)",
+                "chains[0].interface: \"interface\" is missing (add interface: a name (eth0) or a pattern (eth*) of 1 to 15 printable",
                 "chains[0].hook: \"hook\" is missing (add hook: one of xdp, tc-ingress, tc-egress)",
-                "chains[0].programs: \"programs\" is missing",
+                "chains[0].programs: \"programs\" is missing (add programs: a list)",
             ],
         ),
         (
@@ -409,6 +409,60 @@ mod tests {
 
     fn said(text: &str, format: Format) -> String {
         parse(text, format).and_then(desired_state).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn comments_of_fields_are_no_remedies() {
+        #[derive(Debug, serde::Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only its schema is looked at")]
+        struct Server {
+            /// Address of the server: `tls://127.0.0.1:4222`. Several, separated by commas.
+            url: String,
+            /// The port that it listens on.
+            #[schemars(range(min = 1, max = 65535))]
+            port: u16,
+        }
+        #[derive(Debug, serde::Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only its schema is looked at")]
+        struct Config {
+            /// What it is told by in logs.
+            #[schemars(regex(pattern = "^[a-z]+$"), extend("x-rule" = "letters from a to z"))]
+            name: String,
+            /// How it is shown to people.
+            #[schemars(regex(pattern = "^[A-Z]+$"))]
+            title: String,
+            /// Where it connects at the start.
+            server: Server,
+            /// Whom it belongs to.
+            host: crate::HostId,
+        }
+        let problems = |text: &str| load::<Config>(text, Format::Yaml).unwrap_err();
+        let remedies = |text: &str| -> Vec<String> {
+            let mut problems = problems(text).0;
+            problems.sort_by(|a, b| a.path.cmp(&b.path));
+            problems.into_iter().filter_map(|problem| problem.remedy).collect()
+        };
+        assert_eq!(
+            remedies("{}"),
+            [
+                "add host: 1 to 48 of a-z, 0-9, '_' and '-', starting with a letter or digit; \"all\" is reserved",
+                "add name: letters from a to z",
+                "add server: a set of fields: url, port",
+                "add title",
+            ]
+        );
+        assert_eq!(
+            remedies("{name: A1, title: b, server: {}, host: A}"),
+            [
+                "1 to 48 of a-z, 0-9, '_' and '-', starting with a letter or digit; \"all\" is reserved",
+                "letters from a to z",
+                "add port: a whole number from 1 to 65535",
+                "add url: a text such as tls://127.0.0.1:4222",
+                "it must match ^[A-Z]+$",
+            ]
+        );
     }
 
     #[test]

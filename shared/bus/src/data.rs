@@ -9,6 +9,8 @@ pub use log::{Append, Log, LogConfig, LogEntry};
 pub use replicas::{Copies, ensure_replicas};
 pub use snapshot::{has_stream, remove_stream, restore, snapshot};
 
+pub use crate::retry::retry_for;
+
 use crate::{config::BusError, connection::Bus, retry};
 use async_nats::jetstream::{
     self,
@@ -65,10 +67,19 @@ fn failed(error: &dyn fmt::Display) -> BusError {
 
 impl Bucket {
     /// Opens a bucket. Where there is none it is made, to be kept by so many servers of a cluster; one that
-    /// is there stays as it is ([`ensure_replicas`]).
+    /// is there stays as it is ([`ensure_replicas`]). Within [`retry_for`] it is tried again while a leader is
+    /// elected.
     pub async fn open(bus: &Bus, name: &str, replicas: usize) -> Result<Self, BusError> {
         let mut context = jetstream::new(bus.client.as_ref().clone());
         context.set_timeout(LIMIT);
+        retry::repeated(|_| Self::open_once(&context, name, replicas)).await
+    }
+
+    async fn open_once(
+        context: &jetstream::Context,
+        name: &str,
+        replicas: usize,
+    ) -> Result<Self, BusError> {
         if let Ok(store) = context.get_key_value(name).await {
             return Ok(Self { store });
         }

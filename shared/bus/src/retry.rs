@@ -17,6 +17,11 @@ task_local! {
     static UNTIL: Instant;
 }
 
+/// Work outside of requests during which the store is asked again for so long where it does not answer.
+pub async fn retry_for<T>(limit: Duration, work: impl Future<Output = T>) -> T {
+    within(Some(Instant::now() + limit), work).await
+}
+
 /// Works on a request whose caller waits so long.
 pub(crate) async fn within<T>(until: Option<Instant>, work: impl Future<Output = T>) -> T {
     match until {

@@ -16,6 +16,8 @@
 
 mod protected;
 mod regular;
+mod writable;
 
 pub use protected::{Unprotected, accept_any_owner, accept_owner, check_protected};
 pub use regular::{create, open, open_lock, read, read_text, read_to_limit};
+pub use writable::check_writable_directory;

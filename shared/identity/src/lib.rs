@@ -16,4 +16,5 @@ pub use authority::{
 pub use certificate::{Certificate, CertificateError};
 pub use token::{
     AUDIENCE, Claims, ISSUER, KeyError, SigningKey, TokenError, VerifyingKeys, Wanted,
+    unverified_authority,
 };

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use canopy_api::{permission::Role, wire::tokens::Binding};
+use canopy_api::{authority::Authority, permission::Role, scope::Scope, wire::tokens::Binding};
 use canopy_identity::{
     AUDIENCE, Certificate, Claims, ISSUER, SigningKey, TokenError, VerifyingKeys, Wanted,
+    unverified_authority,
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
 use serde_json::{Value, json};
@@ -71,6 +72,23 @@ fn a_token_is_believed_with_its_certificate_and_no_other() {
     assert!(keys.verify(&token, wanted(&other)).is_ok());
     let bob = certificate("u-bob");
     assert_eq!(keys.verify(&token, wanted(&bob)), Err(TokenError::OtherCertificate));
+}
+
+#[test]
+fn an_owner_reads_role_and_scope_of_a_token() {
+    let (key, mine) = (key(), certificate("u-alice"));
+    let scope: Scope = serde_json::from_value(json!({ "hosts": ["web*"] })).unwrap();
+    let narrowed = Claims { scope: Some(scope.clone()), ..claims(&mine) };
+    let token = key.sign(&narrowed).unwrap();
+    let authority = unverified_authority(&format!("{token}\n")).unwrap();
+    assert_eq!(authority, Authority::new(Role::Admin, Some(&scope)));
+    let token = key.sign(&claims(&mine)).unwrap();
+    assert_eq!(unverified_authority(&token), Some(Authority::new(Role::Admin, None)));
+    // A newer one that narrows by something else: not known, rather than not narrowed.
+    let newer = encoded(&json!({ "role": "viewer", "scope": { "networks": ["a"] } }));
+    for none in ["", "a", "a.b.c", &format!("e30.{newer}.x"), &"a.".repeat(8192)] {
+        assert_eq!(unverified_authority(none), None, "{none}");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl JsonSchema for RepositoryId {
         json_schema!({
             "type": "string",
             "pattern": "^[0-9a-f]{32}$",
-            "description": "The id of a repository"
+            "description": "the id of a repository: 32 of 0-9 and a-f"
         })
     }
 }

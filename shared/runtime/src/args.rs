@@ -26,7 +26,8 @@ usage: PROGRAM --config FILE [--check] [--config-owner USER]
   --config FILE        the configuration, JSON or YAML by extension: nobody but root and the user
                        this program runs as may be able to write it
   --config-owner USER  a user (name or number) besides these to whom the configuration may belong
-  --check              read and check the configuration, then end
+  --check              check the configuration and look at the files it names, then end;
+                       nothing is changed
   --schema             print the JSON Schema of the configuration
   --metrics            print the metrics the service can expose, as JSON
   --version            print the version

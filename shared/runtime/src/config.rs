@@ -1,5 +1,6 @@
 //! The common block of every service's configuration, and reading a configuration file.
 
+use crate::named_files::NamedFiles;
 use canopy_api::{
     document::{self, Format},
     problem::{Problem, Problems},
@@ -20,6 +21,17 @@ pub trait ServiceConfig: DeserializeOwned + JsonSchema + Send + 'static {
     /// What the schema cannot check; paths are paths in the file.
     fn check(&self) -> Result<(), Problems> {
         Ok(())
+    }
+
+    /// Looks at every file that it names, for `--check`; those of the common block are looked at already.
+    fn check_files(&self, files: &mut NamedFiles) {
+        let _ = files;
+    }
+
+    /// A private key of the user that the service runs as: where root checks, files are looked at with that
+    /// user's rights.
+    fn own_key(&self) -> Option<&Path> {
+        None
     }
 }
 

@@ -42,6 +42,7 @@ mod context;
 mod health;
 mod log_lines;
 pub mod metrics;
+mod named_files;
 mod run;
 mod telemetry;
 
@@ -53,6 +54,7 @@ pub use config_file::ConfigFile;
 pub use context::Context;
 pub use health::{Latch, Readiness};
 pub use metrics::{MetricKind, MetricSpec};
+pub use named_files::NamedFiles;
 pub use run::{run, usage};
 
 /// Version of this build; the whole workspace has one.

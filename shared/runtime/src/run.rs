@@ -9,10 +9,12 @@ use crate::{
     context::Context,
     health::Latch,
     metrics::{self, MetricSpec},
+    named_files::NamedFiles,
     telemetry::Telemetry,
 };
 use anyhow::Context as _;
 use canopy_api::{endpoint::Service, problem::Problems, text::shown_lines};
+use canopy_secrets::{Account, is_root};
 use schemars::schema_for;
 use serde_json::json;
 use std::{io::Write as _, path::Path, process::ExitCode, time::Duration};
@@ -64,7 +66,7 @@ where
         Command::Schema => say(&format!("{:#}\n", schema_for!(C).to_value())),
         Command::Metrics => say(&format!("{:#}\n", declared(service, metrics))),
         Command::Check(path) => match read::<C>(service, &path) {
-            Ok(_) => say(&format!("{} is a good configuration\n", path.display())),
+            Ok((config, _)) => check_files(service, &config, &path),
             Err(code) => code,
         },
         Command::Run(path) => match read::<C>(service, &path) {
@@ -102,6 +104,44 @@ fn read<C: ServiceConfig>(service: Service, path: &Path) -> Result<(C, ConfigFil
         }
         ExitCode::from(EXIT_USAGE)
     })
+}
+
+/// Looks at the files that a configuration names, and says what cannot be used.
+fn check_files<C: ServiceConfig>(service: Service, config: &C, path: &Path) -> ExitCode {
+    let look = || {
+        let mut files = NamedFiles::default();
+        if let Some(tls) = &config.runtime().admin.tls {
+            files.admin_tls(tls);
+        }
+        config.check_files(&mut files);
+        files
+    };
+    // Root can read everything, which says nothing about the service.
+    let user = config.own_key().filter(|_| is_root()).map(Account::owner_of);
+    let files = match user {
+        Some(Ok(user)) => user.act(look),
+        Some(Err(_)) | None => Ok(look()),
+    };
+    let files = match files {
+        Ok(files) => files,
+        Err(error) => {
+            say_error(&format!(
+                "canopy-{service}: cannot look with the service's rights: {error}\n"
+            ));
+            return ExitCode::FAILURE;
+        }
+    };
+    for remark in files.remarks() {
+        say_error(&format!("canopy-{service}: {}: note: {remark}\n", path.display()));
+    }
+    for problem in &files.problems().0 {
+        say_error(&format!("canopy-{service}: {}: {problem}\n", path.display()));
+    }
+    if files.problems().0.is_empty() {
+        say(&format!("{} is a good configuration\n", path.display()))
+    } else {
+        ExitCode::from(EXIT_USAGE)
+    }
 }
 
 /// Every metric of the service, the runtime's own first.

@@ -2,6 +2,7 @@
 
 use crate::location::Location;
 use canopy_api::{Problem, Problems};
+use canopy_runtime::NamedFiles;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -55,6 +56,11 @@ pub enum Transport {
 }
 
 impl StoreConfig {
+    /// Looks at the files that it names, as `--check` does.
+    pub fn check_files(&self, at: &str, files: &mut NamedFiles) {
+        crate::secrets::check_access_files(at, &self.credentials, self.ca.as_deref(), files);
+    }
+
     /// Fields that mean nothing for this kind of place, and ways without protection that were not
     /// asked for. `at` is where the repository stands in the configuration; empty for none.
     pub fn check(&self, location: &Location, at: &str, problems: &mut Problems) {

@@ -7,6 +7,7 @@ use crate::{
     open,
 };
 use canopy_api::{Problem, Problems};
+use canopy_runtime::NamedFiles;
 use canopy_secrets::{Secret, SecretError, SecretRef};
 use object_store::{
     aws::AwsAuthorizer,
@@ -14,7 +15,13 @@ use object_store::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 use zeroize::Zeroizing;
 
 /// How long a store has for its answer.
@@ -100,6 +107,22 @@ impl SecretSource {
         }
     }
 
+    /// Looks at it as `--check` does; the content, where it is a file's. A cloud is not called.
+    pub fn check_file(&self, field: &str, files: &mut NamedFiles) -> Option<Secret> {
+        match self {
+            Self::File(path) => files.secret(field, &SecretRef::File(path.clone())),
+            Self::Credential(name) => files.secret(field, &SecretRef::Credential(name.clone())),
+            Self::AwsSecretsManager(secret) => {
+                files.remark(format!(
+                    "{field}: {secret} is not looked at: it is not on this machine"
+                ));
+                let at = format!("{field}.aws_secrets_manager");
+                check_access_files(&at, &secret.credentials, secret.ca.as_deref(), files);
+                None
+            }
+        }
+    }
+
     /// Whether it can change without a file changing.
     pub fn is_remote(&self) -> bool {
         match self {
@@ -136,6 +159,21 @@ impl SecretSource {
                     .remedy("write https:, or accept the danger with transport: plaintext"),
             );
         }
+    }
+}
+
+/// The files by which a store is reached.
+pub(crate) fn check_access_files(
+    at: &str,
+    credentials: &Credentials,
+    ca: Option<&Path>,
+    files: &mut NamedFiles,
+) {
+    if let Credentials::File(path) = credentials {
+        files.secret(&format!("{at}.credentials.file"), &SecretRef::File(path.clone()));
+    }
+    if let Some(ca) = ca {
+        files.authorities(&format!("{at}.ca"), ca);
     }
 }
 

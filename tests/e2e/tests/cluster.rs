@@ -318,10 +318,18 @@ fn requests_outlast_the_loss_of_a_leader() {
         issuing.wait_for_more(3);
         let killed = Instant::now();
         cluster.kill(&before).unwrap();
-        // A backup waits for the next leader, too.
+        // A backup waits for the next leader, too; so does a bootstrap.
         let kept = cluster.path(&format!("kept{round}")).display().to_string();
-        let saved = cluster.policy_command("backup", &["--output", &kept]).unwrap();
+        let token = cluster.path(&format!("u-operator{round}.token")).display().to_string();
+        let certificate = cluster.layout().pki_dir().join("u-operator.crt").display().to_string();
+        let rest = ["--principal", "u-operator", "--certificate", &certificate, "--output", &token];
+        let (saved, issued) = std::thread::scope(|scope| {
+            let issued = scope.spawn(|| cluster.policy_command("bootstrap", &rest));
+            (cluster.policy_command("backup", &["--output", &kept]), issued.join())
+        });
+        let saved = saved.unwrap();
         assert!(saved.contains(stream), "{saved}");
+        assert!(issued.unwrap().unwrap().contains("of u-operator, role admin"));
         wait_for(LIMIT, "another server leads", || {
             let streams = cluster.streams().map_err(|error| format!("{error:#}"))?;
             let now = leader(&streams, stream);

@@ -1,6 +1,6 @@
 //! The grammar of `canopy host`.
 
-use crate::cli::{OutputArgs, RequestIdArgs, duration, name};
+use crate::cli::{NotFoundArgs, OutputArgs, RequestIdArgs, name, whole_seconds};
 use canopy_api::HostId;
 use clap::{Args, Subcommand};
 use std::{path::PathBuf, time::Duration};
@@ -60,6 +60,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,
@@ -72,6 +75,9 @@ keeps what was done.")]
         /// Which
         #[arg(value_parser = name::host)]
         host: HostId,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,
@@ -119,7 +125,7 @@ pub struct HostEnrolArgs {
     #[arg(long, value_name = "LABEL", value_parser = new_label)]
     pub label: Vec<(String, String)>,
     /// Within what time the host has to connect for the first time [default: 1h]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
     pub expires: Option<Duration>,
     /// The fingerprint that the host showed of a key, as DAEMON=FINGERPRINT or the fingerprint alone; may be
     /// repeated. A request with another key is refused

@@ -1,6 +1,6 @@
 //! The grammar of `canopy map`.
 
-use super::{HostArgs, HostsArgs, OutputArgs, above_zero, name::MapPath};
+use super::{HostArgs, HostsArgs, NotFoundArgs, OutputArgs, above_zero, name::MapPath};
 use crate::failure::{Exit, Failure};
 use canopy_api::Netns;
 use clap::{Args, Subcommand};
@@ -110,6 +110,9 @@ one buffer at once; each sees everything. It ends soon after the last of them. E
         /// The map.
         #[command(flatten)]
         map: MapArgs,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// How.
         #[command(flatten)]
         how: MapChangeArgs,
@@ -159,7 +162,7 @@ pub struct MapSetArgs {
     #[command(flatten)]
     pub map: MapArgs,
     /// Entries from a file, YAML or JSON: a list of objects with key and value (or cpus, a list
-    /// with a value for each CPU); `-` for standard input
+    /// with a value for each CPU), or what `map dump -o json` prints; `-` for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Refuse entries that are there

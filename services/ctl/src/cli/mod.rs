@@ -19,7 +19,10 @@ pub use package::{
 pub use policy::{ExplainArgs, PolicyCommand};
 pub use token::{TokenArgs, TokenCommand, TokenIssueArgs, TokenRegenerateArgs};
 
-use crate::output::Format;
+use crate::{
+    failure::{Exit, Failure},
+    output::Format,
+};
 use canopy_api::{
     Hook, HostId, InterfaceName, Netns, PackageName, PackageRef, Principal, ProgramName,
     endpoint::Service,
@@ -47,6 +50,15 @@ Exit codes:
   11 your token was revoked or regenerated";
 
 const CONNECTION: &str = "Connection";
+
+/// Longest `--timeout`.
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
+
+/// Shortest time between two looks of `top`.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Longest time between two looks of `top`.
+const LONGEST_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Says which eBPF programs run on which interfaces, in which order, and shows what they do.
 #[derive(Debug, Parser)]
@@ -96,9 +108,9 @@ pub struct ConnectionArgs {
     /// Who you are on the bus: the name in your certificate, such as u-alice
     #[arg(long, value_name = "NAME", env = "CANOPY_PRINCIPAL", hide_env_values = true, global = true, help_heading = CONNECTION, hide_short_help = true)]
     pub principal: Option<Principal>,
-    /// How long the answer may take, connection included, such as 10s; with --watch, each answer
-    /// [default: 5s for the connection, then the endpoint's own]
-    #[arg(long, value_name = "DURATION", value_parser = duration, global = true, help_heading = CONNECTION)]
+    /// How long the answer may take, connection included, such as 10s, at most 1d; with --watch, each
+    /// answer [default: 5s for the connection, then the endpoint's own]
+    #[arg(long, value_name = "DURATION", value_parser = duration_within(Duration::from_millis(1), LONGEST_TIMEOUT), global = true, help_heading = CONNECTION)]
     pub timeout: Option<Duration>,
 }
 
@@ -141,6 +153,27 @@ pub struct ChangeArgs {
     /// Names the request: a repeated one with the same id gets the first answer again
     #[arg(long, value_name = "ID")]
     pub request_id: Option<String>,
+}
+
+/// What becomes of a deletion of what does not exist.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct NotFoundArgs {
+    /// Exit with 0 if what was named does not exist
+    #[arg(long)]
+    pub ignore_not_found: bool,
+}
+
+impl NotFoundArgs {
+    /// The outcome; `None` where what was named does not exist, and that is no error.
+    ///
+    /// # Errors
+    /// The failure, otherwise.
+    pub fn accept<T>(self, outcome: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match outcome {
+            Err(failure) if self.ignore_not_found && failure.exit == Exit::NotFound => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
 }
 
 /// The id of a request.
@@ -283,8 +316,8 @@ pub struct TopArgs {
     /// host costs some nanoseconds more meanwhile
     #[arg(long)]
     pub profile: bool,
-    /// Time between two looks, at least 200ms
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
+    /// Time between two looks, from 200ms to 1h; with --profile at most 290s
+    #[arg(long, value_name = "DURATION", value_parser = duration_within(SHORTEST_INTERVAL, LONGEST_INTERVAL), default_value = "1s")]
     pub interval: Duration,
     /// Show one interval, then end
     #[arg(long)]
@@ -453,9 +486,9 @@ pub struct DeleteArgs {
 /// Where and how to delete.
 #[derive(Debug, Args)]
 pub struct DeleteHow {
-    /// What is not there is no error
-    #[arg(long)]
-    pub ignore_not_found: bool,
+    /// What does not exist.
+    #[command(flatten)]
+    pub absent: NotFoundArgs,
     /// The host.
     #[command(flatten)]
     pub host: HostArgs,
@@ -654,6 +687,41 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     millis.filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(|| rule(text))
 }
 
+/// A duration that is neither shorter nor longer than these.
+pub(crate) fn duration_within(
+    shortest: Duration,
+    longest: Duration,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let given = duration(text)?;
+        if (shortest..=longest).contains(&given) {
+            return Ok(given);
+        }
+        let wrong = if given < shortest { "short" } else { "long" };
+        let (shortest, longest) = (as_written(shortest), as_written(longest));
+        Err(format!("\"{text}\" is too {wrong}: from {shortest} to {longest}"))
+    }
+}
+
+/// A duration that is sent in seconds.
+pub(crate) fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let given = duration(text)?;
+    if given.subsec_nanos() == 0 {
+        return Ok(given);
+    }
+    let next = as_written(Duration::from_secs(given.as_secs() + 1));
+    Err(format!("\"{text}\" is not a number of whole seconds, such as {next}"))
+}
+
+/// In the largest unit that it is a number of.
+pub(crate) fn as_written(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let unit = units.into_iter().find(|(size, _)| millis >= *size && millis.is_multiple_of(*size));
+    let (size, name) = unit.unwrap_or((1, "ms"));
+    format!("{}{name}", millis / size)
+}
+
 fn rule(text: &str) -> String {
     format!("\"{text}\" is not a duration: a number and ms, s, m, h or d, such as 10s")
 }
@@ -675,6 +743,27 @@ mod tests {
         for bad in ["", "s", "10", "10x", "-1s", "0s", "18446744073709551615d"] {
             assert!(duration(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn durations_out_of_range_are_refused_with_the_range() {
+        for (line, range) in [
+            ("canopy top --interval 50ms", "too short: from 200ms to 1h"),
+            ("canopy top --interval 199ms", "too short: from 200ms to 1h"),
+            ("canopy top --interval 61m", "too long: from 200ms to 1h"),
+            ("canopy top --interval 213503982334d", "too long: from 200ms to 1h"),
+            ("canopy get hosts --timeout 25h", "too long: from 1ms to 1d"),
+            ("canopy token issue u-a --role viewer --expires 1500ms", "whole seconds, such as 2s"),
+            ("canopy token regenerate u-a --expires 500ms", "whole seconds, such as 1s"),
+            ("canopy host enrol a.request --expires 59999ms", "whole seconds, such as 1m"),
+        ] {
+            let error = parse(line).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(range), "{line}: {error}");
+        }
+        for line in ["canopy top --interval 200ms", "canopy top --interval 60m --timeout 24h"] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        assert_eq!(as_written(Duration::from_millis(1500)), "1500ms");
     }
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {

@@ -1,6 +1,6 @@
 //! The grammar of `canopy package`.
 
-use super::{OutputArgs, duration, hook};
+use super::{OutputArgs, hook, whole_seconds};
 use canopy_api::{Hook, HostId, PackageName, PackageRef};
 use clap::{Args, Subcommand};
 use semver::Version;
@@ -197,7 +197,7 @@ pub struct RepositoryArgs {
     #[arg(long, value_name = "FILE")]
     pub trusted_key: Vec<PathBuf>,
     /// How long the index counts, such as 90d; publish or refresh again before
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "90d")]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds, default_value = "90d")]
     pub expires_in: Duration,
 }
 

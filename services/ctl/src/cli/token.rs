@@ -1,6 +1,6 @@
 //! The grammar of `canopy token`.
 
-use crate::cli::{OutputArgs, RequestIdArgs, duration};
+use crate::cli::{NotFoundArgs, OutputArgs, RequestIdArgs, whole_seconds};
 use canopy_api::{
     Principal, endpoint::Service, permission::Role, san::SanPattern, scope::HostPattern,
 };
@@ -21,6 +21,9 @@ pub enum TokenCommand {
     Revoke {
         /// Whose
         person: Principal,
+        /// What does not exist.
+        #[command(flatten)]
+        absent: NotFoundArgs,
         /// Names the request.
         #[command(flatten)]
         repeat: RequestIdArgs,
@@ -92,7 +95,7 @@ pub struct TokenArgs {
     #[arg(long, value_name = "KIND=NAME", value_parser = san)]
     pub san: Option<SanPattern>,
     /// When it ends by itself, from now: 90d [default: when your own token ends, else valid until regenerated or revoked]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
     pub expires: Option<Duration>,
     /// Write the token to this new file, mode 0600, instead of showing it
     #[arg(long, value_name = "FILE")]

@@ -84,13 +84,14 @@ async fn each(
             dry_run: change.dry_run,
         };
         let id = change.request_id.clone();
-        match remote.ask_host_as::<loader::Delete>(host, &request, "deleting on", id).await {
+        // A host that does not exist is an error whatever may be missing on it.
+        match remote.try_host_as::<loader::Delete>(host, &request, "deleting on", id).await? {
             Ok(reply) => {
                 let reply = Change(reply);
                 screen.show(&reply, how.output.output)?;
                 exit = exit.max(partly::end(&reply.0, None, screen, Exit::Done));
             }
-            Err(failure) if failure.exit == Exit::NotFound && how.ignore_not_found => {}
+            Err(failure) if failure.exit == Exit::NotFound && how.absent.ignore_not_found => {}
             Err(failure) if failure.exit == Exit::NotFound => {
                 screen.fail(&failure);
                 exit = exit.max(Exit::NotFound);
@@ -124,7 +125,7 @@ async fn members(
             }
         }
         match chains.as_slice() {
-            [] if how.ignore_not_found => {}
+            [] if how.absent.ignore_not_found => {}
             [] => return Err(get::no_program(name, &programs)),
             [_] => {}
             several => {
@@ -177,7 +178,7 @@ async fn all_of(
         .ask_host_as::<loader::Apply>(&host, &request, "deleting on", id)
         .await
         .map_err(|failure| input.locate(failure))?;
-    let absent = if how.ignore_not_found { Vec::new() } else { absent(&gone, &reply) };
+    let absent = if how.absent.ignore_not_found { Vec::new() } else { absent(&gone, &reply) };
     let change = Change(reply);
     screen.show(&change, how.output.output)?;
     for (i, target) in &absent {

@@ -36,6 +36,7 @@ pub async fn run(
                 name.target()?;
             }
             let hosts = get::at(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(|name| name.host.as_ref())).await?;
             let states = get::states(&hosts, &get::wanted(&names, netns), remote).await?;
             let exit = states.tell(screen);
             let mut chains = Chains::of(states.replies);
@@ -51,6 +52,7 @@ pub async fn run(
             let names =
                 words.iter().map(|word| ProgramPath::parse(word)).collect::<Result<Vec<_>, _>>()?;
             let hosts = get::of_programs(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(ProgramPath::host)).await?;
             let states = get::states(&hosts, &GetRequest::default(), remote).await?;
             let exit = states.tell(screen);
             let programs = Programs::of(states.replies);

@@ -4,6 +4,7 @@ use crate::{
     failure::{Exit, Failure},
     output::{Format, Screen},
     remote::Remote,
+    view::address::Declared,
 };
 use canopy_api::{
     HostId,
@@ -47,6 +48,7 @@ pub async fn run(
             first.map
         ));
     }
+    let record_type = Declared::parse(first.record_type.as_deref().unwrap_or_default());
     let mut due = Instant::now() + pause(&first);
     let mut seen = Seen::default();
     loop {
@@ -61,7 +63,7 @@ pub async fn run(
                 };
                 let mine = follow.map.clone();
                 if (records.map == mine || records.formerly.as_ref() == Some(&mine))
-                    && show(follow, &records, &mut seen, screen)? {
+                    && show(follow, &record_type, &records, &mut seen, screen)? {
                     return Ok(Exit::Done);
                 }
             }
@@ -102,6 +104,7 @@ struct Seen {
 /// Shows records; whether there were enough.
 fn show(
     follow: &Follow<'_>,
+    record_type: &Declared,
     event: &MapRecords,
     seen: &mut Seen,
     screen: &mut Screen,
@@ -110,6 +113,7 @@ fn show(
         screen.note(&format!("note: {lost}"));
     }
     for (number, record) in (event.first..).zip(&event.records) {
+        let record = &record_type.shown(record);
         match follow.format {
             Format::Table | Format::Wide => screen.line(&crate::view::value(record))?,
             Format::Name => screen.line(&number.to_string())?,

@@ -60,6 +60,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
                 return watch(format, screen, ask).await;
             }
             let hosts = at(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(|name| name.host.as_ref())).await?;
             let states = states(&hosts, &wanted(&names, netns), remote).await?;
             if *document {
                 return as_document(&states, &names, format, screen);
@@ -92,6 +93,7 @@ pub async fn run(args: &GetArgs, remote: &Remote, screen: &mut Screen) -> Result
                 return watch(format, screen, ask).await;
             }
             let hosts = of_programs(&names, &args.hosts)?;
+            remote.ensure_granted(names.iter().filter_map(ProgramPath::host)).await?;
             let states = states(&hosts, &request, remote).await?;
             let exit = states.tell(screen);
             let programs = Programs::of(states.replies);
@@ -454,6 +456,7 @@ async fn hosts(
     };
     let answers = remote.read_all::<loader::Get>(&GetRequest::default()).await?.answers;
     let enrolled = remote.enrolled().await;
+    let granted = remote.granted().await?;
     let now = clock::rfc3339(clock::now());
     let mut seen = Seen::read();
     let bus = remote.url();
@@ -467,7 +470,10 @@ async fn hosts(
             }
         });
     }
-    let before = seen.others(bus, &rows);
+    // Hosts that were not asked, as the token is for others, are not silent.
+    let is_asked = |host: &HostId| granted.as_ref().is_none_or(|hosts| hosts.contains(host));
+    let mut before = seen.others(bus, &rows);
+    before.retain(|(host, _)| is_asked(host));
     let last_seen = |host: &HostId| {
         before.iter().find(|(other, _)| other == host).map(|(_, when)| when.clone())
     };
@@ -476,7 +482,7 @@ async fn hosts(
             for row in &mut rows {
                 row.enrolled = Some(false);
             }
-            for record in records {
+            for record in records.into_iter().filter(|record| is_asked(&record.host)) {
                 match rows.iter_mut().find(|row| row.host == record.host) {
                     Some(row) => row.is_enrolled(&record),
                     None => rows.push(HostRow::enrolled(&record, last_seen(&record.host))),

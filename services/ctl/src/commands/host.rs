@@ -116,12 +116,18 @@ pub fn run(
                 enrol(args, asked, ca, remote, screen).await
             })
         }
-        HostCommand::Forget { host, repeat, output } => connected(connection, async |remote| {
-            let request = HostForgetRequest { host: host.clone() };
-            let record = remote.ask_centre_as::<policy::HostForget>(&request, repeat.id()).await?;
-            screen.show(&Enrolled(vec![record]), output.output)?;
-            Ok(Exit::Done)
-        }),
+        HostCommand::Forget { host, absent, repeat, output } => {
+            connected(connection, async |remote| {
+                let request = HostForgetRequest { host: host.clone() };
+                let outcome =
+                    remote.ask_centre_as::<policy::HostForget>(&request, repeat.id()).await;
+                match absent.accept(outcome)? {
+                    Some(record) => screen.show(&Enrolled(vec![record]), output.output)?,
+                    None => screen.note(&format!("{host} is not enrolled")),
+                }
+                Ok(Exit::Done)
+            })
+        }
         HostCommand::List { output } => {
             connected(connection, async |remote| list(None, output.output, remote, screen).await)
         }
@@ -138,12 +144,18 @@ pub fn run(
                 Ok(Exit::Done)
             })
         }
-        HostCommand::Revoke { host, repeat, output } => connected(connection, async |remote| {
-            let request = HostRevokeRequest { host: host.clone() };
-            let record = remote.ask_centre_as::<policy::HostRevoke>(&request, repeat.id()).await?;
-            screen.show(&Enrolled(vec![record]), output.output)?;
-            Ok(Exit::Done)
-        }),
+        HostCommand::Revoke { host, absent, repeat, output } => {
+            connected(connection, async |remote| {
+                let request = HostRevokeRequest { host: host.clone() };
+                let outcome =
+                    remote.ask_centre_as::<policy::HostRevoke>(&request, repeat.id()).await;
+                match absent.accept(outcome)? {
+                    Some(record) => screen.show(&Enrolled(vec![record]), output.output)?,
+                    None => screen.note(&format!("{host} is not enrolled")),
+                }
+                Ok(Exit::Done)
+            })
+        }
     }
 }
 

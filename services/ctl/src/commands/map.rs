@@ -2,13 +2,13 @@
 
 use crate::{
     cli::{
-        HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs,
+        HostArgs, HostsArgs, MapArgs, MapChangeArgs, MapCommand, MapSetArgs, NotFoundArgs,
         name::{ChainName, MapPath, ProgramPath, one_host},
     },
     commands::follow::{self, Follow},
     failure::{Exit, Failure},
     input,
-    output::{Format, Screen},
+    output::Screen,
     remote::Remote,
     view::{
         address::Declared,
@@ -21,11 +21,12 @@ use canopy_api::{
     endpoint::loader,
     near,
     wire::{
-        MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest,
+        MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest, MapName,
         MapSetRequest, MapWrite, MapWriteWhen,
     },
 };
 use serde_json::Value;
+use std::path::Path;
 
 /// Entries asked for at once: few enough that the first are soon there.
 const PAGE: u64 = 1024;
@@ -33,7 +34,7 @@ const PAGE: u64 = 1024;
 /// What a command needs before anything is asked: entries from a file.
 pub fn read(command: &MapCommand) -> Result<Vec<MapWrite>, Failure> {
     match command {
-        MapCommand::Set(MapSetArgs { file: Some(file), .. }) => input::list(file),
+        MapCommand::Set(MapSetArgs { file: Some(file), .. }) => input::map_entries(file),
         _ => Ok(Vec::new()),
     }
 }
@@ -63,9 +64,7 @@ pub async fn run(
         MapCommand::Dump { map, limit, host, output } => {
             let map = map.alone()?;
             let mut entries = dump(&map, *limit, host, remote).await?;
-            if matches!(output.output, Format::Table | Format::Wide) {
-                entries.types = types(&map, host, remote).await;
-            }
+            show_addresses(&mut entries, &map, host, remote).await;
             screen.show(&entries, output.output)?;
         }
         MapCommand::Get { map, host, output } => {
@@ -76,24 +75,13 @@ pub async fn run(
             let reply = remote.ask_host::<loader::MapGet>(&host, &request, "asking").await?;
             let absent = reply.absent.clone();
             let mut entries = Entries::of(reply.host, reply.map, reply.generation, reply.entries);
-            if matches!(output.output, Format::Table | Format::Wide) {
-                let args = HostArgs { host: Some(host) };
-                entries.types = types(&map, &args, remote).await;
-            }
+            let args = HostArgs { host: Some(host) };
+            show_addresses(&mut entries, &map, &args, remote).await;
             if !entries.entries.is_empty() {
                 screen.show(&entries, output.output)?;
             }
-            if let [first, ..] = absent.as_slice() {
-                // As it was written.
-                let word = keys.iter().position(|key| key == first).and_then(|at| words.get(at));
-                let first = word.map_or_else(|| first.to_string(), Clone::clone);
-                let more = match absent.len() - 1 {
-                    0 => String::new(),
-                    n => format!(", nor for {n} more"),
-                };
-                let message = format!("{} has no entry for {first}{more}", map.name);
-                return Err(Failure::new(Exit::NotFound, message)
-                    .fix("canopy map dump shows what is there"));
+            if let Some(failure) = no_entry(&map.name, &keys, words, &absent) {
+                return Err(failure);
             }
         }
         MapCommand::Set(args) => {
@@ -129,7 +117,8 @@ pub async fn run(
             let request = taken_entries(&map, &host, written, remote).await?;
             let id = args.how.request_id.clone();
             let reply =
-                remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await?;
+                remote.ask_host_as::<loader::MapSet>(&host, &request, "writing on", id).await;
+            let reply = reply.map_err(|failure| located(failure, args.file.as_deref()))?;
             screen.show(&Changed { reply, done: "written" }, args.how.output.output)?;
         }
         MapCommand::Follow { map, record_type, count, host, output } => {
@@ -139,11 +128,25 @@ pub async fn run(
             let follow = Follow { map: &map.name, record_type, count: *count, host: &host, format };
             return follow::run(&follow, remote, screen).await;
         }
-        MapCommand::Delete { map, how } => {
-            return delete(map, how, remote, screen).await;
+        MapCommand::Delete { map, absent, how } => {
+            return delete(map, *absent, how, remote, screen).await;
         }
     }
     Ok(Exit::Done)
+}
+
+/// An error about entries that were written, with the file or the word in place of the request's field.
+fn located(mut failure: Failure, file: Option<&Path>) -> Failure {
+    for problem in &mut failure.problems {
+        let Some(path) = problem.path.strip_prefix("entries") else { continue };
+        problem.path = match file {
+            Some(file) => format!("{}: {path}", file.display()),
+            None if path.contains("].key") => "KEY".to_owned(),
+            None if path.contains("].value") => "VALUE".to_owned(),
+            None => continue,
+        };
+    }
+    failure
 }
 
 /// Keys, at least one.
@@ -233,18 +236,36 @@ fn wanted(
 
 async fn delete(
     map: &MapArgs,
+    not_found: NotFoundArgs,
     how: &MapChangeArgs,
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let (map, keys) = map.split()?;
+    let (map, words) = map.split()?;
     let host = host_of(&map, &how.host, remote).await?;
-    let keys = taken_keys(&map, &host, keys, remote).await?;
+    let keys = taken_keys(&map, &host, words, remote).await?;
     let request = MapDeleteRequest { keys, map: map.name, dry_run: how.dry_run };
     let id = how.request_id.clone();
     let reply = remote.ask_host_as::<loader::MapDelete>(&host, &request, "removing on", id).await?;
+    let failure = no_entry(&request.map, &request.keys, words, &reply.absent);
     screen.show(&Changed { reply, done: "removed" }, how.output.output)?;
-    Ok(Exit::Done)
+    match failure.filter(|_| !not_found.ignore_not_found) {
+        Some(failure) => Err(failure),
+        None => Ok(Exit::Done),
+    }
+}
+
+/// What is told of keys that have no entry, the first of them as it was written.
+fn no_entry(map: &MapName, keys: &[Value], words: &[String], absent: &[Value]) -> Option<Failure> {
+    let first = absent.first()?;
+    let word = keys.iter().position(|key| key == first).and_then(|index| words.get(index));
+    let first = word.map_or_else(|| first.to_string(), Clone::clone);
+    let more = match absent.len() - 1 {
+        0 => String::new(),
+        n => format!(", nor for {n} more"),
+    };
+    let message = format!("{map} has no entry for {first}{more}");
+    Some(Failure::new(Exit::NotFound, message).fix("canopy map dump shows what is there"))
 }
 
 /// Every page, or as many as hold `limit` entries.
@@ -284,11 +305,11 @@ async fn dump(
     }
 }
 
-/// Types of key and value; nothing where they cannot be had: they are for the eyes only.
-async fn types(map: &MapPath, host: &HostArgs, remote: &Remote) -> (Declared, Declared) {
-    let Ok(found) = find(map, host, remote).await else { return <(Declared, Declared)>::default() };
+/// Addresses as people write them; as the host tells them where the types of key and value cannot be had.
+async fn show_addresses(entries: &mut Entries, map: &MapPath, host: &HostArgs, remote: &Remote) {
+    let Ok(found) = find(map, host, remote).await else { return };
     let declared = |ty: Option<String>| Declared::parse(ty.as_deref().unwrap_or_default());
-    (declared(found.info.key_type), declared(found.info.value_type))
+    entries.show_addresses(&declared(found.info.key_type), &declared(found.info.value_type));
 }
 
 async fn find(map: &MapPath, host: &HostArgs, remote: &Remote) -> Result<HostMap, Failure> {
@@ -355,6 +376,18 @@ fn json(text: &str) -> Value {
 mod tests {
     use super::*;
     use serde_json::json as value;
+
+    #[test]
+    fn errors_about_entries_name_the_file_or_the_word() {
+        let at = |path: &str, file: Option<&str>| {
+            let failure = Failure::new(Exit::Invalid, "no").at(path);
+            located(failure, file.map(Path::new)).problems[0].path.clone()
+        };
+        assert_eq!(at("entries[0].key.port", None), "KEY");
+        assert_eq!(at("entries[0].value", None), "VALUE");
+        assert_eq!(at("entries[7].cpus[1]", Some("a.yaml")), "a.yaml: [7].cpus[1]");
+        assert_eq!(at("MAP", Some("a.yaml")), "MAP");
+    }
 
     #[test]
     fn what_is_no_json_is_text() {

@@ -63,6 +63,7 @@ pub fn run(cli: Cli, screen: &mut Screen) -> Result<Exit, Failure> {
             connected(&connection, async |remote| get::run(&args, remote, screen).await)
         }
         Command::Top(args) => {
+            top::check(&args)?;
             interrupt::end_on_ctrl_c();
             connected(&connection, async |remote| top::run(&args, remote, screen).await)
         }

@@ -80,10 +80,13 @@ pub async fn run(
                 .await?;
             hand_over(reply, &args.with, screen)
         }
-        TokenCommand::Revoke { person, repeat, output } => {
+        TokenCommand::Revoke { person, absent, repeat, output } => {
             let request = TokenRevokeRequest { principal: person.clone() };
-            let record = remote.ask_centre_as::<policy::TokenRevoke>(&request, repeat.id()).await?;
-            screen.show(&Tokens(vec![record]), output.output)?;
+            let outcome = remote.ask_centre_as::<policy::TokenRevoke>(&request, repeat.id()).await;
+            match absent.accept(outcome)? {
+                Some(record) => screen.show(&Tokens(vec![record]), output.output)?,
+                None => screen.note(&format!("{person} has no token")),
+            }
             Ok(Exit::Done)
         }
         TokenCommand::List { output } => list(None, output.output, remote, screen).await,

@@ -2,7 +2,7 @@
 
 use super::get;
 use crate::{
-    cli::TopArgs,
+    cli::{TopArgs, as_written},
     failure::{Exit, Failure},
     output::{Format, Screen},
     remote::Remote,
@@ -14,15 +14,34 @@ use canopy_api::{
 };
 use std::time::{Duration, Instant};
 
-/// Shortest time between two looks.
-const SHORTEST: Duration = Duration::from_millis(200);
+/// Longest time between two looks with `--profile`: the kernel takes times until after the next look, and at
+/// most for [`PROFILE_SECONDS`].
+const LONGEST_PROFILE_INTERVAL: Duration = Duration::from_secs(290);
+
+/// Whether the options go together.
+///
+/// # Errors
+/// Where the kernel would stop taking times before the next look.
+pub fn check(args: &TopArgs) -> Result<(), Failure> {
+    if !args.profile || args.interval <= LONGEST_PROFILE_INTERVAL {
+        return Ok(());
+    }
+    let longest = as_written(LONGEST_PROFILE_INTERVAL);
+    let message = format!(
+        "an interval of {} is too long with --profile: at most {longest}",
+        as_written(args.interval)
+    );
+    Err(Failure::new(Exit::Invalid, message)
+        .at("--interval")
+        .fix(format!("--interval {longest}, or leave out --profile")))
+}
 
 /// Looks again and again, and shows what happened in between.
 pub async fn run(args: &TopArgs, remote: &Remote, screen: &mut Screen) -> Result<Exit, Failure> {
     let format = args.output.output;
     let table = format == Format::Table || format == Format::Wide;
     let once = args.once || !table || !screen.terminal;
-    let interval = args.interval.max(SHORTEST);
+    let interval = args.interval;
     let (mut before, mut exit) = look(args, interval, remote, screen).await?;
     loop {
         tokio::time::sleep(interval).await;
@@ -60,4 +79,24 @@ async fn look(
         }
     }
     Ok(((Instant::now(), states), exit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    #[test]
+    fn profiling_lasts_until_the_next_look() {
+        let check = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Top(args) => check(&args),
+            other => panic!("{other:?}"),
+        };
+        let failure = check("canopy top --interval 291s --profile").unwrap_err();
+        assert!(failure.render("error").contains("at most 290s\n  at: --interval"), "{failure:?}");
+        assert_eq!(check("canopy top --interval 290s --profile"), Ok(()));
+        assert_eq!(check("canopy top --interval 1h"), Ok(()));
+        assert!(LONGEST_PROFILE_INTERVAL < Duration::from_secs(PROFILE_SECONDS.into()));
+    }
 }

@@ -193,15 +193,24 @@ pub struct Entries {
     pub generation: u64,
     /// The entries.
     pub entries: Vec<MapEntry>,
-    /// Types of key and value, where they are known: addresses are shown as such.
-    #[serde(skip)]
-    pub types: (Declared, Declared),
 }
 
 impl Entries {
     /// Of an answer.
     pub fn of(host: HostId, map: MapName, generation: u64, entries: Vec<MapEntry>) -> Self {
-        Self { host, map, generation, entries, types: <(Declared, Declared)>::default() }
+        Self { host, map, generation, entries }
+    }
+
+    /// Writes addresses as people do wherever the types of key and value have some, in every format. What is
+    /// shown so is what `map set` takes.
+    pub fn show_addresses(&mut self, key_type: &Declared, value_type: &Declared) {
+        for entry in &mut self.entries {
+            entry.key = key_type.shown_reversibly(&entry.key);
+            let values = entry.value.iter_mut().chain(&mut entry.cpus).chain(&mut entry.sum);
+            for value in values {
+                *value = value_type.shown_reversibly(value);
+            }
+        }
     }
 }
 
@@ -214,14 +223,11 @@ impl Answer for Entries {
             Table::new([text("KEY").long(), text("VALUE").long()])
         };
         for entry in &self.entries {
-            let (of_key, of_value) = &self.types;
-            let shown = entry.value.as_ref().or(entry.sum.as_ref());
-            let shown = shown.map(|shown| value(&of_value.shown(shown)));
+            let shown = entry.value.as_ref().or(entry.sum.as_ref()).map(value);
             let mut row: Vec<Cell> =
-                vec![value(&of_key.shown(&entry.key)).into(), shown.unwrap_or_default().into()];
+                vec![value(&entry.key).into(), shown.unwrap_or_default().into()];
             if per_cpu {
-                let cpus: Vec<String> =
-                    entry.cpus.iter().map(|cpu| value(&of_value.shown(cpu))).collect();
+                let cpus: Vec<String> = entry.cpus.iter().map(value).collect();
                 row.push(cpus.join(" ").into());
             }
             table.row(row);
@@ -352,6 +358,36 @@ web1  eth0/xdp  limit    events       ringbuf   16  none        -
         let cpus = entries(json!([{ "key": "eth0", "cpus": [1, 2], "sum": 3 }]));
         assert_eq!(cpus.table().unwrap().render(true, false), "KEY   SUM  CPUS\neth0  3    1 2\n");
         assert_eq!(entries(json!([])).nothing(), "eth0/xdp/a/m has no entries");
+    }
+
+    #[test]
+    fn addresses_are_shown_in_every_format() {
+        let mapped = json!([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1]);
+        let mut all = entries(json!([
+            { "key": { "addr": { "bytes": mapped }, "port": 80 }, "value": { "peer": 167_772_161 } },
+            { "key": { "addr": { "bytes": mapped }, "port": 81 },
+              "cpus": [{ "peer": 1 }, { "peer": 2 }], "sum": { "peer": 3 } },
+        ]));
+        all.show_addresses(
+            &Declared::parse(
+                "struct k { union canopy_address { __u8 bytes[16]; } addr; __u16 port; }",
+            ),
+            &Declared::parse("struct v { __be32 peer_ip; __be32 peer; }"),
+        );
+        // `peer` is not named as an address is: a number.
+        let shown = serde_json::to_value(&all).unwrap();
+        assert_eq!(shown["entries"][0]["key"], json!({ "addr": "192.0.2.1", "port": 80 }));
+        assert_eq!(shown["entries"][0]["value"], json!({ "peer": 167_772_161 }));
+        assert_eq!(all.names()[0], r#"{"addr":"192.0.2.1","port":80}"#);
+        assert!(all.table().unwrap().render(false, false).contains("192.0.2.1"));
+        let mut ips = entries(json!([
+            { "key": 1, "cpus": [{ "peer_ip": 1 }, { "peer_ip": 2 }], "sum": { "peer_ip": 3 } },
+        ]));
+        ips.show_addresses(&Declared::default(), &Declared::parse("struct v { __be32 peer_ip; }"));
+        assert_eq!(
+            serde_json::to_value(&ips.entries[0].cpus).unwrap(),
+            json!([{ "peer_ip": "0.0.0.1" }, { "peer_ip": "0.0.0.2" }])
+        );
     }
 
     #[test]

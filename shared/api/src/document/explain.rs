@@ -95,7 +95,8 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
     let pointer = error.instance_path().as_str();
     let at = path(pointer);
     // The part of the schema that holds the violated keyword.
-    let holder = parent(error.schema_path().as_str()).and_then(|pointer| schema.pointer(pointer));
+    let holder_path = parent(error.schema_path().as_str());
+    let holder = holder_path.and_then(|pointer| schema.pointer(pointer));
     let found = error.instance().as_ref();
     let as_written = source.written.get(pointer).map(String::as_str);
     let simple = |message: String| Problem::new(at.clone(), message);
@@ -124,9 +125,9 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
         }
         Kind::Pattern { pattern } => {
             let problem = simple(format!("{} is not allowed", quote(found)));
-            let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
+            let rule = holder.zip(holder_path).and_then(|(holder, path)| rule(holder, path));
             out.push(match rule {
-                Some(rule) => problem.remedy(prose::plain(rule)),
+                Some(rule) => problem.remedy(rule),
                 // The schema of a semantic version (semver.org) has no words with it.
                 None if pattern.starts_with(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.") => {
                     problem.remedy("write major.minor.patch, such as 1.2.3")
@@ -176,14 +177,7 @@ fn one(source: &Source<'_>, error: &ValidationError<'_>, out: &mut Problems) {
             alternatives(source, &at, (found, as_written), context, out);
         }
         // No schema of ours says more; another version of the library may.
-        _ => {
-            let problem = simple(format!("{} is not allowed here", quote(found)));
-            let rule = holder.and_then(|holder| holder.get("description")).and_then(Value::as_str);
-            out.push(match rule {
-                Some(rule) => problem.remedy(rule),
-                None => problem,
-            });
-        }
+        _ => out.push(simple(format!("{} is not allowed here", quote(found)))),
     }
 }
 
@@ -393,16 +387,63 @@ fn fields(schema: &Value, holder: Option<&Value>) -> Vec<String> {
     holder.map(|holder| own(resolve(schema, holder))).unwrap_or_default()
 }
 
-/// What to write where a field is missing: one of its words, or what the schema says of it.
+/// What a text has to be, in words for who writes it: `x-rule` beside a pattern, or what the type itself says.
+/// The description of a field says what the field is for, which is no remedy.
+fn rule(holder: &Value, path: &str) -> Option<String> {
+    let is_type = parent(path).is_some_and(|above| above.ends_with("/$defs"));
+    let own = holder.get("x-rule");
+    let rule = own.or_else(|| holder.get("description").filter(|_| is_type))?;
+    rule.as_str().map(prose::plain)
+}
+
+/// What to write where a field is missing: one of its words, or how its value looks.
 fn missing(schema: &Value, holder: Option<&Value>, name: &str) -> String {
     let words = words(schema, holder, name);
     if !words.is_empty() {
         return format!("add {name}: one of {}", words.join(", "));
     }
-    match about(schema, holder, name) {
-        Some(about) => format!("add {name}: {about}"),
+    let field = holder.and_then(|holder| resolve(schema, holder).get("properties")?.get(name));
+    match field.and_then(|field| form(schema, field)) {
+        Some(form) => format!("add {name}: {form}"),
         None => format!("add {name}"),
     }
+}
+
+/// How a value looks, as far as a schema says in few words.
+fn form(schema: &Value, field: &Value) -> Option<String> {
+    let reference = field.get("$ref").and_then(Value::as_str).unwrap_or_default();
+    let part = resolve(schema, field);
+    if part.get("pattern").is_some() {
+        return rule(part, reference);
+    }
+    let text = |name: &str| part.get(name).and_then(Value::as_str);
+    Some(match text("type")? {
+        "string" => match field.get("description").and_then(Value::as_str).and_then(example) {
+            Some(example) => format!("a text such as {example}"),
+            None => "a text".to_owned(),
+        },
+        "integer" => match (part.get("minimum"), part.get("maximum")) {
+            (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),
+            _ => "a whole number".to_owned(),
+        },
+        "number" => "a number".to_owned(),
+        "boolean" => "true or false".to_owned(),
+        "array" => "a list".to_owned(),
+        "object" => {
+            let required = part.get("required").and_then(Value::as_array)?;
+            let names: Vec<&str> = required.iter().filter_map(Value::as_str).collect();
+            format!("a set of fields: {}", names.join(", "))
+        }
+        _ => return None,
+    })
+}
+
+/// The example in "Address of the server: `tls://127.0.0.1:4222`."
+fn example(description: &str) -> Option<&str> {
+    let (_, behind) = [": `", "such as `", "write it as `"]
+        .iter()
+        .find_map(|before| description.split_once(before))?;
+    behind.split_once('`').map(|(example, _)| example)
 }
 
 /// The words that a field may be.
@@ -415,22 +456,6 @@ fn words(schema: &Value, holder: Option<&Value>, name: &str) -> Vec<String> {
     }
     let alternatives = field.get("oneOf").and_then(Value::as_array);
     alternatives.into_iter().flatten().filter_map(|one| one.get("const").and_then(text)).collect()
-}
-
-/// First sentence about a field.
-fn about(schema: &Value, holder: Option<&Value>, name: &str) -> Option<String> {
-    let field = resolve(schema, holder?).get("properties")?.get(name)?;
-    let text = field
-        .get("description")
-        .or_else(|| resolve(schema, field).get("description"))?
-        .as_str()?
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
-    let text = prose::plain(&text);
-    let sentence = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
-    Some(sentence.trim_end_matches('.').to_owned())
 }
 
 /// Follows a `$ref` within the schema.

@@ -81,9 +81,14 @@ fn everything_else(
     let bus = format!("bus {} as {}", context.url, context.principal);
     let asked = on_bus(settings, connection.timeout, async |remote| {
         let mut sections = vec![(bus.clone(), services(remote).await)];
-        for host in hosts(args, settings, remote).await {
-            let findings = host_findings(remote, &host, local).await;
-            sections.push((format!("host {host}"), findings));
+        match hosts(args, settings, remote).await {
+            Ok(hosts) => {
+                for host in hosts {
+                    let findings = host_findings(remote, &host, local).await;
+                    sections.push((format!("host {host}"), findings));
+                }
+            }
+            Err(failure) => sections.push(("hosts".to_owned(), vec![failed("hosts", &failure)])),
         }
         Ok(sections)
     });
@@ -98,9 +103,13 @@ fn everything_else(
 }
 
 /// The host that was named, else every one that answers.
-async fn hosts(args: &DoctorArgs, settings: &Settings, remote: &Remote) -> Vec<HostId> {
+async fn hosts(
+    args: &DoctorArgs,
+    settings: &Settings,
+    remote: &Remote,
+) -> Result<Vec<HostId>, Failure> {
     match args.host.host.as_ref().or(settings.host.as_ref()) {
-        Some(host) => vec![host.clone()],
+        Some(host) => Ok(vec![host.clone()]),
         None => remote.hosts().await,
     }
 }

@@ -20,6 +20,7 @@ pub async fn reset_index(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
+    let hosts = named(args, remote).await?;
     let request = ResetRepositoryRequest { repository: args.repository.clone() };
     let reply = remote.ask_centre::<registry::ResetIndex>(&request).await?;
     let request = ResetHostRequest {
@@ -39,7 +40,7 @@ pub async fn reset_index(
             failures.push(failure);
         }
     };
-    for host in &named(args, remote).await {
+    for host in &hosts {
         let outcome = remote.ask_host::<loader::ResetIndex>(host, &request, "asking").await;
         take(host, outcome);
     }
@@ -53,16 +54,18 @@ pub async fn reset_index(
 
 /// The hosts that are named; or all that are enrolled and have connected, and whoever answers besides. What
 /// changes something is asked of one host after the other.
-async fn named(args: &ResetIndexArgs, remote: &Remote) -> BTreeSet<HostId> {
+async fn named(args: &ResetIndexArgs, remote: &Remote) -> Result<BTreeSet<HostId>, Failure> {
     let mut hosts: BTreeSet<HostId> = args.hosts.iter().cloned().collect();
     if args.all_hosts {
         // Where policy is away, or enrols nobody, who answers is all that is known.
         let enrolled = remote.enrolled().await.unwrap_or_default();
+        let granted = remote.granted().await?;
         let active = enrolled.into_iter().filter(|record| {
             record.state == HostState::Active && record.certificates.contains_key(&Service::Loader)
         });
-        hosts.extend(active.map(|record| record.host));
-        hosts.extend(remote.hosts().await);
+        let active = active.map(|record| record.host);
+        hosts.extend(active.filter(|host| granted.as_ref().is_none_or(|all| all.contains(host))));
+        hosts.extend(remote.hosts().await?);
     }
-    hosts
+    Ok(hosts)
 }
