@@ -125,7 +125,8 @@ impl Host {
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let request = MapDumpRequest { map: name(map), limit: Some(limit), cursor };
-            let mut page = self.loader.map_dump(&request).unwrap_or_else(|e| panic!("{map}: {e}"));
+            let mut page =
+                self.loader.map_dump(&request, PAGE_BYTES).unwrap_or_else(|e| panic!("{map}: {e}"));
             entries.append(&mut page.entries);
             cursor = page.next;
             if cursor.is_none() {
@@ -447,7 +448,7 @@ fn looking_takes_nothing_from_queue_and_ring_buffer() {
     assert_eq!(host.dump("queue", 16), []);
     for map in ["events", "bloom"] {
         let request = MapDumpRequest { map: name(map), limit: None, cursor: None };
-        let error = host.loader.map_dump(&request).unwrap_err().into_api();
+        let error = host.loader.map_dump(&request, PAGE_BYTES).unwrap_err().into_api();
         assert_eq!(error.code, Code::Unsupported, "{map}");
     }
 }
@@ -464,7 +465,7 @@ fn pages_miss_no_entry_while_others_go() {
     let (mut cursor, mut pages) = (None, 0);
     loop {
         let request = MapDumpRequest { map: name("verdicts"), limit: Some(300), cursor };
-        let page = host.loader.map_dump(&request).unwrap();
+        let page = host.loader.map_dump(&request, PAGE_BYTES).unwrap();
         let keys: Vec<Value> = page.entries.iter().map(|entry| entry.key.clone()).collect();
         for entry in &page.entries {
             assert_eq!(entry.value.as_ref().unwrap()["weight"], entry.key);
