@@ -163,7 +163,10 @@ impl<K: Kernel> Handlers<K> {
             })
             .handle::<loader::MapDump, _, _>(move |_, request| {
                 let me = dump.clone();
-                async move { me.blocking(None, move |engine| engine.map_dump(&request)).await }
+                async move {
+                    let room = me.fetcher.bus().page_bytes();
+                    me.blocking(None, move |engine| engine.map_dump(&request, room)).await
+                }
             })
             .handle::<loader::MapGet, _, _>(move |_, request| {
                 let me = get.clone();

@@ -2,6 +2,7 @@
 
 use crate::{
     AyaKernel,
+    map_pages::{self, PageError},
     meta::Meta,
     pins::{self, os},
     sys::Map,
@@ -63,21 +64,13 @@ pub(crate) fn map_entries(
     let path = kernel.pins.map(key, generation, member, map);
     let map = open(&path)?;
     let failed = |error| os(format!("read {}", path.display()), error);
-    let mut entries = Vec::new();
-    let mut last: Option<Vec<u8>> = None;
-    // A key that was deleted meanwhile starts the walk again from the first: bound the steps too.
-    let steps = limit.min(map.info().max_entries as usize).saturating_mul(2).saturating_add(16);
-    for _ in 0..steps {
-        if entries.len() >= limit {
-            break;
-        }
-        let Some(next) = map.next_key(last.as_deref()).map_err(failed)? else { break };
-        if let Some(value) = map.lookup(&next).map_err(failed)? {
-            entries.push((next.clone(), map.split(&value)));
-        }
-        last = Some(next);
-    }
-    Ok(entries)
+    map_pages::entries(&map, limit).map_err(|error| match error {
+        PageError::Kernel(error) => failed(error),
+        PageError::Changing => KernelError::Conflict {
+            what: format!("{} changes faster than it can be read", path.display()),
+            remedy: "read it again".to_owned(),
+        },
+    })
 }
 
 fn open(path: &Path) -> Result<Map, KernelError> {

@@ -36,6 +36,7 @@ mod kernel_btf;
 mod layout;
 mod link;
 mod map_create;
+mod map_pages;
 mod map_settings;
 mod maps;
 mod member;

@@ -2,6 +2,7 @@
 
 use crate::{
     AyaKernel,
+    map_pages::{self, PageError},
     pins::{self, os},
     sys::{self, Map},
 };
@@ -10,11 +11,6 @@ use canopy_kernel::{
     KernelError, MapAccess, MapEntry, MapKind, MapPage, MapPlace, MapShape, MemberMap, WriteWhen,
 };
 use std::{io, path::PathBuf};
-
-/// Keys of a map looked at for one page, where most of its places are empty.
-const WALKED: usize = 65_536;
-/// Entries of one hash bucket: the kernel gives a bucket whole or not at all.
-const BUCKET: usize = 65_536;
 
 /// The maps of a generation's members; see [`canopy_kernel::Kernel::maps`].
 pub(crate) fn maps(
@@ -164,7 +160,6 @@ pub(crate) fn page(
     limit: usize,
 ) -> Result<MapPage, KernelError> {
     let open = Open::new(kernel, place)?;
-    let limit = limit.max(1);
     match open.kind.access() {
         MapAccess::Peek => {
             let value = open.map.lookup(&[]).map_err(|error| open.failed("show", error))?;
@@ -172,50 +167,12 @@ pub(crate) fn page(
                 value.into_iter().map(|value| (Vec::new(), open.map.split(&value))).collect();
             Ok(MapPage { entries, next: None })
         }
-        _ if open.kind.is_hash() => buckets(&open, after, limit),
-        _ => walk(&open, after, limit),
+        _ => map_pages::page(&open.map, after, limit).map_err(|error| match error {
+            PageError::Kernel(error) => open.failed("show", error),
+            PageError::Changing => KernelError::Conflict {
+                what: "the map changes faster than it can be read".to_owned(),
+                remedy: "read it again, or on the host: `bpftool map dump`".to_owned(),
+            },
+        }),
     }
-}
-
-/// By hash bucket.
-fn buckets(open: &Open, after: Option<&[u8]>, limit: usize) -> Result<MapPage, KernelError> {
-    let mut room = limit;
-    loop {
-        match open.map.lookup_batch(after, room) {
-            Ok((entries, next)) => return Ok(MapPage { entries, next }),
-            // The bucket has more entries than there is room for.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < BUCKET => room *= 2,
-            Err(error) => return Err(open.failed("show", error)),
-        }
-    }
-}
-
-/// By key. A key that is gone when the next page starts would begin the walk again.
-fn walk(open: &Open, after: Option<&[u8]>, limit: usize) -> Result<MapPage, KernelError> {
-    let fails = |error| open.failed("show", error);
-    let mut last = after.map(<[u8]>::to_vec);
-    let deletes =
-        matches!(open.kind, MapKind::LPM_TRIE | MapKind::HASH_OF_MAPS | MapKind::DEVMAP_HASH);
-    if let Some(last) = last.as_deref().filter(|_| deletes)
-        && open.map.lookup(last).map_err(fails)?.is_none()
-    {
-        return Err(KernelError::Conflict {
-            what: "the entry at which the last page ended is gone meanwhile".to_owned(),
-            remedy: "start again from the first page, with a higher limit".to_owned(),
-        });
-    }
-    let mut entries = Vec::new();
-    for _ in 0..WALKED.max(limit) {
-        if entries.len() >= limit {
-            return Ok(MapPage { entries, next: last });
-        }
-        let Some(key) = open.map.next_key(last.as_deref()).map_err(fails)? else {
-            return Ok(MapPage { entries, next: None });
-        };
-        if let Some(value) = open.map.lookup(&key).map_err(fails)? {
-            entries.push((key.clone(), open.map.split(&value)));
-        }
-        last = Some(key);
-    }
-    Ok(MapPage { entries, next: last })
 }

@@ -563,8 +563,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Removes one entry; whether there was one.
     fn map_delete(&self, place: MapPlace<'_>, entry: &[u8]) -> Result<bool, KernelError>;
 
-    /// About `limit` entries from where the last page ended; from the beginning for `None`. A map
-    /// that changes meanwhile may show an entry twice or not at all.
+    /// About `limit` entries from where the last page ended; from the beginning for `None`. Of a map
+    /// that changes meanwhile, an entry that is there all the time is on one page exactly, and one
+    /// that comes or goes is on one or on none. A conflict when it changes faster than it is read.
     fn map_page(
         &self,
         place: MapPlace<'_>,

@@ -57,7 +57,7 @@ pub struct MapShape {
 /// Some entries of a map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapPage {
-    /// The entries, in the kernel's order.
+    /// The entries, in an order that other entries that come or go do not change.
     pub entries: Vec<MapEntry>,
     /// Where the next page starts; `None` after the last.
     pub next: Option<Vec<u8>>,

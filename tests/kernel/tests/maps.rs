@@ -125,7 +125,8 @@ impl Host {
         let (mut entries, mut cursor) = (Vec::new(), None);
         loop {
             let request = MapDumpRequest { map: name(map), limit: Some(limit), cursor };
-            let mut page = self.loader.map_dump(&request).unwrap_or_else(|e| panic!("{map}: {e}"));
+            let mut page =
+                self.loader.map_dump(&request, PAGE_BYTES).unwrap_or_else(|e| panic!("{map}: {e}"));
             entries.append(&mut page.entries);
             cursor = page.next;
             if cursor.is_none() {
@@ -447,7 +448,7 @@ fn looking_takes_nothing_from_queue_and_ring_buffer() {
     assert_eq!(host.dump("queue", 16), []);
     for map in ["events", "bloom"] {
         let request = MapDumpRequest { map: name(map), limit: None, cursor: None };
-        let error = host.loader.map_dump(&request).unwrap_err().into_api();
+        let error = host.loader.map_dump(&request, PAGE_BYTES).unwrap_err().into_api();
         assert_eq!(error.code, Code::Unsupported, "{map}");
     }
 }
@@ -464,7 +465,7 @@ fn pages_miss_no_entry_while_others_go() {
     let (mut cursor, mut pages) = (None, 0);
     loop {
         let request = MapDumpRequest { map: name("verdicts"), limit: Some(300), cursor };
-        let page = host.loader.map_dump(&request).unwrap();
+        let page = host.loader.map_dump(&request, PAGE_BYTES).unwrap();
         let keys: Vec<Value> = page.entries.iter().map(|entry| entry.key.clone()).collect();
         for entry in &page.entries {
             assert_eq!(entry.value.as_ref().unwrap()["weight"], entry.key);
@@ -483,6 +484,60 @@ fn pages_miss_no_entry_while_others_go() {
     assert_eq!(seen.len(), 10_000);
     assert!(pages > 30, "{pages}");
     assert_eq!(host.dump("verdicts", 300), []);
+}
+
+/// The kernel begins a trie anew after a prefix that is gone, and a look-up of one finds what it lies in.
+#[test]
+fn pages_of_a_trie_go_on_behind_prefixes_that_are_gone() {
+    let host = Host::new();
+    let prefix = |length: u32, a: u8, b: u8| json!({ "length": length, "address": [10, a, b, 0] });
+    let keys = vec![
+        prefix(0, 0, 0),
+        prefix(8, 0, 0),
+        prefix(9, 128, 0),
+        prefix(16, 1, 0),
+        prefix(17, 1, 128),
+        prefix(24, 1, 200),
+        prefix(24, 1, 201),
+        prefix(23, 1, 200),
+        prefix(24, 130, 1),
+        prefix(16, 130, 0),
+        prefix(24, 200, 3),
+        prefix(20, 200, 0),
+        prefix(22, 201, 4),
+    ];
+    let name_of = |key: &Value| key.to_string();
+    let all: BTreeSet<String> = keys.iter().map(name_of).collect();
+    for limit in [1, 3] {
+        let entries: Vec<_> = keys.iter().map(|key| (key.clone(), json!(1))).collect();
+        host.set("prefixes", &entries);
+        // Where nothing changes, whatever the pages, it is what the kernel tells.
+        let told = bpftool(&["map", "dump", "id", &host.id("prefixes")]);
+        let order = |limit| host.dump("prefixes", limit).into_iter().map(|entry| entry.key);
+        let whole: Vec<Value> = order(4096).collect();
+        assert_eq!(whole.len(), told.as_array().unwrap().len());
+        assert_eq!(order(limit).collect::<Vec<_>>(), whole);
+
+        let (mut seen, mut cursor) = (BTreeSet::new(), None);
+        loop {
+            let request = MapDumpRequest { map: name("prefixes"), limit: Some(limit), cursor };
+            let page = host.loader.map_dump(&request, PAGE_BYTES).unwrap();
+            let shown: Vec<Value> = page.entries.iter().map(|entry| entry.key.clone()).collect();
+            for key in &shown {
+                assert!(seen.insert(name_of(key)), "{key} twice in pages of {limit}");
+            }
+            // What was shown goes; what it lies in stays until it is shown.
+            if !shown.is_empty() {
+                assert_eq!(host.delete("prefixes", &shown).1, [] as [Value; 0]);
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, all, "pages of {limit}");
+        assert_eq!(host.dump("prefixes", 4096), []);
+    }
 }
 
 #[test]

@@ -1,13 +1,22 @@
 //! The state of the host page by page: each reply to `get` fits into one message of the bus.
+//!
+//! Chains, selectors and stray pins are listed in an order that does not depend on which there are, and a
+//! page begins behind the last item of the one before: what comes or goes between two pages, by a request
+//! or by a round of the selectors, moves nothing else. An item that is longer than a page is read in parts.
+//! It has to be the same one in all of them, or whoever reads is told to start again.
 
 use super::{Engine, report::Report};
 use crate::error::LoaderError;
 use canopy_api::{
-    ApiError, ChainKey, Code, Target,
-    wire::{Divisible, GetReply, GetRequest, LISTED_BEFORE, Offset, Part, json_length},
+    ApiError, ChainKey, Code, Digest, Target,
+    wire::{
+        Divided as _, Divisible, GetReply, GetRequest, LISTED_BEFORE, MetricValue, Offset, Part,
+        ProgramStatus, json_length,
+    },
 };
 use canopy_kernel::Kernel;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Where a page begins: what `next` says, as JSON text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +30,29 @@ struct Cursor {
     /// Where in it.
     #[serde(default, skip_serializing_if = "is_start")]
     offset: Offset,
+    /// Where it begins within an item: which programs that had, with which settings. Rounds of the
+    /// selectors change chains without a new generation of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    programs: Option<Digest>,
+    /// Where it begins within the metrics of a program: the series before. They are read anew for each
+    /// page, and others may have come or gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    series: Option<Series>,
+}
+
+/// What tells a time series of a program from the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Series {
+    name: String,
+    labels: BTreeMap<String, String>,
+}
+
+impl Series {
+    /// Where the metrics behind it begin; `None` where it is not there any more.
+    fn end(&self, metrics: &[MetricValue]) -> Option<usize> {
+        let same = |one: &MetricValue| one.name == self.name && one.labels == self.labels;
+        metrics.iter().position(same).map(|index| index + 1)
+    }
 }
 
 fn is_start(offset: &Offset) -> bool {
@@ -70,29 +102,70 @@ impl Page {
         self.next.is_some()
     }
 
-    fn end_before(&mut self, item: Item, offset: Offset) {
-        self.next = Some(Cursor { generation: self.generation, item, offset });
+    fn end_before(&mut self, item: Item) {
+        let (generation, offset) = (self.generation, Offset::default());
+        self.next = Some(Cursor { generation, item, offset, programs: None, series: None });
+    }
+
+    /// Where the page begins, if that is within this item.
+    fn within(&self, item: &Item) -> Option<&Cursor> {
+        self.from.as_ref().filter(|from| from.item == *item && !is_start(&from.offset))
     }
 
     /// Puts an item on the page, or as much of it as fits where it alone is longer than a page.
-    fn put<T: Divisible>(&mut self, item: Item, whole: T, list: &mut Vec<T>) {
-        let offset = match &self.from {
-            Some(from) if from.item == item => from.offset,
-            Some(_) | None => Offset::default(),
-        };
-        let Part { part, bytes, rest } = whole.divide(offset, self.room);
+    fn put<T: Divisible>(
+        &mut self,
+        item: Item,
+        (mut whole, programs): (T, Digest),
+        list: &mut Vec<T>,
+    ) -> Result<(), LoaderError> {
+        let mut offset = Offset::default();
+        if let Some(from) = self.within(&item) {
+            if from.programs.as_ref() != Some(&programs) {
+                return Err(changed());
+            }
+            offset = from.offset;
+            if offset.metric > 0 {
+                let program = whole.programs().get_mut(offset.program);
+                let metrics = program.and_then(|program| program.metrics());
+                let series = from.series.as_ref().zip(metrics);
+                offset.metric =
+                    series.and_then(|(series, metrics)| series.end(metrics)).ok_or_else(changed)?;
+            }
+        }
+        let Part { mut part, bytes, rest } = whole.divide(offset, self.room);
         // What does not fit begins a page of its own, and is divided only if it is longer than that.
         if self.any && (bytes > self.room || rest.is_some()) {
-            self.end_before(item, offset);
-            return;
+            self.end_before(item);
+            return Ok(());
         }
         self.any = true;
         self.room = self.room.saturating_sub(bytes);
-        list.push(part);
-        if let Some(rest) = rest {
-            self.end_before(item, rest);
+        if let Some(offset) = rest {
+            let last = part.programs().last_mut().filter(|_| offset.metric > 0);
+            let last = last.and_then(|program| program.metrics()?.last());
+            let series = last
+                .map(|metric| Series { name: metric.name.clone(), labels: metric.labels.clone() });
+            let (generation, programs) = (self.generation, Some(programs));
+            self.next = Some(Cursor { generation, item, offset, programs, series });
         }
+        list.push(part);
+        Ok(())
     }
+}
+
+/// Which programs with which settings: what is divided where a chain is longer than a page, without what
+/// is counted.
+fn programs_of_chain(programs: &[ProgramStatus]) -> Digest {
+    let programs: Vec<_> = programs
+        .iter()
+        .map(|program| (&program.name, &program.digest, &program.program, &program.config))
+        .collect();
+    digest(&programs)
+}
+
+fn digest(value: &impl Serialize) -> Digest {
+    Digest::of(&serde_json::to_vec(value).unwrap_or_default())
 }
 
 /// The rest of an item is asked for, and the item is another one now.
@@ -118,8 +191,9 @@ impl<K: Kernel> Engine<K> {
         let mut reply = self.host_state(request);
         let selectors = std::mem::take(&mut reply.selectors);
         let mut stray_pins = std::mem::take(&mut reply.stray_pins);
-        let in_part = from.as_ref().filter(|from| from.offset != Offset::default());
-        if in_part.is_some_and(|from| from.generation != reply.generation) {
+        let in_part = from.as_ref().filter(|from| !is_start(&from.offset));
+        let in_part = in_part.map(|from| (from.generation, from.item.clone()));
+        if in_part.as_ref().is_some_and(|(generation, _)| *generation != reply.generation) {
             return Err(changed());
         }
         let mut page = Page {
@@ -129,6 +203,15 @@ impl<K: Kernel> Engine<K> {
             any: false,
             next: None,
         };
+        // The rest of a chain or selector that is not there any more.
+        let is_there = |item: &Item| match item {
+            Item::Chain(key) => reports.iter().any(|report| report.status.key() == *key),
+            Item::Selector(target) => selectors.iter().any(|one| one.target() == *target),
+            Item::StrayPin(_) => true,
+        };
+        if in_part.is_some_and(|(_, item)| !is_there(&item)) {
+            return Err(changed());
+        }
         let mut reports: Vec<_> = reports.into_iter().zip(running).collect();
         reports.sort_by_key(|(report, _)| report.status.key());
         for (mut report, (wanted, generation)) in reports {
@@ -139,15 +222,22 @@ impl<K: Kernel> Engine<K> {
             if !page.begins_before(&item) {
                 continue;
             }
-            // Maps are read for the chains of this page only.
-            self.complete(&mut report, &wanted, generation);
+            // What is too long for the rest of the page without its metrics is not read for it.
+            if page.any && json_length(&report.status) > page.room {
+                page.end_before(item);
+                break;
+            }
+            // Maps are read for the programs of this page only.
+            let offset = page.within(&item).map_or(Offset::default(), |from| from.offset);
+            self.complete_part(&mut report, (&wanted, generation), offset, page.room);
             let mut one = [report];
             self.place(&mut one);
             let [Report { mut status, .. }] = one;
             if let Some(placement) = &mut status.placement {
                 placement.before.truncate(LISTED_BEFORE);
             }
-            page.put(item, status, &mut reply.chains);
+            let programs = programs_of_chain(&status.programs);
+            page.put(item, (status, programs), &mut reply.chains)?;
         }
         for selector in selectors {
             let item = Item::Selector(selector.target());
@@ -155,7 +245,8 @@ impl<K: Kernel> Engine<K> {
                 break;
             }
             if page.begins_before(&item) {
-                page.put(item, selector, &mut reply.selectors);
+                let programs = digest(&selector.programs);
+                page.put(item, (selector, programs), &mut reply.selectors)?;
             }
         }
         stray_pins.sort_unstable();
@@ -167,7 +258,7 @@ impl<K: Kernel> Engine<K> {
             if page.begins_before(&item) {
                 let bytes = json_length(&path).saturating_add(1);
                 if page.any && bytes > page.room {
-                    page.end_before(item, Offset::default());
+                    page.end_before(item);
                     break;
                 }
                 page.any = true;

@@ -6,7 +6,7 @@ use canopy_api::{
     ChainKey, Target, TcMode, XdpMode,
     wire::{
         ChainState, ChainStatus, Fact, FactsReply, GetReply, GetRequest, HostAlive, MetricKind,
-        MetricValue, ObservedChain, ProgramStatus, SelectorStatus,
+        MetricValue, ObservedChain, Offset, ProgramStatus, SelectorStatus, json_length,
     },
 };
 use canopy_kernel::{Away, Kernel, KernelError, LinkState, MemberCells, Observed};
@@ -135,9 +135,30 @@ impl<K: Kernel> Engine<K> {
     /// Adds the packages' metrics and the device's counters. Reading maps takes its time: nobody waits for
     /// it who mends or changes a chain.
     pub(super) fn complete(&self, report: &mut Report, wanted: &[WantedProgram], generation: u64) {
+        self.complete_part(report, (wanted, generation), Offset::default(), usize::MAX);
+    }
+
+    /// The same of a part of a chain: of the programs from `from` on, as far as `room` bytes of JSON go.
+    pub(super) fn complete_part(
+        &self,
+        report: &mut Report,
+        (wanted, generation): (&[WantedProgram], u64),
+        from: Offset,
+        room: usize,
+    ) {
         let key = report.status.key();
-        for (told, program) in report.status.programs.iter_mut().zip(wanted) {
+        let programs = report.status.programs.iter_mut().zip(wanted).enumerate();
+        let mut used = 0_usize;
+        for (index, (told, program)) in programs.skip(from.program) {
             told.metrics = self.metrics(&key, generation, program);
+            // How much of the first one was shown before does not matter: the others are shown from their
+            // beginning.
+            if room < usize::MAX && (index > from.program || from == Offset::default()) {
+                used = used.saturating_add(json_length(told));
+            }
+            if used > room {
+                break;
+            }
         }
         if report.status.observed.is_some() {
             report.status.device_errors =

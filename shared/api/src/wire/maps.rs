@@ -154,7 +154,7 @@ pub enum MapAccess {
     Nothing,
 }
 
-/// Asks for the entries of a map, page by page.
+/// Asks for the entries of a map, page by page. A page has as many as fit into one message of the bus.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapDumpRequest {
     /// Which map.
@@ -167,7 +167,9 @@ pub struct MapDumpRequest {
     pub cursor: Option<String>,
 }
 
-/// Entries of a map. A map that changes while it is read may show an entry twice or not at all.
+/// Entries of a map. Each is told as it is when its page is read. Of a map that changes between two pages,
+/// an entry that is there all the time is on one page exactly, one that comes or goes on one or on none; a
+/// map that was replaced by another is told as a conflict of `cursor`: start again from the first page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MapDumpReply {
     /// The host.
@@ -176,7 +178,8 @@ pub struct MapDumpReply {
     pub map: MapName,
     /// The chain's generation.
     pub generation: u64,
-    /// In the kernel's order; variables by place.
+    /// In the kernel's order (maps of maps and of devices by hash: by the bytes of the key); variables by
+    /// place.
     pub entries: Vec<MapEntry>,
     /// Asks for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]

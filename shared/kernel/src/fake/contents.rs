@@ -1,6 +1,8 @@
 //! What maps of the fake hold: entries, and the records of ring buffers.
 
 use super::{FakeKernel, running};
+#[cfg(doc)]
+use crate::Kernel;
 use crate::{KernelError, MapPlace, MapShape, Ring};
 use canopy_api::{ChainKey, ProgramName};
 use std::{
@@ -49,6 +51,11 @@ impl FakeKernel {
     /// a map is not checked either: keys and values may have any length.
     pub fn shape_map(&self, map: &str, shape: MapShape) {
         self.lock().shapes.insert(map.to_owned(), shape);
+    }
+
+    /// Every map that was read by [`Kernel::map_entries`] since the last time this was asked.
+    pub fn take_map_reads(&self) -> Vec<(ChainKey, ProgramName, String)> {
+        std::mem::take(&mut self.lock().map_reads)
     }
 
     /// A program writes an entry of its map in the generation that runs.

@@ -307,7 +307,10 @@ impl Kernel for FakeKernel {
         map: &str,
         limit: usize,
     ) -> Result<Vec<MapEntry>, KernelError> {
-        let (contents, _) = self.lock().map(MapPlace { key, generation, member, map })?;
+        let mut inner = self.lock();
+        inner.map_reads.push((key.clone(), member.clone(), map.to_owned()));
+        let (contents, _) = inner.map(MapPlace { key, generation, member, map })?;
+        drop(inner);
         let contents = contents.lock();
         Ok(contents.iter().take(limit).map(|(key, values)| (key.clone(), values.clone())).collect())
     }

@@ -84,6 +84,8 @@ pub(super) struct Inner {
     pub(super) before: BTreeMap<ChainKey, Vec<ForeignProgram>>,
     pub(super) device_errors: BTreeMap<ChainKey, BTreeMap<String, u64>>,
     pub(super) strays: Vec<PathBuf>,
+    /// Maps that were read whole, since somebody asked.
+    pub(super) map_reads: Vec<(ChainKey, ProgramName, String)>,
 }
 
 impl Inner {

@@ -110,8 +110,16 @@ impl<K: Kernel> Engine<K> {
         })
     }
 
-    /// A page of a map's entries.
-    pub fn map_dump(&self, request: &MapDumpRequest) -> Result<MapDumpReply, LoaderError> {
+    /// A page of a map's entries: at most about `room` bytes of JSON, at least one entry of those that
+    /// there are.
+    ///
+    /// # Errors
+    /// When there is no such map, it cannot be read, or the cursor is none or that of another map.
+    pub fn map_dump(
+        &self,
+        request: &MapDumpRequest,
+        room: usize,
+    ) -> Result<MapDumpReply, LoaderError> {
         let limit = request.limit.unwrap_or(PAGE);
         if limit == 0 || limit as usize > MOST {
             return Err(ApiError::new(
@@ -124,7 +132,7 @@ impl<K: Kernel> Engine<K> {
         }
         self.reading(&request.map, |found| {
             let after = after(request.cursor.as_deref(), found)?;
-            let (entries, next) = self.page(found, after.as_deref(), limit as usize)?;
+            let (entries, next) = self.page(found, after.as_deref(), (limit as usize, room))?;
             Ok(MapDumpReply {
                 host: self.parts.host.clone(),
                 map: found.place.name.clone(),
@@ -206,14 +214,14 @@ impl<K: Kernel> Engine<K> {
         &self,
         found: &Found,
         after: Option<&[u8]>,
-        limit: usize,
+        (limit, room): (usize, usize),
     ) -> Result<(Vec<MapEntry>, Option<Vec<u8>>), LoaderError> {
         readable(found)?;
         let view = found.view();
         let all = if view.section.is_some() { self.section(found)? } else { Vec::new() };
         let shape = found.map.shape;
         let bytes = shape.key_size as usize + shape.value_size as usize * shape.values;
-        let mut limit = limit.min((ANSWER / bytes.max(1)).max(1));
+        let mut limit = limit.min((room / bytes.max(1)).max(1));
         loop {
             let (entries, next) = if view.section.is_some() {
                 slice(&all, after, limit)
@@ -223,7 +231,7 @@ impl<K: Kernel> Engine<K> {
                 let told = page.entries.iter().map(|(key, values)| view.tell(key, values));
                 (told.collect(), page.next)
             };
-            if size(&entries) <= ANSWER {
+            if size(&entries) <= room {
                 return Ok((entries, next));
             }
             if limit == 1 {

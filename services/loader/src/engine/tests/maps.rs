@@ -100,7 +100,9 @@ fn count(packets: u64, state: &str) -> Value {
 }
 
 fn dump(engine: &Engine<FakeKernel>, name: &str) -> MapDumpReply {
-    engine.map_dump(&MapDumpRequest { map: map(name), limit: None, cursor: None }).unwrap()
+    engine
+        .map_dump(&MapDumpRequest { map: map(name), limit: None, cursor: None }, PAGE_BYTES)
+        .unwrap()
 }
 
 fn told(entries: &[MapEntry]) -> Vec<(Value, Value)> {
@@ -277,7 +279,7 @@ fn what_settings_fill_is_read_and_not_written() {
 fn what_is_taken_by_its_reader_is_neither_read_nor_written() {
     let (_world, engine) = running();
     let request = MapDumpRequest { map: map("events"), limit: None, cursor: None };
-    let error = refusal(engine.map_dump(&request));
+    let error = refusal(engine.map_dump(&request, PAGE_BYTES));
     assert_eq!(error.code, Code::Unsupported);
     assert!(error.message.contains("taken from its own reader"), "{error}");
     for name in ["events", "queue"] {
@@ -296,7 +298,7 @@ fn pages_go_on_where_the_last_one_ended() {
     let entries = (1..=4).map(|key| entry(json!(key), count(key, "ON"))).collect();
     engine.map_set(&set("counts", entries)).unwrap();
     let page = |cursor: Option<String>| {
-        engine.map_dump(&MapDumpRequest { map: map("counts"), limit: Some(3), cursor })
+        engine.map_dump(&MapDumpRequest { map: map("counts"), limit: Some(3), cursor }, PAGE_BYTES)
     };
     let first = page(None).unwrap();
     assert_eq!(first.entries.len(), 3);
@@ -307,7 +309,9 @@ fn pages_go_on_where_the_last_one_ended() {
     assert_eq!(keys, [1, 2, 3, 4].map(|key| json!(key)));
 
     let variables = |cursor| {
-        engine.map_dump(&MapDumpRequest { map: map(".data"), limit: Some(1), cursor }).unwrap()
+        engine
+            .map_dump(&MapDumpRequest { map: map(".data"), limit: Some(1), cursor }, PAGE_BYTES)
+            .unwrap()
     };
     world.kernel.write_map(&eth0(), &named("a"), ".data", &[0; 4], &[0; 8]);
     let port = variables(variables(None).next);
@@ -325,7 +329,7 @@ fn pages_go_on_where_the_last_one_ended() {
     assert_eq!(error.message, "the map was replaced since the last page");
     for limit in [0, 5000] {
         let request = MapDumpRequest { map: map("counts"), limit: Some(limit), cursor: None };
-        assert_eq!(refusal(engine.map_dump(&request)).path, "limit");
+        assert_eq!(refusal(engine.map_dump(&request, PAGE_BYTES)).path, "limit");
     }
 }
 
@@ -342,7 +346,7 @@ fn an_answer_is_as_long_as_a_message_may_be() {
     let (mut cursor, mut seen) = (None, 0);
     loop {
         let request = MapDumpRequest { map: map("large"), limit: Some(4096), cursor };
-        let reply = engine.map_dump(&request).unwrap();
+        let reply = engine.map_dump(&request, PAGE_BYTES).unwrap();
         assert!(serde_json::to_vec(&reply).unwrap().len() < 768 << 10);
         seen += reply.entries.len();
         cursor = reply.next;
@@ -371,7 +375,9 @@ fn little_json_does_not_take_much_memory() {
 #[test]
 fn names_that_are_not_there_are_answered_with_those_that_are() {
     let (_world, engine) = running();
-    let ask = |map| refusal(engine.map_dump(&MapDumpRequest { map, limit: None, cursor: None }));
+    let ask = |map| {
+        refusal(engine.map_dump(&MapDumpRequest { map, limit: None, cursor: None }, PAGE_BYTES))
+    };
     let error = ask(MapName { interface: eth1().interface, ..map("counts") });
     assert_eq!(error.remedy.unwrap(), "this host has eth0/xdp");
     let error = ask(MapName { program: named("b"), ..map("counts") });
