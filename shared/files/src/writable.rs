@@ -24,6 +24,9 @@ pub fn check_writable_directory(path: &Path) -> io::Result<()> {
                 let access = AccessFlags::W_OK | AccessFlags::X_OK;
                 return eaccess(place, access).map_err(|error| {
                     let error = io::Error::from(error);
+                    if place == path {
+                        return error;
+                    }
                     io::Error::new(error.kind(), format!("{}: {error}", place.display()))
                 });
             }
