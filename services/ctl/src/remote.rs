@@ -15,7 +15,7 @@ use canopy_api::{
     permission::{daemon_of, daemon_principal},
     subject::Target,
     wire::{
-        Paged, VersionRequest,
+        Paged, RulesReply, RulesRequest, VersionRequest,
         hosts::{HostListRequest, HostRecord, HostState},
     },
 };
@@ -304,10 +304,25 @@ impl Remote {
     where
         E::Request: Clone,
     {
+        self.read_host_until::<E>(host, request, doing, |_| false).await
+    }
+
+    /// The same, until enough was read.
+    pub async fn read_host_until<E: Paged>(
+        &self,
+        host: &HostId,
+        request: &E::Request,
+        doing: &str,
+        enough: impl Fn(&E::Reply) -> bool,
+    ) -> Result<E::Reply, Failure>
+    where
+        E::Request: Clone,
+    {
+        let target = Target::Host(host.clone());
         let mut tries = 0;
         loop {
             let first = self.ask_host::<E>(host, request, doing).await?;
-            match self.following::<E>(&Target::Host(host.clone()), request, first).await {
+            match self.following_until::<E>(&target, request, first, &enough).await {
                 Err(error) if tries < PAGE_TRIES && is_overtaken(&error) => tries += 1,
                 outcome => return outcome.map_err(|error| options::named(E::SPEC, error.into())),
             }
@@ -319,9 +334,27 @@ impl Remote {
     where
         E::Request: Clone,
     {
-        let first = self.ask_centre::<E>(&request).await?;
-        let all = self.following::<E>(&Target::Central, &request, first).await;
-        all.map_err(|error| options::named(E::SPEC, error.into()))
+        let mut tries = 0;
+        loop {
+            let first = self.ask_centre::<E>(&request).await?;
+            match self.following::<E>(&Target::Central, &request, first).await {
+                Err(error) if tries < PAGE_TRIES && is_overtaken(&error) => tries += 1,
+                outcome => return outcome.map_err(|error| options::named(E::SPEC, error.into())),
+            }
+        }
+    }
+
+    /// The admission rules in force, page by page where one message does not carry them. A service that
+    /// knows no pages says again that it does not.
+    pub async fn rules(&self) -> Result<RulesReply, Failure> {
+        match self.call::<policy::Rules>(&Target::Central, &RulesRequest::default(), None).await {
+            Ok(rules) => Ok(rules),
+            Err(CallError::Api(error)) if error.code == Code::Unsupported => {
+                self.read_centre::<policy::Rules>(RulesRequest { cursor: Some(String::new()) })
+                    .await
+            }
+            Err(_) => self.ask_centre::<policy::Rules>(&RulesRequest::default()).await,
+        }
     }
 
     /// Asks the service of every host, as [`Self::ask_all`] does, then those whose list is longer than one
@@ -374,20 +407,33 @@ impl Remote {
         &self,
         target: &Target,
         request: &E::Request,
+        reply: E::Reply,
+    ) -> Result<E::Reply, ApiError>
+    where
+        E::Request: Clone,
+    {
+        self.following_until::<E>(target, request, reply, &|_| false).await
+    }
+
+    async fn following_until<E: Paged>(
+        &self,
+        target: &Target,
+        request: &E::Request,
         mut reply: E::Reply,
+        enough: &impl Fn(&E::Reply) -> bool,
     ) -> Result<E::Reply, ApiError>
     where
         E::Request: Clone,
     {
         let mut request = request.clone();
-        if !E::advance(&mut request, &reply) {
+        if enough(&reply) || !E::advance(&mut request, &reply) {
             return Ok(reply);
         }
         let _progress = Progress::start("reading the next page");
         loop {
             let page = self.call::<E>(target, &request, None).await;
             E::append(&mut reply, page.map_err(|error| error.to_api_error())?);
-            if !E::advance(&mut request, &reply) {
+            if enough(&reply) || !E::advance(&mut request, &reply) {
                 return Ok(reply);
             }
         }

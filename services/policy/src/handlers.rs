@@ -10,20 +10,21 @@ use canopy_api::{
     ApiError, Code, Principal,
     endpoint::{Service, policy},
     permission::daemon_of,
-    wire::{ADMIT_ITEMS, AdmitReply, AdmitRequest, Empty},
+    wire::{ADMIT_ITEMS, AdmitReply, AdmitRequest},
 };
-use canopy_bus::{LogGate, Server, for_log};
+use canopy_bus::{Bus, LogGate, Server, for_log};
 use std::sync::Arc;
 
 /// Adds the verbs to a server.
 pub(crate) fn register(
-    server: Server,
+    (server, bus): (Server, &Bus),
     admission: &Arc<Admission>,
     roles: &Roles,
     (metrics, noter): (&Metrics, &Noter),
 ) -> Server {
     let of = || (Arc::clone(admission), roles.clone());
-    let (admit_by, explain_by, rules_of) = (of(), of(), Arc::clone(admission));
+    let (admit_by, explain_by) = (of(), of());
+    let (rules_of, bus) = (Arc::clone(admission), bus.clone());
     let around = (metrics.clone(), noter.clone(), Arc::new(LogGate::default()));
     server
         .handle::<policy::Admit, _, _>(move |caller, request| {
@@ -46,9 +47,9 @@ pub(crate) fn register(
                 admission.explain(role, &request)
             }
         })
-        .handle::<policy::Rules, _, _>(move |_, _: Empty| {
-            let answer = rules_of.rules();
-            async move { Ok(answer) }
+        .handle::<policy::Rules, _, _>(move |_, request| {
+            let answer = rules_of.rules(&request, bus.page_bytes());
+            async move { answer }
         })
 }
 

@@ -153,7 +153,7 @@ pub async fn start(config: Config, cx: Context) -> anyhow::Result<()> {
         );
         server = audit::without(enrol::without(auth::without(server)));
     }
-    handlers::register(server, &admission, &roles, (&metrics, &noter))
+    handlers::register((server, &bus), &admission, &roles, (&metrics, &noter))
         .serve(cx.shutdown.clone())
         .await?;
     bus.close().await;

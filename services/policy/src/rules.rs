@@ -10,6 +10,7 @@ use canopy_api::{
     time::rfc3339,
     wire::{
         AdmissionBasis, AdmissionDecision, AdmissionItem, ExplainReply, ExplainRequest, RulesReply,
+        RulesRequest, json_length,
     },
 };
 use canopy_runtime::{Latch, NamedFiles};
@@ -246,8 +247,11 @@ impl Admission {
         Ok(ExplainReply { basis, role, labels, decision, rules })
     }
 
-    /// The rules in force.
-    pub fn rules(&self) -> RulesReply {
+    /// The rules in force: whole, or a page of about `room` bytes of JSON where a cursor asks for one.
+    ///
+    /// # Errors
+    /// When the cursor is none, or other rules came into force since the page before.
+    pub fn rules(&self, request: &RulesRequest, room: usize) -> Result<RulesReply, ApiError> {
         let state = self.state();
         let (digest, document) = match &state.rules {
             Rules::None | Rules::Unread => (None, serde_json::Value::Null),
@@ -255,7 +259,7 @@ impl Admission {
                 (Some(digest.to_string()), serde_json::to_value(rules.as_ref()).unwrap_or_default())
             }
         };
-        RulesReply {
+        let whole = RulesReply {
             basis: match &state.rules {
                 Rules::None => AdmissionBasis::Open,
                 Rules::Unread | Rules::InForce { .. } => AdmissionBasis::Rules,
@@ -264,8 +268,56 @@ impl Admission {
             digest,
             trouble: state.trouble,
             document,
-        }
+            text: None,
+            next: None,
+        };
+        let Some(cursor) = request.cursor.as_deref() else { return Ok(whole) };
+        let document =
+            if whole.document.is_null() { String::new() } else { whole.document.to_string() };
+        let head = RulesReply { document: serde_json::Value::Null, ..whole };
+        page_of_rules(head, &document, cursor, room)
     }
+}
+
+/// A page of the document's text. What its cursor points into is named by its digest: replicas of policy
+/// that read the same rules go on with each other's pages.
+fn page_of_rules(
+    head: RulesReply,
+    document: &str,
+    cursor: &str,
+    room: usize,
+) -> Result<RulesReply, ApiError> {
+    let digest = Digest::of(document.as_bytes());
+    let start = if cursor.is_empty() {
+        0
+    } else {
+        let unreadable = || {
+            ApiError::new(Code::Invalid, "the cursor is not the \"next\" of a reply")
+                .at("cursor")
+                .remedy("leave it empty for the first page")
+        };
+        let (of, start) = cursor.split_once(' ').ok_or_else(unreadable)?;
+        let of: Digest = of.parse().map_err(|_| unreadable())?;
+        let start = start.parse::<usize>().map_err(|_| unreadable())?;
+        if of != digest {
+            return Err(ApiError::new(Code::Conflict, "other rules came into force meanwhile")
+                .at("cursor")
+                .remedy("start again from the first page"));
+        }
+        if !(1..document.len()).contains(&start) || !document.is_char_boundary(start) {
+            return Err(unreadable());
+        }
+        start
+    };
+    // In a JSON string, a quote or a backslash of the text takes two bytes.
+    let piece = room.saturating_sub(json_length(&head)) / 2;
+    let mut end = document.len().min(start.saturating_add(piece.max(4)));
+    while !document.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = document.get(start..end).unwrap_or_default().to_owned();
+    let next = (end < document.len()).then(|| format!("{digest} {end}"));
+    Ok(RulesReply { text: Some(text), next, ..head })
 }
 
 fn open(item: &AdmissionItem) -> AdmissionDecision {
@@ -357,6 +409,53 @@ mod tests {
         fs::{self, Permissions},
         os::unix::fs::PermissionsExt as _,
     };
+
+    fn head() -> RulesReply {
+        RulesReply {
+            basis: AdmissionBasis::Rules,
+            since: "2026-01-01T00:00:00Z".to_owned(),
+            digest: Some("sha256:1".to_owned()),
+            trouble: None,
+            document: serde_json::Value::Null,
+            text: None,
+            next: None,
+        }
+    }
+
+    #[test]
+    fn pages_of_rules_fit_and_hold_the_whole_document() {
+        let rule = |n: usize| serde_json::json!({ "name": format!("r{n}"), "reason": "\"ä\\é\"" });
+        let document = serde_json::json!({ "rules": (0..40).map(rule).collect::<Vec<_>>() });
+        let document = document.to_string();
+        for room in [1, 200, 300, 1_000, 100_000] {
+            let (mut cursor, mut text, mut pages) = (String::new(), String::new(), 0);
+            loop {
+                let page = page_of_rules(head(), &document, &cursor, room).unwrap();
+                let next = json_length(&page.next).saturating_add(30);
+                assert!(json_length(&page) <= room.max(json_length(&head()) + 20) + next, "{room}");
+                text += page.text.as_deref().unwrap();
+                pages += 1;
+                let Some(next) = page.next else { break };
+                cursor = next;
+            }
+            assert_eq!(text, document, "{room}");
+            assert_eq!(pages == 1, room == 100_000, "{pages} pages of {room}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_other_rules_is_a_conflict_of_the_cursor() {
+        let first = page_of_rules(head(), "{\"rules\":[\"ä\",1,2]}", "", 1).unwrap();
+        let next = first.next.unwrap();
+        let error = page_of_rules(head(), "{\"rules\":[\"ä\",1,3]}", &next, 1).unwrap_err();
+        assert_eq!((error.code, error.path.as_str()), (Code::Conflict, "cursor"));
+        let (digest, _) = next.split_once(' ').unwrap();
+        // Within a letter, behind the end, and what is no cursor.
+        for wrong in ["x", "x 1", digest, &format!("{digest} 12"), &format!("{digest} 99")] {
+            let error = page_of_rules(head(), "{\"rules\":[\"ä\",1,2]}", wrong, 1).unwrap_err();
+            assert_eq!((error.code, error.path.as_str()), (Code::Invalid, "cursor"), "{wrong}");
+        }
+    }
 
     #[test]
     fn rules_that_others_may_write_are_refused() {

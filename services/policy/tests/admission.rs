@@ -13,7 +13,7 @@ use canopy_api::{
     subject::Target,
     wire::{
         ADMIT_ITEMS, AdmissionBasis, AdmissionDecision, AdmissionItem, AdmissionVerb, AdmitReply,
-        AdmitRequest, Empty, ExplainRequest, RulesReply,
+        AdmitRequest, Empty, ExplainRequest, RulesReply, RulesRequest,
     },
 };
 use canopy_bus::{Bus, BusConfig, CallError};
@@ -111,7 +111,9 @@ async fn decision(loader: &Bus, who: &str) -> AdmissionDecision {
 async fn wait_for(viewer: &Bus, what: &str, wanted: impl Fn(&RulesReply) -> bool) -> RulesReply {
     let mut last = None;
     for _ in 0..400 {
-        if let Ok(rules) = viewer.call::<policy::Rules>(&Target::Central, &Empty {}).await {
+        if let Ok(rules) =
+            viewer.call::<policy::Rules>(&Target::Central, &RulesRequest::default()).await
+        {
             if wanted(&rules) {
                 return rules;
             }
@@ -185,7 +187,8 @@ async fn a_loader_is_answered_for_its_own_host_by_who_asks_and_what() {
         viewer.call::<policy::Explain>(&Target::Central, &question("web2")).await.unwrap();
     assert_eq!(explained.rules[1].why, "labels.env: there is none");
 
-    let rules = viewer.call::<policy::Rules>(&Target::Central, &Empty {}).await.unwrap();
+    let rules =
+        viewer.call::<policy::Rules>(&Target::Central, &RulesRequest::default()).await.unwrap();
     assert_eq!(rules.document["rules"][1]["name"], "prod-stays");
     let (_, metrics) = process.get("/metrics").unwrap();
     for expected in [

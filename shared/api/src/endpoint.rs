@@ -272,7 +272,7 @@ endpoints! {
         HostRenew = Internal "host-renew" (5 s, idempotent, callers &[Service::Loader, Service::Enforcer]): wire::hosts::HostRenewRequest => wire::hosts::HostRenewReply, "Another certificate for the key of the daemon that asks";
         Admit = Internal "admit" (2 s, idempotent, callers &[Service::Loader]): wire::AdmitRequest => wire::AdmitReply, "May this person do this on the host that asks";
         Explain = Read "explain" (5 s, idempotent): wire::ExplainRequest => wire::ExplainReply, "Which admission rule would decide, and what each says";
-        Rules = Read "rules" (5 s, idempotent): wire::Empty => wire::RulesReply, "The admission rules in force";
+        Rules = Read "rules" (5 s, idempotent): wire::RulesRequest => wire::RulesReply, "The admission rules in force";
         AuditAppend = Internal "audit-append" (5 s, idempotent, callers &[Service::Loader, Service::Registry]): wire::AuditAppendRequest => wire::AuditAppendReply, "Stores audit records of the writer that asks, in order";
         Audit = Admin "audit" (10 s, idempotent): wire::AuditRequest => wire::AuditReply, "What was done, by whom: the stored audit records";
         AuditCheckpoints = Admin "audit-checkpoints" (10 s, idempotent): wire::AuditCheckpointsRequest => wire::AuditCheckpointsReply, "How far each stored chain goes, signed";

@@ -21,8 +21,8 @@ use canopy_api::{
     endpoint::loader,
     near,
     wire::{
-        MapDeleteRequest, MapDumpRequest, MapGetRequest, MapListReply, MapListRequest, MapName,
-        MapSetRequest, MapWrite, MapWriteWhen,
+        MapDeleteRequest, MapDumpReply, MapDumpRequest, MapGetRequest, MapListReply,
+        MapListRequest, MapName, MapSetRequest, MapWrite, MapWriteWhen,
     },
 };
 use serde_json::Value;
@@ -276,33 +276,18 @@ async fn dump(
     remote: &Remote,
 ) -> Result<Entries, Failure> {
     let host = host_of(map, host, remote).await?;
-    let mut all: Option<Entries> = None;
-    let mut cursor = None;
-    loop {
-        let had = all.as_ref().map_or(0, |all| all.entries.len() as u64);
-        let left = limit.map_or(PAGE, |limit| limit.saturating_sub(had).min(PAGE));
-        let request = MapDumpRequest {
-            map: map.name.clone(),
-            limit: u32::try_from(left).ok(),
-            cursor: cursor.take(),
-        };
-        let mut reply = remote.ask_host::<loader::MapDump>(&host, &request, "asking").await?;
-        cursor = reply.next.take();
-        match &mut all {
-            Some(all) => all.entries.append(&mut reply.entries),
-            None => {
-                all = Some(Entries::of(reply.host, reply.map, reply.generation, reply.entries));
-            }
-        }
-        let Some(so_far) = &mut all else { continue };
-        let full = limit.is_some_and(|limit| so_far.entries.len() as u64 >= limit);
-        if cursor.is_none() || full {
-            // A page may have a few more than were asked for.
-            let most = limit.and_then(|limit| usize::try_from(limit).ok());
-            so_far.entries.truncate(most.unwrap_or(usize::MAX));
-            return all.take().ok_or_else(|| Failure::new(Exit::Failed, "no answer"));
-        }
-    }
+    let most = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let request = MapDumpRequest {
+        map: map.name.clone(),
+        limit: u32::try_from(limit.map_or(PAGE, |limit| limit.min(PAGE))).ok(),
+        cursor: None,
+    };
+    let enough = |reply: &MapDumpReply| reply.entries.len() >= most;
+    let mut reply =
+        remote.read_host_until::<loader::MapDump>(&host, &request, "asking", enough).await?;
+    // A page may have a few more than were asked for.
+    reply.entries.truncate(most);
+    Ok(Entries::of(reply.host, reply.map, reply.generation, reply.entries))
 }
 
 /// Addresses as people write them; as the host tells them where the types of key and value cannot be had.

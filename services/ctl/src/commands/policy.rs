@@ -12,7 +12,7 @@ use canopy_admission::{Cases, Labels, RuleSet, Subject};
 use canopy_api::{
     HostId,
     endpoint::policy,
-    wire::{AdmissionBasis, AdmissionItem, Empty, ExplainReply, ExplainRequest},
+    wire::{AdmissionBasis, AdmissionItem, ExplainReply, ExplainRequest},
 };
 use std::path::Path;
 
@@ -121,7 +121,7 @@ pub async fn in_force(
     remote: &Remote,
     screen: &mut Screen,
 ) -> Result<Exit, Failure> {
-    let rules = Rules(remote.ask_centre::<policy::Rules>(&Empty {}).await?);
+    let rules = Rules(remote.rules().await?);
     screen.show(&rules, format)?;
     if matches!(format, Format::Table | Format::Wide) {
         for remark in rules.remarks() {

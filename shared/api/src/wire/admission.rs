@@ -312,6 +312,15 @@ impl fmt::Display for RuleEffect {
     }
 }
 
+/// Asks for the rules in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RulesRequest {
+    /// The text of the document page by page: empty for the first one, else the `next` of the page before.
+    /// Absent for the whole document in one reply, which is refused where the bus does not carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
 /// The rules in force.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RulesReply {
@@ -326,7 +335,16 @@ pub struct RulesReply {
     /// none, every change is refused until it is mended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// The document of the rules; nothing without rules.
+    /// The document of the rules; nothing without rules, and on pages.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub document: Value,
+    /// On a page: a piece of the document's JSON. The pieces of all pages, one after the other, are the
+    /// document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// There is more of the document: `cursor` of the request for the next page. Absent on the last page,
+    /// and without pages. Where the rules change between two pages, the next one is refused as a conflict
+    /// of `cursor`: start again from the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }

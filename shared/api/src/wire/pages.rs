@@ -6,8 +6,8 @@
 
 use super::{
     Action, ApplyReply, ChainStatus, DescribeReply, GetReply, GetRequest, ListReply, ListRequest,
-    MapListReply, MapListRequest, MetricValue, PlannedProgram, ProgramStatus, SearchReply,
-    SearchRequest, SelectorStatus,
+    MapDumpReply, MapDumpRequest, MapListReply, MapListRequest, MetricValue, PlannedProgram,
+    ProgramStatus, RulesReply, RulesRequest, SearchReply, SearchRequest, SelectorStatus,
     hosts::{HostListReply, HostListRequest},
     tokens::{TokenListReply, TokenListRequest},
 };
@@ -79,6 +79,18 @@ impl Paged for loader::MapList {
     }
 }
 
+impl Paged for loader::MapDump {
+    fn advance(request: &mut MapDumpRequest, reply: &MapDumpReply) -> bool {
+        follow(&mut request.cursor, reply.next.as_ref())
+    }
+
+    fn append(reply: &mut MapDumpReply, page: MapDumpReply) {
+        reply.entries.extend(page.entries);
+        reply.generation = page.generation;
+        reply.next = page.next;
+    }
+}
+
 impl Paged for registry::List {
     fn advance(request: &mut ListRequest, reply: &ListReply) -> bool {
         follow(&mut request.cursor, reply.next.as_ref())
@@ -113,6 +125,24 @@ impl Paged for policy::HostList {
     fn append(reply: &mut HostListReply, page: HostListReply) {
         reply.hosts.extend(page.hosts);
         reply.next = page.next;
+    }
+}
+
+impl Paged for policy::Rules {
+    fn advance(request: &mut RulesRequest, reply: &RulesReply) -> bool {
+        follow(&mut request.cursor, reply.next.as_ref())
+    }
+
+    fn append(reply: &mut RulesReply, page: RulesReply) {
+        let text = reply.text.get_or_insert_default();
+        text.push_str(page.text.as_deref().unwrap_or_default());
+        reply.next = page.next;
+        // The last page makes it whole. Text that is no document is left as it is.
+        if reply.next.is_none()
+            && let Ok(document) = serde_json::from_str(text)
+        {
+            (reply.document, reply.text) = (document, None);
+        }
     }
 }
 
@@ -705,6 +735,35 @@ mod tests {
             assert_eq!(cut.omitted.join(", "), omitted, "{room}");
         }
         assert!(whole.within(length - 1).readme.len() > 10_000);
+    }
+
+    #[test]
+    fn pages_of_rules_make_the_document_again() {
+        let document = json!({ "rules": [{ "name": "a", "reason": "\"ä\" \\ b" }] });
+        let text: Vec<char> = document.to_string().chars().collect();
+        let page = |text: Option<String>, next: Option<&str>| -> RulesReply {
+            serde_json::from_value(json!({
+                "basis": "rules", "since": "", "digest": "sha256:1", "text": text, "next": next,
+            }))
+            .unwrap()
+        };
+        for length in 1..text.len() {
+            let parts: Vec<String> = text.chunks(length).map(String::from_iter).collect();
+            let mut request = RulesRequest { cursor: Some(String::new()) };
+            let mut all: Option<RulesReply> = None;
+            for (i, part) in parts.iter().enumerate() {
+                let next = (i + 1 < parts.len()).then_some("more");
+                let page = page(Some(part.clone()), next);
+                match &mut all {
+                    Some(all) => policy::Rules::append(all, page),
+                    None => all = Some(page),
+                }
+                let more = policy::Rules::advance(&mut request, all.as_ref().unwrap());
+                assert_eq!(more, next.is_some());
+            }
+            let all = all.unwrap();
+            assert_eq!((all.document, all.text), (document.clone(), None), "{length}");
+        }
     }
 
     #[test]
