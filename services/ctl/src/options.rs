@@ -6,7 +6,7 @@ use canopy_api::endpoint::{EndpointSpec, Service};
 
 /// Fields and what they come from, where that is the same in every command. What is below a field comes from
 /// the same option.
-const FIELDS: [(&str, &str); 43] = [
+const FIELDS: [(&str, &str); 44] = [
     ("allow_downgrade", "--allow-downgrade"),
     ("atomic", "--atomic"),
     ("binding", "--certificate"),
@@ -19,6 +19,7 @@ const FIELDS: [(&str, &str); 43] = [
     ("hook", "HOOK"),
     ("host", "--host"),
     ("interface", "INTERFACE"),
+    ("item.behind", "--behind"),
     ("item.hook", "--hook"),
     ("item.interface", "--interface"),
     ("item.map", "--map"),

@@ -44,12 +44,11 @@ impl Connects {
         }
         let (last, overuse) = table.entry(principal.clone()).or_insert((now, Overuse::default()));
         let elapsed = now.saturating_duration_since(std::mem::replace(last, now));
+        overuse.add(0, rate, elapsed);
         let mut with_this = *overuse;
-        let too_many = with_this.add(1, rate, elapsed);
+        let too_many = with_this.add(1, rate, Duration::ZERO);
         // What is refused does not lengthen the wait: the rate is let in, however much is tried.
-        if too_many {
-            overuse.add(0, rate, elapsed);
-        } else {
+        if !too_many {
             *overuse = with_this;
         }
         too_many

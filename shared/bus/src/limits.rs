@@ -22,10 +22,13 @@ pub struct Limits {
     pub request_bytes: usize,
     /// Requests of each class worked on at once. Default 64.
     pub in_flight: usize,
-    /// Requests of one caller worked on at once, of each class; the daemons of a host are one caller.
-    /// Default 4: what takes processor time is worked on by as many threads as there are processors, and
-    /// each request of a flood that is worked on is in front of everybody else's next step.
+    /// Requests of one caller worked on at once, of each class. Default 4: what takes processor time is
+    /// worked on by as many threads as there are processors, and each request of a flood that is worked on
+    /// is in front of everybody else's next step.
     pub in_flight_of_caller: usize,
+    /// The same of the daemons of a host together. Default 2: they ask one thing after the other, and there
+    /// are many hosts.
+    pub in_flight_of_host: usize,
     /// Requests of one caller that wait, of each class; more are told to come back. Default 64.
     pub waiting_of_caller: usize,
     /// Bytes of the requests of one caller that wait, of each class. Default 4 MiB.
@@ -54,6 +57,7 @@ impl Default for Limits {
             request_bytes: 768 * 1024,
             in_flight: 64,
             in_flight_of_caller: 4,
+            in_flight_of_host: 2,
             waiting_of_caller: 64,
             waiting_bytes_of_caller: 4 * 1024 * 1024,
             waiting: 2048,
@@ -74,6 +78,7 @@ impl Limits {
         Bounds {
             running: self.in_flight,
             running_of_caller: self.in_flight_of_caller,
+            running_of_host: self.in_flight_of_host,
             waiting_of_caller: self.waiting_of_caller,
             bytes_of_caller: self.waiting_bytes_of_caller,
             waiting: self.waiting,

@@ -26,6 +26,8 @@ pub(crate) struct Bounds {
     pub(crate) running: usize,
     /// Requests of one caller that are worked on at once.
     pub(crate) running_of_caller: usize,
+    /// The same of the daemons of a host together.
+    pub(crate) running_of_host: usize,
     /// Requests of one caller that wait.
     pub(crate) waiting_of_caller: usize,
     /// Bytes of the requests of one caller that wait.
@@ -34,6 +36,15 @@ pub(crate) struct Bounds {
     pub(crate) waiting: usize,
     /// Bytes of the requests of all callers that wait.
     pub(crate) bytes: usize,
+}
+
+impl Bounds {
+    fn running_of(&self, owner: &Owner) -> usize {
+        match owner {
+            Owner::Principal(_) => self.running_of_caller,
+            Owner::Host(_) => self.running_of_host,
+        }
+    }
 }
 
 /// Who shares slots: the daemons of a host have one share, as one machine holds all their keys.
@@ -120,7 +131,7 @@ impl Slots {
         let state = &mut *state;
         let share = state.shares.entry(owner.clone()).or_default();
         if share.waiting.is_empty()
-            && share.running < bounds.running_of_caller
+            && share.running < bounds.running_of(&owner)
             && state.running < bounds.running
         {
             share.running += 1;
@@ -164,7 +175,7 @@ impl State {
     /// Puts an owner into `ready` that belongs there.
     fn make_ready(&mut self, owner: &Owner, bounds: &Bounds) {
         let Some(share) = self.shares.get_mut(owner) else { return };
-        if !share.ready && !share.waiting.is_empty() && share.running < bounds.running_of_caller {
+        if !share.ready && !share.waiting.is_empty() && share.running < bounds.running_of(owner) {
             share.ready = true;
             self.ready.push_back(owner.clone());
         }
@@ -247,6 +258,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         running: 4,
         running_of_caller: 2,
+        running_of_host: 1,
         waiting_of_caller: 3,
         bytes_of_caller: 100,
         waiting: 100,
@@ -344,6 +356,17 @@ mod tests {
         assert_eq!(owner("h-web1-loader"), owner("h-web1-enforcer"));
         assert_ne!(owner("h-web1-loader"), owner("h-web2-loader"));
         assert_ne!(owner("u-web1"), owner("h-web1-loader"));
+    }
+
+    #[test]
+    fn a_host_has_a_smaller_share_than_a_person() {
+        let slots = Slots::new(BOUNDS);
+        let _first = now(slots.enter(Class::Internal, owner("h-web1-loader"), 1));
+        let second = slots.enter(Class::Internal, owner("h-web1-enforcer"), 1);
+        assert!(matches!(second, Entered::Later(_)), "{second:?}");
+        let _other = now(slots.enter(Class::Internal, owner("h-web2-loader"), 1));
+        let _person = now(slots.enter(Class::Internal, owner("u-alice"), 1));
+        let _again = now(slots.enter(Class::Internal, owner("u-alice"), 1));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::{HostArgs, OutputArgs, hook};
 use canopy_admission::{cases::exact_package, is_label};
 use canopy_api::{
-    Hook, InterfaceSelector, PackageName, Principal, permission::Role, wire::AdmissionVerb,
+    Hook, InterfaceSelector, PackageName, Principal, ProgramName, permission::Role,
+    wire::AdmissionVerb,
 };
 use canopy_package::PublicKey;
 use clap::{
@@ -68,6 +69,9 @@ pub struct ExplainArgs {
     /// The hook
     #[arg(long, value_parser = hook())]
     pub hook: Option<Hook>,
+    /// With the verb delete: the program that would run before it and end the chain
+    #[arg(long, value_name = "PROGRAM")]
+    pub behind: Option<ProgramName>,
     /// The public key that signed the package
     #[arg(long, value_name = "KEY")]
     pub publisher: Option<PublicKey>,

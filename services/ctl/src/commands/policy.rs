@@ -63,6 +63,7 @@ fn item(args: &ExplainArgs) -> AdmissionItem {
         interface: args.interface.clone(),
         within: args.within.clone(),
         hook: args.hook,
+        behind: args.behind.clone(),
         package,
         version,
         publisher: args.publisher.as_ref().map(ToString::to_string),
