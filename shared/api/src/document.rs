@@ -13,6 +13,7 @@
 //! ```
 
 mod explain;
+mod field_index;
 mod fields;
 mod json;
 pub(crate) mod placeholder;
@@ -26,6 +27,7 @@ use crate::{
     desired::DesiredState,
     problem::{Problem, Problems},
 };
+use field_index::FieldIndex;
 use jsonschema::Validator;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserializer, de::DeserializeOwned};
@@ -233,7 +235,7 @@ pub fn unknown_fields<'de, T: JsonSchema + 'static, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Problems, D::Error> {
     match rules::<T>() {
-        Ok(rules) => fields::problems(&rules.schema, deserializer),
+        Ok(rules) => fields::problems(&rules.fields, deserializer),
         Err(problem) => Ok(problem.into()),
     }
 }
@@ -275,6 +277,7 @@ pub fn violations<T: JsonSchema + 'static>(known: Problems, value: &Value) -> Pr
 /// What documents of a type are checked by.
 struct Rules {
     schema: Value,
+    fields: FieldIndex,
     validator: Validator,
 }
 
@@ -288,7 +291,8 @@ fn rules<T: JsonSchema + 'static>() -> Result<Arc<Rules>, Problem> {
     let schema = Value::from(schema_for!(T));
     let validator = jsonschema::validator_for(&schema)
         .map_err(|_| Problem::new("", "the schema of this kind of document is wrong: a defect"))?;
-    let rules = Arc::new(Rules { schema, validator });
+    let fields = FieldIndex::new(&schema);
+    let rules = Arc::new(Rules { schema, fields, validator });
     made().insert(TypeId::of::<T>(), Arc::clone(&rules));
     Ok(rules)
 }

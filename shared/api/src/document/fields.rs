@@ -5,7 +5,10 @@
 //! may be part of a reply as well, and readers of replies ignore what they do not know. An object of the
 //! schema is closed unless it says what other fields hold (`additionalProperties`).
 
-use super::explain;
+use super::{
+    explain,
+    field_index::{FieldIndex, Node},
+};
 use crate::problem::{Problem, Problems};
 use serde::{
     Deserializer,
@@ -13,6 +16,7 @@ use serde::{
 };
 use serde_json::Value;
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::{BTreeSet, HashSet},
     fmt,
@@ -23,12 +27,13 @@ pub(super) const LISTED: usize = 32;
 
 /// Unknown fields, fields given twice and lists in place of fields, at every depth.
 pub(super) fn problems<'de, D: Deserializer<'de>>(
-    schema: &Value,
+    index: &FieldIndex,
     deserializer: D,
 ) -> Result<Problems, D::Error> {
     let found = RefCell::new(Problems::default());
     let walk = Walk {
-        shape: Shape::of(schema, [schema]),
+        index,
+        node: index.root(),
         at: &Place { parent: None, step: Step::Root },
         found: &found,
     };
@@ -74,13 +79,13 @@ fn collect(shape: &Shape<'_>, at: &str, depth: usize, found: &mut BTreeSet<Strin
 }
 
 /// What may stand at one place: each alternative of the schema that applies there.
-struct Shape<'s> {
-    root: &'s Value,
-    parts: Vec<&'s Value>,
+pub(super) struct Shape<'s> {
+    pub(super) root: &'s Value,
+    pub(super) parts: Vec<&'s Value>,
 }
 
 impl<'s> Shape<'s> {
-    fn of(root: &'s Value, parts: impl IntoIterator<Item = &'s Value>) -> Self {
+    pub(super) fn of(root: &'s Value, parts: impl IntoIterator<Item = &'s Value>) -> Self {
         let mut shape = Self { root, parts: Vec::new() };
         for part in parts {
             shape.add(part, 0);
@@ -104,7 +109,7 @@ impl<'s> Shape<'s> {
     }
 
     /// Whether any value at all may stand here.
-    fn open(&self) -> bool {
+    pub(super) fn open(&self) -> bool {
         self.parts.iter().any(|part| match part {
             Value::Bool(any) => *any,
             Value::Object(rules) => !rules.keys().any(|key| RULES.contains(&key.as_str())),
@@ -112,21 +117,23 @@ impl<'s> Shape<'s> {
         })
     }
 
-    fn is_object(&self) -> bool {
+    pub(super) fn is_object(&self) -> bool {
         self.parts.iter().any(|part| part.get("properties").is_some() || has_type(part, "object"))
     }
 
-    fn is_list(&self) -> bool {
+    pub(super) fn is_list(&self) -> bool {
         self.parts.iter().any(|part| has_type(part, "array"))
     }
 
     /// What may stand in a field; `None` if no alternative has such a field.
-    fn field(&self, name: &str) -> Option<Self> {
+    pub(super) fn field(&self, name: &str) -> Option<Self> {
         let known = self.parts.iter().filter_map(|part| part.get("properties")?.get(name));
         let known = Self::of(self.root, known);
-        if !known.parts.is_empty() {
-            return Some(known);
-        }
+        if known.parts.is_empty() { self.others() } else { Some(known) }
+    }
+
+    /// What may stand in a field with any other name.
+    pub(super) fn others(&self) -> Option<Self> {
         let others = self.parts.iter().flat_map(|part| {
             let patterns = part.get("patternProperties").and_then(Value::as_object);
             let patterns = patterns.into_iter().flat_map(|patterns| patterns.values());
@@ -137,7 +144,7 @@ impl<'s> Shape<'s> {
     }
 
     /// The fields of all alternatives.
-    fn fields(&self) -> Vec<String> {
+    pub(super) fn fields(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .parts
             .iter()
@@ -149,7 +156,7 @@ impl<'s> Shape<'s> {
         names
     }
 
-    fn items(&self) -> Self {
+    pub(super) fn items(&self) -> Self {
         let tuple = self.parts.iter().filter_map(|part| part.get("prefixItems")?.as_array());
         let items = self.parts.iter().filter_map(|part| part.get("items"));
         Self::of(self.root, items.chain(tuple.flatten()))
@@ -210,7 +217,9 @@ impl fmt::Display for Place<'_> {
 
 /// Reads one value and looks for fields that are not in its shape.
 struct Walk<'s, 'p> {
-    shape: Shape<'s>,
+    index: &'s FieldIndex,
+    /// `None` in what is not known: the field that holds it is.
+    node: Option<&'s Node>,
     at: &'p Place<'p>,
     found: &'p RefCell<Problems>,
 }
@@ -281,14 +290,15 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
         // What reads structures takes lists for them, field by field in order of declaration.
-        if self.shape.is_object() && !self.shape.is_list() && !self.shape.open() {
+        if self.node.is_some_and(|node| node.is_object && !node.is_list && !node.is_open) {
             self.report(|| {
                 Problem::new(self.at.to_string(), "must be a set of fields, not a list")
             });
         }
+        let node = self.node.and_then(|node| self.index.items(node));
         for at in 0.. {
             let place = Place { parent: Some(self.at), step: Step::Item(at) };
-            let walk = Walk { shape: self.shape.items(), at: &place, found: self.found };
+            let walk = Walk { index: self.index, node, at: &place, found: self.found };
             if items.next_element_seed(walk)?.is_none() {
                 break;
             }
@@ -297,8 +307,8 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        let closed = self.shape.is_object() && !self.shape.open();
-        let mut seen = HashSet::new();
+        let closed = self.node.filter(|node| node.is_object && !node.is_open);
+        let mut seen = Seen::default();
         while let Some(name) = fields.next_key_seed(Name)? {
             let place = Place { parent: Some(self.at), step: Step::Field(&name) };
             if seen.contains(&name) {
@@ -307,17 +317,37 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
                         .remedy("give it once")
                 });
             }
-            let known = self.shape.field(&name);
-            if known.is_none() && closed {
-                self.report(|| {
-                    explain::unknown_field(&self.at.to_string(), &name, &self.shape.fields())
-                });
+            let known = self.node.and_then(|node| self.index.field(node, &name));
+            if let (None, Some(node)) = (known, closed) {
+                self.report(|| explain::unknown_field(&self.at.to_string(), &name, &node.names()));
             }
-            let shape = known.unwrap_or(Shape { root: self.shape.root, parts: Vec::new() });
-            fields.next_value_seed(Walk { shape, at: &place, found: self.found })?;
+            let walk = Walk { index: self.index, node: known, at: &place, found: self.found };
+            fields.next_value_seed(walk)?;
             seen.insert(name);
         }
         Ok(())
+    }
+}
+
+/// Names of fields that were read. Most objects have a few.
+#[derive(Default)]
+struct Seen<'de> {
+    few: Vec<Cow<'de, str>>,
+    many: HashSet<Cow<'de, str>>,
+}
+
+impl<'de> Seen<'de> {
+    fn contains(&self, name: &str) -> bool {
+        self.few.iter().any(|other| other == name) || self.many.contains(name)
+    }
+
+    fn insert(&mut self, name: Cow<'de, str>) {
+        const FEW: usize = 16;
+        if self.few.len() < FEW {
+            self.few.push(name);
+        } else {
+            self.many.insert(name);
+        }
     }
 }
 
@@ -326,25 +356,29 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
 struct Name;
 
 impl<'de> DeserializeSeed<'de> for Name {
-    type Value = String;
+    type Value = Cow<'de, str>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl Visitor<'_> for Name {
-    type Value = String;
+impl<'de> Visitor<'de> for Name {
+    type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name of a field as text")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<String, E> {
-        Ok(name.to_owned())
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(name.to_owned()))
     }
 
-    fn visit_bytes<E: serde::de::Error>(self, name: &[u8]) -> Result<String, E> {
+    fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(name))
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, name: &[u8]) -> Result<Self::Value, E> {
         Err(E::custom(format!(
             "the name of a field has to be text, not the {} bytes {}",
             name.len(),
