@@ -12,7 +12,7 @@
 
 use canopy_api::endpoint::Service;
 use canopy_e2e::{INTERFACE, World};
-use canopy_test_support::{pair::PEER_IP, repository, wait_for};
+use canopy_test_support::{nats::private_file, pair::PEER_IP, repository, wait_for};
 use serde_json::Value;
 use std::{
     fmt::Write as _,
@@ -122,6 +122,11 @@ fn a_new_author_who_follows_the_page_gets_an_applied_package() {
     let page = fs::read_to_string(repository().join("docs/packaging.md")).unwrap();
     let mut author = Author::new(&world);
     let repository = world.dir().join("packages");
+    let secrets = world.dir().join("secrets");
+    fs::create_dir(&secrets).unwrap();
+    private_file(&secrets.join("s3.json"), r#"{"access_key_id": "a", "secret_access_key": "s"}"#)
+        .unwrap();
+    private_file(&secrets.join("azure.json"), r#"{"account_key": "a2V5"}"#).unwrap();
     let mut configured = Vec::new();
     assert_eq!(world.send(PEER_IP, 20).unwrap(), 20, "nothing drops yet");
 
@@ -130,6 +135,7 @@ fn a_new_author_who_follows_the_page_gets_an_applied_package() {
         let mut text = block
             .text
             .replace("/srv/canopy/packages", repository.to_str().unwrap())
+            .replace("/etc/canopy", secrets.to_str().unwrap())
             .replace("eth0", INTERFACE)
             .replace("port: 5353", "port: 4242");
         if text.contains("RW…") {
