@@ -107,10 +107,24 @@ struct SentBy {
     by_connection: HashMap<SessionId, Sent>,
 }
 
-/// Limits of what is sent in a second: which, the limit, and what counts.
-const RATES: [(LimitKind, fn(&Limits) -> Option<u64>, fn(Sent) -> u64); 2] = [
-    (LimitKind::MessagesPerSecond, |limits| limits.messages_per_second, |sent| sent.messages),
-    (LimitKind::BytesPerSecond, |limits| limits.bytes_per_second, |sent| sent.bytes),
+/// A limit of what is sent in a second.
+struct SentRate {
+    kind: LimitKind,
+    limit: fn(&Limits) -> Option<u64>,
+    amount: fn(Sent) -> u64,
+}
+
+const RATES: [SentRate; 2] = [
+    SentRate {
+        kind: LimitKind::MessagesPerSecond,
+        limit: |limits| limits.messages_per_second,
+        amount: |sent| sent.messages,
+    },
+    SentRate {
+        kind: LimitKind::BytesPerSecond,
+        limit: |limits| limits.bytes_per_second,
+        amount: |sent| sent.bytes,
+    },
 ];
 
 /// Follows what principals use, from listing to listing.
@@ -215,7 +229,8 @@ impl UsageTracker {
             let limits = limits(kind);
             let mut overuse = before.remove(principal).unwrap_or_default();
             let mut exceeded = None;
-            for (overuse, (what, limit, amount)) in overuse.iter_mut().zip(RATES) {
+            for (overuse, rate) in overuse.iter_mut().zip(RATES) {
+                let SentRate { kind: what, limit, amount } = rate;
                 let Some(limit) = limit(&limits) else { continue };
                 let charged = total.charged(kind, amount(*total));
                 let used = a_second(charged);

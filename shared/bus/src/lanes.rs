@@ -27,9 +27,8 @@ impl Lanes {
     /// Opens those beside the first that requests of these classes need.
     pub(crate) async fn open(main: &Bus, classes: &[Class]) -> Result<Self, BusError> {
         let wanted = |some: &[Class]| classes.iter().any(|class| some.contains(class));
-        let beside = async |wanted: bool| match wanted {
-            true => main.beside().await.map(Some),
-            false => Ok(None),
+        let beside = async |wanted: bool| {
+            if wanted { main.beside().await.map(Some) } else { Ok(None) }
         };
         Ok(Self {
             main: main.clone(),

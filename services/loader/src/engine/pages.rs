@@ -142,9 +142,9 @@ impl Page {
         self.any = true;
         self.room = self.room.saturating_sub(bytes);
         if let Some(offset) = rest {
-            let last = part.programs().last_mut().filter(|_| offset.metric > 0);
-            let last = last.and_then(|program| program.metrics()?.last());
-            let series = last
+            let cut_program = part.programs().last_mut().filter(|_| offset.metric > 0);
+            let final_metric = cut_program.and_then(|program| program.metrics()?.last());
+            let series = final_metric
                 .map(|metric| Series { name: metric.name.clone(), labels: metric.labels.clone() });
             let (generation, programs) = (self.generation, Some(programs));
             self.next = Some(Cursor { generation, item, offset, programs, series });

@@ -5,7 +5,7 @@ use crate::{engine::Engine, error::LoaderError};
 use canopy_api::{
     ApiError, ChainKey, Code, InterfaceName,
     endpoint::loader,
-    wire::{GetReply, GetRequest, Paged, json_length},
+    wire::{ChainStatus, GetReply, GetRequest, Paged, json_length},
 };
 use canopy_kernel::{Kernel as _, MapPlace, fake::FakeKernel};
 use canopy_package::manifest::{KeyLabel, KeyType, Metric, MetricKind, PerCpu, Select, ValueType};
@@ -217,7 +217,7 @@ fn rounds_of_selectors_between_pages_break_no_chain_in_two() {
         loader::Get::append(&mut all, engine.get_page(&request, 1_500).unwrap());
     }
     let whole = get(&engine);
-    assert_eq!(whole.chains.iter().map(|c| c.key()).collect::<Vec<_>>(), [eth0(), on("eth2")]);
+    assert_eq!(whole.chains.iter().map(ChainStatus::key).collect::<Vec<_>>(), [eth0(), on("eth2")]);
     assert_eq!((&all.chains, &all.selectors), (&whole.chains, &whole.selectors));
 
     // The chain that was read in part goes; then there is another in its place.
