@@ -192,25 +192,31 @@ async fn a_token_longer_than_a_line_is_not_even_asked_about() {
 }
 
 /// Nothing is in flight, so a service that is asked to end has nothing to wait for: neither with its bus
-/// gone, nor, but for a moment, with one that hangs.
+/// gone, just now or for a while, nor, but for a moment, with one that hangs.
 #[tokio::test]
 async fn policy_ends_at_once_without_its_bus() {
-    for gone in [true, false] {
+    for (signal, before) in [
+        (Signal::SIGKILL, Duration::ZERO),
+        // Longer than the pauses of what it does again and again.
+        (Signal::SIGKILL, Duration::from_millis(1200)),
+        (Signal::SIGSTOP, Duration::ZERO),
+    ] {
         let mut stack = Stack::start();
         let admin = stack.connect("u-admin").await;
         stack.issue(&admin, "u-viewer", Role::Viewer).await;
         let server = Pid::from_raw(stack.server.pid().unwrap().cast_signed());
-        if gone {
+        if signal == Signal::SIGKILL {
             stack.server.kill();
         } else {
-            kill(server, Signal::SIGSTOP).unwrap();
+            kill(server, signal).unwrap();
         }
         let policy = stack.policy.remove(0);
-        let limit = if gone { Duration::from_secs(1) } else { Duration::from_secs(3) };
+        tokio::time::sleep(before).await;
+        let limit = Duration::from_secs(if signal == Signal::SIGKILL { 1 } else { 3 });
         let ended = policy.end_within(limit);
-        if !gone {
+        if signal == Signal::SIGSTOP {
             kill(server, Signal::SIGCONT).unwrap();
         }
-        ended.unwrap_or_else(|error| panic!("gone: {gone}: {error:#}"));
+        ended.unwrap_or_else(|error| panic!("{signal}, {before:?} before: {error:#}"));
     }
 }

@@ -271,6 +271,10 @@ pub async fn sessions(bus: &Bus) -> Result<impl Stream<Item = SessionEvent> + us
 /// # Errors
 /// When the bus cannot be told.
 pub async fn end(bus: &Bus, connections: &[Connection]) -> Result<(), BusError> {
+    if connections.is_empty() {
+        // Nor is anything waited for: a connection that is gone would take its time.
+        return Ok(());
+    }
     for connection in connections {
         let subject = format!("$SYS.REQ.SERVER.{}.KICK", connection.server);
         let body = json!({ "cid": connection.id }).to_string();

@@ -80,7 +80,7 @@ impl Stack {
     }
 
     pub fn without_policy() -> Self {
-        // In memory: audit records are on the disk before a service ends, which takes seconds on a busy one.
+        // In memory: these tests measure time, and records are on the disk before what they tell of goes on.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let made = run(&["keys", "--output", dir.path().join("keys").to_str().unwrap()]);
         assert!(made.status.success(), "{made:?}");

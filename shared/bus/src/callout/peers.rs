@@ -70,6 +70,7 @@ pub async fn watch_peers(own: &Bus, system: &Bus, stop: CancellationToken) -> Re
     let mut heard = Heard { peers, looked: now };
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {
                 // One that ends is none that hangs. If this is lost the others only say so wrongly.
                 let _ = own.client.publish(CALLOUT_ALIVE, beat(own, ENDS).into()).await;
@@ -109,7 +110,8 @@ pub async fn watch_peers(own: &Bus, system: &Bus, stop: CancellationToken) -> Re
                         "an instance of the policy service hangs, or has ended: it is asked no more"
                     );
                 }
-                if let Err(error) = system::end(system, &connections).await {
+                let end = stop.run_until_cancelled(system::end(system, &connections));
+                if let Some(Err(error)) = end.await {
                     tracing::warn!(%error, "an instance that hangs could not be disconnected");
                 }
             }
