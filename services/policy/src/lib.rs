@@ -44,7 +44,7 @@ mod limit_enforcer;
 mod limits;
 mod metrics;
 mod page;
-mod rate;
+mod rate_limit;
 mod replicas;
 pub mod rules;
 mod sessions;

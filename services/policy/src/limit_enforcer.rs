@@ -10,7 +10,8 @@ use crate::{
     connect::Refusal,
     limits::PrincipalKind,
     metrics::Metrics,
-    sessions::{Connects, Reservation, SessionTable},
+    rate_limit::ConnectRates,
+    sessions::{Reservation, SessionTable},
     teller::Teller,
     trust::Trust,
     usage::{Excess, UsageTracker, principal_of},
@@ -57,7 +58,7 @@ struct Inner {
     teller: Arc<Teller>,
     noter: Noter,
     sessions: SessionTable,
-    connects: Connects,
+    connects: ConnectRates,
     back_off: BackOff,
     usage: Mutex<UsageTracker>,
 }
@@ -77,7 +78,7 @@ impl LimitEnforcer {
             teller,
             noter,
             sessions: SessionTable::default(),
-            connects: Connects::default(),
+            connects: ConnectRates::default(),
             back_off: BackOff::default(),
             usage: Mutex::default(),
         }))

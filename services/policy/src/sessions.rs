@@ -3,7 +3,6 @@
 //! A connection counts from the moment it is granted. Bus servers tell all instances of this service of
 //! connects and disconnects; a listing of all connections corrects what was missed.
 
-use crate::rate::Overuse;
 use canopy_api::Principal;
 use canopy_bus::system::SessionId;
 use std::{
@@ -25,33 +24,6 @@ struct Session {
 impl Session {
     fn counts(&self, now: Instant) -> bool {
         self.confirmed || now.duration_since(self.since) < UNCONFIRMED
-    }
-}
-
-/// Principals whose connects are counted, at most; beyond it the table begins again.
-const CONNECTING: usize = 65_536;
-
-/// How often principals connected lately, granted or refused.
-#[derive(Debug, Default)]
-pub(crate) struct Connects(Mutex<HashMap<Principal, (Instant, Overuse)>>);
-
-impl Connects {
-    /// Counts a connect; whether that is more than `rate` a second allows.
-    pub(crate) fn too_many(&self, principal: &Principal, rate: u64, now: Instant) -> bool {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.len() >= CONNECTING && !table.contains_key(principal) {
-            table.clear();
-        }
-        let (last, overuse) = table.entry(principal.clone()).or_insert((now, Overuse::default()));
-        let elapsed = now.saturating_duration_since(std::mem::replace(last, now));
-        overuse.add(0, rate, elapsed);
-        let mut with_this = *overuse;
-        let too_many = with_this.add(1, rate, Duration::ZERO);
-        // What is refused does not lengthen the wait: the rate is let in, however much is tried.
-        if !too_many {
-            *overuse = with_this;
-        }
-        too_many
     }
 }
 
@@ -158,25 +130,6 @@ mod tests {
 
     fn alice() -> Principal {
         "u-alice".parse().unwrap()
-    }
-
-    #[test]
-    fn connects_are_let_in_at_their_rate() {
-        let (connects, begun) = (Connects::default(), Instant::now());
-        let granted = |tries: u64, apart: Duration, from: Duration| {
-            let mut at = begun + from;
-            let mut count = 0;
-            for _ in 0..tries {
-                count += u64::from(!connects.too_many(&alice(), 10, at));
-                at += apart;
-            }
-            count
-        };
-        assert_eq!(granted(50, Duration::ZERO, Duration::ZERO), 20, "a burst");
-        let (millisecond, second) = (Duration::from_millis(1), Duration::from_secs(1));
-        assert_eq!(granted(10_000, millisecond, millisecond), 100, "ten a second");
-        assert_eq!(granted(50, Duration::ZERO, 60 * second), 20, "another burst");
-        assert!(!connects.too_many(&"u-bob".parse().unwrap(), 10, begun));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use crate::{
     limits::{Limits, PrincipalKind},
-    rate::Overuse,
+    rate_limit::LeakyBucket,
 };
 use canopy_api::Principal;
 use canopy_bus::system::{Connection, SessionId, Usage};
@@ -134,7 +134,7 @@ pub(crate) struct UsageTracker {
     closed: Vec<(Principal, SessionId, Usage)>,
     pending: HashMap<Principal, u32>,
     /// Of each of [`RATES`].
-    sending: HashMap<Principal, [Overuse; RATES.len()]>,
+    sending: HashMap<Principal, [LeakyBucket; RATES.len()]>,
 }
 
 impl UsageTracker {
@@ -227,20 +227,20 @@ impl UsageTracker {
         for (principal, SentBy { total, by_connection }) in sent {
             let kind = PrincipalKind::of(principal);
             let limits = limits(kind);
-            let mut overuse = before.remove(principal).unwrap_or_default();
+            let mut buckets = before.remove(principal).unwrap_or_default();
             let mut exceeded = None;
-            for (overuse, rate) in overuse.iter_mut().zip(RATES) {
+            for (bucket, rate) in buckets.iter_mut().zip(RATES) {
                 let SentRate { kind: what, limit, amount } = rate;
                 let Some(limit) = limit(&limits) else { continue };
                 let charged = total.charged(kind, amount(*total));
                 let used = a_second(charged);
                 // Who has stopped is not ended for what went before.
-                if overuse.add(charged, limit, elapsed) && used > limit {
+                if bucket.add(charged, limit, elapsed) && used > limit {
                     exceeded = exceeded.or(Some((what, limit, used, amount)));
                 }
             }
-            if !overuse.iter().all(|one| one.is_none()) {
-                self.sending.insert(principal.clone(), overuse);
+            if !buckets.iter().all(|bucket| bucket.is_empty()) {
+                self.sending.insert(principal.clone(), buckets);
             }
             let Some((what, limit, used, amount)) = exceeded else { continue };
             if all.iter().any(|excess| excess.principal == *principal) {
